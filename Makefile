@@ -1,0 +1,115 @@
+# Every target sets itself up: the first one makes .venv from the lock file, and nothing is installed outside it.
+
+ENV           = coinrun
+PRESET        =
+SEED          =
+SEEDS         =
+NAME          =
+EXPERT_FRAMES =
+FRAMES        =
+POLICY        =
+CHECKPOINT    =
+EPISODES      =
+ARGS          =
+ACCEL        ?= auto
+PYTHON       ?=
+
+UV_VERSION    = 0.13.8
+
+# The accelerator decides the lock file. `auto` is cuda where a GPU answers, otherwise cpu.
+GPU := $(shell nvidia-smi -L 2>/dev/null | grep -m1 -o '^GPU')
+ifeq ($(ACCEL),auto)
+accel := $(if $(GPU),cuda,cpu)
+else ifneq ($(filter $(ACCEL),cpu cuda tpu),)
+accel := $(ACCEL)
+else
+$(error ACCEL=$(ACCEL) is unknown: use auto, cpu, cuda or tpu)
+endif
+ifeq ($(ACCEL),cpu)
+export JAX_PLATFORMS = cpu
+endif
+ifneq ($(GPU),)
+ifneq ($(accel),cuda)
+$(warning this machine has a GPU that ACCEL=$(ACCEL) leaves unused: ACCEL=cuda uses it)
+endif
+endif
+
+lock  := $(if $(filter cuda,$(accel)),requirements-cuda.lock,requirements.lock)
+stamp := .venv/.installed-$(accel)
+pip   := .venv/bin/python -m pip --disable-pip-version-check
+run    = exec .venv/bin/lamjax $(strip $(1))
+option = $(if $($(1)),--$(2) $($(1)))
+common = --env $(ENV) $(call option,SEED,seed) $(call option,NAME,name)
+
+.PHONY: help setup train test bench lint format record expert eval report lock clean
+
+help:  ## list the targets (the default)
+	@echo "Usage: make <target> [VARIABLE=value ...]"
+	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  \1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 11
+	@echo "Variables: ENV=$(ENV) PRESET=paper|cpu|smoke SEED SEEDS NAME ARGS=\"--dynamics.steps 2000\" ACCEL=auto|cpu|cuda|tpu PYTHON"
+	@echo "           EXPERT_FRAMES (train)  FRAMES (record, expert)  POLICY=expert|random|PATH (record)  CHECKPOINT EPISODES (eval)"
+
+setup: $(stamp)  ## make .venv from the lock file and install lamjax into it
+
+train: setup  ## record, learn, decode and report: a whole run in runs/<ENV>/<NAME>
+	$(call run,train $(common) $(call option,PRESET,preset) $(call option,SEEDS,seeds) $(call option,EXPERT_FRAMES,expert-frames) $(ARGS))
+
+test: setup  ## run the test suite
+	exec .venv/bin/python -m pytest $(ARGS)
+
+bench: setup  ## measure the throughput of each part
+	$(call run,bench $(ARGS))
+
+lint: setup  ## check style and formatting
+	.venv/bin/ruff check .
+	.venv/bin/ruff format --check .
+
+format: setup  ## repair what lint finds, where it can be repaired
+	.venv/bin/ruff check --fix .
+	.venv/bin/ruff format .
+
+record: setup  ## record trajectories of a policy
+	$(call run,record $(common) $(call option,POLICY,policy) $(call option,FRAMES,frames) $(ARGS))
+
+expert: setup  ## train an expert to record from, with PPO from scratch
+	$(call run,expert $(common) $(call option,FRAMES,frames) $(ARGS))
+
+eval: setup  ## evaluate a checkpoint or the shipped expert
+	$(call run,eval $(common) $(call option,CHECKPOINT,checkpoint) $(call option,EPISODES,episodes) $(ARGS))
+
+report: setup  ## write the report of a run again
+	$(call run,report $(common) $(ARGS))
+
+lock: setup  ## pin requirements.in anew (ARGS=--upgrade: to the newest versions)
+	$(pip) install -q uv==$(UV_VERSION)
+	echo 'numpy>=2' | $(compile) requirements.in -o requirements.lock
+	echo 'jax[cuda12]' >.venv/cuda.in
+	echo 'numpy>=2' | $(compile) requirements.in .venv/cuda.in -c requirements.lock -o requirements-cuda.lock
+compile = .venv/bin/uv pip compile -q --universal --python-version 3.11 --fork-strategy fewest --no-annotate \
+	--custom-compile-command "make lock" --override /dev/stdin $(ARGS)
+
+clean:  ## remove .venv, caches and build products; data/ and runs/ stay
+	rm -rf .venv .jax_cache build dist src/*.egg-info .pytest_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+supported = import sys; sys.exit(sys.version_info[:2] not in {(3, 11), (3, 12)})
+from_lock = $(shell sed -n 's/^$(1)==\([^ ]*\).*/$(1)==\1/p' $(lock))
+
+$(stamp): $(lock) setup.cfg pyproject.toml
+	@for python in $(or $(PYTHON),python3 python3.12 python3.11); do \
+	  "$$python" -c '$(supported)' 2>/dev/null && break; python=; done; \
+	if [ -z "$$python" ]; then \
+	  echo "lamjax needs Python 3.11 or 3.12: install python3.12 or name one with PYTHON=/path/to/python3.12." >&2; exit 2; fi; \
+	if ! "$$python" -c 'import ensurepip, venv' 2>/dev/null; then \
+	  echo "$$python has no venv module: install it (Debian, Ubuntu: the package python3-venv)." >&2; exit 2; fi; \
+	.venv/bin/python -c 'import pip; $(supported)' 2>/dev/null || "$$python" -m venv --clear .venv
+	@echo "Installing $(lock) into .venv (once, about a minute) ..."
+	@$(pip) install -q --no-deps '$(call from_lock,setuptools)'
+	@$(pip) install -q --no-deps --no-build-isolation -r $(lock) -e .
+ifeq ($(accel),tpu)
+	@$(pip) install -q 'jax[tpu]$(patsubst jax%,%,$(call from_lock,jax))'
+endif
+ifeq ($(accel),cuda)
+	@.venv/bin/python -c 'import jax; jax.default_backend() == "gpu" or print("warning: JAX cannot use the GPU: it needs an NVIDIA driver of version 525 or newer.")'
+endif
+	@touch $@

@@ -1,0 +1,1 @@
+"""What a run learned: probes, verdicts, figures and the report."""

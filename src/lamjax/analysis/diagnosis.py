@@ -1,0 +1,111 @@
+"""Verdicts: whether each stage beats its null, what else looks wrong, and what to try.
+
+Every threshold stands here, beside the sentence that it triggers.
+"""
+
+from typing import Any
+
+Verdict = dict[str, Any]
+
+MIN_PROBE_LEAD = 0.02  # of a probe over its nulls; smaller leads are noise at a few thousand windows
+MIN_PERPLEXITY_SHARE = 0.05  # of the codes; below it a codebook has collapsed
+MAX_CLONING_RATIO = 0.9  # held-out error over variance
+STDERRS = 1.0  # by how many standard errors a return must lead
+
+
+def judge_dynamics(results: dict[str, Any]) -> Verdict:
+    """Stage 1 must predict better than copying, and its latents must tell actions better than their nulls do."""
+    lead = results["probe_accuracy_merged"] - max(
+        results["majority_accuracy_merged"], results["untrained_probe_accuracy_merged"]
+    )
+    if results["fdm_mse"] >= results["copy_last_mse"]:
+        return {"ok": False, "verdict": "failed: the forward model is no better than copying the last frame"}
+    if lead < MIN_PROBE_LEAD:
+        return {
+            "ok": False,
+            "verdict": "failed: the latents tell actions no better than the nulls do",
+        }
+    return {
+        "ok": True,
+        "verdict": f"error {results['fdm_ratio']:.2f} of copying; merged actions {100 * lead:.0f} points above nulls",
+    }
+
+
+def judge_cloning(results: dict[str, Any]) -> Verdict:
+    """Stage 2 must predict held-out latents better than their mean does."""
+    if results["ratio"] >= 1:
+        return {"ok": False, "verdict": "failed: the policy predicts latents no better than their mean"}
+    return {"ok": True, "verdict": f"explains {100 * (1 - results['ratio']):.0f} % of the latents' variance"}
+
+
+def judge_offline(results: dict[str, Any], nulls: dict[str, Any]) -> Verdict:
+    """Offline decoding must beat the random policy, and at best behaviour cloning on the same labels."""
+    labels, mean, stderr = max(results["curve"], key=lambda row: row[1])
+    random = nulls["random_return"]["mean"]
+    if mean - STDERRS * stderr <= random:
+        return {"ok": False, "verdict": f"failed: no better than the random policy ({random:.2f})"}
+    bc = {n: value for n, value, _ in results["bc_curve"]}.get(labels)
+    against = f", BC on the same labels {bc:.2f}" if bc is not None else ""
+    return {"ok": True, "verdict": f"best {mean:.2f} with {labels} labels (random {random:.2f}{against})"}
+
+
+def judge_online(stage: str, results: dict[str, Any], summary: dict[str, Any]) -> Verdict:
+    """PPO must beat the random policy; online decoding must also beat PPO from scratch at the same frames."""
+    random = summary["nulls"].get("random_return", {}).get("mean")
+    mean, stderr = results["return_mean"], results["return_stderr"]
+    if random is not None and mean - STDERRS * stderr <= random:
+        return {"ok": False, "verdict": f"failed: no better than the random policy ({random:.2f})"}
+    scratch = summary["stages"].get("ppo_scratch")
+    if stage == "decode_online" and scratch:
+        other = scratch["return_mean"]
+        if mean <= other:
+            return {"ok": False, "verdict": f"failed: {mean:.2f}, PPO from scratch has {other:.2f} at the same frames"}
+        return {"ok": True, "verdict": f"{mean:.2f}, PPO from scratch {other:.2f} at the same frames"}
+    return {"ok": True, "verdict": f"{mean:.2f}" + (f" (random {random:.2f})" if random is not None else "")}
+
+
+def diagnose(summary: dict[str, Any]) -> list[dict[str, str]]:
+    """What looks wrong in a run and what to try, from its summary."""
+    found = []
+
+    def say(stage: str, text: str, remedy: str) -> None:
+        found.append({"stage": stage, "text": text, "try": remedy})
+
+    stages = summary.get("stages", {})
+    if dynamics := stages.get("dynamics"):
+        if dynamics["fdm_mse"] >= dynamics["copy_last_mse"]:
+            say(
+                "dynamics",
+                "The forward model is no better than copying the last frame.",
+                "--dynamics.fdm.predict change --dynamics.loss-scale copy_last, or more steps",
+            )
+        codes = dynamics["num_codes"]
+        for n, perplexity in enumerate(dynamics["codebook_perplexity"]):
+            if perplexity < MIN_PERPLEXITY_SHARE * codes:
+                used = codes - dynamics["dead_codes"][n]
+                say(
+                    "dynamics",
+                    f"Codebook {n} has collapsed: {used} of {codes} codes in use, perplexity {perplexity:.1f}.",
+                    "--dynamics.quantizer.start corrected, a lower --dynamics.quantizer.decay, or more steps",
+                )
+        lead = dynamics["probe_accuracy_merged"] - dynamics["untrained_probe_accuracy_merged"]
+        if lead < MIN_PROBE_LEAD:
+            say(
+                "dynamics",
+                "The latents tell the actions no better than those of an untrained model.",
+                "more steps or frames, or a game whose frames the agent's actions explain (maze, heist, bigfish)",
+            )
+    if (cloning := stages.get("cloning")) and cloning["ratio"] > MAX_CLONING_RATIO:
+        say(
+            "cloning",
+            f"The latent policy explains only {100 * (1 - cloning['ratio']):.0f} % of the latents' variance.",
+            "more cloning steps, or a recorded policy that is nearer to deterministic",
+        )
+    for stage in ("decode_offline", "decode_online"):
+        if (results := stages.get(stage)) and not results["ok"]:
+            say(
+                stage,
+                results["verdict"].removeprefix("failed: ").capitalize() + ".",
+                "more labels or frames, and look at stages 1 and 2 first",
+            )
+    return found

@@ -1,0 +1,518 @@
+"""The figures of a run's report: arrays in, a matplotlib `Figure` out.
+
+One function per figure and one style for all of them, set at the top of this file. Figures are made with the
+`Figure` class itself: no pyplot, no global style, so any thread may draw. 1 inch is 100 CSS pixels in the report.
+
+A curve is a pair `(x [n], y [n])` of finite float arrays, or None where the run has none. A reference value that is
+None or NaN is left out. Frames are uint8 `[..., H, W, C]`; C other than 1 and 3 is shown with one colour a channel.
+"""
+
+import html
+import io
+import math
+import re
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.colors import to_rgb
+from matplotlib.figure import Figure
+from matplotlib.ticker import EngFormatter, FixedLocator, FuncFormatter, MaxNLocator, NullFormatter, NullLocator
+from PIL import Image, ImageDraw, ImageFont
+
+Curve = tuple[np.ndarray, np.ndarray]
+
+# Both palettes stay apart in the common forms of colour blindness. Lines: Okabe and Ito; the page has a lighter set for
+# dark mode. Classes: Tol's "bright", which is legible on light and dark, for marks that are pixels in the page.
+BLUE, VERMILLION, GREEN, PURPLE = "#0072b2", "#d55e00", "#009e73", "#cc79a7"
+LINES = (BLUE, VERMILLION, GREEN, PURPLE)
+CLASSES = ("#4477aa", "#ee6677", "#228833", "#ccbb44", "#66ccee", "#aa3377", "#bbbbbb")
+MARKERS = "o^sDvP"  # the colours start anew with each
+INK, MUTED, GRID = "#1f2328", "#6e7781", "#dde1e6"
+CSS_VARIABLES = {
+    INK: "ink",
+    MUTED: "muted",
+    GRID: "grid",
+    BLUE: "blue",
+    VERMILLION: "vermillion",
+    GREEN: "green",
+    PURPLE: "purple",
+}
+
+DOTS_PER_INCH = 100  # in the report
+PANEL = (4.9, 3.5)  # inches: two panels side by side fill the page
+FONT, SMALL_FONT = 9, 8  # points
+THIN, THICK = 0.8, 1.8  # points
+DIFFERENCE_GAIN = 2
+STRIP_PIXELS, FILM_PIXELS, TILE_PIXELS = 190, 114, 190  # width of one frame, before rounding to whole pixels
+GIF_BYTES = 1_500_000
+
+
+# ---------------------------------------------------------------------------------------------------------- stage 1
+
+
+def fdm_error(train: Curve | None, test: Curve | None, copy_last: float | None) -> Figure:
+    """FDM mean squared error over stage 1, beside the error of repeating the last frame.
+
+    Args:
+        train: step, error on the training batches; frames scaled to a range of 1.
+        test: step, error on held-out levels.
+        copy_last: held-out error of predicting `o_{t+1} = o_t`.
+    """
+    fig, ax = _panel("Forward model", "gradient step", "mean squared error")
+    ax.set_yscale("log")
+    _smoothed(ax, train, "train", BLUE)
+    _line(ax, test, "held-out levels", VERMILLION)
+    _reference(ax, copy_last, "copy last frame", "--")
+    _step_axis(ax)
+    _label_log_axis(ax)
+    return _legend(fig)
+
+
+def perplexity(curves: list[Curve], num_codes: int | None) -> Figure:
+    """Perplexity of each codebook, `exp(-sum_k p_k log p_k)`, with its maximum, the number of codes."""
+    fig, ax = _panel("Codebook perplexity", "gradient step", "effective number of codes")
+    for index, curve in enumerate(curves):
+        _smoothed(ax, curve, f"codebook {index}", LINES[index % len(LINES)])
+    _reference(ax, num_codes, f"maximum ({num_codes} codes)", "--")
+    ax.set_ylim(bottom=0)
+    _step_axis(ax)
+    return _legend(fig)
+
+
+def probe_bars(groups: dict[str, tuple[float, float, float]]) -> Figure:
+    """Accuracy of a probe from latent to true action, held out by level.
+
+    Args:
+        groups: for each set of actions (all, or aliases merged) the accuracy in [0, 1] on the trained IDM, on an
+            untrained one, and of always guessing the most frequent action; NaN where unknown.
+    """
+    fig, ax = _panel("Action probe", "", "held-out accuracy (%)")
+    series = (("trained IDM", BLUE, 1), ("untrained IDM", MUTED, 1), ("most frequent action", MUTED, 0.4))
+    centres = np.arange(len(groups))
+    for index, (label, colour, alpha) in enumerate(series):
+        percent = 100 * np.array([values[index] for values in groups.values()], float)
+        bars = ax.bar(centres + 0.27 * (index - 1), np.nan_to_num(percent), 0.25, color=colour, alpha=alpha)
+        bars.set_label(label)
+        texts = [f"{value:.1f}" if math.isfinite(value) else "–" for value in percent]
+        ax.bar_label(bars, texts, fontsize=SMALL_FONT, color=INK, padding=2)
+    ax.set_xticks(centres, [_plain(name) for name in groups], fontsize=FONT)
+    ax.set_xlim(-0.6, len(groups) - 0.4)
+    ax.set_ylim(0, 100)
+    ax.tick_params(axis="x", length=0)
+    ax.grid(False, axis="x")
+    return _legend(fig)
+
+
+def code_usage(counts: np.ndarray) -> Figure:
+    """Share of the windows that each code takes, most used code first.
+
+    Args:
+        counts: int [codebooks, codes].
+    """
+    counts = np.asarray(counts, float)
+    num_codes = counts.shape[1]
+    share = 100 * counts / np.maximum(counts.sum(1, keepdims=True), 1)
+    fig, ax = _panel("Code usage", "code, by rank", "share of windows (%)")
+    ranks = np.arange(num_codes + 1) + 0.5
+    for index, row in enumerate(np.sort(share, axis=1)[:, ::-1]):
+        label = f"codebook {index}: {np.count_nonzero(row)} of {num_codes} used"
+        ax.stairs(row, ranks, color=LINES[index % len(LINES)], lw=THICK, label=label)
+    _reference(ax, 100 / num_codes, "all equally often", "--")
+    ax.set_xlim(0.5, num_codes + 0.5)
+    ax.set_ylim(bottom=0)
+    ax.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+    return _legend(fig)
+
+
+def latents(points: np.ndarray, labels: np.ndarray, names: list[str], title: str, max_points: int = 3000) -> Figure:
+    """Latent actions on their first two principal components, coloured by true action.
+
+    Args:
+        points: float [n, Z].
+        labels: int [n], indices into `names`.
+        names: the actions.
+        title: which model the latents come from.
+        max_points: more are thinned to this number, evenly.
+    """
+    projected, explained = pca(points)
+    axis_labels = [f"PC {i + 1} ({100 * share:.0f} % of variance)" for i, share in enumerate(explained)]
+    fig, ax = _panel(title, *axis_labels, size=(4.9, 4.9))
+    keep = np.linspace(0, len(projected) - 1, min(len(projected), max_points)).astype(int)
+    projected, labels = projected[keep], np.asarray(labels)[keep]
+    for index in np.unique(labels):
+        colour, marker = CLASSES[index % len(CLASSES)], MARKERS[index // len(CLASSES) % len(MARKERS)]
+        x, y = projected[labels == index].T
+        ax.scatter(x, y, s=9 if marker == MARKERS[0] else 14, c=colour, marker=marker, alpha=0.7, lw=0, rasterized=True)
+        ax.scatter([], [], s=28, c=colour, marker=marker, lw=0, label=_plain(names[index]))
+    ax.xaxis.set_major_locator(MaxNLocator(5))
+    ax.yaxis.set_major_locator(MaxNLocator(5))
+    return _legend(fig)
+
+
+def strips(context: np.ndarray, truth: np.ndarray, prediction: np.ndarray) -> Figure:
+    """One-step predictions: both context frames, the next frame, the FDM's, and their absolute difference.
+
+    Args:
+        context: uint8 [k, 2, H, W, C], `o_{t-1}` and `o_t`.
+        truth: uint8 [k, H, W, C], `o_{t+1}`.
+        prediction: uint8 [k, H, W, C], the FDM's output under the IDM's latent action.
+    """
+    difference = np.abs(truth.astype(int) - prediction)
+    amplified = np.minimum(DIFFERENCE_GAIN * difference, 255).astype(np.uint8)
+    rows = np.stack([context[:, 0], context[:, 1], truth, prediction, amplified], axis=1)
+    columns = ["context t−1", "context t", "truth t+1", "prediction", f"|difference| × {DIFFERENCE_GAIN}"]
+    ratio = np.square(difference).mean((1, 2, 3)) / np.maximum(
+        np.square(truth.astype(int) - context[:, 1]).mean((1, 2, 3)), 1e-9
+    )
+    notes = [f"error {value:.2g} × copy-last" for value in ratio]
+    return _image_grid(rgb(rows), columns, notes, STRIP_PIXELS, notes_at=4)
+
+
+def rollouts(frames: np.ndarray, labels: list[str], max_frames: int = 8) -> Figure:
+    """The same as `rollout_gif` on paper: one row per latent action, time to the right.
+
+    Args:
+        frames: uint8 [A, T, H, W, C].
+        labels: [A].
+        max_frames: more are thinned to this number, evenly; the first and the last are kept.
+    """
+    times = np.unique(np.linspace(0, frames.shape[1] - 1, min(frames.shape[1], max_frames)).astype(int))
+    return _image_grid(rgb(frames[:, times]), [f"frame {time}" for time in times], labels, FILM_PIXELS)
+
+
+def rollout_gif(frames: np.ndarray, labels: list[str], max_bytes: int = GIF_BYTES) -> bytes:
+    """An animation of what the FDM imagines from one frame when each latent action is held.
+
+    Args:
+        frames: uint8 [A, T, H, W, C].
+        labels: [A], written above each tile.
+        max_bytes: the frames are shown smaller, then with fewer colours, until the file is no larger.
+
+    Returns:
+        A GIF that loops for ever.
+    """
+    largest = max(1, round(TILE_PIXELS / frames.shape[3]))
+    attempts = [(scale, 128) for scale in range(largest, 0, -1)] + [(1, 32), (1, 8)]
+    for scale, colours in attempts:
+        gif = _encode_gif([_tile(images, labels, scale) for images in np.swapaxes(rgb(frames), 0, 1)], colours)
+        if len(gif) <= max_bytes:
+            break
+    return gif
+
+
+# --------------------------------------------------------------------------------------------------- stages 2 and 3
+
+
+def cloning_loss(train: Curve | None, test: Curve | None, null: float | None) -> Figure:
+    """Error of the latent policy over stage 2, beside that of always predicting the mean latent.
+
+    Args:
+        train: step, mean squared error on the training batches.
+        test: step, the same on held-out levels.
+        null: held-out error of the mean latent.
+    """
+    fig, ax = _panel("Latent policy", "gradient step", "mean squared error (latent units)")
+    _smoothed(ax, train, "train", BLUE)
+    _line(ax, test, "held-out levels", VERMILLION)
+    _reference(ax, null, "mean latent", "--")
+    ax.set_ylim(bottom=0)
+    _step_axis(ax)
+    return _legend(fig)
+
+
+def return_by_labels(
+    decoded: np.ndarray, cloned: np.ndarray, random: float | None = None, expert: float | None = None
+) -> Figure:
+    """Return of the decoded latent policy against the number of labelled transitions.
+
+    Args:
+        decoded: float [n, 3]: labels, mean return, standard error.
+        cloned: the same for behaviour cloning from pixels on the same labels; may be empty.
+        random: return of a random policy.
+        expert: return of the demonstrator.
+    """
+    fig, ax = _panel("Return against labels", "labelled transitions", "episode return")
+    ax.set_xscale("log", base=2)
+    series = ((decoded, "latent policy, decoded", BLUE, "o"), (cloned, "behaviour cloning", VERMILLION, "s"))
+    for points, label, colour, marker in series:
+        if len(points):
+            x, y, error = np.asarray(points, float).T
+            ax.plot(x, y, color=colour, lw=THICK, marker=marker, ms=4, label=label)
+            ax.errorbar(x, y, np.nan_to_num(error), fmt="none", ecolor=colour, elinewidth=1.2, capsize=2)
+    _reference(ax, expert, "expert", "--")
+    _reference(ax, random, "random policy", ":")
+    ticks = np.unique(np.concatenate([np.asarray(points, float)[:, 0] for points, *_ in series if len(points)]))
+    ax.xaxis.set_major_locator(FixedLocator(ticks[:: -(-len(ticks) // 10)]))
+    ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.0f}"))
+    ax.xaxis.set_minor_locator(NullLocator())
+    return _legend(fig)
+
+
+def return_by_frames(
+    decoded: Curve | None, scratch: Curve | None, random: float | None = None, expert: float | None = None
+) -> Figure:
+    """Return of the latent policy decoded online, and of PPO from scratch, against environment frames.
+
+    Args:
+        decoded: frames, mean return of the episodes that ended since the last point.
+        scratch: the same for PPO from scratch.
+        random: return of a random policy.
+        expert: return of the demonstrator.
+    """
+    fig, ax = _panel("Return against frames", "environment frames", "episode return")
+    _smoothed(ax, decoded, "latent policy, decoded online", BLUE)
+    _smoothed(ax, scratch, "PPO from scratch", VERMILLION)
+    _reference(ax, expert, "expert", "--")
+    _reference(ax, random, "random policy", ":")
+    _step_axis(ax)
+    return _legend(fig)
+
+
+# ---------------------------------------------------------------------------------------------------------- numerics
+
+
+def pca(points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Projects on the first two principal components.
+
+    Args:
+        points: float [n, Z], n >= 1, Z >= 1.
+
+    Returns:
+        float64 [n, 2], and the share of the variance that each component explains, [2]. A component that does not
+        exist is zero. Signs are fixed: the largest loading of a component is positive.
+    """
+    centred = np.asarray(points, np.float64)
+    centred = centred - centred.mean(0)
+    _, singular, components = np.linalg.svd(centred, full_matrices=False)
+    components = components[:2]
+    largest = np.take_along_axis(components, np.abs(components).argmax(1)[:, None], 1)
+    projected, explained = np.zeros((len(centred), 2)), np.zeros(2)
+    projected[:, : len(components)] = centred @ (components * np.where(largest < 0, -1, 1)).T
+    explained[: len(components)] = (singular**2 / max((singular**2).sum(), 1e-12))[:2]
+    return projected, explained
+
+
+def smooth(values: np.ndarray, window: int) -> np.ndarray:
+    """Centred moving mean, float [n].
+
+    The window shrinks from both sides towards the start, where curves are steep, and from the right alone towards
+    the end, where they are flat and the last values matter.
+    """
+    sums = np.concatenate([[0.0], np.cumsum(values)])
+    index = np.arange(len(values))
+    left = np.minimum(index, window // 2)
+    right = np.minimum(left, index[::-1])
+    return (sums[index + right + 1] - sums[index - left]) / (left + right + 1)
+
+
+def rgb(frames: np.ndarray) -> np.ndarray:
+    """Frames to show, uint8 [..., H, W, C] -> [..., H, W, 3]; other C than 1 and 3 get one colour a channel."""
+    channels = frames.shape[-1]
+    if channels == 3:
+        return frames
+    if channels == 1:
+        return np.repeat(frames, 3, axis=-1)
+    colours = np.array([to_rgb(CLASSES[channel % len(CLASSES)]) for channel in range(channels)])
+    return (np.max(frames[..., None] / max(frames.max(initial=0), 1) * colours, axis=-2) * 255).astype(np.uint8)
+
+
+# ------------------------------------------------------------------------------------------------------------ output
+
+
+def png(figure: Figure) -> bytes:
+    """The figure as PNG on white, two pixels to one of the report."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=2 * DOTS_PER_INCH)
+    return buffer.getvalue()
+
+
+def svg(figure: Figure, name: str, description: str = "") -> str:
+    """The figure as an `<svg>` element to put into a page.
+
+    Colours become the CSS variables of `CSS_VARIABLES`, so that the page decides on light or dark. Nothing is loaded
+    from elsewhere, and the same figure gives the same text.
+
+    Args:
+        figure: the figure.
+        name: prefix of the element's ids, which are unique in a page if names are.
+        description: text for readers that do not see the figure.
+    """
+    buffer = io.StringIO()
+    empty = dict.fromkeys(["Creator", "Date", "Format", "Type"])
+    figure.savefig(buffer, format="svg", dpi=2 * DOTS_PER_INCH, transparent=True, metadata=empty)
+    text = buffer.getvalue()
+    text = re.sub(r"<!--.*?-->|<metadata>.*?</metadata>", "", text[text.index("<svg") :], flags=re.DOTALL)
+    ids = {old: f"{name}-{index}" for index, old in enumerate(dict.fromkeys(re.findall(r' id="([^"]+)"', text)))}
+    text = re.sub(r'( id="|url\(#|href="#)([^")]+)', lambda match: match[1] + ids[match[2]], text)
+    for colour, variable in CSS_VARIABLES.items():
+        text = text.replace(colour, f"var(--{variable})")
+    width, height = (round(DOTS_PER_INCH * inches) for inches in figure.get_size_inches())
+    view = re.search(r'viewBox="[^"]+"', text)[0]
+    opening = f'<svg {view} width="{width}" height="{height}" role="img" aria-label="{html.escape(description)}">'
+    return opening + text[text.index(">") + 1 :].strip()
+
+
+# ----------------------------------------------------------------------------------------------------------- drawing
+
+
+def _panel(title: str, xlabel: str, ylabel: str, size: tuple[float, float] = PANEL) -> tuple[Figure, Axes]:
+    """An empty figure with one set of axes in the style of all."""
+    fig = Figure(figsize=size, layout="constrained", facecolor="white")
+    ax = fig.subplots()
+    ax.set_title(_plain(title), fontsize=FONT + 1, fontweight="bold", color=INK, loc="left")
+    ax.set_xlabel(xlabel, fontsize=FONT, color=INK)
+    ax.set_ylabel(ylabel, fontsize=FONT, color=INK)
+    ax.tick_params(which="both", labelsize=SMALL_FONT, color=MUTED, labelcolor=INK, width=THIN)
+    ax.spines[["top", "right"]].set_visible(False)
+    ax.spines[["left", "bottom"]].set(color=MUTED, linewidth=THIN)
+    ax.grid(True, color=GRID, lw=THIN)
+    ax.set_axisbelow(True)
+    return fig, ax
+
+
+def _legend(fig: Figure) -> Figure:
+    """Puts the legend below the axes, where it covers nothing, in as many columns as fit."""
+    handles, labels = fig.axes[0].get_legend_handles_labels()
+    if handles:
+        fig.legend(
+            handles,
+            labels,
+            loc="outside lower center",
+            ncols=_legend_columns(labels),
+            frameon=False,
+            fontsize=SMALL_FONT,
+            labelcolor=INK,
+            handlelength=1.8,
+            columnspacing=1.4,
+        )
+    return fig
+
+
+def _legend_columns(labels: list[str], characters: int = 78) -> int:
+    """The most columns that fit on a line; matplotlib fills them from top to bottom."""
+    for columns in range(len(labels), 1, -1):
+        rows = -(-len(labels) // columns)
+        longest = [max(map(len, labels[start : start + rows])) for start in range(0, len(labels), rows)]
+        if len(longest) == columns and sum(longest) + 6 * columns <= characters:
+            return columns
+    return 1
+
+
+def _line(ax: Axes, curve: Curve | None, label: str, colour: str) -> None:
+    if curve is not None:
+        x, y = curve
+        ax.plot(x, y, color=colour, lw=THICK, marker="o" if len(x) <= 60 else None, ms=3, label=label)
+
+
+def _smoothed(ax: Axes, curve: Curve | None, label: str, colour: str) -> None:
+    """The raw curve, faint, below its moving mean over a twentieth of its length."""
+    if curve is None:
+        return
+    x, y = curve
+    if len(x) < 40:
+        return _line(ax, curve, label, colour)
+    ax.plot(x, y, color=colour, lw=THIN, alpha=0.35)
+    ax.plot(x, smooth(y, len(y) // 20), color=colour, lw=THICK, label=label)
+
+
+def _reference(ax: Axes, value: float | None, label: str, style: str) -> None:
+    if value is not None and math.isfinite(value):
+        ax.axhline(value, color=INK, ls=style, lw=1.2, label=label)
+
+
+def _step_axis(ax: Axes) -> None:
+    ax.set_xlim(left=0)
+    ax.xaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))
+    ax.xaxis.set_major_formatter(EngFormatter(sep=""))
+
+
+def _label_log_axis(ax: Axes) -> None:
+    """Labels minor ticks only where the axis spans less than two decades and would else show one number."""
+    low, high = ax.get_ylim()
+    ax.yaxis.set_major_formatter(FuncFormatter(_power_of_ten))
+    few = high / low < 100
+    ax.yaxis.set_minor_formatter(FuncFormatter(_round_mantissa) if few else NullFormatter())
+
+
+def _power_of_ten(value: float, _: int | None = None) -> str:
+    exponent = round(math.log10(value))
+    return f"{value:g}" if -4 < exponent < 4 else rf"$10^{{{exponent}}}$"
+
+
+def _round_mantissa(value: float, _: int | None = None) -> str:
+    exponent = math.floor(math.log10(value) + 1e-9)
+    mantissa = round(value / 10**exponent)
+    if mantissa not in (2, 5):
+        return ""
+    return f"{value:g}" if -4 < exponent < 4 else rf"${mantissa}\times10^{{{exponent}}}$"
+
+
+def _plain(text: str) -> str:
+    """Text that comes from data, without a meaning for mathtext."""
+    return str(text).replace("$", r"\$")
+
+
+# ------------------------------------------------------------------------------------------------------------ images
+
+
+def _image_grid(rows: np.ndarray, columns: list[str], notes: list[str], pixels: int, notes_at: int = 0) -> Figure:
+    """Frames [rows, columns, H, W, 3] on whole pixels, a heading per column and a note above each row."""
+    count, width = rows.shape[:2]
+    height_px, width_px = (max(1, round(pixels / rows.shape[3])) * size for size in rows.shape[2:4])
+    gap, heading, note = 8, 24, 22
+    total_w = width * (width_px + gap) - gap
+    total_h = heading + count * (note + height_px)
+    fig = Figure(figsize=(total_w / DOTS_PER_INCH, total_h / DOTS_PER_INCH), facecolor="white")
+    ax = fig.add_axes((0, 0, 1, 1))
+    style = {"fontsize": SMALL_FONT, "color": INK, "va": "center"}
+    for column, label in enumerate(columns):
+        centre = column * (width_px + gap) + width_px / 2
+        ax.text(centre, heading / 2, label, ha="center", fontweight="bold", **style)
+    for row in range(count):
+        top = heading + row * (note + height_px) + note
+        ax.text(notes_at * (width_px + gap), top - note / 2, _plain(notes[row]), **style)
+        for column in range(width):
+            left = column * (width_px + gap)
+            extent = (left, left + width_px, top + height_px, top)
+            ax.imshow(rows[row, column], extent=extent, interpolation="none", aspect="auto")
+    ax.set(xlim=(0, total_w), ylim=(total_h, 0))  # in pixels, from the top
+    ax.set_axis_off()
+    return fig
+
+
+_FONT_FILE = Path(matplotlib.get_data_path(), "fonts/ttf/DejaVuSans.ttf")  # of the other figures, too
+_PLATE = [(31 + 40 * shade, 35 + 39 * shade, 40 + 39 * shade) for shade in range(6)]  # dark ground to light text
+
+
+def _tile(images: np.ndarray, labels: list[str], scale: int) -> Image.Image:
+    """Images [A, H, W, 3] enlarged by a whole factor, in rows of at most four, each below its label."""
+    count, height, width = images.shape[:3]
+    height, width = scale * height, scale * width
+    columns, gap, heading = min(count, 4), 8, 22
+    rows = -(-count // columns)
+    size = (columns * (width + gap) + gap, rows * (heading + height + gap))
+    canvas = Image.new("RGB", size, _PLATE[0])
+    draw, font = ImageDraw.Draw(canvas), ImageFont.truetype(_FONT_FILE, 12)
+    for index, (image, label) in enumerate(zip(images, labels, strict=True)):
+        x = gap + index % columns * (width + gap)
+        y = index // columns * (heading + height + gap)
+        while draw.textlength(label, font=font) > width and len(label) > 1:
+            label = label[:-2] + "…"
+        draw.text((x, y + heading / 2), label, fill=_PLATE[-1], font=font, anchor="lm")
+        canvas.paste(Image.fromarray(image).resize((width, height), Image.Resampling.NEAREST), (x, y + heading))
+    return canvas
+
+
+def _encode_gif(images: list[Image.Image], colours: int) -> bytes:
+    """A GIF of the images with one palette for all, the last one held for a second."""
+    samples = [np.asarray(images[index]) for index in (0, len(images) // 2, -1)]
+    chosen = Image.fromarray(np.concatenate(samples)).quantize(colours - len(_PLATE), dither=Image.Dither.NONE)
+    palette = Image.new("P", (1, 1))
+    palette.putpalette([*chosen.getpalette(), *np.ravel(_PLATE)])
+    indexed = [image.quantize(palette=palette, dither=Image.Dither.NONE) for image in images]
+    durations = [150] * (len(indexed) - 1) + [1000]
+    buffer = io.BytesIO()
+    indexed[0].save(buffer, "GIF", save_all=True, append_images=indexed[1:], duration=durations, loop=0)
+    return buffer.getvalue()

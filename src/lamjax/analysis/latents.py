@@ -1,0 +1,83 @@
+"""What stage 1 learned, as arrays: latents of many windows, predictions beside the truth, imagined rollouts.
+
+Dimension keys: B batch, A latent actions, T steps, K strips, Z latent size.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from lamjax import dynamics
+from lamjax.dynamics import DynamicsState
+
+BATCH = 256
+
+
+@jax.jit
+def _infer(state: DynamicsState, windows: jax.Array) -> dynamics.Latents:
+    return dynamics.infer_latents(state, windows)
+
+
+def latents_of(state: DynamicsState, windows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Latents of windows uint8 ``[E, 3, H, W, C]``: continuous float32 ``[E, Z]`` and codes int32 ``[E, N, H]``."""
+    continuous, codes = [], []
+    for start in range(0, len(windows), BATCH):
+        batch = windows[start : start + BATCH]
+        missing = BATCH - len(batch) if len(windows) > BATCH else 0
+        latents = jax.device_get(_infer(state, np.concatenate([batch, batch[:1].repeat(missing, 0)])))
+        continuous.append(latents.continuous[: len(batch)])
+        codes.append(latents.codes[: len(batch)])
+    return np.concatenate(continuous), np.concatenate(codes)
+
+
+def to_uint8(frames: jax.Array) -> np.ndarray:
+    """float32 pixels in [-0.5, 0.5] (clipped) to uint8."""
+    return np.asarray(jnp.clip(jnp.round((frames + 0.5) * 255), 0, 255).astype(jnp.uint8))
+
+
+def strips(state: DynamicsState, windows: np.ndarray) -> dict[str, np.ndarray]:
+    """Context, truth and prediction of windows uint8 ``[K, 3, H, W, C]``, all uint8."""
+    latents = _infer(state, windows)
+    prediction = jax.jit(dynamics.predict_next)(state, windows[:, :2], latents.quantized)
+    return {
+        "strip_context": windows[:, :2],
+        "strip_truth": windows[:, 2],
+        "strip_prediction": to_uint8(prediction),
+    }
+
+
+@functools.partial(jax.jit, static_argnames="steps")
+def _imagine(state: DynamicsState, context: jax.Array, latent: jax.Array, steps: int) -> jax.Array:
+    def step(frames, _):
+        following = jnp.clip(dynamics.predict_next(state, frames, latent), -0.5, 0.5)
+        return jnp.stack([frames[:, 1], following], axis=1), following
+
+    frames = context.astype(jnp.float32) / 255 - 0.5
+    return jax.lax.scan(step, frames, None, length=steps)[1].swapaxes(0, 1)
+
+
+def imagined_rollouts(state: DynamicsState, context: np.ndarray, quantized: np.ndarray, steps: int = 12) -> np.ndarray:
+    """Applies the forward model again and again from one context, under each of A constant latent actions.
+
+    Args:
+      state: stage 1.
+      context: uint8 ``[2, H, W, C]``.
+      quantized: float32 ``[A, Z]``.
+      steps: T.
+
+    Returns:
+      uint8 ``[A, T + 1, H, W, C]``, the last true frame first.
+    """
+    frames = jnp.broadcast_to(context[None], (len(quantized), *context.shape))
+    imagined = to_uint8(_imagine(state, frames, jnp.asarray(quantized), steps))
+    return np.concatenate([np.asarray(frames[:, 1:]), imagined], axis=1)
+
+
+def most_used(codes: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """The most frequent joint codes and where each first occurs: codes int ``[E, N, H]`` to ``[A, N, H]``, ``[A]``."""
+    flat = codes.reshape(len(codes), -1)
+    unique, first, counts = np.unique(flat, axis=0, return_index=True, return_counts=True)
+    order = np.argsort(-counts, kind="stable")[:count]
+    return unique[order].reshape(-1, *codes.shape[1:]), first[order]

@@ -1,0 +1,204 @@
+"""Checkpoints: orbax writes and renames them, a digest of every leaf says whether they came back as they were saved.
+
+Orbax restores a file with a flipped bit without an error. So each checkpoint keeps a SHA-256 per leaf, and restoring
+falls back to the newest checkpoint whose leaves all match.
+"""
+
+import dataclasses
+import hashlib
+import json
+import logging
+import shutil
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import orbax.checkpoint as ocp
+
+KEEP = 2  # one to use, one to fall back to
+_HOST = "host:"
+
+log = logging.getLogger(__name__)
+
+
+class CheckpointError(ValueError):
+    """Raised when a checkpoint belongs to another configuration, or when none can be read."""
+
+
+def flatten(tree: Any) -> dict[str, np.ndarray]:
+    """A pytree as host arrays by name; PRNG keys become their data."""
+    leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
+    arrays = {_name(path): _as_data(leaf) for path, leaf in leaves}
+    return {name: np.asarray(array) for name, array in jax.device_get(arrays).items()}
+
+
+def unflatten(template: Any, arrays: dict[str, np.ndarray]) -> Any:
+    """Puts host arrays into the places of `template`.
+
+    Raises:
+      CheckpointError: if a name is missing or left over, or a shape or dtype differs; it names the leaf.
+    """
+    leaves, structure = jax.tree_util.tree_flatten_with_path(template)
+    names = [_name(path) for path, _ in leaves]
+    if odd := sorted(set(names) ^ set(arrays)):
+        raise CheckpointError(f"The checkpoint does not match the model: {odd[0]} is in only one of them.")
+    restored = []
+    for name, (_, leaf) in zip(names, leaves, strict=True):
+        array, want = arrays[name], jax.eval_shape(_as_data, leaf)
+        if array.shape != want.shape or array.dtype != want.dtype:
+            raise CheckpointError(
+                f"The checkpoint does not match the model: {name} is {array.dtype}{list(array.shape)} there and "
+                f"{want.dtype}{list(want.shape)} here."
+            )
+        value = jnp.asarray(array)
+        restored.append(jax.random.wrap_key_data(value) if _is_key(leaf) else value)
+    return jax.tree_util.tree_unflatten(structure, restored)
+
+
+def _name(path: Any) -> str:
+    return ".".join(str(getattr(k, "key", getattr(k, "name", getattr(k, "idx", k)))) for k in path)
+
+
+def _is_key(leaf: Any) -> bool:
+    return jnp.issubdtype(jnp.asarray(leaf).dtype, jax.dtypes.prng_key) if hasattr(leaf, "dtype") else False
+
+
+def _as_data(leaf: Any) -> Any:
+    return jax.random.key_data(leaf) if _is_key(leaf) else leaf
+
+
+def _digest(array: np.ndarray) -> str:
+    header = f"{array.dtype}{array.shape}".encode()
+    return hashlib.sha256(header + np.ascontiguousarray(array).tobytes()).hexdigest()
+
+
+def differing_field(ours: Any, theirs: Any, prefix: str = "") -> str | None:
+    """The dotted name and values of the first field in which two nested dicts differ, or None."""
+    if isinstance(ours, dict) and isinstance(theirs, dict):
+        for key in sorted({*ours, *theirs}):
+            if found := differing_field(ours.get(key), theirs.get(key), f"{prefix}{key}."):
+                return found
+        return None
+    return None if ours == theirs else f"{prefix[:-1]} is {theirs!r} there and {ours!r} here"
+
+
+def as_json(config: Any) -> Any:
+    """A config dataclass as JSON values (tuples become lists)."""
+    return json.loads(json.dumps(dataclasses.asdict(config)))
+
+
+@dataclasses.dataclass(frozen=True)
+class Restored:
+    """An intact checkpoint: its step, the pytree, the host arrays beside it, and its meta data."""
+
+    step: int
+    tree: Any
+    host: dict[str, np.ndarray]
+    meta: dict[str, Any]
+
+
+def save(
+    folder: Path,
+    step: int,
+    tree: Any,
+    *,
+    config: Any,
+    host: dict[str, np.ndarray] | None = None,
+    meta: dict[str, Any] | None = None,
+) -> None:
+    """Saves a pytree as checkpoint `step` of a folder, and removes all but the newest `KEEP`.
+
+    Args:
+      folder: where the checkpoints of one stage lie.
+      step: its number; an existing checkpoint of that number is replaced.
+      tree: a pytree of arrays.
+      config: the dataclass that the tree was made from; `restore` compares it.
+      host: arrays of any shape that lie beside the tree, such as native environments.
+      meta: anything JSON can hold.
+    """
+    arrays = flatten(tree) | {_HOST + name: np.asarray(array) for name, array in (host or {}).items()}
+    note = {
+        "digests": {name: _digest(array) for name, array in arrays.items()},
+        "config": as_json(config),
+        "meta": meta or {},
+    }
+    folder = folder.absolute()
+    if (folder / str(step)).exists():
+        shutil.rmtree(folder / str(step))
+    with _manager(folder) as manager:
+        manager.save(step, args=ocp.args.Composite(arrays=ocp.args.PyTreeSave(arrays), note=ocp.args.JsonSave(note)))
+        manager.wait_until_finished()
+
+
+def restore(folder: Path, template: Any, *, config: Any) -> Restored | None:
+    """Restores the newest checkpoint that is intact.
+
+    Args:
+      folder: where the checkpoints of one stage lie.
+      template: a pytree of the saved one's structure, shapes and dtypes.
+      config: what the caller's state is made from.
+
+    Returns:
+      The checkpoint, or None where the folder holds none.
+
+    Raises:
+      CheckpointError: if the newest intact one belongs to another configuration (the field is named), or if there are
+        checkpoints and none is intact.
+    """
+    found = restore_arrays(folder)
+    if found is None:
+        return None
+    step, arrays, note = found
+    if field := differing_field(as_json(config), note["config"]):
+        raise CheckpointError(f"The checkpoint {folder / str(step)} is of another configuration: {field}.")
+    host = {name.removeprefix(_HOST): array for name, array in arrays.items() if name.startswith(_HOST)}
+    tree = {name: array for name, array in arrays.items() if not name.startswith(_HOST)}
+    return Restored(step, unflatten(template, tree), host, note["meta"])
+
+
+def restore_arrays(folder: Path) -> tuple[int, dict[str, np.ndarray], dict[str, Any]] | None:
+    """The newest intact checkpoint as ``(step, arrays by name, note)``, or None where there is none at all."""
+    folder = folder.absolute()
+    if not folder.is_dir():
+        return None
+    with _manager(folder) as manager:
+        steps = sorted(manager.all_steps(), reverse=True)
+        for step in steps:
+            try:
+                note = manager.restore(step, args=ocp.args.Composite(note=ocp.args.JsonRestore()))["note"]
+                as_numpy = {name: ocp.RestoreArgs(restore_type=np.ndarray) for name in note["digests"]}
+                restored = manager.restore(
+                    step, args=ocp.args.Composite(arrays=ocp.args.PyTreeRestore(restore_args=as_numpy))
+                )["arrays"]
+                arrays = {name: np.asarray(array) for name, array in restored.items()}
+                damaged = [name for name, digest in note["digests"].items() if _digest(arrays[name]) != digest]
+            except Exception as error:  # orbax raises whatever its JSON, zarr and proto readers raise
+                log.warning(
+                    "checkpoint %s cannot be read (%s); falling back to the one before", folder / str(step), error
+                )
+                continue
+            if not damaged:
+                return step, arrays, note
+            log.warning(
+                "checkpoint %s is damaged in %s; falling back to the one before", folder / str(step), damaged[0]
+            )
+    if steps:
+        raise CheckpointError(f"No checkpoint in {folder} is intact: delete the folder to start the stage anew.")
+    return None
+
+
+def _manager(folder: Path) -> ocp.CheckpointManager:
+    options = ocp.CheckpointManagerOptions(
+        preservation_policy=ocp.checkpoint_managers.LatestN(KEEP),
+        enable_async_checkpointing=False,
+        cleanup_tmp_directories=True,
+        create=True,
+    )
+    handlers = ocp.handlers.DefaultCheckpointHandlerRegistry()
+    handlers.add("arrays", ocp.args.PyTreeSave, ocp.PyTreeCheckpointHandler())
+    handlers.add("arrays", ocp.args.PyTreeRestore, ocp.PyTreeCheckpointHandler())
+    handlers.add("note", ocp.args.JsonSave, ocp.JsonCheckpointHandler())
+    handlers.add("note", ocp.args.JsonRestore, ocp.JsonCheckpointHandler())
+    return ocp.CheckpointManager(folder, options=options, handler_registry=handlers)

@@ -1,0 +1,381 @@
+"""The command line: ``lamjax <verb> --help``. Parses, calls the library, turns a user's mistakes into a sentence."""
+
+import dataclasses
+import json
+import logging
+import os
+import shlex
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+from tyro.conf import arg
+
+from lamjax.config import PRESET_NOTES, PRESETS, RunConfig, default_preset
+
+Settings = Annotated[RunConfig, arg(name="")]
+_RUNS, _DATA = Path("runs"), Path("data")
+
+
+@dataclasses.dataclass(frozen=True)
+class Train:
+    """Records or finds trajectories, trains the three stages, and writes a run folder with a report.
+
+    Attributes:
+      env: a Procgen game (coinrun ... starpilot).
+      preset: paper, reference, cpu or smoke; by default cpu on a CPU and paper elsewhere.
+      name: the run folder's name; by default <preset>-s<seed>.
+      seeds: trains this many seeds, one run folder each, and writes an aggregate.
+      policy: whom to record: expert, random, or a policy folder; by default the expert if there is one.
+      expert_frames: where no expert is shipped, trains one with so many frames first.
+      runs: where run folders lie.
+      data: where recorded trajectories lie.
+      config: the settings of the preset.
+    """
+
+    env: str = "coinrun"
+    preset: str = "cpu"
+    name: str | None = None
+    seeds: int = 1
+    policy: str | None = None
+    expert_frames: int | None = None
+    runs: Path = _RUNS
+    data: Path = _DATA
+    config: Settings = PRESETS["cpu"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Record:
+    """Records a policy's trajectories into a store; actions and rewards lie apart from the frames.
+
+    Attributes:
+      env: the environment.
+      policy: expert, random, or a policy folder.
+      frames: frames to record.
+      out: the store's folder; by default data/<env>/<policy>-<frames>-s<seed>.
+      seed: of the recording.
+      num_envs: environments that play together.
+      runs: where run folders (and experts trained here) lie.
+      data: where recorded trajectories lie.
+    """
+
+    env: str = "coinrun"
+    policy: str = "expert"
+    frames: int = 65_536
+    out: Path | None = None
+    seed: int = 0
+    num_envs: int = 64
+    runs: Path = _RUNS
+    data: Path = _DATA
+
+
+@dataclasses.dataclass(frozen=True)
+class Expert:
+    """Trains a demonstrator by PPO from scratch, resumes, and evaluates it.
+
+    Attributes:
+      env: the environment.
+      preset: whose network and PPO settings to use.
+      frames: environment frames; by default the preset's.
+      runs: where run folders lie.
+      config: the settings of the preset; --expert.* matters here.
+    """
+
+    env: str = "coinrun"
+    preset: str = "cpu"
+    frames: int | None = None
+    runs: Path = _RUNS
+    config: Settings = PRESETS["cpu"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Eval:
+    """Plays a policy for a fixed number of episodes in each environment and prints its return.
+
+    Attributes:
+      env: the environment.
+      checkpoint: expert, random, or a policy folder (runs/<env>/<name>/policies/...).
+      episodes: how many, a multiple of --num-envs unless fewer.
+      num_envs: environments that play together.
+      seed: of levels and actions.
+      greedy: takes the most likely action; otherwise samples.
+      json: prints JSON alone.
+      runs: where run folders (and experts trained here) lie.
+    """
+
+    env: str = "coinrun"
+    checkpoint: str = "expert"
+    episodes: int = 100
+    num_envs: int = 50
+    seed: int = 0
+    greedy: bool = False
+    json: bool = False
+    runs: Path = _RUNS
+
+
+@dataclasses.dataclass(frozen=True)
+class Report:
+    """Writes report.html and the figures of a run folder again.
+
+    Attributes:
+      run: the run folder; by default the newest of --env.
+      env: the environment.
+      runs: where run folders lie.
+    """
+
+    run: Path | None = None
+    env: str = "coinrun"
+    runs: Path = _RUNS
+
+
+@dataclasses.dataclass(frozen=True)
+class Experts:
+    """Lists the experts that come with the package."""
+
+
+def train(args: Train) -> None:
+    """`lamjax train`."""
+    from lamjax import envs, pipeline
+    from lamjax.run import Run
+
+    envs.check_name(args.env)
+    num_actions = envs.make(args.env, 1).num_actions  # also says at once whether Procgen is there
+    policy, banner = args.policy, None
+    if policy is None:
+        policy = "expert"
+        if not pipeline.has_expert(args.env, args.runs):
+            if args.expert_frames:
+                expert(Expert(args.env, args.preset, args.expert_frames, args.runs, args.config))
+            else:
+                policy = "random"
+                banner = (
+                    f"No expert is shipped for {args.env}: a random policy was recorded, so stages 2 and 3 imitate "
+                    f"random play. Train an expert first with EXPERT_FRAMES=2000000 (--expert-frames 2000000)."
+                )
+                print(banner, file=sys.stderr)
+    source = pipeline.find_source(args.env, policy, args.runs, num_actions)
+    folders = []
+    for seed in range(args.config.seed, args.config.seed + args.seeds):
+        config = dataclasses.replace(args.config, seed=seed)
+        base = args.name or args.preset
+        name = args.name if args.name and args.seeds == 1 else f"{base}-s{seed}"
+        header = pipeline.header(args.env, args.preset, name, _command(), config) | {"banner": banner}
+        with Run(args.runs / args.env / name, args.env, config, header) as run:
+            page = pipeline.run_pipeline(run, source, args.data)
+            folders.append(run.folder)
+            for stage, results in run.summary["stages"].items():
+                print(f"{stage:15s} {results.get('verdict', 'done')}")
+        print(f"report: {page}")
+    if args.seeds > 1:
+        print(f"aggregate: {pipeline.aggregate(folders)}")
+
+
+def record(args: Record) -> None:
+    """`lamjax record`."""
+    import jax
+
+    from lamjax import envs, pipeline
+    from lamjax.data.record import record as write_store
+    from lamjax.metrics import Progress
+
+    env = envs.make(args.env, args.num_envs)
+    source = pipeline.find_source(args.env, args.policy, args.runs, env.num_actions)
+    label = args.policy if source.kind != "checkpoint" else f"checkpoint-{source.digest}"
+    path = args.out or args.data / args.env / f"{label}-{args.frames}-s{args.seed}"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    progress = Progress(f"recording {args.env} ({source.kind})", args.frames, unit="frame")
+    try:
+        write_store(
+            path,
+            env,
+            source.logits_fn,
+            source.params,
+            args.frames,
+            jax.random.key(args.seed),
+            source={"kind": source.kind, **source.info},
+            progress=lambda frames: progress.to(min(frames, args.frames)),
+        )
+    finally:
+        progress.close()
+        env.close()
+    print(path)
+
+
+def expert(args: Expert) -> None:
+    """`lamjax expert`."""
+    from lamjax import envs, pipeline
+    from lamjax.run import Run
+
+    envs.check_name(args.env)
+    config = args.config
+    if args.frames:
+        ppo = dataclasses.replace(config.expert.ppo, total_frames=args.frames)
+        config = dataclasses.replace(config, expert=dataclasses.replace(config.expert, ppo=ppo))
+    header = pipeline.header(args.env, args.preset, "expert", _command(), config)
+    with Run(pipeline.expert_folder(args.runs, args.env), args.env, config, header) as run:
+        pipeline.scratch_stage(run, "expert", config.expert)
+        results = run.summary["stages"]["expert"]
+        shown = {k: results[k] for k in ("return_mean", "return_stderr", "episodes", "normalised", "frames")}
+        print(json.dumps(shown))
+        print(f"policy: {run.folder / 'policies' / 'expert'}", file=sys.stderr)
+
+
+def evaluate(args: Eval) -> None:
+    """`lamjax eval`."""
+    import jax
+
+    from lamjax import envs, pipeline
+    from lamjax.envs.evaluate import evaluate as play
+    from lamjax.metrics import Progress
+
+    num_envs = min(args.num_envs, args.episodes)
+    env = envs.make(args.env, num_envs)
+    source = pipeline.find_source(args.env, args.checkpoint, args.runs, env.num_actions)
+    progress = Progress(f"evaluating {args.checkpoint}", args.episodes, unit="episode")
+    try:
+        returns, lengths = play(
+            source.logits_fn,
+            source.params,
+            env,
+            args.episodes,
+            jax.random.key(args.seed),
+            greedy=args.greedy,
+            progress=progress.to,
+        )
+        progress.to(args.episodes)
+    finally:
+        progress.close()
+        env.close()
+    found = pipeline.returns_summary(args.env, returns)
+    if args.json:
+        print(json.dumps(found))
+        return
+    normalised = "" if found["normalised"] is None else f", normalised {found['normalised']:.3f}"
+    print(
+        f"return {found['return_mean']:.2f} ± {found['return_stderr']:.2f} over {found['episodes']} episodes"
+        f"{normalised}, mean length {lengths.mean():.0f}"
+    )
+
+
+def report(args: Report) -> None:
+    """`lamjax report`."""
+    from lamjax.analysis import report as page
+    from lamjax.run import RunError
+
+    folder = args.run
+    if folder is None:
+        found = sorted((args.runs / args.env).glob("*/summary.json"), key=lambda path: path.stat().st_mtime)
+        if not found:
+            raise RunError(
+                f"There is no run in {args.runs / args.env}: start one with `lamjax train --env {args.env}`."
+            )
+        folder = found[-1].parent
+    if not (folder / "summary.json").exists():
+        raise RunError(f"{folder} is not a run folder: it has no summary.json.")
+    print(page.write(folder))
+
+
+def list_experts(args: Experts) -> None:
+    """`lamjax experts`."""
+    from lamjax import envs
+    from lamjax import experts as shipped
+
+    for env, info in shipped.available().items():
+        game = envs.PROCGEN_GAMES.get(env)
+        paper = game.expert_return if game else float("nan")
+        print(
+            f"{env:12s} return {info['return_mean']:.2f} ± {info['return_stderr']:.2f} over {info['episodes']} "
+            f"episodes, {info['frames']} frames (the paper's expert: {paper:.2f})"
+        )
+
+
+VERBS: dict[str, tuple[type, Callable[[Any], None]]] = {
+    "train": (Train, train),
+    "record": (Record, record),
+    "expert": (Expert, expert),
+    "eval": (Eval, evaluate),
+    "report": (Report, report),
+    "experts": (Experts, list_experts),
+}
+
+
+def _command() -> str:
+    """The command as it was typed, to repeat it."""
+    return shlex.join(["lamjax", *sys.argv[1:]])
+
+
+def _usage() -> str:
+    verbs = "\n".join(f"  {verb:8s} {cls.__doc__.splitlines()[0]}" for verb, (cls, _) in VERBS.items())
+    presets = "\n".join(f"  {name:10s} {note}" for name, note in PRESET_NOTES.items())
+    return f"usage: lamjax <verb> [options]; lamjax <verb> --help tells the options\n\n{verbs}\n\npresets:\n{presets}"
+
+
+def _preset_of(argv: list[str]) -> str:
+    """The preset that the command names: its settings are the defaults of every other option."""
+    for index, word in enumerate(argv):
+        if word == "--preset" and index + 1 < len(argv):
+            return argv[index + 1]
+        if word.startswith("--preset="):
+            return word.partition("=")[2]
+    return default_preset()
+
+
+def parse(verb: str, argv: list[str]) -> Any:
+    """The options of a verb.
+
+    Raises:
+      RunError: if the preset is unknown.
+    """
+    from lamjax.run import RunError
+
+    cls, _ = VERBS[verb]
+    default = cls()
+    if hasattr(default, "preset"):
+        preset = _preset_of(argv)
+        if preset not in PRESETS:
+            raise RunError(f"There is no preset called {preset!r}: choose one of {', '.join(PRESETS)}.")
+        default = dataclasses.replace(default, preset=preset, config=PRESETS[preset])
+    return tyro.cli(
+        cls,
+        args=argv,
+        default=default,
+        prog=f"lamjax {verb}",
+        config=(tyro.conf.AvoidSubcommands,),
+    )
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs a verb; returns the exit code: 0, 2 for a user's mistake, 128 + n after signal n."""
+    argv = sys.argv[1:] if argv is None else argv
+    if not argv or argv[0] in ("-h", "--help"):
+        print(_usage())
+        return 0 if argv else 2
+    verb, *rest = argv
+    if verb not in VERBS:
+        print(f"lamjax: there is no verb {verb!r}: choose one of {', '.join(VERBS)}.", file=sys.stderr)
+        return 2
+    logging.getLogger("absl").setLevel(logging.ERROR)  # orbax tells every step of every save
+    from lamjax.run import InterruptedRunError
+
+    try:
+        VERBS[verb][1](parse(verb, rest))
+    except InterruptedRunError as stop:
+        print(f"lamjax: {stop}", file=sys.stderr)
+        return 128 + stop.signum
+    except (ValueError, ImportError) as error:
+        if os.environ.get("LAMJAX_TRACEBACK"):
+            raise
+        print(f"lamjax: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        if os.environ.get("LAMJAX_TRACEBACK"):
+            raise
+        print(f"lamjax: {error.strerror or error}: {error.filename or 'no file named'}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,125 @@
+"""Stage 2: a policy over latent actions, cloned from the latents that stage 1 infers (LAPO, section 3).
+
+    loss = mean (pi(o_t) - z_t)^2,  z_t = IDM(o_{t-1}, o_t, o_{t+1}) before the quantiser
+
+Dimension keys: B batch, Z latent size.
+"""
+
+import dataclasses
+from typing import Any, Literal
+
+import chex
+import jax
+import jax.numpy as jnp
+import optax
+from flax import struct
+
+from lamjax import parallel
+from lamjax.models.impala import ImpalaConfig
+from lamjax.models.policy import LatentPolicy, normalise_obs
+from lamjax.models.trunk import TrunkConfig
+from lamjax.optim import warmup_linear
+
+
+@dataclasses.dataclass(frozen=True)
+class CloningConfig:
+    """Stage 2's settings; the defaults are LAPO's.
+
+    Attributes:
+      steps: optimizer steps.
+      batch_size: observations in a step, over all devices.
+      learning_rate: the peak.
+      warmup_steps: linear steps from a hundredth of the peak up to it; then linear down to zero at the last step.
+      weight_decay: AdamW's, on every parameter.
+      trunk: the policy's trunk.
+      dtype: type of the activations.
+    """
+
+    steps: int = 60_000
+    batch_size: int = 128
+    learning_rate: float = 2e-4
+    warmup_steps: int = 1000
+    weight_decay: float = 0.01
+    trunk: TrunkConfig = ImpalaConfig()
+    dtype: Literal["float32", "bfloat16"] = "float32"
+
+
+@struct.dataclass
+class CloningState:
+    """Everything that stage 2 carries.
+
+    Attributes:
+      params: the `LatentPolicy`'s parameters, float32.
+      opt_state: AdamW's moments, float32.
+      step: int32 ``[]``, steps done.
+      latent_dim: Z (static).
+      config: the settings (static).
+    """
+
+    params: Any
+    opt_state: Any
+    step: jax.Array
+    latent_dim: int = struct.field(pytree_node=False)
+    config: CloningConfig = struct.field(pytree_node=False)
+
+
+def _schedule(config: CloningConfig) -> optax.Schedule:
+    return warmup_linear(config.learning_rate, 0.01, 0.0, config.warmup_steps, config.steps)
+
+
+def optimizer(config: CloningConfig) -> optax.GradientTransformation:
+    """AdamW under a warm-up and a linear decay, no clip.
+
+    The value head has no gradient here and must stay at its start, so neither decay nor moments may touch it.
+    """
+    labels = lambda params: {name: "frozen" if name == "value_head" else "trained" for name in params}  # noqa: E731
+    trained = optax.adamw(_schedule(config), weight_decay=config.weight_decay)
+    return optax.multi_transform({"trained": trained, "frozen": optax.set_to_zero()}, labels)
+
+
+def _policy(config: CloningConfig, latent_dim: int) -> LatentPolicy:
+    return LatentPolicy(config.trunk, latent_dim, jnp.dtype(config.dtype))
+
+
+def init(key: jax.Array, config: CloningConfig, obs_shape: tuple[int, ...], latent_dim: int) -> CloningState:
+    """Starts stage 2 for observations of `obs_shape` and latents of size `latent_dim`."""
+    params = jax.jit(_policy(config, latent_dim).init)(key, jnp.zeros((1, *obs_shape)))["params"]
+    return CloningState(params, optimizer(config).init(params), jnp.zeros((), jnp.int32), latent_dim, config)
+
+
+def train_step(
+    state: CloningState, obs: jax.Array, latents: jax.Array, *, axis_name: str | None = None
+) -> tuple[CloningState, dict[str, jax.Array]]:
+    """One step of behaviour cloning in latent space. Pure, as `dynamics.train_step`.
+
+    Args:
+      state: the training state.
+      obs: ``[B, *obs_shape]``, o_t, the middle frames of the windows.
+      latents: float32 ``[B, Z]``, the continuous latents of those windows; no gradient flows into them.
+      axis_name: devices over which gradients and metrics are reduced.
+
+    Returns:
+      The new state and metrics, float32 ``[]``: ``loss``, ``grad_norm``, ``learning_rate``.
+    """
+    chex.assert_shape(latents, (obs.shape[0], state.latent_dim))
+    latents = jax.lax.stop_gradient(latents)
+
+    def loss_fn(params: Any) -> jax.Array:
+        predicted, _ = _policy(state.config, state.latent_dim).apply({"params": params}, normalise_obs(obs))
+        return jnp.mean(jnp.square(predicted - latents))
+
+    loss, grads = jax.value_and_grad(loss_fn)(state.params)
+    loss, grads = parallel.pmean((loss, grads), axis_name)
+    updates, opt_state = optimizer(state.config).update(grads, state.opt_state, state.params)
+    metrics = {
+        "loss": loss,
+        "grad_norm": optax.global_norm(grads),
+        "learning_rate": jnp.asarray(_schedule(state.config)(state.step)),
+    }
+    params = optax.apply_updates(state.params, updates)
+    return state.replace(params=params, opt_state=opt_state, step=state.step + 1), metrics
+
+
+def predict_latents(state: CloningState, obs: jax.Array) -> jax.Array:
+    """The latent actions that the policy takes at observations ``[B, *obs_shape]``: float32 ``[B, Z]``."""
+    return _policy(state.config, state.latent_dim).apply({"params": state.params}, normalise_obs(obs))[0]

@@ -1,0 +1,182 @@
+"""Every setting of a run, and the presets.
+
+A preset is a value, not a branch: nothing else in the package asks which one it is.
+"""
+
+import dataclasses
+from typing import Literal
+
+import jax
+
+from lamjax.cloning import CloningConfig
+from lamjax.decoding.offline import OfflineConfig
+from lamjax.decoding.online import LEARNING_RATES, DecoderConfig, OnlineConfig
+from lamjax.dynamics import DynamicsConfig
+from lamjax.models.impala import ImpalaConfig
+from lamjax.models.quantizer import QuantizerConfig
+from lamjax.models.trunk import TrunkConfig
+from lamjax.models.unet import UNetConfig
+from lamjax.ppo.train import PPOConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class RecordConfig:
+    """What is recorded.
+
+    Attributes:
+      frames: frames of the store.
+      num_envs: environments that play.
+      num_levels: levels to play; 0 means all.
+      start_level: the first level's seed.
+      distribution_mode: Procgen's difficulty.
+    """
+
+    frames: int = 2_621_440
+    num_envs: int = 64
+    num_levels: int = 0
+    start_level: int = 0
+    distribution_mode: Literal["easy", "hard"] = "easy"
+
+
+@dataclasses.dataclass(frozen=True)
+class AnalysisConfig:
+    """How stage 1 is examined.
+
+    Attributes:
+      probe_train: windows of the training levels that a probe is fitted on.
+      probe_test: windows of held-out levels that it is tested on, and that the held-out error is taken over.
+      eval_every: steps between evaluations on held-out windows.
+      mask_boundaries: False lets training windows cross episode ends, as the reference does.
+    """
+
+    probe_train: int = 65_536
+    probe_test: int = 16_384
+    eval_every: int = 500
+    mask_boundaries: bool = True
+
+
+@dataclasses.dataclass(frozen=True)
+class ScratchConfig:
+    """PPO from scratch: what online decoding is held against, and what trains an expert.
+
+    Attributes:
+      trunk: the network.
+      ppo: PPO's settings.
+    """
+
+    trunk: TrunkConfig = ImpalaConfig()
+    ppo: PPOConfig = PPOConfig()
+
+
+@dataclasses.dataclass(frozen=True)
+class RunConfig:
+    """A run: three stages, what they are held against, and how they are examined.
+
+    Attributes:
+      seed: everything random follows from it.
+      record: the data.
+      dynamics: stage 1.
+      cloning: stage 2.
+      offline: stage 3 from labels.
+      online: stage 3 by PPO.
+      scratch: PPO from scratch at the frames of stage 3.
+      expert: how `lamjax expert` trains a demonstrator.
+      analysis: how stage 1 is examined.
+      eval_episodes: episodes behind each reported return, a multiple of 64.
+      log_every: steps between rows of metrics.
+      checkpoint_every: seconds between checkpoints.
+      max_in_flight: dispatches that may be un-awaited.
+    """
+
+    seed: int = 0
+    record: RecordConfig = RecordConfig()
+    dynamics: DynamicsConfig = DynamicsConfig()
+    cloning: CloningConfig = CloningConfig()
+    offline: OfflineConfig = OfflineConfig()
+    online: OnlineConfig = OnlineConfig()
+    scratch: ScratchConfig = ScratchConfig()
+    expert: ScratchConfig = ScratchConfig(ppo=PPOConfig(total_frames=50_000_000))
+    analysis: AnalysisConfig = AnalysisConfig()
+    eval_episodes: int = 128
+    log_every: int = 50
+    checkpoint_every: float = 120.0
+    max_in_flight: int = 16
+
+
+# LAPO as the released code runs, defects included: the quantiser starts at zero counts, windows cross episode ends.
+_REFERENCE = RunConfig(
+    dynamics=DynamicsConfig(quantizer=QuantizerConfig(start="reference")),
+    analysis=AnalysisConfig(mask_boundaries=False),
+)
+
+# Small strided networks that a laptop trains in minutes (docs/decisions.md says how they were found).
+_CPU_TRUNK = ImpalaConfig(channels=(32, 64, 64), strides=(2, 2, 1), blocks=0, stem=2, pool=False)
+_CPU_PPO = PPOConfig(total_frames=196_608, num_steps=64, entropy_coef=0.01, grad_chunks=8)
+_CPU = RunConfig(
+    record=RecordConfig(frames=65_536),
+    dynamics=DynamicsConfig(
+        steps=1500,
+        batch_size=64,
+        learning_rate=1e-3,
+        idm=_CPU_TRUNK,
+        fdm=UNetConfig(channels=(64, 96, 128), bottleneck=192, stem=4, latent_input="bias", predict="change"),
+        quantizer=QuantizerConfig(decay=0.99),
+        loss_scale="copy_last",
+    ),
+    cloning=CloningConfig(steps=1500, batch_size=64, learning_rate=1e-3, warmup_steps=100, trunk=_CPU_TRUNK),
+    offline=OfflineConfig(labels=(16, 64, 256, 1024, 4096), steps=2000, learning_rate=1e-3, episodes=64, bc_steps=200),
+    online=OnlineConfig(
+        ppo=dataclasses.replace(_CPU_PPO, grad_chunks=1, entropy_coef=0.0025, learning_rates=LEARNING_RATES),
+        decoder=DecoderConfig(start=0.0, dense_until=0.2, stop=0.5, every=5),
+    ),
+    scratch=ScratchConfig(_CPU_TRUNK, _CPU_PPO),
+    expert=ScratchConfig(
+        _CPU_TRUNK, dataclasses.replace(_CPU_PPO, total_frames=1_900_000, gamma=0.99, entropy_coef=0.005)
+    ),
+    analysis=AnalysisConfig(probe_train=16_384, probe_test=4_096, eval_every=250),
+    eval_episodes=128,
+    log_every=25,
+)
+
+# Seconds, for tests: the same path with small numbers.
+_SMOKE_TRUNK = ImpalaConfig(channels=(8, 16), strides=(2, 2), blocks=0, features=32, stem=4, pool=False)
+_SMOKE_PPO = PPOConfig(total_frames=1024, num_envs=16, num_steps=16, num_epochs=1, num_minibatches=2)
+_SMOKE = RunConfig(
+    record=RecordConfig(frames=2048, num_envs=16),
+    dynamics=DynamicsConfig(
+        steps=20,
+        batch_size=16,
+        learning_rate=1e-3,
+        warmup_steps=5,
+        idm=_SMOKE_TRUNK,
+        fdm=UNetConfig(channels=(8, 12), bottleneck=16, stem=8, latent_input="bias", predict="change"),
+        quantizer=QuantizerConfig(codes=16, decay=0.9),
+        loss_scale="copy_last",
+    ),
+    cloning=CloningConfig(steps=20, batch_size=16, learning_rate=1e-3, warmup_steps=5, trunk=_SMOKE_TRUNK),
+    offline=OfflineConfig(labels=(16, 64), steps=50, batch_size=16, episodes=16, num_envs=16, bc_steps=5),
+    online=OnlineConfig(
+        ppo=dataclasses.replace(_SMOKE_PPO, learning_rates=LEARNING_RATES),
+        decoder=DecoderConfig(start=0.0, dense_until=0.6, stop=0.8, every=2, batch_size=64, capacity=1024),
+    ),
+    scratch=ScratchConfig(_SMOKE_TRUNK, _SMOKE_PPO),
+    expert=ScratchConfig(_SMOKE_TRUNK, _SMOKE_PPO),
+    analysis=AnalysisConfig(probe_train=512, probe_test=64, eval_every=10),
+    eval_episodes=16,
+    log_every=5,
+    checkpoint_every=1.0,
+)
+
+PRESETS: dict[str, RunConfig] = {"paper": RunConfig(), "reference": _REFERENCE, "cpu": _CPU, "smoke": _SMOKE}
+
+PRESET_NOTES: dict[str, str] = {
+    "paper": "LAPO's networks and budgets with the reference's defects mended; for a GPU or TPU.",
+    "reference": "LAPO as its released code runs, defects included; for comparisons on a GPU or TPU.",
+    "cpu": "small networks and budgets; 25 minutes on two CPU cores.",
+    "smoke": "the whole path in seconds, with results that mean nothing; for tests.",
+}
+
+
+def default_preset() -> str:
+    """``cpu`` on a CPU, ``paper`` elsewhere."""
+    return "cpu" if jax.default_backend() == "cpu" else "paper"

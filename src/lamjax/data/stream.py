@@ -1,0 +1,308 @@
+"""Observation streams: frames in device memory, windows drawn inside the jitted step.
+
+`sample` is pure: it maps (buffer, key, step) to a batch of windows. So a stream has no position
+of its own; what it gives next is decided by its seed and the step, and a run restored at any
+step sees the batches that the uninterrupted run would have seen.
+
+    stream = ObservationStream(open_store(path), batch_size=128, seed=0)
+
+    @jax.jit
+    def update(state, buffer):
+        windows = sample(buffer, stream.key, state.step, stream.batch_size)
+        return dynamics.train_step(state, windows)
+
+    for step in range(num_steps):
+        state, metrics = update(state, stream.buffer(step))
+
+Dimension keys: N: frames, S: window starts, B: batch, L: frames in a window, D: devices.
+"""
+
+import functools
+from collections.abc import Iterator, Sequence
+from typing import Literal
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from lamjax.data import windows
+from lamjax.data.store import Episodes, Split, Store, StoreError, split_mask
+
+_FRAMES_PER_COPY = 4096  # host memory while a buffer fills: 50 MB of 64x64 pixels
+
+
+@flax.struct.dataclass
+class Buffer:
+    """Frames that one device holds. Over D devices, each field has a leading axis D.
+
+    Attributes:
+        frames: [N, *obs_shape] of the store's dtype, uint8 for pixels; whole episodes, end to end.
+        starts: int32 [S], the frames at which a window may start.
+        num_starts: int32 scalar, how many of `starts` count, so that buffers of equal shape can
+            hold different numbers of windows; None means all.
+    """
+
+    frames: jax.Array
+    starts: jax.Array
+    num_starts: jax.Array | None = None
+
+
+def sample(
+    buffer: Buffer,
+    key: jax.Array,
+    step: jax.Array | int,
+    batch_size: int,
+    *,
+    length: int = 3,
+    axis_index: jax.Array | int = 0,
+    axis_size: int = 1,
+) -> jax.Array:
+    """The windows of a step; runs inside jit.
+
+    Each epoch visits the starts in the order of a permutation drawn from `fold_in(key, epoch)`,
+    each at most once. A device holds its own episodes and draws its own windows from them.
+
+    Args:
+        buffer: this device's frames and starts.
+        key: the stream's JAX key, the same at every step and on every device.
+        step: int32 scalar, >= 0.
+        batch_size: windows over all devices; a multiple of `axis_size`.
+        length: L, frames in a window.
+        axis_index: which device this is, such as `jax.lax.axis_index("devices")`.
+        axis_size: D, number of devices.
+
+    Returns:
+        [batch_size / axis_size, L, *obs_shape] of the buffer's dtype.
+    """
+    starts = sample_starts(buffer, key, step, batch_size, axis_index=axis_index, axis_size=axis_size)
+    return gather(buffer.frames, starts, length)
+
+
+def sample_starts(
+    buffer: Buffer,
+    key: jax.Array,
+    step: jax.Array | int,
+    batch_size: int,
+    *,
+    axis_index: jax.Array | int = 0,
+    axis_size: int = 1,
+) -> jax.Array:
+    """Where in the buffer the windows of `sample` start: int32 [batch_size / axis_size]."""
+    if batch_size % axis_size:
+        raise ValueError(f"batch_size {batch_size} is not a multiple of {axis_size} devices")
+    num_starts = buffer.starts.shape[0] if buffer.num_starts is None else buffer.num_starts
+    epoch, positions = windows.epoch_positions(step, batch_size // axis_size, num_starts)
+    epoch_key = jax.random.fold_in(jax.random.fold_in(key, axis_index), epoch)
+    return buffer.starts[windows.permute(positions, num_starts, epoch_key)]
+
+
+def gather(frames: jax.Array, starts: jax.Array, length: int = 3) -> jax.Array:
+    """The windows [B, length, *obs_shape] that start at `starts`, int32 [B], in frames [N, ...]."""
+    indices = starts[:, None] + jnp.arange(length, dtype=jnp.int32)[None, :]
+    return frames.at[indices].get(mode="promise_in_bounds")
+
+
+class ObservationStream:
+    """Batches of observation windows from a store, as a pure function of (seed, step).
+
+    Args:
+        store: where the frames come from. Only observations and episode starts are read.
+        split: "train", "test" or "all".
+        batch_size: windows in a batch, over all devices.
+        seed: of the order in which windows come.
+        mode: "resident" keeps every frame of the split in device memory.
+        length: L, frames in a window.
+        mask_boundaries: False lets windows cross episode ends, as the LAPO reference does.
+        devices: None for one buffer on the default device. Otherwise each device holds its own
+            episodes, and every field of the buffer has a leading axis D, laid out for `pmap`.
+
+    Attributes:
+        key: JAX key made from the seed.
+        num_starts: windows in an epoch over all devices, before the remainder is dropped.
+        steps_per_epoch: of the device with the fewest windows.
+
+    Raises:
+        StoreError: a device would hold fewer windows than its share of a batch.
+        ValueError: the mode is unknown, or the batch does not divide by the devices.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        *,
+        batch_size: int,
+        split: Split = "train",
+        seed: int = 0,
+        mode: Literal["resident"] = "resident",
+        length: int = 3,
+        mask_boundaries: bool = True,
+        devices: Sequence[jax.Device] | None = None,
+    ):
+        if mode != "resident":
+            raise ValueError(f"mode {mode!r} is not available; use 'resident'")
+        axis_size = 1 if devices is None else len(devices)
+        if batch_size % axis_size:
+            raise ValueError(f"batch_size {batch_size} is not a multiple of {axis_size} devices")
+        self.batch_size = batch_size
+        self.seed = seed
+        self.length = length
+        self.key = jax.random.key(seed)
+        chosen = np.flatnonzero(split_mask(store.episodes, split))
+        shard_of = shard_episodes(store.episodes.length[chosen], axis_size)
+        shards = [_frames_of(store.episodes, chosen[shard_of == d]) for d in range(axis_size)]
+        starts = [
+            windows.valid_starts(store.is_first[frames], length=length, mask_boundaries=mask_boundaries)
+            for frames in shards
+        ]
+        self.num_starts = sum(len(s) for s in starts)
+        self.steps_per_epoch = min(len(s) for s in starts) // (batch_size // axis_size)
+        if not self.steps_per_epoch:
+            raise StoreError(
+                f"the {split} split of {store.path} has {self.num_starts} windows, too few for a "
+                f"batch of {batch_size} on {axis_size} device(s); record more or lower batch_size"
+            )
+        num_frames = max(len(frames) for frames in shards)
+        most_starts = max(len(s) for s in starts)
+        # Over devices each part is made with its leading axis: adding one later copies it.
+        lead = () if devices is None else (1,)
+        buffers = [
+            Buffer(
+                frames=_upload(store, frames, (*lead, num_frames), device),
+                starts=jax.device_put(np.pad(s, (0, most_starts - len(s))).reshape(*lead, most_starts), device),
+                num_starts=jax.device_put(np.full(lead, len(s), np.int32), device),
+            )
+            for frames, s, device in zip(shards, starts, devices or [None], strict=True)
+        ]
+        self._buffer = buffers[0] if devices is None else _joined(buffers, devices)
+        self._sample = _jitted_sample if devices is None else _pmapped_sample(devices)
+
+    def buffer(self, step: int) -> Buffer:
+        """What to sample from at a step; a resident buffer is the same at every step."""
+        del step
+        return self._buffer
+
+    def windows(self, step: int) -> jax.Array:
+        """The batch of a step: [B, L, *obs_shape], or [D, B / D, L, *obs_shape] over devices."""
+        return self._sample(self.buffer(step), self.key, np.int32(step), self.batch_size, self.length)
+
+
+class EvaluationWindows:
+    """A fixed set of windows, in batches of one shape; each iteration gives the same ones.
+
+    Args:
+        store: where the frames come from.
+        num_windows: at most this many, drawn without replacement; fewer if the split has fewer.
+        batch_size: of the batches, which are all full; at most `num_windows`.
+        seed: of the draw.
+        split: "test", "train" or "all".
+        length: L, frames in a window.
+
+    Attributes:
+        starts: int32 [num_windows], first frames of the windows, ascending; for
+            `evaluation_actions`.
+        windows: [num_windows, L, *obs_shape] in host memory.
+
+    Raises:
+        StoreError: the split has no windows.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        *,
+        num_windows: int,
+        batch_size: int,
+        seed: int = 0,
+        split: Split = "test",
+        length: int = 3,
+    ):
+        starts = store.starts(split, length)
+        if not len(starts):
+            raise StoreError(f"the {split} split of {store.path} has no windows; record more episodes")
+        self.batch_size = min(batch_size, num_windows, len(starts))
+        num_windows = min(num_windows, len(starts)) // self.batch_size * self.batch_size
+        rng = np.random.default_rng(seed)
+        self.starts = np.sort(rng.choice(starts, num_windows, replace=False))
+        self.windows = store.windows(self.starts, length)
+
+    def __len__(self) -> int:
+        return len(self.starts) // self.batch_size
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        """Yields arrays [B, L, *obs_shape]."""
+        yield from np.split(self.windows, len(self))
+
+
+def shard_episodes(lengths: np.ndarray, num_shards: int) -> np.ndarray:
+    """Deals episodes to shards: contiguous runs, so that each reads its own part of the store.
+
+    Args:
+        lengths: integers [E], frames of each episode.
+        num_shards: number of shards.
+
+    Returns:
+        int64 [E], ascending shard of each episode. A shard has its even share of frames, give or
+        take the length of one episode.
+    """
+    lengths = np.asarray(lengths, np.int64)
+    # Twice the middle of each episode, so that the arithmetic stays in integers.
+    middle = 2 * np.cumsum(lengths) - lengths
+    return middle * num_shards // max(2 * int(lengths.sum()), 1)
+
+
+def _frames_of(episodes: Episodes, chosen: np.ndarray) -> np.ndarray:
+    """Indices in the store, int64 [N], of the frames of some episodes."""
+    lengths = episodes.length[chosen]
+    offsets = np.cumsum(lengths) - lengths
+    return np.arange(lengths.sum()) + np.repeat(episodes.start[chosen] - offsets, lengths)
+
+
+def _upload(store: Store, frames: np.ndarray, shape: tuple[int, ...], device) -> jax.Array:
+    """Copies frames to a device, as [*shape, *obs_shape] where the last axis of `shape` is time.
+
+    They go in pieces: host memory holds one of them, never the whole.
+    """
+    buffer = jnp.zeros((*shape, *store.obs_shape), store.obs_dtype, device=device)
+    for offset in range(0, len(frames), _FRAMES_PER_COPY):
+        piece = store.observations_at(frames[offset : offset + _FRAMES_PER_COPY])
+        piece = jax.device_put(piece.reshape(*shape[:-1], *piece.shape), device)
+        buffer = _write(buffer, piece, np.int32(offset), axis=len(shape) - 1)
+        buffer.block_until_ready()
+    return buffer
+
+
+@functools.partial(jax.jit, donate_argnums=0, static_argnames="axis")
+def _write(buffer, piece, offset, axis):
+    return jax.lax.dynamic_update_slice_in_dim(buffer, piece, offset, axis)
+
+
+@functools.partial(jax.jit, static_argnums=(3, 4))
+def _jitted_sample(buffer, key, step, batch_size, length):
+    return sample(buffer, key, step, batch_size, length=length)
+
+
+def _pmapped_sample(devices: Sequence[jax.Device]):
+    def sample_shard(buffer, key, step, batch_size, length):
+        where = {"axis_index": jax.lax.axis_index("devices"), "axis_size": len(devices)}
+        return sample(buffer, key, step, batch_size, length=length, **where)
+
+    return jax.pmap(
+        sample_shard,
+        axis_name="devices",
+        in_axes=(0, None, None, None, None),
+        static_broadcasted_argnums=(3, 4),
+        devices=list(devices),
+    )
+
+
+def _joined(buffers: Sequence[Buffer], devices: Sequence[jax.Device]) -> Buffer:
+    """Puts together buffers that lie on one device each, [1, ...], without copying them."""
+    mesh = jax.sharding.Mesh(np.asarray(devices), ("devices",))
+    sharding = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("devices"))
+
+    def join(*shards):
+        shape = (len(shards), *shards[0].shape[1:])
+        return jax.make_array_from_single_device_arrays(shape, sharding, shards)
+
+    return jax.tree.map(join, *buffers)

@@ -1,0 +1,331 @@
+"""Stage 3, online: PPO on top of a frozen latent policy, with a decoder fitted on the agent's own transitions.
+
+Logits are the mean of two heads: the frozen latent policy followed by a decoder that is fitted by supervision (the
+inverse model gives the latent of a transition, the environment its action), and an RL head that starts at zero. The
+convolutions are frozen, so their output is computed once a frame and no gradient passes through them.
+
+Dimension keys: T steps, N environments, K capacity, Z latent size, A actions.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import struct
+
+from lamjax import dynamics, parallel
+from lamjax.cloning import CloningState
+from lamjax.dynamics import DynamicsState
+from lamjax.envs.api import VectorEnv
+from lamjax.models.init import Dense
+from lamjax.models.mlp import MLP
+from lamjax.models.policy import normalise_obs
+from lamjax.models.trunk import TrunkConfig, make_trunk
+from lamjax.ppo import train as ppo
+from lamjax.ppo.train import PPOConfig, PPOState
+
+# LAPO's schedules as fractions of its 4M frames: heads first, then the layer under them.
+LEARNING_RATES = (
+    ("policy_head", ((0.0, 0.0), (0.00875, 0.0), (0.0125, 2.5e-3), (1.0, 0.0))),
+    ("value_head", ((0.0, 0.0), (0.00625, 0.0), (0.0125, 2.5e-3), (1.0, 0.0))),
+    ("fc", ((0.0, 0.0), (0.0125, 0.0), (0.05, 1e-3), (1.0, 0.0))),
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class DecoderConfig:
+    """The supervised decoder's settings; the defaults are LAPO's, frames as fractions of the budget.
+
+    Attributes:
+      hidden: widths of the hidden layers.
+      start: before this no fit.
+      dense_until: until here a fit after every update.
+      stop: after this no fit, and no more inference by the inverse model.
+      every: between `dense_until` and `stop` a fit after each `every`-th update.
+      epochs: passes over all pairs in a fit; the decoder starts anew each time.
+      batch_size: pairs in a step.
+      learning_rate: Adam's.
+      label_smoothing: of the cross-entropy.
+      capacity: K, pairs kept at most, the newest ones (the reference keeps all).
+    """
+
+    hidden: tuple[int, ...] = (192, 128, 64)
+    start: float = 0.0025
+    dense_until: float = 0.0125
+    stop: float = 0.1
+    every: int = 20
+    epochs: int = 3
+    batch_size: int = 512
+    learning_rate: float = 1e-3
+    label_smoothing: float = 0.05
+    capacity: int = 400_000
+
+
+@dataclasses.dataclass(frozen=True)
+class OnlineConfig:
+    """Online decoding's settings.
+
+    Attributes:
+      ppo: PPO's.
+      decoder: the decoder's.
+    """
+
+    ppo: PPOConfig = PPOConfig(learning_rates=LEARNING_RATES)
+    decoder: DecoderConfig = DecoderConfig()
+
+
+@dataclasses.dataclass(frozen=True)
+class HybridAgent:
+    """The actor that PPO trains.
+
+    Attributes:
+      trunk: the latent policy's trunk.
+      latent_dim: Z.
+      num_actions: A.
+      decoder_hidden: widths of the decoder's hidden layers.
+    """
+
+    trunk: TrunkConfig
+    latent_dim: int
+    num_actions: int
+    decoder_hidden: tuple[int, ...]
+
+    @property
+    def decoder(self) -> MLP:
+        """Latents ``[B, Z]`` to logits ``[B, A]``."""
+        return MLP((*self.decoder_hidden, self.num_actions))
+
+    def init(self, key: jax.Array, policy: CloningState) -> tuple[dict[str, Any], dict[str, Any]]:
+        """The surgery on stage 2's policy.
+
+        Returns:
+          What PPO trains: a copy of the fully connected layer, a policy head of zeros, the value head; and what is
+          frozen: convolutions, that layer, the latent head, and a decoder that starts at random.
+        """
+        trunk, head = policy.params["trunk_net"], policy.params["latent_head"]
+        features = self.trunk.features
+        params = {
+            "fc": jax.tree.map(jnp.copy, trunk["fc"]),
+            "policy_head": {"kernel": jnp.zeros((features, self.num_actions)), "bias": jnp.zeros(self.num_actions)},
+            "value_head": jax.tree.map(jnp.copy, policy.params["value_head"]),
+        }
+        frozen = {
+            "convs": trunk["convs"],
+            "fc": trunk["fc"],
+            "latent_head": head,
+            "decoder": self.decoder.init(key, jnp.zeros((1, self.latent_dim)))["params"],
+        }
+        return params, frozen
+
+    def _fc(self, params: Any, x: jax.Array) -> jax.Array:
+        return nn.relu(Dense(self.trunk.features).apply({"params": params}, x))
+
+    def encode(self, frozen: dict[str, Any], obs: jax.Array) -> dict[str, jax.Array]:
+        """The convolutions' output and the decoder's logits, both fixed during an update."""
+        trunk = make_trunk(self.trunk)
+        convs = trunk.apply(
+            {"params": {"convs": frozen["convs"], "fc": frozen["fc"]}},
+            normalise_obs(obs),
+            method=lambda m, x: m.convs(x),
+        )
+        convs = nn.relu(convs)
+        latent = Dense(self.latent_dim).apply({"params": frozen["latent_head"]}, self._fc(frozen["fc"], convs))
+        return {"convs": convs, "decoded": self.decoder.apply({"params": frozen["decoder"]}, latent)}
+
+    def apply(self, params: dict[str, Any], features: dict[str, jax.Array]) -> tuple[jax.Array, jax.Array]:
+        """Logits ``[B, A]``, the mean of the two heads, and values ``[B]``."""
+        x = self._fc(params["fc"], features["convs"])
+        logits = x @ params["policy_head"]["kernel"] + params["policy_head"]["bias"][None]
+        value = x @ params["value_head"]["kernel"] + params["value_head"]["bias"][None]
+        return (logits + features["decoded"]) / 2, value[:, 0]
+
+
+@struct.dataclass
+class Pairs:
+    """A ring of (latent, action) pairs of the agent's own transitions.
+
+    Attributes:
+      latent: float32 ``[K, Z]``.
+      action: int32 ``[K]``.
+      valid: bool ``[K]``, False for a slot that is empty or a transition across an episode's end.
+      written: int32 ``[]``, pairs written so far.
+    """
+
+    latent: jax.Array
+    action: jax.Array
+    valid: jax.Array
+    written: jax.Array
+
+    @classmethod
+    def init(cls, capacity: int, latent_dim: int) -> "Pairs":
+        """An empty ring."""
+        return cls(
+            jnp.zeros((capacity, latent_dim)),
+            jnp.zeros(capacity, jnp.int32),
+            jnp.zeros(capacity, jnp.bool_),
+            jnp.zeros((), jnp.int32),
+        )
+
+
+@struct.dataclass
+class OnlineState:
+    """Everything that online decoding carries.
+
+    Attributes:
+      ppo: PPO's state.
+      frozen: what PPO does not train; its ``decoder`` is refitted between updates.
+      pairs: the decoder's data.
+      config: the settings (static).
+    """
+
+    ppo: PPOState
+    frozen: dict[str, Any]
+    pairs: Pairs
+    config: OnlineConfig = struct.field(pytree_node=False)
+
+
+def make_agent(policy: CloningState, config: OnlineConfig, num_actions: int) -> HybridAgent:
+    """The agent for a latent policy."""
+    return HybridAgent(policy.config.trunk, policy.latent_dim, num_actions, config.decoder.hidden)
+
+
+def init(key: jax.Array, config: OnlineConfig, policy: CloningState, env: VectorEnv) -> OnlineState:
+    """Starts online decoding of a latent policy in `env`."""
+    key_agent, key_ppo = jax.random.split(key)
+    agent = make_agent(policy, config, env.num_actions)
+    params, frozen = agent.init(key_agent, policy)
+    capacity = min(config.decoder.capacity, config.ppo.total_frames)
+    return OnlineState(
+        ppo.init(key_ppo, config.ppo, params, env), frozen, Pairs.init(capacity, policy.latent_dim), config
+    )
+
+
+@jax.jit
+def add_pairs(pairs: Pairs, model: DynamicsState, obs: jax.Array, action: jax.Array, done: jax.Array) -> Pairs:
+    """Infers the latents of a rollout's transitions and appends them to the ring.
+
+    Args:
+      pairs: the ring.
+      model: stage 1.
+      obs: ``[T, N, *obs_shape]``.
+      action: int32 ``[T, N]``, taken at those observations.
+      done: bool ``[T, N]``, the step ended an episode.
+
+    Returns:
+      The ring with ``(T - 2) N`` more pairs: z of (o_{t-1}, o_t, o_{t+1}) beside a_t.
+    """
+
+    def infer(_, t):
+        window = jax.lax.dynamic_slice_in_dim(obs, t, 3).swapaxes(0, 1)
+        return None, dynamics.infer_latents(model, window).continuous
+
+    steps = obs.shape[0] - 2
+    _, latent = jax.lax.scan(infer, None, jnp.arange(steps))
+    valid = ~(done[:-2] | done[1:-1])
+    capacity = pairs.action.shape[0]
+    size = steps * obs.shape[1]
+    if size > capacity:
+        raise ValueError(f"The decoder's capacity ({capacity}) is smaller than one update's transitions ({size}).")
+    slots = (pairs.written + jnp.arange(size)) % capacity
+    return Pairs(
+        pairs.latent.at[slots].set(latent.reshape(size, -1)),
+        pairs.action.at[slots].set(action[1:-1].reshape(-1)),
+        pairs.valid.at[slots].set(valid.reshape(-1)),
+        pairs.written + size,
+    )
+
+
+@functools.partial(jax.jit, static_argnames=("agent", "config"))
+def fit_decoder(key: jax.Array, pairs: Pairs, agent: HybridAgent, config: DecoderConfig) -> tuple[Any, jax.Array]:
+    """Fits a new decoder on the ring: cross-entropy with label smoothing, Adam.
+
+    Returns:
+      The decoder's parameters, and its accuracy over the last epoch, float32 ``[]``.
+    """
+    capacity = pairs.action.shape[0]
+    key_init, key_rows = jax.random.split(key)
+    params = agent.decoder.init(key_init, pairs.latent[:1])["params"]
+    tx = optax.adam(config.learning_rate)
+    batch = min(config.batch_size, capacity)
+
+    def step(carry):
+        index, params, opt_state, _ = carry
+        # The ring fills from the front: rows are drawn from what has been written.
+        filled = jnp.minimum(pairs.written, capacity)
+        rows = jax.random.randint(jax.random.fold_in(key_rows, index), (batch,), 0, filled)
+        weight = pairs.valid[rows].astype(jnp.float32)
+
+        def loss_fn(params):
+            logits = agent.decoder.apply({"params": params}, pairs.latent[rows])
+            target = optax.smooth_labels(jax.nn.one_hot(pairs.action[rows], logits.shape[-1]), config.label_smoothing)
+            losses = optax.softmax_cross_entropy(logits, target)
+            correct = (jnp.argmax(logits, -1) == pairs.action[rows]).astype(jnp.float32)
+            total = jnp.maximum(weight.sum(), 1)
+            return (losses * weight).sum() / total, (correct * weight).sum() / total
+
+        grads, accuracy = jax.grad(loss_fn, has_aux=True)(params)
+        updates, opt_state = tx.update(grads, opt_state)
+        return index + 1, optax.apply_updates(params, updates), opt_state, accuracy
+
+    steps = config.epochs * jnp.minimum(pairs.written, capacity) // batch
+    carry = (jnp.zeros((), jnp.int32), params, tx.init(params), jnp.zeros(()))
+    _, params, _, accuracy = jax.lax.while_loop(lambda c: c[0] < steps, step, carry)
+    return params, accuracy
+
+
+def refits(config: OnlineConfig, updates_done: int) -> bool:
+    """Whether the decoder is refitted after update number `updates_done` (counted from 1)."""
+    decoder = config.decoder
+    fraction = updates_done * config.ppo.num_envs * config.ppo.num_steps / config.ppo.total_frames
+    if not decoder.start < fraction < decoder.stop:
+        return False
+    return fraction < decoder.dense_until or updates_done % decoder.every == 0
+
+
+def collects(config: OnlineConfig, updates_done: int) -> bool:
+    """Whether update number `updates_done` still feeds the decoder: some later (or this) update refits it."""
+    fraction = updates_done * config.ppo.num_envs * config.ppo.num_steps / config.ppo.total_frames
+    return fraction < config.decoder.stop
+
+
+def update(
+    state: OnlineState,
+    model: DynamicsState,
+    agent: HybridAgent,
+    env: VectorEnv,
+    *,
+    scan: Callable = jax.lax.scan,
+    axis_name: str | None = None,
+) -> tuple[OnlineState, dict[str, jax.Array]]:
+    """One PPO update, then, while the decoder is still being fitted, the inverse model and perhaps a refit.
+
+    Args:
+      state: the training state; its update counter must be concrete, because it decides what is computed.
+      model: stage 1.
+      agent: see `make_agent`.
+      env: N environments.
+      scan: see `ppo.update`.
+      axis_name: devices to reduce over.
+
+    Returns:
+      The new state and PPO's metrics, with ``decoder_accuracy`` (training, NaN where nothing was fitted).
+    """
+    number = int(state.ppo.update) + 1
+    collecting = collects(state.config, number)
+    rollout = ppo.collect(agent, env, state.ppo, state.frozen, axis_name, keep_obs=collecting)
+    new, metrics = ppo.improve(state.ppo, agent, rollout, scan=scan, axis_name=axis_name)
+    pairs, frozen = state.pairs, state.frozen
+    metrics["decoder_accuracy"] = jnp.float32(np.nan)
+    if collecting:
+        pairs = add_pairs(pairs, model, rollout.obs, rollout.action, rollout.done)
+    if refits(state.config, number):
+        key = parallel.device_key(jax.random.fold_in(jax.random.fold_in(new.key, number), 2), None)
+        decoder, metrics["decoder_accuracy"] = fit_decoder(key, pairs, agent, state.config.decoder)
+        frozen = {**frozen, "decoder": decoder}
+    return state.replace(ppo=new, frozen=frozen, pairs=pairs), metrics

@@ -1,0 +1,267 @@
+"""Stage 1: inverse and forward dynamics models joined by a quantiser, trained by prediction error (LAPO, section 3).
+
+    z_t = IDM(o_{t-1}, o_t, o_{t+1}),  z^q_t = VQ(z_t),  o^_{t+1} = FDM(o_{t-1}, o_t, z^q_t)
+    loss = mean (o^_{t+1} - o_{t+1})^2 + 0.05 mean (z_t - sg z^q_t)^2
+
+Dimension keys: B batch, H, W, C frame, Z latent size, N codebooks, M codes.
+"""
+
+import dataclasses
+from typing import Any, Literal
+
+import chex
+import jax
+import jax.numpy as jnp
+import optax
+from flax import struct
+
+from lamjax import parallel
+from lamjax.models import quantizer
+from lamjax.models.idm import IDM
+from lamjax.models.impala import ImpalaConfig
+from lamjax.models.policy import normalise_obs
+from lamjax.models.quantizer import Codebooks, QuantizerConfig
+from lamjax.models.trunk import TrunkConfig
+from lamjax.models.unet import UNet, UNetConfig
+from lamjax.optim import warmup_linear
+
+
+@dataclasses.dataclass(frozen=True)
+class DynamicsConfig:
+    """Stage 1's settings; the defaults are LAPO's.
+
+    Attributes:
+      steps: optimizer steps.
+      batch_size: windows in a step, over all devices.
+      learning_rate: the peak.
+      warmup_steps: linear steps from a tenth of the peak up to it; then linear down to a hundredth at the last step.
+      weight_decay: AdamW's, on every parameter.
+      max_grad_norm: clip of the global norm over both models.
+      idm: trunk of the inverse model.
+      fdm: the forward model.
+      quantizer: the quantiser.
+      loss_scale: "none" is LAPO's loss; "copy_last" divides the prediction error by that of copying o_t, so that
+        games whose frames barely change learn as fast as others.
+      dtype: type of the activations; losses, statistics, the quantiser and the optimizer stay float32.
+    """
+
+    steps: int = 50_000
+    batch_size: int = 128
+    learning_rate: float = 3e-4
+    warmup_steps: int = 50
+    weight_decay: float = 0.01
+    max_grad_norm: float = 2.0
+    idm: TrunkConfig = ImpalaConfig()
+    fdm: UNetConfig = UNetConfig()
+    quantizer: QuantizerConfig = QuantizerConfig()
+    loss_scale: Literal["none", "copy_last"] = "none"
+    dtype: Literal["float32", "bfloat16"] = "float32"
+
+    @property
+    def latent_dim(self) -> int:
+        """Z."""
+        return self.quantizer.latent_dim
+
+
+@struct.dataclass
+class DynamicsState:
+    """Everything that stage 1 carries.
+
+    Attributes:
+      params: ``{"idm": ..., "fdm": ...}``, float32.
+      batch_stats: running statistics of the forward model's batch norms.
+      codebooks: the quantiser.
+      opt_state: AdamW's moments, float32.
+      step: int32 ``[]``, steps done.
+      config: the settings (static).
+    """
+
+    params: dict[str, Any]
+    batch_stats: Any
+    codebooks: Codebooks
+    opt_state: Any
+    step: jax.Array
+    config: DynamicsConfig = struct.field(pytree_node=False)
+
+
+@struct.dataclass
+class Latents:
+    """Inferred latent actions.
+
+    Attributes:
+      continuous: float32 ``[B, Z]``, z before the quantiser: what stage 2 clones and probes read.
+      quantized: float32 ``[B, Z]``, what the forward model sees.
+      codes: int32 ``[B, N, H]``.
+    """
+
+    continuous: jax.Array
+    quantized: jax.Array
+    codes: jax.Array
+
+
+def optimizer(config: DynamicsConfig) -> optax.GradientTransformation:
+    """Global-norm clip, then AdamW under a warm-up and a linear decay."""
+    schedule = warmup_linear(config.learning_rate, 0.1, 0.01, config.warmup_steps, config.steps)
+    return optax.chain(
+        optax.clip_by_global_norm(config.max_grad_norm), optax.adamw(schedule, weight_decay=config.weight_decay)
+    )
+
+
+def _idm(config: DynamicsConfig) -> IDM:
+    return IDM(config.idm, config.latent_dim, jnp.dtype(config.dtype))
+
+
+def _fdm(config: DynamicsConfig, channels: int) -> UNet:
+    return UNet(config.fdm, channels, jnp.dtype(config.dtype))
+
+
+def join_frames(frames: jax.Array) -> jax.Array:
+    """Joins time and channels: ``[B, T, H, W, C] -> [B, H, W, T * C]``, oldest first."""
+    b, t, h, w, c = frames.shape
+    return frames.transpose(0, 2, 3, 1, 4).reshape(b, h, w, t * c)
+
+
+def init(key: jax.Array, config: DynamicsConfig, obs_shape: tuple[int, ...]) -> DynamicsState:
+    """Starts stage 1.
+
+    Args:
+      key: a typed PRNG key.
+      config: the settings.
+      obs_shape: shape of one observation, ``(H, W, C)``.
+    """
+    h, w, c = obs_shape
+    key_idm, key_fdm, key_vq = jax.random.split(key, 3)
+    idm = _idm(config).init(key_idm, jnp.zeros((1, h, w, 3 * c)))["params"]
+    fdm = _fdm(config, c).init(key_fdm, jnp.zeros((1, h, w, 2 * c)), jnp.zeros((1, config.latent_dim)))
+    params = {"idm": idm, "fdm": fdm["params"]}
+    return DynamicsState(
+        params,
+        fdm["batch_stats"],
+        quantizer.init(key_vq, config.quantizer),
+        optimizer(config).init(params),
+        jnp.zeros((), jnp.int32),
+        config,
+    )
+
+
+def _infer(params: Any, codebooks: Codebooks, frames: jax.Array, config: DynamicsConfig) -> Latents:
+    """`frames` float32 ``[B, 3, H, W, C]`` in [-0.5, 0.5]."""
+    z = _idm(config).apply({"params": params["idm"]}, join_frames(frames)).astype(jnp.float32)
+    z_q, codes = quantizer.quantize(codebooks, jax.lax.stop_gradient(z), config.quantizer)
+    return Latents(z, z_q if config.quantizer.enabled else z, codes)
+
+
+def loss_fn(
+    params: Any, state: DynamicsState, windows: jax.Array, axis_name: str | None = None
+) -> tuple[jax.Array, tuple[Any, Latents, dict[str, jax.Array]]]:
+    """Stage 1's training loss.
+
+    Args:
+      params: what is differentiated.
+      state: batch statistics, codebooks and config.
+      windows: uint8 ``[B, 3, H, W, C]``, o_{t-1}, o_t, o_{t+1}.
+      axis_name: devices that share batch statistics.
+
+    Returns:
+      The loss, and new batch statistics, latents, and metrics (see `train_step`).
+    """
+    config = state.config
+    frames = normalise_obs(windows)
+    latents = _infer(params, state.codebooks, frames, config)
+    z, z_q = latents.continuous, latents.quantized
+    prediction, updated = _fdm(config, frames.shape[-1]).apply(
+        {"params": params["fdm"], "batch_stats": state.batch_stats},
+        join_frames(frames[:, :2]),
+        quantizer.straight_through(z, z_q) if config.quantizer.enabled else z,
+        train=True,
+        axis_name=axis_name,
+        mutable=["batch_stats"],
+    )
+    fdm_mse = jnp.mean(jnp.square(prediction - frames[:, 2]))
+    copy_last_mse = jnp.mean(jnp.square(frames[:, 1] - frames[:, 2]))
+    commitment = config.quantizer.commitment * quantizer.commitment_loss(z, z_q)
+    scale = jax.lax.stop_gradient(parallel.pmean(copy_last_mse, axis_name)) + 1e-8
+    loss = fdm_mse / (scale if config.loss_scale == "copy_last" else 1.0)
+    if config.quantizer.enabled:
+        loss = loss + commitment
+    metrics = {"loss": loss, "fdm_mse": fdm_mse, "copy_last_mse": copy_last_mse, "commitment": commitment}
+    return loss, (updated["batch_stats"], latents, metrics)
+
+
+def train_step(
+    state: DynamicsState, windows: jax.Array, *, axis_name: str | None = None
+) -> tuple[DynamicsState, dict[str, jax.Array]]:
+    """One step of stage 1. Pure: jit it (donating the state), vmap it over seeds, or pmap it with an `axis_name`.
+
+    Args:
+      state: the training state.
+      windows: uint8 ``[B, 3, H, W, C]``; under `axis_name` each device's share of the batch.
+      axis_name: devices over which gradients, batch statistics, code counts and metrics are reduced.
+
+    Returns:
+      The new state and metrics, float32 ``[]``: ``loss``, ``fdm_mse`` and ``copy_last_mse`` (pixels in [-0.5, 0.5]),
+      ``commitment`` (weighted), ``grad_norm`` (before the clip), ``learning_rate``, and for each codebook n
+      ``perplexity_n`` and ``used_codes_n`` of this batch.
+    """
+    config = state.config
+    chex.assert_rank(windows, 5)
+    chex.assert_axis_dimension(windows, 1, 3)
+    grads, (batch_stats, latents, metrics) = jax.grad(loss_fn, has_aux=True)(state.params, state, windows, axis_name)
+    grads, metrics = parallel.pmean((grads, metrics), axis_name)
+    updates, opt_state = optimizer(config).update(grads, state.opt_state, state.params)
+    counts = parallel.psum(quantizer.hits(latents.codes, config.quantizer), axis_name)
+    perplexity = quantizer.perplexity(counts)
+    metrics["grad_norm"] = optax.global_norm(grads)
+    metrics["learning_rate"] = warmup_linear(config.learning_rate, 0.1, 0.01, config.warmup_steps, config.steps)(
+        state.step
+    )
+    for n in range(config.quantizer.codebooks):
+        metrics[f"perplexity_{n}"] = perplexity[n]
+        metrics[f"used_codes_{n}"] = jnp.sum(counts[n] > 0).astype(jnp.float32)
+    new = state.replace(
+        params=optax.apply_updates(state.params, updates),
+        batch_stats=batch_stats,
+        codebooks=quantizer.update(state.codebooks, latents.continuous, latents.codes, config.quantizer, axis_name),
+        opt_state=opt_state,
+        step=state.step + 1,
+    )
+    return new, metrics
+
+
+def infer_latents(state: DynamicsState, windows: jax.Array) -> Latents:
+    """The latent actions of windows uint8 ``[B, 3, H, W, C]``, in evaluation mode."""
+    chex.assert_rank(windows, 5)
+    return _infer(state.params, state.codebooks, normalise_obs(windows), state.config)
+
+
+def predict_next(state: DynamicsState, frames: jax.Array, latent: jax.Array) -> jax.Array:
+    """Predicts o_{t+1} in evaluation mode.
+
+    Args:
+      state: the trained state.
+      frames: ``[B, 2, H, W, C]``, o_{t-1} and o_t, uint8, or float32 in [-0.5, 0.5].
+      latent: float32 ``[B, Z]``, quantised latents.
+
+    Returns:
+      float32 ``[B, H, W, C]``, pixels in [-0.5, 0.5].
+    """
+    chex.assert_rank(frames, 5)
+    return _fdm(state.config, frames.shape[-1]).apply(
+        {"params": state.params["fdm"], "batch_stats": state.batch_stats}, join_frames(normalise_obs(frames)), latent
+    )
+
+
+def evaluate(state: DynamicsState, windows: jax.Array) -> dict[str, jax.Array]:
+    """Errors on held-out windows uint8 ``[B, 3, H, W, C]``, in evaluation mode.
+
+    Returns:
+      ``fdm_mse`` and ``copy_last_mse`` float32 ``[]``, and ``code_counts`` float32 ``[N, M]``.
+    """
+    latents = infer_latents(state, windows)
+    prediction = predict_next(state, windows[:, :2], latents.quantized)
+    target, last = normalise_obs(windows[:, 2]), normalise_obs(windows[:, 1])
+    return {
+        "fdm_mse": jnp.mean(jnp.square(prediction - target)),
+        "copy_last_mse": jnp.mean(jnp.square(last - target)),
+        "code_counts": quantizer.hits(latents.codes, state.config.quantizer),
+    }

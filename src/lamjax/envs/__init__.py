@@ -1,0 +1,30 @@
+"""Environments behind one batched, jittable interface: real Procgen and gymnax."""
+
+from lamjax.envs.api import VectorEnv
+from lamjax.envs.gymnax import Gymnax
+from lamjax.envs.procgen import Procgen, ProcgenNotInstalledError
+from lamjax.envs.registry import (
+    ACTION_NAMES,
+    PROCGEN_GAMES,
+    UnknownEnvError,
+    check_name,
+    env_names,
+    make,
+    merged_actions,
+    normalised_return,
+)
+
+__all__ = [
+    "ACTION_NAMES",
+    "PROCGEN_GAMES",
+    "Gymnax",
+    "Procgen",
+    "ProcgenNotInstalledError",
+    "UnknownEnvError",
+    "VectorEnv",
+    "check_name",
+    "env_names",
+    "make",
+    "merged_actions",
+    "normalised_return",
+]

@@ -1,0 +1,66 @@
+"""The batched environment interface: gymnax's six-value ``step`` over a leading batch axis.
+
+Dimension keys: N environments, then the observation's own shape (``H, W, C`` for pixels).
+"""
+
+from typing import Any, Protocol
+
+import jax
+import numpy as np
+
+
+class VectorEnv(Protocol):
+    """N environments stepped together inside ``jit``, whether they are vmapped JAX or one native batch.
+
+    ``step`` resets a finished environment by itself: the returned observation is then the first of the next
+    episode, and ``info["final_observation"]`` is what was seen last of the one that ended. Read ``info`` inside
+    the rollout and reduce it there: stacking it over time keeps a second copy of every frame.
+    """
+
+    name: str
+    num_envs: int
+    num_actions: int
+    obs_shape: tuple[int, ...]
+    obs_dtype: Any
+    env_params: dict[str, Any]
+
+    def reset(self, key: jax.Array, params: Any = None) -> tuple[jax.Array, Any]:
+        """Starts N episodes.
+
+        Args:
+          key: a typed PRNG key ``[]``; everything random in the environments follows from it.
+          params: environment parameters, or None for the defaults.
+
+        Returns:
+          Observations ``[N, *obs_shape]`` and the environments' state (a pytree).
+        """
+        ...
+
+    def step(
+        self, key: jax.Array, state: Any, action: jax.Array, params: Any = None
+    ) -> tuple[jax.Array, Any, jax.Array, jax.Array, jax.Array, dict[str, jax.Array]]:
+        """Takes one step in each environment.
+
+        Args:
+          key: a typed PRNG key ``[]``.
+          state: what ``reset`` or ``step`` returned.
+          action: int32 ``[N]`` in ``[0, num_actions)``.
+          params: environment parameters, or None for the defaults.
+
+        Returns:
+          ``(obs [N, *obs_shape], state, reward float32 [N], terminated bool [N], truncated bool [N], info)``;
+          ``info["final_observation"]`` is ``[N, *obs_shape]``.
+        """
+        ...
+
+    def get_state(self, state: Any) -> dict[str, np.ndarray]:
+        """Reads everything that ``set_state`` needs to go on bit-equally; called between dispatches."""
+        ...
+
+    def set_state(self, saved: dict[str, np.ndarray]) -> Any:
+        """Turns what ``get_state`` returned into a state that ``step`` accepts, also in a new process."""
+        ...
+
+    def close(self) -> None:
+        """Frees what the environments hold outside JAX."""
+        ...

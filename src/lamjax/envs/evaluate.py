@@ -1,0 +1,83 @@
+"""Returns of a policy over a fixed number of episodes in each environment.
+
+Stopping at the first E episodes to finish would favour short ones. Here every environment plays the same number, and
+each counts.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from lamjax.envs.api import VectorEnv
+
+CHUNK = 32  # steps a dispatch: rarely more than a chunk is played after the last episode has ended
+
+
+@functools.partial(jax.jit, static_argnames=("logits_fn", "env", "per_env", "greedy"))
+def _play(logits_fn, policy, env, per_env, greedy, carry, key):
+    def step(carry, step_key):
+        obs, env_state, running, finished, total, lengths, length = carry
+        key_action, key_env = jax.random.split(step_key)
+        logits = logits_fn(policy, obs)
+        action = jnp.argmax(logits, -1) if greedy else jax.random.categorical(key_action, logits)
+        obs, env_state, reward, terminated, truncated, _ = env.step(key_env, env_state, action.astype(jnp.int32))
+        running, length = running + reward, length + 1
+        counts = (terminated | truncated) & (finished < per_env)
+        slot = jnp.minimum(finished, per_env - 1)
+        rows = jnp.arange(env.num_envs)
+        total = total.at[rows, slot].set(jnp.where(counts, running, total[rows, slot]))
+        lengths = lengths.at[rows, slot].set(jnp.where(counts, length, lengths[rows, slot]))
+        done = terminated | truncated
+        running, length = jnp.where(done, 0.0, running), jnp.where(done, 0, length)
+        return (obs, env_state, running, finished + counts, total, lengths, length), None
+
+    carry, _ = jax.lax.scan(step, carry, jax.random.split(key, CHUNK))
+    return carry
+
+
+def evaluate(
+    logits_fn: Callable[[Any, jax.Array], jax.Array],
+    policy: Any,
+    env: VectorEnv,
+    episodes: int,
+    key: jax.Array,
+    *,
+    greedy: bool = False,
+    progress: Callable[[int], None] | None = None,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Plays ``episodes / N`` episodes in each of the N environments.
+
+    Args:
+      logits_fn: ``(policy, obs [N, *obs_shape]) -> logits [N, A]``; compiled once for each function object.
+      policy: the first argument of `logits_fn`, a pytree.
+      env: N environments.
+      episodes: how many episodes, a multiple of N.
+      key: a typed PRNG key; with the same key an environment plays the same levels.
+      greedy: take the most likely action; otherwise sample.
+      progress: called with the number of episodes finished so far.
+
+    Returns:
+      Raw returns float32 ``[episodes]`` and lengths int32 ``[episodes]``.
+
+    Raises:
+      ValueError: if `episodes` is not a multiple of N.
+    """
+    n = env.num_envs
+    if episodes % n:
+        raise ValueError(f"episodes ({episodes}) must be a multiple of the number of environments ({n}).")
+    per_env = episodes // n
+    key_reset, key = jax.random.split(key)
+    obs, env_state = env.reset(key_reset)
+    zeros, counts = jnp.zeros(n), jnp.zeros(n, jnp.int32)
+    carry = (obs, env_state, zeros, counts, jnp.zeros((n, per_env)), jnp.zeros((n, per_env), jnp.int32), counts)
+    chunk = 0
+    while (finished := int(carry[3].sum())) < episodes:
+        if progress:
+            progress(finished)
+        carry = _play(logits_fn, policy, env, per_env, greedy, carry, jax.random.fold_in(key, chunk))
+        chunk += 1
+    return np.asarray(carry[4]).ravel(), np.asarray(carry[5]).ravel()

@@ -1,0 +1,139 @@
+"""Every environment by name, and for each Procgen game the facts that results depend on.
+
+The returns are those of the LAPO paper's data: "random" is a uniform policy's mean return, "expert" the mean return
+of its demonstrations. The time-outs and the effect of each action come from the Procgen engine.
+"""
+
+import dataclasses
+import difflib
+from typing import Any
+
+from lamjax.envs.api import VectorEnv
+from lamjax.envs.gymnax import Gymnax
+from lamjax.envs.procgen import Procgen
+
+ACTION_NAMES = (
+    *("left-down", "left", "left-up", "down", "noop", "up", "right-down", "right", "right-up"),
+    *(f"special-{key}" for key in "DAWSQE"),
+)
+
+
+def _aliases(moves: str, specials: str = "444444") -> tuple[int, ...]:
+    """Maps each of the 15 actions to the first action that does the same.
+
+    `moves` gives the representative of actions 0 to 8, `specials` of 9 to 14, one hexadecimal digit each.
+    """
+    return tuple(int(digit, 16) for digit in moves + specials)
+
+
+# Which moves a game tells apart.
+_ALL = "012345678"
+_NO_DOWN = "112445778"  # the down-component is dropped
+_FOUR_WAY = "111345777"  # horizontal wins over vertical
+_SIDEWAYS = "111444777"  # vertical is ignored
+_FIRE = "944444"  # one special does something
+
+
+@dataclasses.dataclass(frozen=True)
+class Game:
+    """What is known of a Procgen game (distribution mode "easy").
+
+    Attributes:
+      random_return: mean return of a uniform policy, in raw reward.
+      expert_return: mean return of the paper's demonstrations.
+      aliases: for each of the 15 actions the representative of the actions that do the same in this game.
+      time_limit: steps after which the engine ends an episode.
+    """
+
+    random_return: float
+    expert_return: float
+    aliases: tuple[int, ...]
+    time_limit: int = 1000
+
+
+PROCGEN_GAMES: dict[str, Game] = {
+    "bigfish": Game(0.8742888, 36.336166, _aliases(_ALL), 6000),
+    "bossfight": Game(0.04618272, 11.634365, _aliases(_ALL, _FIRE), 4000),
+    "caveflyer": Game(2.5970738, 9.183605, _aliases(_ALL, _FIRE)),
+    "chaser": Game(0.6632482, 9.955711, _aliases(_ALL)),
+    "climber": Game(2.2242901, 10.233627, _aliases(_NO_DOWN)),
+    # "Down" matters on crates alone, which a frame rarely shows: it is merged away.
+    "coinrun": Game(2.704834, 9.93251, _aliases(_NO_DOWN)),
+    "dodgeball": Game(0.612983, 13.486584, _aliases(_ALL, _FIRE)),
+    "fruitbot": Game(-2.5330205, 29.925259, _aliases(_SIDEWAYS, _FIRE)),
+    "heist": Game(3.0758767, 9.685265, _aliases(_ALL)),
+    "jumper": Game(3.4105318, 8.460201, _aliases(_NO_DOWN)),
+    "leaper": Game(2.5105245, 7.4082565, _aliases(_FOUR_WAY), 500),
+    "maze": Game(4.2726293, 9.969294, _aliases(_FOUR_WAY), 500),
+    "miner": Game(1.2513667, 11.892558, _aliases(_FOUR_WAY)),
+    "ninja": Game(2.5599792, 9.474582, _aliases(_NO_DOWN, "9abc99")),
+    "plunder": Game(4.3207445, 11.460528, _aliases(_SIDEWAYS, _FIRE), 4000),
+    "starpilot": Game(1.5251881, 66.98625, _aliases(_ALL, "9a9999")),
+}
+
+GYMNAX_ENVS: dict[str, str] = {
+    "cartpole": "CartPole-v1",
+    "minatar/asterix": "Asterix-MinAtar",
+    "minatar/breakout": "Breakout-MinAtar",
+    "minatar/freeway": "Freeway-MinAtar",
+    "minatar/space_invaders": "SpaceInvaders-MinAtar",
+}
+
+
+class UnknownEnvError(ValueError):
+    """Raised for a name that the registry does not hold; the message lists near names."""
+
+
+def env_names() -> list[str]:
+    """All names that `make` knows."""
+    return sorted(PROCGEN_GAMES) + sorted(GYMNAX_ENVS)
+
+
+def check_name(name: str) -> str:
+    """Returns `name`, or raises `UnknownEnvError` with the names nearest to it."""
+    if name in PROCGEN_GAMES or name in GYMNAX_ENVS:
+        return name
+    near = difflib.get_close_matches(name, env_names(), n=3, cutoff=0.5)
+    hint = f"did you mean {' or '.join(near)}?" if near else f"choose one of {', '.join(env_names())}."
+    raise UnknownEnvError(f"There is no environment called {name!r}: {hint}")
+
+
+def make(name: str, num_envs: int, **params: Any) -> VectorEnv:
+    """Makes N copies of an environment.
+
+    Args:
+      name: a Procgen game (``coinrun`` ... ``starpilot``), ``minatar/breakout`` ..., or ``cartpole``.
+      num_envs: N.
+      **params: for Procgen ``num_levels``, ``start_level``, ``distribution_mode``, ``num_threads``.
+
+    Raises:
+      UnknownEnvError: if there is no such environment.
+      ProcgenNotInstalledError: if the ``procgen`` extra is absent.
+    """
+    check_name(name)
+    if name in PROCGEN_GAMES:
+        return Procgen(name, num_envs, time_limit=PROCGEN_GAMES[name].time_limit, **params)
+    import gymnax  # slow to import (it pulls in plotting), and needed by these names alone
+
+    env, env_params = gymnax.make(GYMNAX_ENVS[name], **params)
+    return Gymnax(env, num_envs, params=env_params, name=name)
+
+
+def merged_actions(name: str, num_actions: int) -> tuple[int, ...]:
+    """The action classes that differ in effect, as a map from action to class ``0 ... k-1``.
+
+    Args:
+      name: the environment.
+      num_actions: how many actions it has (games without a table map each action to itself).
+    """
+    aliases = PROCGEN_GAMES[name].aliases if name in PROCGEN_GAMES else tuple(range(num_actions))
+    classes = {representative: index for index, representative in enumerate(sorted(set(aliases)))}
+    return tuple(classes[representative] for representative in aliases)
+
+
+def normalised_return(name: str, mean_return: float) -> float | None:
+    """``(R - R_random) / (R_expert - R_random)`` with the paper's constants, or None where they are not known."""
+    if name not in PROCGEN_GAMES:
+        return None
+    game = PROCGEN_GAMES[name]
+    return (mean_return - game.random_return) / (game.expert_return - game.random_return)

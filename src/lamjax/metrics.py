@@ -1,0 +1,117 @@
+"""Where metrics go: a line of JSON, TensorBoard, and the terminal."""
+
+import json
+import math
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+from tensorboardX import SummaryWriter
+from tqdm import tqdm
+
+LINE_SECONDS = 10.0  # a line at most this often where the output is not a terminal
+
+
+class NonFiniteError(ArithmeticError):
+    """Raised when a metric is NaN or infinite, after it was written everywhere."""
+
+
+class MetricLog:
+    """Appends metrics to ``metrics.jsonl`` and TensorBoard events in a run folder.
+
+    A resumed run may write a step again; readers keep the last row of each (stage, step).
+    """
+
+    def __init__(self, folder: Path):
+        """Opens the sinks in `folder`."""
+        folder.mkdir(parents=True, exist_ok=True)
+        self._file = (folder / "metrics.jsonl").open("a")
+        self._board = SummaryWriter(logdir=str(folder / "tensorboard"))
+
+    def write(self, stage: str, step: int, metrics: Mapping[str, float]) -> None:
+        """Writes one row.
+
+        Args:
+          stage: which stage.
+          step: optimizer steps or environment frames, whatever the stage counts.
+          metrics: finite numbers; values of what did not happen (NaN) are left out by the caller.
+
+        Raises:
+          NonFiniteError: if a value is not finite; the row is written and flushed all the same.
+        """
+        row = {"stage": stage, "step": step, "time": round(time.time(), 3)}
+        values = {name: float(value) for name, value in metrics.items()}
+        finite = {name: value if math.isfinite(value) else None for name, value in values.items()}
+        self._file.write(json.dumps(row | finite) + "\n")
+        for name, value in values.items():
+            self._board.add_scalar(f"{stage}/{name}", value, step)
+        self.flush()
+        bad = [name for name, value in values.items() if not math.isfinite(value)]
+        if bad:
+            raise NonFiniteError(f"{bad[0]} is not finite")
+
+    def flush(self) -> None:
+        """Hands everything to the operating system."""
+        self._file.flush()
+        self._board.flush()
+
+    def close(self) -> None:
+        """Closes the sinks."""
+        self._file.close()
+        self._board.close()
+
+
+class Progress:
+    """A bar on a terminal, a line now and then elsewhere; on stderr, so that stdout stays for results."""
+
+    def __init__(self, label: str, total: int, initial: int = 0, unit: str = "step"):
+        """Starts at `initial` of `total` units."""
+        self._label, self._total, self._unit = label, total, unit
+        self._position, self._first = initial, initial
+        self._started = self._spoke = time.monotonic()
+        self._note = ""
+        terminal = sys.stderr.isatty()
+        self._bar = tqdm(desc=label, total=total, initial=initial, unit=unit, disable=not terminal)
+        self._terminal = terminal
+
+    def to(self, position: int, note: str = "") -> None:
+        """Moves to `position`; `note` stays beside it until the next one."""
+        self._note = note or self._note
+        self._bar.update(position - self._position)
+        if note:
+            self._bar.set_postfix_str(note)
+        self._position = position
+        now = time.monotonic()
+        if not self._terminal and now - self._spoke >= LINE_SECONDS:
+            self._spoke = now
+            self._line()
+
+    def _line(self) -> None:
+        rate = (self._position - self._first) / max(time.monotonic() - self._started, 1e-9)
+        percent = 100 * self._position / max(self._total, 1)
+        text = (
+            f"{self._label}: {self._position}/{self._total} {self._unit}s ({percent:.0f} %), {rate:.3g} {self._unit}s/s"
+        )
+        print(text + (f", {self._note}" if self._note else ""), file=sys.stderr, flush=True)
+
+    def close(self) -> None:
+        """Ends the bar, or writes the last line."""
+        self._bar.close()
+        if not self._terminal:
+            self._line()
+
+
+def read_metrics(path: Path) -> dict[str, dict[int, dict[str, float]]]:
+    """The rows of a ``metrics.jsonl`` by stage and step, in order of step.
+
+    A resumed run writes some steps again: the last row counts. A killed run may leave half a last line: it is skipped.
+    """
+    rows: dict[str, dict[int, dict[str, float]]] = {}
+    for line in path.read_text().splitlines() if path.exists() else []:
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError:
+            continue
+        rows.setdefault(row["stage"], {})[row["step"]] = row
+    return {stage: dict(sorted(steps.items())) for stage, steps in rows.items()}

@@ -1,0 +1,23 @@
+"""LAPO's inverse dynamics model."""
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from lamjax.models.init import Dense
+from lamjax.models.trunk import TrunkConfig, make_trunk
+
+
+class IDM(nn.Module):
+    """Three frames to the latent action between the last two."""
+
+    trunk: TrunkConfig
+    latent_dim: int
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Maps frames joined on channels ``[B, H, W, 3C]``, floats in [-0.5, 0.5], to latents ``[B, Z]``."""
+        return Dense(self.latent_dim, dtype=self.dtype, name="head")(make_trunk(self.trunk, self.dtype)(x))

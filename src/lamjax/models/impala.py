@@ -1,0 +1,118 @@
+"""The IMPALA residual network (Espeholt et al., 2018), the trunk of LAPO's IDM and policies, and a cheap relative.
+
+Dimension keys: B batch, H and W image size, C channels, F features.
+"""
+
+import dataclasses
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from lamjax.models.init import Conv, Dense
+
+
+@dataclasses.dataclass(frozen=True)
+class ImpalaConfig:
+    """Sizes of an IMPALA trunk; the defaults are LAPO's (scale 4).
+
+    Attributes:
+      channels: output channels of each stage.
+      strides: by how much each stage shrinks the image.
+      blocks: residual blocks in a stage.
+      features: width F of the fully connected layer.
+      stem: pixels of a side that are folded into channels first (space to depth); 1 leaves the image as it is.
+      pool: True shrinks by a max-pool after the stage's convolution, as IMPALA does; False by the convolution's own
+        stride, which costs a quarter.
+    """
+
+    channels: tuple[int, ...] = (64, 128, 128)
+    strides: tuple[int, ...] = (2, 2, 2)
+    blocks: int = 2
+    features: int = 256
+    stem: int = 1
+    pool: bool = True
+
+    def __post_init__(self):
+        if len(self.channels) != len(self.strides):
+            raise ValueError(f"channels {self.channels} and strides {self.strides} must have the same length.")
+
+
+def space_to_depth(x: jax.Array, block: int) -> jax.Array:
+    """Folds ``block x block`` pixels into channels: ``[B, H, W, C] -> [B, H/block, W/block, block*block*C]``."""
+    if block == 1:
+        return x
+    b, h, w, c = x.shape
+    if h % block or w % block:
+        raise ValueError(f"A {h} x {w} image cannot be cut into {block} x {block} blocks.")
+    x = x.reshape(b, h // block, block, w // block, block, c)
+    return x.transpose(0, 1, 3, 2, 4, 5).reshape(b, h // block, w // block, block * block * c)
+
+
+def depth_to_space(x: jax.Array, block: int) -> jax.Array:
+    """The inverse of `space_to_depth`."""
+    if block == 1:
+        return x
+    b, h, w, c = x.shape
+    x = x.reshape(b, h, w, block, block, c // block**2)
+    return x.transpose(0, 1, 3, 2, 4, 5).reshape(b, h * block, w * block, c // block**2)
+
+
+def max_pool(x: jax.Array, window: int, stride: int) -> jax.Array:
+    """Max-pool with symmetric padding ``window // 2`` where the window overlaps, as PyTorch pads.
+
+    XLA's "SAME" would pad an even image by (0, 1) instead of (1, 1) and shift every feature by a pixel.
+    """
+    pad = (window // 2, window // 2) if window > stride else (0, 0)
+    return nn.max_pool(x, (window, window), (stride, stride), (pad, pad))
+
+
+class ResidualBlock(nn.Module):
+    """``x + conv3x3(relu(conv3x3(relu(x))))``, with `hidden` channels between (by default those of x)."""
+
+    hidden: int | None = None
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Maps ``[B, H, W, C]`` to the same shape."""
+        h = Conv(self.hidden or x.shape[-1], (3, 3), dtype=self.dtype)(nn.relu(x))
+        return x + Conv(x.shape[-1], (3, 3), dtype=self.dtype)(nn.relu(h))
+
+
+class ImpalaConvs(nn.Module):
+    """The convolutional part: images to flat, rectified features."""
+
+    config: ImpalaConfig
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Maps images ``[B, H, W, C]``, floats in ``[-0.5, 0.5]``, to ``[B, H' * W' * C']``, non-negative."""
+        x = space_to_depth(x, self.config.stem)
+        for channels, stride in zip(self.config.channels, self.config.strides, strict=True):
+            if self.config.pool:
+                x = Conv(channels, (3, 3), dtype=self.dtype)(x)
+                x = max_pool(x, 3, stride)
+            else:
+                x = Conv(channels, (3, 3), strides=(stride, stride), padding=1, dtype=self.dtype)(x)
+            for _ in range(self.config.blocks):
+                x = ResidualBlock(dtype=self.dtype)(x)
+        return nn.relu(x.reshape(x.shape[0], -1))
+
+
+class Impala(nn.Module):
+    """Convolutions, then one fully connected layer: ``[B, H, W, C] -> [B, F]``, non-negative."""
+
+    config: ImpalaConfig
+    dtype: Any = jnp.float32
+
+    def setup(self):
+        """Names the two parts, so that stage 3 can freeze one and train the other."""
+        self.convs = ImpalaConvs(self.config, self.dtype)
+        self.fc = Dense(self.config.features, dtype=self.dtype)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Maps images ``[B, H, W, C]``, floats in ``[-0.5, 0.5]``, to features ``[B, F]``."""
+        return nn.relu(self.fc(self.convs(x)))

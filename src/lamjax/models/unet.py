@@ -1,0 +1,131 @@
+"""LAPO's forward dynamics model: a U-Net that predicts the next frame from two frames and a latent action.
+
+Dimension keys: B batch, H and W image size, C image channels, Z latent size.
+"""
+
+import dataclasses
+from typing import Any, Literal
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from lamjax.models.impala import ResidualBlock, depth_to_space, max_pool, space_to_depth
+from lamjax.models.init import Conv, ConvTranspose, Dense
+from lamjax.models.norm import BatchNorm
+
+
+@dataclasses.dataclass(frozen=True)
+class UNetConfig:
+    """Sizes and form of the forward model; the defaults are LAPO's (base width 24).
+
+    Attributes:
+      channels: channels of each level on the way down; the last level must be 2 x 2.
+      bottleneck: channels of the 1 x 1 bottleneck.
+      stem: pixels of a side folded into channels before the first level (space to depth) and unfolded after the last.
+      latent_input: how the latent enters the first level: "tile" repeats it over space as channels, "bias" adds a
+        linear map of it to each level on the way up instead, which costs next to nothing.
+      predict: "frame" is the next frame itself, tanh(.)/2; "change" adds to o_t an output that starts at zero.
+    """
+
+    channels: tuple[int, ...] = (24, 48, 96, 192, 384)
+    bottleneck: int = 768
+    stem: int = 1
+    latent_input: Literal["tile", "bias"] = "tile"
+    predict: Literal["frame", "change"] = "frame"
+
+
+class DownBlock(nn.Module):
+    """Convolution, batch norm, residual, 2 x 2 max-pool, ReLU."""
+
+    features: int
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array, *, train: bool, axis_name: str | None) -> jax.Array:
+        """Maps ``[B, H, W, I]`` to ``[B, H/2, W/2, O]``."""
+        x = Conv(self.features, (3, 3), dtype=self.dtype)(x)
+        x = BatchNorm(dtype=self.dtype)(x, train=train, axis_name=axis_name)
+        x = ResidualBlock(self.features // 2, dtype=self.dtype)(x)
+        return nn.relu(max_pool(x, 2, 2))
+
+
+class UpBlock(nn.Module):
+    """Transposed convolution, batch norm, residual, ReLU; optionally biased by the latent."""
+
+    features: int
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(
+        self, x: jax.Array, latent: jax.Array | None = None, *, train: bool, axis_name: str | None
+    ) -> jax.Array:
+        """Maps ``[B, H, W, I]`` to ``[B, 2H, 2W, O]``; `latent` is ``[B, Z]`` or None."""
+        x = ConvTranspose(self.features, (2, 2), dtype=self.dtype)(x)
+        x = BatchNorm(dtype=self.dtype)(x, train=train, axis_name=axis_name)
+        if latent is not None:
+            x = x + Dense(self.features, dtype=self.dtype)(latent)[:, None, None]
+        x = ResidualBlock(self.features // 2, dtype=self.dtype)(x)
+        return nn.relu(x)
+
+
+class UNet(nn.Module):
+    """The forward dynamics model."""
+
+    config: UNetConfig
+    out_channels: int = 3
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(
+        self, frames: jax.Array, latent: jax.Array, *, train: bool = False, axis_name: str | None = None
+    ) -> jax.Array:
+        """Predicts the next frame.
+
+        Args:
+          frames: float32 ``[B, H, W, 2C]`` in ``[-0.5, 0.5]``, o_{t-1} and o_t joined on channels.
+          latent: float32 ``[B, Z]``, the (quantised) latent action.
+          train: use and update batch statistics.
+          axis_name: devices that share batch statistics.
+
+        Returns:
+          float32 ``[B, H, W, C]``: the prediction of o_{t+1}, in ``[-0.5, 0.5]`` up to a learned overshoot for
+          ``predict="change"``.
+        """
+        config = self.config
+        mode = {"train": train, "axis_name": axis_name}
+        folded = space_to_depth(frames.astype(self.dtype), config.stem)
+        latent = latent.astype(self.dtype)
+        b, h, w, _ = folded.shape
+        size = 2 ** (len(config.channels) + 1)
+        if (h, w) != (size, size):
+            raise ValueError(
+                f"A U-Net of {len(config.channels)} levels needs {size} x {size} images after its stem, not {h} x {w}."
+            )
+        x = folded
+        if config.latent_input == "tile":
+            tiled = jnp.broadcast_to(latent[:, None, None], (b, h, w, latent.shape[-1]))
+            x = jnp.concatenate([x, tiled], axis=-1)
+        bias = latent if config.latent_input == "bias" else None
+
+        skips = []
+        for features in config.channels:
+            x = DownBlock(features, self.dtype)(x, **mode)
+            skips.append(x)
+        x = Conv(config.bottleneck, (2, 2), padding="VALID", dtype=self.dtype, name="bottleneck")(x)
+
+        x = jnp.concatenate([x, latent[:, None, None]], axis=-1)
+        x = UpBlock(config.channels[-1], self.dtype)(x, bias, **mode)
+        for features, skip in zip((*config.channels[-2::-1], config.channels[0]), reversed(skips), strict=True):
+            x = UpBlock(features, self.dtype)(jnp.concatenate([x, skip], axis=-1), bias, **mode)
+
+        width = config.channels[0]
+        x = Conv(width, (3, 3), dtype=self.dtype, name="head_in")(jnp.concatenate([x, folded], axis=-1))
+        x = nn.relu(ResidualBlock(width // 2, dtype=self.dtype, name="head_residual")(x))
+        out = self.out_channels * config.stem**2
+        if config.predict == "frame":
+            x = Conv(out, (1, 1), dtype=self.dtype, name="head_out")(x)
+            return jnp.tanh(depth_to_space(x, config.stem).astype(jnp.float32)) / 2
+        zero = nn.initializers.zeros
+        x = nn.Conv(out, (1, 1), dtype=self.dtype, kernel_init=zero, bias_init=zero, name="head_change")(x)
+        return frames[..., self.out_channels :] + depth_to_space(x, config.stem).astype(jnp.float32)

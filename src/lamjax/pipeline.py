@@ -1,0 +1,661 @@
+"""The stages of a run in order, each resumable, each held against its nulls.
+
+record -> dynamics (stage 1) -> cloning (stage 2) -> decode_offline, decode_online (stage 3), ppo_scratch -> report
+"""
+
+import dataclasses
+import functools
+import hashlib
+import os
+import platform
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import flax
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+import lamjax
+from lamjax import cloning, dynamics, envs, experts, loops, policies
+from lamjax.analysis import diagnosis, latents, probes, report
+from lamjax.cloning import CloningState
+from lamjax.config import RunConfig, ScratchConfig
+from lamjax.data.record import record
+from lamjax.data.store import LabelledSubset, Store, evaluation_actions, open_store
+from lamjax.data.stream import EvaluationWindows, ObservationStream, sample
+from lamjax.decoding import offline, online
+from lamjax.dynamics import DynamicsState
+from lamjax.envs.evaluate import evaluate
+from lamjax.metrics import Progress, read_metrics
+from lamjax.models.policy import normalise_obs
+from lamjax.ppo import train as ppo
+from lamjax.ppo.agent import ScratchAgent
+from lamjax.ppo.train import PPOState
+from lamjax.run import Run, RunError, Saver, restore, timed, train
+
+FUSE = 25  # optimizer steps in a dispatch where steps fuse
+STRIPS = 8
+IMAGINED = 8
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """Who is recorded.
+
+    Attributes:
+      kind: "expert", "random" or "checkpoint".
+      logits_fn: the policy.
+      params: its first argument.
+      info: provenance.
+      digest: of the weights, eight digits, for the store's name.
+    """
+
+    kind: str
+    logits_fn: Callable[[Any, jax.Array], jax.Array]
+    params: Any
+    info: dict[str, Any]
+    digest: str = ""
+
+
+def find_source(env: str, policy: str, runs: Path, num_actions: int) -> Source:
+    """The policy called `policy`: "random", "expert" (shipped, or trained here), or a policy folder's path.
+
+    Raises:
+      PolicyError: if there is none.
+    """
+    if policy == "random":
+        return Source("random", policies.uniform_logits(num_actions), {}, {"policy": "uniform over actions"})
+    if policy == "expert":
+        own = expert_folder(runs, env) / "policies" / "expert"
+        folder = own if (own / "policy.json").exists() else experts.folder(env)
+        logits_fn, params, info = policies.load_policy(own) if folder == own else experts.load(env)
+    else:
+        folder = Path(policy)
+        logits_fn, params, info = policies.load_policy(folder)
+    digest = hashlib.sha256((folder / "weights.npz").read_bytes()).hexdigest()[:8]
+    return Source("expert" if policy == "expert" else "checkpoint", logits_fn, params, info, digest)
+
+
+def has_expert(env: str, runs: Path) -> bool:
+    """Whether "expert" can be recorded: shipped with the package, or trained here before."""
+    own = expert_folder(runs, env) / "policies" / "expert"
+    return any((folder / "policy.json").exists() for folder in (own, experts.folder(env)))
+
+
+def expert_folder(runs: Path, env: str) -> Path:
+    """Where an expert that was trained here lies."""
+    return runs / env / "expert"
+
+
+def make_env(name: str, num_envs: int, config: RunConfig) -> envs.VectorEnv:
+    """The environment under the run's level settings."""
+    record_config = config.record
+    params = {}
+    if name in envs.PROCGEN_GAMES:
+        params = {
+            "num_levels": record_config.num_levels,
+            "start_level": record_config.start_level,
+            "distribution_mode": record_config.distribution_mode,
+        }
+    return envs.make(name, num_envs, **params)
+
+
+def stage_key(config: RunConfig, stage: str) -> jax.Array:
+    """A key of its own for each stage, from the run's seed."""
+    tag = int.from_bytes(hashlib.sha256(stage.encode()).digest()[:4], "big") >> 1
+    return jax.random.fold_in(jax.random.key(config.seed), tag)
+
+
+def header(env: str, preset: str, name: str, command: str, config: RunConfig) -> dict[str, Any]:
+    """What ``summary.json`` says of the run as a whole."""
+    device = jax.devices()[0]
+    versions = {module.__name__: module.__version__ for module in (jax, flax, optax, np)}
+    return {
+        "env": env,
+        "preset": preset,
+        "seed": config.seed,
+        "name": name,
+        "command": command,
+        "git": _git_hash(),
+        "versions": {"lamjax": lamjax.__version__, "python": platform.python_version(), **versions},
+        "device": {"platform": device.platform, "kind": device.device_kind, "count": jax.local_device_count()}
+        | {"cpus": os.cpu_count()},
+    }
+
+
+def _git_hash() -> str | None:
+    here = Path(__file__).parent
+    found = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=here, capture_output=True, text=True)
+    return found.stdout.strip() or None
+
+
+def returns_summary(env: str, returns: np.ndarray) -> dict[str, Any]:
+    """Mean, standard error and count of episode returns, and the mean normalised where constants are known."""
+    mean = float(returns.mean())
+    stderr = float(returns.std(ddof=1) / np.sqrt(len(returns))) if len(returns) > 1 else float("nan")
+    return {
+        "return_mean": mean,
+        "return_stderr": stderr,
+        "episodes": len(returns),
+        "normalised": envs.normalised_return(env, mean),
+    }
+
+
+def evaluate_policy(
+    run: Run, label: str, logits_fn: Any, params: Any, *, episodes: int, num_envs: int, greedy: bool = False
+) -> dict[str, Any]:
+    """Plays fixed episodes on levels that depend on the run's seed alone, the same for every policy."""
+    env = make_env(run.env, min(num_envs, episodes), run.config)
+    progress = Progress(f"evaluating {label}", episodes, unit="episode")
+
+    def tick(finished: int) -> None:
+        progress.to(finished)
+        run.check_stop()
+
+    try:
+        returns, _ = evaluate(
+            logits_fn, params, env, episodes, stage_key(run.config, "evaluation"), greedy=greedy, progress=tick
+        )
+        progress.to(episodes)
+    finally:
+        progress.close()
+        env.close()
+    return returns_summary(run.env, returns)
+
+
+# Recording
+
+
+def record_stage(run: Run, source: Source, data: Path) -> Store:
+    """Finds the recorded trajectories, or records them."""
+    config = run.config.record
+    levels = f"-{config.distribution_mode}{config.num_levels}from{config.start_level}"
+    plain = (config.distribution_mode, config.num_levels, config.start_level) == ("easy", 0, 0)
+    name = "-".join(part for part in (source.kind, source.digest, f"{config.frames}", f"s{run.config.seed}") if part)
+    path = data / run.env / (name + ("" if plain else levels))
+    start = time.monotonic()
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        env = make_env(run.env, config.num_envs, run.config)
+        progress = Progress(f"recording {run.env} ({source.kind})", config.frames, unit="frame")
+
+        def tick(frames: int) -> None:
+            progress.to(min(frames, config.frames))
+            run.check_stop()
+
+        try:
+            record(
+                path,
+                env,
+                source.logits_fn,
+                source.params,
+                config.frames,
+                stage_key(run.config, "record"),
+                source={"kind": source.kind, **source.info},
+                progress=tick,
+            )
+        finally:
+            progress.close()
+            env.close()
+    store = open_store(path)
+    if not run.done("record"):
+        complete = store.episodes.returns[store.episodes.ending != "cut"]
+        seconds = time.monotonic() - start
+        run.finish(
+            "record",
+            {
+                "store": str(path),
+                "frames": store.num_frames,
+                "episodes": len(store.episodes),
+                "return_mean": float(complete.mean()) if len(complete) else None,
+                "seconds": seconds,
+                "frames_per_s": store.num_frames / seconds,
+            },
+        )
+    return store
+
+
+# Stage 1
+
+
+def _fuse() -> int:
+    return FUSE if loops.fuses_steps() else 1
+
+
+def init_dynamics(run: Run, store: Store) -> DynamicsState:
+    """Stage 1 before its first step: the same for the same seed, and the probe's null."""
+    return dynamics.init(stage_key(run.config, "dynamics"), run.config.dynamics, store.obs_shape)
+
+
+def dynamics_stage(run: Run, store: Store) -> DynamicsState:
+    """Trains stage 1 and examines it on held-out levels."""
+    config = run.config.dynamics
+    untrained = init_dynamics(run, store)
+    if run.done("dynamics"):
+        return restore(run, "dynamics", untrained, Saver(config))[1]
+    stream = ObservationStream(
+        store,
+        batch_size=config.batch_size,
+        seed=run.config.seed,
+        mask_boundaries=run.config.analysis.mask_boundaries,
+    )
+    held_out = EvaluationWindows(
+        store, num_windows=run.config.analysis.probe_test, batch_size=min(128, run.config.analysis.probe_test)
+    )
+
+    @functools.partial(jax.jit, donate_argnums=0, static_argnums=2)
+    def advance(state: DynamicsState, buffer: Any, n: int):
+        def step(state: DynamicsState):
+            windows = sample(buffer, stream.key, state.step, config.batch_size)
+            return dynamics.train_step(state, windows)
+
+        if n == 1:
+            return step(state)
+        state, metrics = jax.lax.scan(lambda s, _: step(s), state, None, length=n)
+        return state, jax.tree.map(lambda x: x.mean(0), metrics)
+
+    def test(state: DynamicsState) -> dict[str, float]:
+        errors = held_out_errors(state, held_out)
+        return {"test_fdm_mse": errors["fdm_mse"], "test_fdm_ratio": errors["fdm_ratio"]}
+
+    # The state is donated, so the untrained one is copied first: the probe's null needs it.
+    state, seconds = train(
+        run,
+        "dynamics",
+        jax.tree.map(jnp.copy, untrained),
+        lambda state, position, n: advance(state, stream.buffer(position), n),
+        config.steps,
+        saver=Saver(config),
+        log_every=run.config.log_every,
+        fuse=_fuse(),
+        evaluate=test,
+        eval_every=run.config.analysis.eval_every,
+        show=("fdm_mse", "test_fdm_ratio", "perplexity_0"),
+    )
+    results = {
+        "steps": config.steps,
+        "windows_per_s": config.steps * config.batch_size / seconds,
+        "seconds": seconds,
+    }
+    run.finish("dynamics", results | examine_dynamics(run, store, untrained, state, held_out))
+    return state
+
+
+_evaluate = jax.jit(dynamics.evaluate)
+
+
+def held_out_errors(state: DynamicsState, held_out: EvaluationWindows) -> dict[str, Any]:
+    """Forward-model errors over all held-out windows, and how often each code was used."""
+    rows = [jax.device_get(_evaluate(state, batch)) for batch in held_out]
+    fdm, copy = (float(np.mean([row[name] for row in rows])) for name in ("fdm_mse", "copy_last_mse"))
+    return {
+        "fdm_mse": fdm,
+        "copy_last_mse": copy,
+        "fdm_ratio": fdm / max(copy, 1e-12),
+        "code_counts": np.sum([row["code_counts"] for row in rows], axis=0),
+    }
+
+
+def examine_dynamics(
+    run: Run, store: Store, untrained: DynamicsState, state: DynamicsState, held_out: EvaluationWindows
+) -> dict[str, Any]:
+    """Errors, codebook use and probes of stage 1, each beside its null; writes the arrays of the report's figures."""
+    print("examining stage 1 on held-out levels", file=sys.stderr)
+    merged = np.asarray(envs.merged_actions(run.env, store.manifest["num_actions"]))
+    fitting = EvaluationWindows(store, num_windows=run.config.analysis.probe_train, batch_size=1, split="train")
+    train_actions = evaluation_actions(store, fitting.starts)
+    test_actions = evaluation_actions(store, held_out.starts)
+    results: dict[str, Any] = {}
+    arrays: dict[str, np.ndarray] = {}
+    for prefix, model in (("", state), ("untrained_", untrained)):
+        train_z, _ = latents.latents_of(model, fitting.windows)
+        test_z, codes = latents.latents_of(model, held_out.windows)
+        key = stage_key(run.config, "probe")
+        raw, joined = probes.accuracies(key, train_z, train_actions, test_z, test_actions, merged)
+        linear, linear_joined = probes.accuracies(key, train_z, train_actions, test_z, test_actions, merged, hidden=())
+        results |= {
+            f"{prefix}probe_accuracy": raw,
+            f"{prefix}probe_accuracy_merged": joined,
+            f"{prefix}linear_probe_accuracy": linear,
+            f"{prefix}linear_probe_accuracy_merged": linear_joined,
+        }
+        arrays["latents_untrained" if prefix else "latents"] = test_z
+        if not prefix:
+            test_codes = codes
+    errors = held_out_errors(state, held_out)
+    counts = errors.pop("code_counts")
+    shares = counts / np.maximum(counts.sum(-1, keepdims=True), 1)
+    results |= errors | {
+        "majority_accuracy": probes.majority_accuracy(train_actions, test_actions),
+        "majority_accuracy_merged": probes.majority_accuracy(merged[train_actions], merged[test_actions]),
+        "codebook_perplexity": np.exp(-np.sum(shares * np.log(shares + 1e-10), -1)).tolist(),
+        "dead_codes": (counts == 0).sum(-1).tolist(),
+        "num_codes": counts.shape[-1],
+    }
+    results |= diagnosis.judge_dynamics(results)
+
+    rows = np.random.default_rng(run.config.seed).choice(
+        len(held_out.windows), min(STRIPS, len(held_out.windows)), False
+    )
+    joint, first = latents.most_used(test_codes, IMAGINED)
+    quantized = np.asarray(dynamics.infer_latents(state, jnp.asarray(held_out.windows[first])).quantized)
+    names = envs.ACTION_NAMES if run.env in envs.PROCGEN_GAMES else [str(a) for a in range(len(merged))]
+    arrays |= latents.strips(state, held_out.windows[rows]) | {
+        "actions": test_actions,
+        "merged": merged[test_actions],
+        "action_names": np.array(names),
+        "merged_names": np.array([names[list(merged).index(k)] for k in range(merged.max() + 1)]),
+        "code_counts": counts.astype(np.int64),
+        "rollout_frames": latents.imagined_rollouts(state, held_out.windows[rows[0]][:2], quantized),
+        "rollout_labels": np.array([f"codes {' '.join(map(str, code.ravel()))}" for code in joint]),
+    }
+    np.savez_compressed(run.folder / "analysis.npz", **arrays)
+    return results
+
+
+# Stage 2
+
+
+def cloning_stage(run: Run, store: Store, model: DynamicsState) -> CloningState:
+    """Clones the latent policy."""
+    config = run.config.cloning
+    state = cloning.init(stage_key(run.config, "cloning"), config, store.obs_shape, run.config.dynamics.latent_dim)
+    if run.done("cloning"):
+        return restore(run, "cloning", state, Saver(config))[1]
+    stream = ObservationStream(
+        store,
+        batch_size=config.batch_size,
+        seed=run.config.seed + 1,
+        mask_boundaries=run.config.analysis.mask_boundaries,
+    )
+    held_out = EvaluationWindows(
+        store, num_windows=run.config.analysis.probe_test, batch_size=min(128, run.config.analysis.probe_test)
+    )
+    targets, _ = latents.latents_of(model, held_out.windows)
+
+    @functools.partial(jax.jit, donate_argnums=0, static_argnums=3)
+    def advance(state: CloningState, model: DynamicsState, buffer: Any, n: int):
+        def step(state: CloningState):
+            windows = sample(buffer, stream.key, state.step, config.batch_size)
+            return cloning.train_step(state, windows[:, 1], dynamics.infer_latents(model, windows).continuous)
+
+        if n == 1:
+            return step(state)
+        state, metrics = jax.lax.scan(lambda s, _: step(s), state, None, length=n)
+        return state, jax.tree.map(lambda x: x.mean(0), metrics)
+
+    def test(state: CloningState) -> dict[str, float]:
+        predicted = policy_latents(state, held_out.windows[:, 1])
+        return {"test_loss": float(np.mean(np.square(predicted - targets)))}
+
+    state, seconds = train(
+        run,
+        "cloning",
+        state,
+        lambda state, position, n: advance(state, model, stream.buffer(position), n),
+        config.steps,
+        saver=Saver(config),
+        log_every=run.config.log_every,
+        fuse=_fuse(),
+        evaluate=test,
+        eval_every=run.config.analysis.eval_every,
+        show=("loss", "test_loss"),
+    )
+    mse = test(state)["test_loss"]
+    null = float(np.mean(np.square(targets - targets.mean(0))))
+    results = {
+        "steps": config.steps,
+        "windows_per_s": config.steps * config.batch_size / seconds,
+        "seconds": seconds,
+        "mse": mse,
+        "null_mse": null,
+        "ratio": mse / null,
+    }
+    run.finish("cloning", results | diagnosis.judge_cloning(results))
+    return state
+
+
+_predict_latents = jax.jit(cloning.predict_latents)
+
+
+def policy_latents(state: CloningState, obs: np.ndarray) -> np.ndarray:
+    """What the latent policy says at observations ``[E, *obs_shape]``: float32 ``[E, Z]``."""
+    batch = latents.BATCH
+    padded = np.concatenate([obs, obs[:1].repeat(-len(obs) % batch, 0)])
+    pieces = [np.asarray(_predict_latents(state, padded[i : i + batch])) for i in range(0, len(padded), batch)]
+    return np.concatenate(pieces)[: len(obs)]
+
+
+# Nulls that the third stage is held against
+
+
+def nulls_stage(run: Run, source: Source, num_actions: int) -> None:
+    """Returns of the random policy and of the recorded one, over the run's own evaluation levels."""
+    for name, logits_fn, params in (
+        ("random_return", policies.uniform_logits(num_actions), {}),
+        ("expert_return", source.logits_fn, source.params),
+    ):
+        if name in run.summary["nulls"] or (name == "expert_return" and source.kind == "random"):
+            continue
+        label = "the random policy" if name == "random_return" else f"the recorded policy ({source.kind})"
+        found = evaluate_policy(run, label, logits_fn, params, episodes=run.config.eval_episodes, num_envs=64)
+        run.summary["nulls"][name] = {
+            "mean": found["return_mean"],
+            "stderr": found["return_stderr"],
+            "episodes": found["episodes"],
+        }
+        run.write_summary()
+
+
+# Stage 3, offline
+
+
+def offline_stage(run: Run, store: Store, policy: CloningState, num_actions: int) -> None:
+    """Decodes the latent policy from N labels, for each N, beside behaviour cloning on the same labels."""
+    config = run.config.offline
+    if run.done("decode_offline"):
+        return
+    with timed() as seconds:
+        available = len(store.starts("train"))
+        labels = [n for n in config.labels if n <= available]
+        if not labels:
+            raise RunError(f"The store has {available} labelled windows, fewer than any of --offline.labels.")
+        partial = run.summary.setdefault("partial", {}).setdefault("decode_offline", {"curve": [], "bc_curve": []})
+        network = policies.DecodedPolicy(policy.config.trunk, policy.latent_dim, num_actions, config)
+        settings = {"episodes": config.episodes, "num_envs": config.num_envs}
+        for index, n in enumerate(labels):
+            subset = LabelledSubset(store, n, seed=run.config.seed)
+            obs, actions = subset.windows()[:, 1], subset.actions
+            key = jax.random.fold_in(stage_key(run.config, "offline"), n)
+            if index >= len(partial["curve"]):
+                decoder, _ = offline.fit(key, policy_latents(policy, obs), actions, config, num_actions)
+                params = {"policy": policy.params, "decoder": decoder}
+                found = evaluate_policy(
+                    run, f"the policy decoded from {n} labels", policies.Logits(network), params, **settings
+                )
+                policies.save_policy(run.folder / "policies" / f"offline-{n}", network, params, found)
+                partial["curve"].append([n, found["return_mean"], found["return_stderr"]])
+                run.write_summary()
+            if index >= len(partial["bc_curve"]):
+                agent, params = clone_actions(run, key, obs, actions, num_actions)
+                found = evaluate_policy(run, f"BC on {n} labels", policies.Logits(agent), params, **settings)
+                partial["bc_curve"].append([n, found["return_mean"], found["return_stderr"]])
+                run.write_summary()
+        curve = partial["curve"]
+        results = {
+            "curve": curve,
+            "bc_curve": partial["bc_curve"],
+            "episodes": config.episodes,
+            "seconds": seconds(),
+            "normalised": [[n, envs.normalised_return(run.env, mean)] for n, mean, _ in curve],
+        }
+    run.summary.pop("partial")
+    run.finish("decode_offline", results | diagnosis.judge_offline(results, run.summary["nulls"]))
+
+
+def clone_actions(
+    run: Run, key: jax.Array, obs: np.ndarray, actions: np.ndarray, num_actions: int
+) -> tuple[ScratchAgent, Any]:
+    """Behaviour cloning from scratch on labelled observations: the null of offline decoding."""
+    cloning_config, config = run.config.cloning, run.config.offline
+    agent = ScratchAgent(cloning_config.trunk, num_actions)
+    params = jax.jit(agent.init, static_argnums=1)(key, obs.shape[1:])
+    tx = optax.adamw(cloning_config.learning_rate, weight_decay=cloning_config.weight_decay)
+    batch = min(cloning_config.batch_size, len(obs))
+
+    @functools.partial(jax.jit, donate_argnums=0)
+    def step(carry: Any, obs: jax.Array, actions: jax.Array):
+        params, opt_state = carry
+
+        def loss_fn(params: Any) -> jax.Array:
+            logits, _ = agent.network.apply({"params": params}, normalise_obs(obs))
+            return optax.softmax_cross_entropy_with_integer_labels(logits, actions).mean()
+
+        updates, opt_state = tx.update(jax.grad(loss_fn)(params), opt_state, params)
+        return optax.apply_updates(params, updates), opt_state
+
+    carry = (params, tx.init(params))
+    rng = np.random.default_rng(run.config.seed)
+    for number in range(config.bc_steps):
+        rows = rng.choice(len(obs), batch, replace=False)
+        carry = step(carry, obs[rows], actions[rows])
+        if number % run.config.max_in_flight == 0:
+            jax.block_until_ready(carry)
+            run.check_stop()
+    return agent, carry[0]
+
+
+# Stage 3, online, and PPO from scratch
+
+
+def _ppo_saver(config: Any, env: envs.VectorEnv, get: Callable[[Any], PPOState], put: Callable) -> Saver:
+    """Saves the native environments beside the state: a handle means nothing in another process."""
+
+    def pack(state: Any) -> tuple[Any, dict[str, np.ndarray]]:
+        inner = get(state)
+        host = env.get_state(inner.actor.env)
+        return put(state, inner.replace(actor=inner.actor.replace(env=None))), host
+
+    def unpack(_: Any, tree: Any, host: dict[str, np.ndarray]) -> Any:
+        inner = get(tree)
+        return put(tree, inner.replace(actor=inner.actor.replace(env=env.set_state(host))))
+
+    return Saver(config, pack, unpack)
+
+
+def _curve(run: Run, stage: str) -> list[list[float]]:
+    """(frames, return) of the training episodes, from the rows of metrics."""
+    rows = read_metrics(run.folder / "metrics.jsonl").get(stage, {})
+    return [[step, row["episode_return"]] for step, row in rows.items() if row.get("episode_return") is not None]
+
+
+def online_stage(run: Run, model: DynamicsState, policy: CloningState) -> None:
+    """Decodes the latent policy by PPO."""
+    config = run.config.online
+    if run.done("decode_online"):
+        return
+    env = make_env(run.env, config.ppo.num_envs, run.config)
+    agent = online.make_agent(policy, config, env.num_actions)
+    state = online.init(stage_key(run.config, "online"), config, policy, env)
+    scan = jax.lax.scan if loops.fuses_steps() else loops.host_scan
+    state, seconds = train(
+        run,
+        "decode_online",
+        state,
+        lambda state, position, n: online.update(state, model, agent, env, scan=scan),
+        config.ppo.num_updates,
+        saver=_ppo_saver(config, env, lambda s: s.ppo, lambda s, inner: s.replace(ppo=inner)),
+        unit=config.ppo.num_envs * config.ppo.num_steps,
+        unit_name="frame",
+        show=("episode_return", "decoder_accuracy"),
+    )
+    env.close()
+    params = {"params": state.ppo.params, "frozen": state.frozen}
+    _finish_ppo(run, "decode_online", agent, params, config.ppo.num_updates, config.ppo, seconds)
+
+
+def scratch_stage(run: Run, stage: str, config: ScratchConfig) -> None:
+    """Trains PPO from scratch: the null of online decoding, or an expert."""
+    if run.done(stage):
+        return
+    env = make_env(run.env, config.ppo.num_envs, run.config)
+    agent = ScratchAgent(config.trunk, env.num_actions)
+    key_params, key = jax.random.split(stage_key(run.config, stage))
+    params = jax.jit(agent.init, static_argnums=1)(key_params, env.obs_shape)
+    state = ppo.init(key, config.ppo, params, env)
+    if loops.fuses_steps():
+        update = jax.jit(lambda state: ppo.update(state, agent, env), donate_argnums=0)
+    else:
+        update = functools.partial(ppo.update, agent=agent, env=env, scan=loops.host_scan)
+    state, seconds = train(
+        run,
+        stage,
+        state,
+        lambda state, position, n: update(state),
+        config.ppo.num_updates,
+        saver=_ppo_saver(config, env, lambda s: s, lambda s, inner: inner),
+        unit=config.ppo.num_envs * config.ppo.num_steps,
+        unit_name="frame",
+        show=("episode_return", "entropy"),
+    )
+    env.close()
+    _finish_ppo(run, stage, agent, state.params, config.ppo.num_updates, config.ppo, seconds)
+
+
+def _finish_ppo(
+    run: Run, stage: str, network: Any, params: Any, updates: int, config: ppo.PPOConfig, seconds: float
+) -> None:
+    frames = updates * config.num_envs * config.num_steps
+    label = {"decode_online": "the policy decoded online", "ppo_scratch": "PPO from scratch"}.get(stage, stage)
+    found = evaluate_policy(
+        run, label, policies.Logits(network), params, episodes=run.config.eval_episodes, num_envs=64
+    )
+    info = {"env": run.env, "stage": stage, "frames": frames, "seconds": seconds, **found}
+    info |= {key: run.summary[key] for key in ("command", "git", "versions", "device", "seed")}
+    policies.save_policy(run.folder / "policies" / stage, network, params, info)
+    results = {
+        "frames": frames,
+        "curve": _curve(run, stage),
+        **found,
+        "seconds": seconds,
+        "frames_per_s": frames / max(seconds, 1e-9),
+    }
+    run.finish(stage, results | diagnosis.judge_online(stage, results, run.summary))
+
+
+# The whole
+
+
+def run_pipeline(run: Run, source: Source, data: Path) -> Path:
+    """Runs every stage that has not ended yet, and writes the report after each."""
+    started = time.monotonic()
+    before = run.summary.get("total_seconds") or 0.0
+
+    def checkpointed() -> None:
+        run.summary["diagnosis"] = diagnosis.diagnose(run.summary)
+        run.note("total_seconds", before + time.monotonic() - started)
+        run.check_stop()
+
+    run.summary["source"] = {"policy": source.kind, **source.info}
+    store = record_stage(run, source, data)
+    num_actions = store.manifest["num_actions"]
+    checkpointed()
+    model = dynamics_stage(run, store)
+    checkpointed()
+    policy = cloning_stage(run, store, model)
+    checkpointed()
+    nulls_stage(run, source, num_actions)
+    checkpointed()
+    offline_stage(run, store, policy, num_actions)
+    checkpointed()
+    scratch_stage(run, "ppo_scratch", run.config.scratch)
+    checkpointed()
+    online_stage(run, model, policy)
+    checkpointed()
+    return report.write(run.folder)

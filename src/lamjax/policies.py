@@ -1,0 +1,162 @@
+"""Policies as folders: ``weights.npz`` (arrays alone, no pickle) and ``policy.json`` (what they are, and from where).
+
+Three kinds: an actor-critic that PPO trained, a latent policy with an offline decoder, and the hybrid actor of online
+decoding. Weights may be kept in float16 to be small; they are computed with in float32.
+"""
+
+import dataclasses
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from lamjax.decoding.offline import OfflineConfig, decode
+from lamjax.decoding.online import HybridAgent
+from lamjax.models.impala import ImpalaConfig
+from lamjax.models.mlp import MLPConfig
+from lamjax.models.policy import LatentPolicy, normalise_obs
+from lamjax.models.trunk import TrunkConfig
+from lamjax.ppo.agent import ScratchAgent
+
+
+class PolicyError(ValueError):
+    """Raised when a policy folder is missing or not one of ours."""
+
+
+@dataclasses.dataclass(frozen=True)
+class DecodedPolicy:
+    """Stage 2's policy followed by an offline decoder.
+
+    Attributes:
+      trunk: the policy's trunk.
+      latent_dim: Z.
+      num_actions: A.
+      decoder: the decoder's settings.
+    """
+
+    trunk: TrunkConfig
+    latent_dim: int
+    num_actions: int
+    decoder: OfflineConfig
+
+
+Network = ScratchAgent | DecodedPolicy | HybridAgent
+KINDS: dict[str, type] = {"actor_critic": ScratchAgent, "decoded": DecodedPolicy, "hybrid": HybridAgent}
+
+
+def actor_critic_logits(network: ScratchAgent, params: Any, obs: jax.Array) -> jax.Array:
+    """Logits ``[B, A]`` of an actor-critic."""
+    return network.apply(params, obs)[0]
+
+
+def decoded_logits(network: DecodedPolicy, params: Any, obs: jax.Array) -> jax.Array:
+    """Logits ``[B, A]`` of a latent policy and its decoder; params ``{"policy": ..., "decoder": ...}``."""
+    latents, _ = LatentPolicy(network.trunk, network.latent_dim).apply({"params": params["policy"]}, normalise_obs(obs))
+    return decode(params["decoder"], latents, network.decoder, network.num_actions)
+
+
+def hybrid_logits(network: HybridAgent, params: Any, obs: jax.Array) -> jax.Array:
+    """Logits ``[B, A]`` of the hybrid actor; params ``{"params": ..., "frozen": ...}``."""
+    return network.apply(params["params"], network.encode(params["frozen"], obs))[0]
+
+
+LOGITS = {ScratchAgent: actor_critic_logits, DecodedPolicy: decoded_logits, HybridAgent: hybrid_logits}
+
+
+@dataclasses.dataclass(frozen=True)
+class Logits:
+    """``logits_fn(params, obs)`` of a network; equal networks compare equal, so ``jit`` compiles them once."""
+
+    network: Network
+
+    def __call__(self, params: Any, obs: jax.Array) -> jax.Array:
+        """Logits float32 ``[B, A]`` at observations ``[B, *obs_shape]``."""
+        return LOGITS[type(self.network)](self.network, params, obs)
+
+
+def uniform_logits(num_actions: int) -> Callable[[Any, jax.Array], jax.Array]:
+    """The random policy as a ``logits_fn``."""
+    return _Uniform(num_actions)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Uniform:
+    num_actions: int
+
+    def __call__(self, params: Any, obs: jax.Array) -> jax.Array:
+        return jnp.zeros((obs.shape[0], self.num_actions))
+
+
+def save_policy(folder: Path, network: Network, params: Any, info: dict[str, Any], dtype: Any = np.float32) -> None:
+    """Writes a policy folder.
+
+    Args:
+      folder: made if need be; files of an older policy in it are replaced.
+      network: what the weights belong to.
+      params: nested dicts of arrays.
+      info: provenance, anything JSON can hold.
+      dtype: float32, or float16 for weights that are shipped.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    arrays = {
+        ".".join(k.key for k in path): np.asarray(leaf).astype(dtype)
+        for path, leaf in jax.tree_util.tree_flatten_with_path(jax.device_get(params))[0]
+    }
+    np.savez_compressed(folder / "weights.npz", **arrays)
+    kind = next(name for name, cls in KINDS.items() if isinstance(network, cls))
+    sizes = {field.name: _to_json(getattr(network, field.name)) for field in dataclasses.fields(network)}
+    sizes.pop("dtype", None)
+    note = {"kind": kind, "network": sizes, "info": info}
+    (folder / "policy.json").write_text(json.dumps(note, indent=2) + "\n")
+
+
+def load_policy(folder: Path) -> tuple[Logits, Any, dict[str, Any]]:
+    """Reads a policy folder.
+
+    Returns:
+      ``logits_fn``, its parameters, and the provenance.
+
+    Raises:
+      PolicyError: if the folder is missing, or its files are not those of a policy.
+    """
+    try:
+        note = json.loads((folder / "policy.json").read_text())
+        with np.load(folder / "weights.npz", allow_pickle=False) as arrays:
+            params = _nest({name: jnp.asarray(arrays[name], jnp.float32) for name in arrays.files})
+        network = KINDS[note["kind"]](**{name: _from_json(value) for name, value in note["network"].items()})
+    except FileNotFoundError as error:
+        raise PolicyError(f"There is no policy at {folder}: {Path(error.filename).name} is missing.") from error
+    except (ValueError, KeyError, TypeError, OSError) as error:
+        raise PolicyError(f"{folder} does not hold a policy of ours, or is damaged ({error}).") from error
+    return Logits(network), params, note["info"]
+
+
+_CONFIGS = {"ImpalaConfig": ImpalaConfig, "MLPConfig": MLPConfig, "OfflineConfig": OfflineConfig}
+
+
+def _to_json(value: Any) -> Any:
+    if dataclasses.is_dataclass(value):
+        return {"type": type(value).__name__, **dataclasses.asdict(value)}
+    return value
+
+
+def _from_json(value: Any) -> Any:
+    if isinstance(value, dict):
+        sizes = {k: _from_json(v) for k, v in value.items() if k != "type"}
+        return _CONFIGS[value["type"]](**sizes)
+    return tuple(value) if isinstance(value, list) else value
+
+
+def _nest(arrays: dict[str, jax.Array]) -> dict[str, Any]:
+    tree: dict[str, Any] = {}
+    for name, array in arrays.items():
+        *parents, leaf = name.split(".")
+        node = tree
+        for parent in parents:
+            node = node.setdefault(parent, {})
+        node[leaf] = array
+    return tree

@@ -1,0 +1,43 @@
+"""The agent that plain PPO trains: one network, a policy head and a value head."""
+
+import dataclasses
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from lamjax.models.policy import ActorCritic, normalise_obs
+from lamjax.models.trunk import TrunkConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class ScratchAgent:
+    """A network trained by PPO alone.
+
+    Attributes:
+      trunk: sizes of the trunk.
+      num_actions: A.
+      dtype: type of the activations.
+    """
+
+    trunk: TrunkConfig
+    num_actions: int
+    dtype: Any = jnp.float32
+
+    @property
+    def network(self) -> nn.Module:
+        """The network, built from the sizes."""
+        return ActorCritic(self.trunk, self.num_actions, self.dtype)
+
+    def init(self, key: jax.Array, obs_shape: tuple[int, ...]) -> dict[str, Any]:
+        """Parameters for observations of this shape."""
+        return self.network.init(key, jnp.zeros((1, *obs_shape)))["params"]
+
+    def encode(self, frozen: None, obs: jax.Array) -> jax.Array:
+        """The observations themselves: nothing is frozen, and uint8 is the smallest thing to keep."""
+        return obs
+
+    def apply(self, params: Any, features: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Observations ``[B, *obs_shape]`` to logits ``[B, A]`` and values ``[B]``, float32."""
+        return self.network.apply({"params": params}, normalise_obs(features))

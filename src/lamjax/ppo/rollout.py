@@ -1,0 +1,178 @@
+"""Acting in N environments for T steps, inside ``jit``, with the reward normalisation of gym 0.23.
+
+Dimension keys: T steps, N environments, A actions.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+
+from lamjax import parallel
+from lamjax.envs.api import VectorEnv
+
+
+@struct.dataclass
+class RewardScale:
+    """Running variance of the discounted return (gym's ``NormalizeReward``): rewards are divided by its root.
+
+    Attributes:
+      discounted: float32 ``[N]``, the running return R <- gamma R + r of each environment, 0 after an episode.
+      mean, var, count: float32 ``[]``, moments of all R seen, population variance; the count starts at 1e-4.
+    """
+
+    discounted: jax.Array
+    mean: jax.Array
+    var: jax.Array
+    count: jax.Array
+
+    @classmethod
+    def init(cls, num_envs: int) -> "RewardScale":
+        """The start: mean 0, variance 1, count 1e-4."""
+        return cls(jnp.zeros(num_envs), jnp.zeros(()), jnp.ones(()), jnp.full((), 1e-4))
+
+
+def scale_reward(
+    scale: RewardScale, reward: jax.Array, done: jax.Array, gamma: float, limit: float, axis_name: str | None = None
+) -> tuple[RewardScale, jax.Array]:
+    """Divides the rewards of one step by the root of the running variance, and clips them.
+
+    Args:
+      scale: statistics so far.
+      reward: float32 ``[N]``, raw rewards.
+      done: bool ``[N]``, episodes that this step ended.
+      gamma: discount of the running return.
+      limit: the result is clipped to ``[-limit, limit]``.
+      axis_name: devices that share the statistics.
+
+    Returns:
+      The new statistics and float32 ``[N]`` scaled rewards.
+    """
+    discounted = scale.discounted * gamma + reward
+    mean, var = parallel.mean_and_var(discounted, axis_name)
+    n = parallel.psum(jnp.float32(discounted.size), axis_name)
+    total = scale.count + n
+    delta = mean - scale.mean
+    new_var = (scale.var * scale.count + var * n + jnp.square(delta) * scale.count * n / total) / total
+    scaled = jnp.clip(reward * jax.lax.rsqrt(new_var + 1e-8), -limit, limit)
+    new = RewardScale(jnp.where(done, 0.0, discounted), scale.mean + delta * n / total, new_var, total)
+    return new, scaled
+
+
+@struct.dataclass
+class ActorState:
+    """What acting carries from step to step.
+
+    Attributes:
+      env: the environments' state.
+      obs: ``[N, *obs_shape]``, what is seen now.
+      episode_return: float32 ``[N]``, raw return of the running episodes.
+      episode_length: int32 ``[N]``.
+      reward_scale: see `RewardScale`.
+    """
+
+    env: Any
+    obs: jax.Array
+    episode_return: jax.Array
+    episode_length: jax.Array
+    reward_scale: RewardScale
+
+
+def init_actor(env: VectorEnv, key: jax.Array) -> ActorState:
+    """Starts N episodes."""
+    obs, env_state = env.reset(key)
+    n = env.num_envs
+    return ActorState(env_state, obs, jnp.zeros(n), jnp.zeros(n, jnp.int32), RewardScale.init(n))
+
+
+@struct.dataclass
+class Transitions:
+    """A rollout, every field ``[T, N, ...]``; `features` is what the policy was computed from."""
+
+    features: Any
+    action: jax.Array
+    log_prob: jax.Array
+    value: jax.Array
+    reward: jax.Array
+    terminated: jax.Array
+    done: jax.Array
+    final_value: jax.Array
+
+
+@struct.dataclass
+class EpisodeStats:
+    """Episodes that ended in a rollout: how many, and the sums of their raw returns and lengths, float32 ``[]``."""
+
+    count: jax.Array
+    return_sum: jax.Array
+    length_sum: jax.Array
+
+
+def rollout(
+    env: VectorEnv,
+    encode: Callable[[jax.Array], Any],
+    act: Callable[[Any], tuple[jax.Array, jax.Array]],
+    state: ActorState,
+    key: jax.Array,
+    *,
+    num_steps: int,
+    gamma: float,
+    reward_limit: float,
+    bootstrap_truncation: bool,
+    axis_name: str | None = None,
+) -> tuple[ActorState, Transitions, EpisodeStats]:
+    """Acts for `num_steps` steps with sampled actions.
+
+    Args:
+      env: N environments.
+      encode: observations ``[N, *obs_shape]`` to features, computed once a frame and stored.
+      act: features to logits ``[N, A]`` and values ``[N]``.
+      state: where the episodes stand.
+      key: a typed PRNG key.
+      num_steps: T.
+      gamma: discount, for the reward scale.
+      reward_limit: clip of the scaled rewards; 0 leaves the rewards raw.
+      bootstrap_truncation: True also evaluates the last observation of truncated episodes (see `gae`).
+      axis_name: devices that share the reward statistics.
+
+    Returns:
+      The state after, the transitions, and the episodes that ended.
+    """
+
+    def step(carry: ActorState, step_key: jax.Array):
+        key_action, key_env = jax.random.split(step_key)
+        features = encode(carry.obs)
+        logits, value = act(features)
+        action = jax.random.categorical(key_action, logits).astype(jnp.int32)
+        log_p = jnp.take_along_axis(jax.nn.log_softmax(logits), action[:, None], axis=-1)[:, 0]
+        obs, env_state, reward, terminated, truncated, info = env.step(key_env, carry.env, action)
+        done = terminated | truncated
+        final_value = jnp.zeros_like(value)
+        if bootstrap_truncation:
+            final_value = jax.lax.cond(
+                jnp.any(truncated), lambda o: act(encode(o))[1], lambda o: final_value, info["final_observation"]
+            )
+        episode_return = carry.episode_return + reward
+        episode_length = carry.episode_length + 1
+        reward_scale = carry.reward_scale
+        if reward_limit > 0:
+            reward_scale, reward = scale_reward(reward_scale, reward, done, gamma, reward_limit, axis_name)
+        ended = done.astype(jnp.float32)
+        stats = EpisodeStats(ended.sum(), (ended * episode_return).sum(), (ended * episode_length).sum())
+        carry = ActorState(
+            env_state,
+            obs,
+            jnp.where(done, 0.0, episode_return),
+            jnp.where(done, 0, episode_length),
+            reward_scale,
+        )
+        ends_for_good = terminated if bootstrap_truncation else done
+        return carry, (
+            Transitions(features, action, log_p, value, reward, ends_for_good, done, final_value),
+            stats,
+        )
+
+    state, (transitions, stats) = jax.lax.scan(step, state, jax.random.split(key, num_steps))
+    return state, transitions, jax.tree.map(jnp.sum, stats)

@@ -1,0 +1,335 @@
+"""PPO: config, state, and one update (a rollout, its advantages, epochs of minibatches).
+
+An *agent* is any frozen dataclass with ``encode(frozen, obs) -> features`` and ``apply(params, features) -> (logits,
+value)``. Features are computed once a frame and reused in every epoch, so what is frozen is never differentiated and
+never computed twice; an agent without a frozen part encodes by the identity.
+
+Dimension keys: T steps, N environments, B = T * N / minibatches.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import struct
+
+from lamjax import parallel
+from lamjax.envs.api import VectorEnv
+from lamjax.ppo import losses
+from lamjax.ppo.gae import gae
+from lamjax.ppo.rollout import ActorState, EpisodeStats, init_actor, rollout
+
+# A piecewise linear schedule: (fraction of the frames, learning rate) points.
+Schedule = tuple[tuple[float, float], ...]
+
+
+class Agent(Protocol):
+    """What PPO trains."""
+
+    def encode(self, frozen: Any, obs: jax.Array) -> Any:
+        """Observations ``[B, *obs_shape]`` to features, a pytree of ``[B, ...]``."""
+        ...
+
+    def apply(self, params: Any, features: Any) -> tuple[jax.Array, jax.Array]:
+        """Features to logits float32 ``[B, A]`` and values float32 ``[B]``."""
+        ...
+
+
+@dataclasses.dataclass(frozen=True)
+class PPOConfig:
+    """PPO's settings; the defaults are LAPO's (Procgen, easy).
+
+    Attributes:
+      total_frames: environment frames to train for; schedules are fractions of it.
+      num_envs: N on each device.
+      num_steps: T, steps of each environment in an update.
+      num_epochs: passes over an update's transitions.
+      num_minibatches: minibatches in a pass.
+      gamma: discount.
+      gae_lambda: lambda of the advantage estimate.
+      clip: clip of the probability ratio and of the value's move.
+      entropy_coef: weight of the entropy bonus.
+      value_coef: weight of the value loss.
+      max_grad_norm: clip of the gradient's global norm, over what is trained.
+      reward_limit: clip of the rewards after scaling by their running deviation; 0 leaves rewards raw.
+      bootstrap_truncation: whether a time-out bootstraps from the last observation (the reference: no).
+      learning_rates: pairs of a top-level parameter group and its schedule; the group "" is every other.
+      adam_eps: epsilon of Adam.
+      grad_chunks: pieces that a minibatch's gradient is summed from. Exact; on a CPU, where XLA's filter gradients
+        slow down with the batch, it doubles the speed.
+    """
+
+    total_frames: int = 4_000_000
+    num_envs: int = 64
+    num_steps: int = 64
+    num_epochs: int = 3
+    num_minibatches: int = 8
+    gamma: float = 0.999
+    gae_lambda: float = 0.95
+    clip: float = 0.2
+    entropy_coef: float = 0.0025
+    value_coef: float = 0.5
+    max_grad_norm: float = 0.5
+    reward_limit: float = 10.0
+    bootstrap_truncation: bool = False
+    learning_rates: tuple[tuple[str, Schedule], ...] = (("", ((0.0, 5e-4), (1.0, 0.0))),)
+    adam_eps: float = 1e-8
+    grad_chunks: int = 1
+
+    def __post_init__(self):
+        batch = self.num_envs * self.num_steps
+        if batch % (self.num_minibatches * self.grad_chunks):
+            raise ValueError(
+                f"num_envs * num_steps = {batch} must divide into num_minibatches * grad_chunks = "
+                f"{self.num_minibatches} * {self.grad_chunks} pieces."
+            )
+
+    @property
+    def num_updates(self) -> int:
+        """Whole updates in `total_frames`."""
+        return self.total_frames // (self.num_envs * self.num_steps)
+
+
+@struct.dataclass
+class PPOState:
+    """Everything that training carries.
+
+    Attributes:
+      params: what is trained, a dict of groups.
+      opt_state: Adam's moments, float32.
+      actor: where the episodes stand.
+      update: int32 ``[]``, updates done.
+      key: the base key; update k draws from ``fold_in(key, k)``.
+      config: the settings (static).
+    """
+
+    params: Any
+    opt_state: Any
+    actor: ActorState
+    update: jax.Array
+    key: jax.Array
+    config: PPOConfig = struct.field(pytree_node=False)
+
+
+def optimizer(config: PPOConfig) -> optax.GradientTransformation:
+    """Clip by global norm, then Adam's direction; the learning rate is applied by group in the step."""
+    return optax.chain(optax.clip_by_global_norm(config.max_grad_norm), optax.scale_by_adam(eps=config.adam_eps))
+
+
+def learning_rates(config: PPOConfig, params: dict[str, Any], update: jax.Array) -> dict[str, jax.Array]:
+    """The learning rate of each top-level group of `params` at an update (set once an update, as the reference)."""
+    schedules = dict(config.learning_rates)
+    fraction = update * (config.num_envs * config.num_steps) / config.total_frames
+    rates = {}
+    for group in params:
+        points = schedules.get(group, schedules.get(""))
+        if points is None:
+            raise ValueError(f"learning_rates names no schedule for the parameter group {group!r}.")
+        xs, ys = (jnp.array(values, jnp.float32) for values in zip(*points, strict=True))
+        rates[group] = jnp.interp(fraction, xs, ys)
+    return rates
+
+
+def init(key: jax.Array, config: PPOConfig, params: dict[str, Any], env: VectorEnv) -> PPOState:
+    """Starts training `params` in `env`."""
+    key, key_env = jax.random.split(key)
+    opt_state = optimizer(config).init(params)
+    return PPOState(params, opt_state, init_actor(env, key_env), jnp.zeros((), jnp.int32), key, config)
+
+
+@struct.dataclass
+class Batch:
+    """A rollout flattened to ``[T * N, ...]``, with its advantages."""
+
+    features: Any
+    action: jax.Array
+    log_prob: jax.Array
+    value: jax.Array
+    advantage: jax.Array
+    target: jax.Array
+
+
+@struct.dataclass
+class Rollout:
+    """What one round of acting gives.
+
+    Attributes:
+      actor: where the episodes stand after it.
+      batch: the flat transitions.
+      obs: ``[T, N, *obs_shape]``, or None where they were not asked for.
+      action: int32 ``[T, N]``.
+      done: bool ``[T, N]``, the step ended an episode.
+      episodes: statistics of the episodes that ended.
+    """
+
+    actor: ActorState
+    batch: Batch
+    obs: jax.Array | None
+    action: jax.Array
+    done: jax.Array
+    episodes: EpisodeStats
+
+
+@functools.partial(jax.jit, static_argnames=("agent", "env", "axis_name", "keep_obs"))
+def collect(
+    agent: Agent,
+    env: VectorEnv,
+    state: PPOState,
+    frozen: Any = None,
+    axis_name: str | None = None,
+    keep_obs: bool = False,
+) -> Rollout:
+    """Acts for T steps in N environments and estimates advantages."""
+    config = state.config
+    key = parallel.device_key(jax.random.fold_in(state.key, state.update), axis_name)
+
+    def encode(obs: jax.Array) -> Any:
+        return agent.encode(frozen, obs), obs if keep_obs else None
+
+    def act(encoded: Any) -> tuple[jax.Array, jax.Array]:
+        return agent.apply(state.params, encoded[0])
+
+    actor, steps, episodes = rollout(
+        env,
+        encode,
+        act,
+        state.actor,
+        key,
+        num_steps=config.num_steps,
+        gamma=config.gamma,
+        reward_limit=config.reward_limit,
+        bootstrap_truncation=config.bootstrap_truncation,
+        axis_name=axis_name,
+    )
+    _, last_value = act(encode(actor.obs))
+    following_value = jnp.concatenate([steps.value[1:], last_value[None]])
+    advantage, target = gae(
+        steps.reward,
+        steps.value,
+        jnp.where(steps.done, steps.final_value, following_value),
+        steps.terminated,
+        steps.done,
+        gamma=config.gamma,
+        gae_lambda=config.gae_lambda,
+    )
+    features, obs = steps.features
+    flat = jax.tree.map(
+        lambda x: x.reshape(-1, *x.shape[2:]),
+        Batch(features, steps.action, steps.log_prob, steps.value, advantage, target),
+    )
+    return Rollout(actor, flat, obs, steps.action, steps.done, parallel.psum(episodes, axis_name))
+
+
+def loss_fn(params: Any, agent: Agent, batch: Batch, config: PPOConfig) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """PPO's loss of a minibatch whose advantages are normalised; returns it with metrics, all float32 ``[]``."""
+    logits, value = agent.apply(params, batch.features)
+    log_ratio = losses.log_prob(logits, batch.action) - batch.log_prob
+    policy = losses.policy_loss(log_ratio, batch.advantage, config.clip)
+    value_error = losses.value_loss(value, batch.value, batch.target, config.clip)
+    entropy = losses.entropy(logits).mean()
+    loss = policy + config.value_coef * value_error - config.entropy_coef * entropy
+    return loss, {
+        "policy_loss": policy,
+        "value_loss": value_error,
+        "entropy": entropy,
+        "approx_kl": jnp.mean(jnp.expm1(log_ratio) - log_ratio),
+        "clip_fraction": jnp.mean((jnp.abs(jnp.expm1(log_ratio)) > config.clip).astype(jnp.float32)),
+    }
+
+
+@functools.partial(jax.jit, static_argnames=("agent", "config", "axis_name"), donate_argnums=(0,))
+def minibatch_step(
+    carry: tuple[Any, Any],
+    rows: jax.Array,
+    batch: Batch,
+    rates: dict[str, jax.Array],
+    *,
+    agent: Agent,
+    config: PPOConfig,
+    axis_name: str | None = None,
+) -> tuple[tuple[Any, Any], dict[str, jax.Array]]:
+    """One gradient step on the rows int32 ``[B]`` of a batch; `carry` is ``(params, opt_state)``."""
+    params, opt_state = carry
+    minibatch = jax.tree.map(lambda x: x[rows], batch)
+    mean, var = parallel.mean_and_var(minibatch.advantage, axis_name)
+    count = parallel.psum(jnp.float32(rows.size), axis_name)
+    deviation = jnp.sqrt(var * count / jnp.maximum(count - 1, 1))  # the sample's, as PyTorch's std
+    minibatch = minibatch.replace(advantage=(minibatch.advantage - mean) / (deviation + 1e-8))
+
+    # Unrolled, not scanned: see `loops`.
+    grad_fn = jax.grad(loss_fn, has_aux=True)
+    size = rows.size // config.grad_chunks
+    pieces = [
+        grad_fn(params, agent, jax.tree.map(lambda x, i=i: x[i * size : (i + 1) * size], minibatch), config)
+        for i in range(config.grad_chunks)
+    ]
+    grads, metrics = jax.tree.map(lambda *leaves: sum(leaves) / len(leaves), *pieces)
+    grads, metrics = parallel.pmean((grads, metrics), axis_name)
+
+    updates, opt_state = optimizer(config).update(grads, opt_state)
+    updates = {group: jax.tree.map(lambda u, r=rates[group]: -r * u, tree) for group, tree in updates.items()}
+    params = optax.apply_updates(params, updates)
+    return (params, opt_state), {**metrics, "grad_norm": optax.global_norm(grads)}
+
+
+def improve(
+    state: PPOState, agent: Agent, rollout: Rollout, *, scan: Callable = jax.lax.scan, axis_name: str | None = None
+) -> tuple[PPOState, dict[str, jax.Array]]:
+    """Epochs of minibatches on a rollout; see `update`."""
+    config, batch, episodes = state.config, rollout.batch, rollout.episodes
+    key = parallel.device_key(jax.random.fold_in(jax.random.fold_in(state.key, state.update), 1), axis_name)
+    size = config.num_envs * config.num_steps
+    rows = jax.vmap(lambda k: jax.random.permutation(k, size))(jax.random.split(key, config.num_epochs))
+    step = functools.partial(
+        minibatch_step,
+        batch=batch,
+        rates=learning_rates(config, state.params, state.update),
+        agent=agent,
+        config=config,
+        axis_name=axis_name,
+    )
+    (params, opt_state), metrics = scan(
+        step, (state.params, state.opt_state), rows.reshape(config.num_epochs * config.num_minibatches, -1)
+    )
+    metrics = jax.tree.map(jnp.mean, metrics) | {
+        "explained_variance": 1 - jnp.var(batch.target - batch.value) / (jnp.var(batch.target) + 1e-8),
+        "episodes": episodes.count,
+        "episode_return": episodes.return_sum / episodes.count,
+        "episode_length": episodes.length_sum / episodes.count,
+    }
+    new = state.replace(params=params, opt_state=opt_state, actor=rollout.actor, update=state.update + 1)
+    return new, metrics
+
+
+def update(
+    state: PPOState,
+    agent: Agent,
+    env: VectorEnv,
+    frozen: Any = None,
+    *,
+    scan: Callable = jax.lax.scan,
+    axis_name: str | None = None,
+) -> tuple[PPOState, dict[str, jax.Array]]:
+    """One PPO update: T steps in N environments, then epochs of minibatches.
+
+    Under ``jit`` the whole update is one dispatch. On a CPU call it un-jitted with ``scan=loops.host_scan``: its
+    parts are jitted, and the minibatches run as a loop on the host (see `loops`). The state's buffers are donated.
+
+    Args:
+      state: the training state.
+      agent: what acts and is trained (static).
+      env: N environments (static).
+      frozen: the agent's frozen parameters.
+      scan: how minibatches are repeated.
+      axis_name: devices to reduce gradients and statistics over.
+
+    Returns:
+      The new state and metrics, float32 ``[]``, means over the update's minibatches: ``policy_loss``, ``value_loss``,
+      ``entropy`` (nats), ``approx_kl``, ``clip_fraction``, ``grad_norm``, ``explained_variance``; and of the episodes
+      that ended, ``episodes`` (how many), ``episode_return`` and ``episode_length`` (means, NaN where none ended).
+    """
+    return improve(state, agent, collect(agent, env, state, frozen, axis_name), scan=scan, axis_name=axis_name)

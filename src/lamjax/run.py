@@ -1,0 +1,284 @@
+"""A run's folder, and the loop that every training stage shares: log, checkpoint, stop, resume.
+
+runs/<env>/<name>/  config.json  metrics.jsonl  summary.json  tensorboard/  checkpoints/<stage>/  policies/
+"""
+
+import contextlib
+import dataclasses
+import fcntl
+import json
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from lamjax import checkpoint
+from lamjax.metrics import MetricLog, NonFiniteError, Progress
+
+# Metrics of things that need not happen in an interval; they are NaN then, which is no failure.
+OCCASIONAL = ("episode_return", "episode_length", "decoder_accuracy")
+
+
+class RunError(ValueError):
+    """A user's mistake or a failed run: one sentence that says what to do."""
+
+
+class InterruptedRunError(Exception):
+    """Raised after a signal once everything is saved; carries the signal's number."""
+
+    def __init__(self, signum: int):
+        """Remembers the signal for the exit code."""
+        super().__init__(f"stopped by {signal.Signals(signum).name}; everything is saved, the same command goes on")
+        self.signum = signum
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Writes JSON to a temporary name and renames it, so that no reader sees half a file."""
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_text(json.dumps(value, indent=2) + "\n")
+    os.replace(partial, path)
+
+
+class Run:
+    """An open run folder: one process at a time, one configuration for ever.
+
+    Attributes:
+      folder: where it is.
+      env: the environment's name.
+      config: the settings.
+      summary: what ``summary.json`` holds; change it through `finish` and `note`.
+      log: the metric sinks.
+      signum: the signal that asked to stop, or None.
+    """
+
+    def __init__(self, folder: Path, env: str, config: Any, header: Mapping[str, Any]):
+        """Opens or makes the folder; use as a context manager.
+
+        Args:
+          folder: the run folder.
+          env: the environment's name.
+          config: a frozen dataclass.
+          header: what ``summary.json`` says of the run as a whole.
+
+        Raises:
+          RunError: if another process has it open, or it belongs to another configuration (the field is named).
+        """
+        self.folder, self.env, self.config = folder, env, config
+        self.signum: int | None = None
+        folder.mkdir(parents=True, exist_ok=True)
+        self._lock = (folder / ".lock").open("a")
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            self._lock.close()
+            raise RunError(f"{folder} is in use by another process: wait for it, or choose another --name.") from None
+        settings = {"env": env, **checkpoint.as_json(config)}
+        path = folder / "config.json"
+        if path.exists():
+            if field := checkpoint.differing_field(settings, json.loads(path.read_text())):
+                self._lock.close()
+                raise RunError(
+                    f"{folder} was started with another configuration: {field}. "
+                    "Use the same settings, or choose another --name."
+                )
+        else:
+            write_json(path, settings)
+        summary = folder / "summary.json"
+        self.summary: dict[str, Any] = json.loads(summary.read_text()) if summary.exists() else {}
+        self.summary = {"stages": {}, "nulls": {}, **self.summary, **header}
+        self.log = MetricLog(folder)
+
+    def __enter__(self) -> "Run":
+        """Takes SIGTERM and SIGINT: the loops end at the next step, saved."""
+        self._handlers = {s: signal.signal(s, self._on_signal) for s in (signal.SIGTERM, signal.SIGINT)}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Gives the signals back and closes everything."""
+        for signum, handler in self._handlers.items():
+            signal.signal(signum, handler)
+        self.log.close()
+        self._lock.close()
+
+    def _on_signal(self, signum: int, _: Any) -> None:
+        if self.signum is not None:
+            raise KeyboardInterrupt  # asked twice: do not wait for the step
+        self.signum = signum
+
+    def check_stop(self) -> None:
+        """Raises `InterruptedRunError` if a signal came; call it where nothing needs saving."""
+        if self.signum is not None:
+            raise InterruptedRunError(self.signum)
+
+    def done(self, stage: str) -> dict[str, Any] | None:
+        """The results of a stage that has ended, or None."""
+        return self.summary["stages"].get(stage)
+
+    def finish(self, stage: str, results: Mapping[str, Any]) -> None:
+        """Writes a stage's results; from now on the stage is done."""
+        self.summary["stages"][stage] = dict(results)
+        self.write_summary()
+
+    def note(self, key: str, value: Any) -> None:
+        """Writes one entry of the summary."""
+        self.summary[key] = value
+        self.write_summary()
+
+    def write_summary(self) -> None:
+        """Writes ``summary.json``; numbers that are not finite become null."""
+        write_json(self.folder / "summary.json", _finite(self.summary))
+
+    def checkpoints(self, stage: str) -> Path:
+        """Where a stage's checkpoints lie."""
+        return self.folder / "checkpoints" / stage
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    if isinstance(value, float | np.floating):
+        return float(value) if np.isfinite(value) else None
+    if isinstance(value, np.integer):
+        return int(value)
+    return value
+
+
+@dataclasses.dataclass(frozen=True)
+class Saver:
+    """How a training state becomes a checkpoint and back.
+
+    Attributes:
+      config: the dataclass that the checkpoint is compared by.
+      pack: state to ``(pytree of arrays, host arrays)``.
+      unpack: ``(state as initialised, pytree, host arrays)`` to state.
+    """
+
+    config: Any
+    pack: Callable[[Any], tuple[Any, dict[str, np.ndarray]]] = lambda state: (state, {})
+    unpack: Callable[[Any, Any, dict[str, np.ndarray]], Any] = lambda state, tree, host: tree
+
+
+def restore(run: Run, stage: str, state: Any, saver: Saver) -> tuple[int, Any, float]:
+    """The newest checkpoint of a stage as ``(position, state, seconds trained)``, or the state as initialised."""
+    template, _ = saver.pack(state)
+    found = checkpoint.restore(run.checkpoints(stage), template, config=saver.config)
+    if found is None:
+        return 0, state, 0.0
+    return found.step, saver.unpack(state, found.tree, found.host), float(found.meta["seconds"])
+
+
+def train(
+    run: Run,
+    stage: str,
+    state: Any,
+    advance: Callable[[Any, int, int], tuple[Any, dict[str, jax.Array]]],
+    total: int,
+    *,
+    saver: Saver,
+    unit: int = 1,
+    unit_name: str = "step",
+    log_every: int = 1,
+    fuse: int = 1,
+    evaluate: Callable[[Any], dict[str, float]] | None = None,
+    eval_every: int = 0,
+    show: tuple[str, ...] = (),
+) -> tuple[Any, float]:
+    """Advances a state to `total`, from its newest checkpoint if there is one.
+
+    Args:
+      run: the open run.
+      stage: its name, in metrics and checkpoints.
+      state: the state as initialised.
+      advance: ``(state, position, n) -> (state, metrics)``, n steps from `position` in one dispatch.
+      total: steps.
+      saver: how to save the state.
+      unit: what a step counts in rows of metrics (environment frames of an update, say).
+      unit_name: what that is.
+      log_every: steps between rows.
+      fuse: steps in a dispatch.
+      evaluate: metrics of a state, written beside the others.
+      eval_every: steps between evaluations.
+      show: metrics to show with the progress.
+
+    Returns:
+      The state after `total` steps, and the seconds spent in steps over all sessions, first dispatches excluded.
+
+    Raises:
+      RunError: if a metric is not finite; the message names the steps, and the checkpoint before them is kept.
+      InterruptedRunError: after a signal.
+    """
+    config = run.config
+    position, state, seconds = restore(run, stage, state, saver)
+    if position >= total:
+        return state, seconds
+    progress = Progress(stage, total * unit, position * unit, unit_name)
+    pending: list[dict[str, jax.Array]] = []
+    logged = saved = position
+    saved_at = started = time.monotonic()
+    warm = False
+    try:
+        while position < total:
+            n = min(fuse, total - position, log_every - position % log_every)
+            state, metrics = advance(state, position, n)
+            position += n
+            pending.append(metrics)
+            if not warm:  # compilation is not training time
+                jax.block_until_ready(metrics)
+                started, warm, saved_at = time.monotonic(), True, time.monotonic()
+            elif len(pending) % config.max_in_flight == 0:
+                jax.block_until_ready(metrics)
+            end = position == total or run.signum is not None
+            save = end or time.monotonic() - saved_at > config.checkpoint_every
+            if save or position % log_every == 0:
+                row = _reduce(pending)
+                pending = []
+                seconds += time.monotonic() - started
+                if evaluate and (position % eval_every == 0 or position == total):
+                    row |= evaluate(state)
+                try:
+                    run.log.write(stage, position * unit, row)
+                except NonFiniteError as error:
+                    raise RunError(
+                        f"{stage}: {error} somewhere in steps {logged + 1} to {position}; the checkpoint of step "
+                        f"{saved} is kept. Lower the learning rate, or look at these steps with JAX_DEBUG_NANS=1."
+                    ) from None
+                logged = position
+                progress.to(position * unit, ", ".join(f"{k} {row[k]:.3g}" for k in show if k in row))
+                if save:
+                    tree, host = saver.pack(state)
+                    meta = {"seconds": seconds}
+                    checkpoint.save(run.checkpoints(stage), position, tree, config=saver.config, host=host, meta=meta)
+                    saved, saved_at = position, time.monotonic()
+                started = time.monotonic()
+                run.check_stop()
+    finally:
+        progress.close()
+    return state, seconds
+
+
+def _reduce(pending: list[dict[str, jax.Array]]) -> dict[str, float]:
+    """Means over an interval; what happened in none of its steps is left out."""
+    rows = jax.device_get(pending)
+    reduced = {}
+    for name in rows[0]:
+        values = np.array([row[name] for row in rows], np.float64)
+        if name in OCCASIONAL:
+            values = values[np.isfinite(values)]
+            if not len(values):
+                continue
+        reduced[name] = float(values.mean())
+    return reduced
+
+
+@contextlib.contextmanager
+def timed() -> Iterator[Callable[[], float]]:
+    """Gives a function that tells the seconds since the block began."""
+    started = time.monotonic()
+    yield lambda: time.monotonic() - started

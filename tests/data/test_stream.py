@@ -1,0 +1,234 @@
+import functools
+import shutil
+
+import chex
+import hypothesis
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import strategies as st
+
+from lamjax import data
+from lamjax.data import stream as stream_module
+
+
+@pytest.fixture
+def store(stores):
+    """12 episodes of 1 to 12 frames: 55 windows."""
+    return stores.make([*range(1, 13)])
+
+
+def make_stream(store, **kwargs):
+    return data.ObservationStream(store, **({"batch_size": 5, "split": "all"} | kwargs))
+
+
+def starts_of(stream, stores, steps):
+    """Store indices [steps * B] of the windows of these steps; checks that they are windows."""
+    windows = stores.numbers(np.concatenate([stream.windows(step) for step in steps]))
+    np.testing.assert_array_equal(windows, windows[:, :1] + np.arange(3))
+    return windows[:, 0]
+
+
+@functools.partial(jax.jit, static_argnums=2)
+def sample_both(buffer, step, batch_size):
+    key = jax.random.key(0)
+    starts = data.sample_starts(buffer, key, step, batch_size)
+    return starts, data.sample(buffer, key, step, batch_size)
+
+
+def test_gather_by_hand():
+    frames = jnp.arange(12, dtype=jnp.uint8).reshape(6, 2)
+    windows = data.gather(frames, jnp.array([3, 0]), length=2)
+    assert windows.dtype == jnp.uint8
+    np.testing.assert_array_equal(windows, [[[6, 7], [8, 9]], [[0, 1], [2, 3]]])
+
+
+def test_an_epoch_visits_every_window_once(store, stores):
+    stream = make_stream(store)
+    assert (stream.num_starts, stream.steps_per_epoch) == (55, 11)
+    epochs = [starts_of(stream, stores, range(11 * e, 11 * e + 11)) for e in range(3)]
+    for epoch in epochs:
+        np.testing.assert_array_equal(np.sort(epoch), store.starts("all"))
+    assert not np.array_equal(epochs[0], epochs[1])
+    other = starts_of(make_stream(store, seed=1), stores, range(11))
+    assert not np.array_equal(epochs[0], other)
+
+
+@hypothesis.given(lengths=st.lists(st.integers(1, 9), min_size=1, max_size=12), batch_size=st.sampled_from([1, 4]))
+@hypothesis.settings(deadline=None, max_examples=25)
+def test_samples_stay_within_episodes_and_do_not_repeat(lengths, batch_size):
+    is_first = np.concatenate([np.arange(n) == 0 for n in lengths])
+    starts = data.valid_starts(is_first)
+    hypothesis.assume(len(starts) >= batch_size)
+    episode = np.cumsum(is_first)
+    # Padded, so that all examples share one compiled function.
+    buffer = data.Buffer(
+        frames=jnp.asarray(np.pad(episode, (0, 128 - len(episode)))),
+        starts=jnp.asarray(np.pad(starts, (0, 128 - len(starts)))),
+        num_starts=jnp.int32(len(starts)),
+    )
+    steps = range(len(starts) // batch_size)
+    seen, windows = zip(*(sample_both(buffer, step, batch_size) for step in steps), strict=True)
+    seen, windows = np.concatenate(seen), np.concatenate(windows)
+    assert windows.shape == (len(steps) * batch_size, 3)
+    assert (windows == windows[:, :1]).all()
+    assert len(set(seen.tolist())) == len(seen)
+    assert set(seen.tolist()) <= set(starts.tolist())
+
+
+def test_restoring_at_every_position_gives_the_remaining_batches(store):
+    steps = range(25)  # more than two epochs of 11
+    stream = make_stream(store, seed=3)
+    uninterrupted = [np.asarray(stream.windows(step)) for step in steps]
+    restored = make_stream(data.open_store(store.path), seed=3)
+    for position in steps:
+        for step in steps[position:]:
+            np.testing.assert_array_equal(restored.windows(step), uninterrupted[step])
+
+
+def test_windows_equal_sample_inside_a_step_that_is_traced_once(store):
+    stream = make_stream(store)
+
+    @jax.jit
+    @chex.assert_max_traces(n=1)
+    def train_step(step, buffer, key):
+        return step + 1, data.sample(buffer, key, step, stream.batch_size)
+
+    chex.clear_trace_counter()
+    step = jnp.int32(0)
+    for i in range(13):
+        step, windows = train_step(step, stream.buffer(i), stream.key)
+        np.testing.assert_array_equal(windows, stream.windows(i))
+
+
+def test_batches_do_not_change_between_releases(store, stores):
+    # Another permutation is another experiment: changing these numbers breaks resumed runs.
+    assert starts_of(make_stream(store), stores, [0, 1]).tolist() == [72, 40, 24, 61, 12, 74, 68, 38, 6, 17]
+
+
+def test_splits_and_masks(stores):
+    store = stores.make([4] * 30)
+    for split in ("train", "test", "all"):
+        stream = make_stream(store, split=split, batch_size=1)
+        seen = starts_of(stream, stores, range(stream.steps_per_epoch))
+        np.testing.assert_array_equal(np.sort(seen), store.starts(split))
+    unmasked = make_stream(store, mask_boundaries=False, batch_size=1)
+    seen = starts_of(unmasked, stores, range(unmasked.steps_per_epoch))
+    np.testing.assert_array_equal(np.sort(seen), np.arange(120 - 2))
+
+
+def test_filling_the_buffer_in_pieces(store, monkeypatch):
+    whole = make_stream(store).buffer(0).frames
+    monkeypatch.setattr(stream_module, "_FRAMES_PER_COPY", 7)
+    np.testing.assert_array_equal(make_stream(store).buffer(0).frames, whole)
+    np.testing.assert_array_equal(whole, store.observations())
+
+
+def test_float_observations(tmp_path):
+    observations = np.random.default_rng(0).normal(size=(9, 5)).astype(np.float32)
+    with data.StoreWriter(
+        tmp_path / "store", env="linear", obs_shape=(5,), obs_dtype="float32", action_dim=1
+    ) as writer:
+        writer.append_episode(observations, np.zeros((9, 1)), np.zeros(9), 1, "cut")
+    stream = make_stream(data.open_store(tmp_path / "store"), batch_size=7)
+    windows = np.asarray(stream.windows(0))
+    starts = [int(np.flatnonzero((observations == window[0]).all(1))[0]) for window in windows]
+    assert sorted(starts) == list(range(7))
+    np.testing.assert_array_equal(windows, [observations[i : i + 3] for i in starts])
+
+
+def test_a_stream_knows_no_actions(store):
+    store = data.open_store(store.path)
+    for name in ("actions", "rewards"):
+        shutil.rmtree(store.path / name)
+    stream = make_stream(store)
+    stream.windows(0)
+    assert not [name for name in dir(stream) if "action" in name or "reward" in name]
+    assert set(stream.buffer(0).__dataclass_fields__) == {"frames", "starts", "num_starts"}
+
+
+def test_what_does_not_fit_is_refused(store):
+    with pytest.raises(ValueError, match="mode 'ring' is not available"):
+        make_stream(store, mode="ring")
+    with pytest.raises(data.StoreError, match="has 55 windows, too few for a batch of 56"):
+        make_stream(store, batch_size=56)
+    with pytest.raises(ValueError, match="not a multiple of 2 devices"):
+        data.sample_starts(make_stream(store).buffer(0), jax.random.key(0), 0, 5, axis_size=2)
+
+
+# Several devices
+
+
+def test_shards_by_hand():
+    np.testing.assert_array_equal(data.shard_episodes([4, 4, 4, 4], 2), [0, 0, 1, 1])
+    np.testing.assert_array_equal(data.shard_episodes([10, 1, 1], 3), [1, 2, 2])
+    np.testing.assert_array_equal(data.shard_episodes([5, 6], 1), [0, 0])
+    assert data.shard_episodes([], 2).shape == (0,)
+
+
+@hypothesis.given(lengths=st.lists(st.integers(1, 1000), min_size=1, max_size=50), num_shards=st.integers(1, 8))
+def test_shards_are_balanced_runs(lengths, num_shards):
+    shard_of = data.shard_episodes(lengths, num_shards)
+    assert (np.diff(shard_of) >= 0).all()
+    assert shard_of.min() >= 0 and shard_of.max() < num_shards
+    frames = np.bincount(shard_of, weights=lengths, minlength=num_shards)
+    assert np.abs(frames - sum(lengths) / num_shards).max() <= max(lengths)
+
+
+@pytest.mark.skipif(jax.device_count() < 2, reason="needs 2 devices")
+def test_two_devices_hold_and_draw_their_own_episodes(store, stores):
+    devices = jax.devices()[:2]
+    stream = make_stream(store, batch_size=4, devices=devices)
+    assert stream.buffer(0).frames.shape[0] == 2
+    shards = [set(), set()]
+    for step in range(2 * 14):
+        windows = stores.numbers(stream.windows(step))
+        assert windows.shape == (2, 2, 3)
+        np.testing.assert_array_equal(windows, windows[..., :1] + np.arange(3))
+        for shard, starts in zip(shards, windows[..., 0], strict=True):
+            shard |= set(starts.tolist())
+    assert not shards[0] & shards[1]
+    assert shards[0] | shards[1] <= set(store.starts("all").tolist())
+    assert max(shards[0]) < min(shards[1])
+    with pytest.raises(ValueError, match="not a multiple of 2 devices"):
+        make_stream(store, batch_size=5, devices=devices)
+    with pytest.raises(data.StoreError, match="too few"):
+        make_stream(stores.make([9], name="single"), batch_size=2, devices=devices)
+
+
+@pytest.mark.skipif(jax.device_count() < 2, reason="needs 2 devices")
+def test_device_buffers_are_not_copied_when_joined(store):
+    devices = jax.devices()[:2]
+    stream = make_stream(store, batch_size=4, devices=devices)
+    for d, shard in enumerate(stream.buffer(0).frames.addressable_shards):
+        assert shard.device == devices[d] and shard.data.shape[0] == 1
+    # One device with the same share draws what the device of a group draws.
+    alone = jax.tree.map(lambda x: jnp.asarray(x[1]), jax.device_get(stream.buffer(0)))
+    sample = jax.jit(data.sample, static_argnames=("batch_size", "axis_size"))
+    windows = sample(alone, stream.key, 3, batch_size=4, axis_index=1, axis_size=2)
+    np.testing.assert_array_equal(windows, stream.windows(3)[1])
+
+
+# Evaluation
+
+
+def test_evaluation_windows_are_fixed_and_full(stores):
+    store = stores.make([6] * 60)
+    windows = data.EvaluationWindows(store, num_windows=10, batch_size=4, split="test")
+    assert len(windows) == 2 and windows.starts.shape == (8,)
+    assert set(windows.starts) <= set(store.starts("test"))
+    first, second = (np.concatenate(list(windows)) for _ in range(2))
+    np.testing.assert_array_equal(first, second)
+    np.testing.assert_array_equal(stores.numbers(first), windows.starts[:, None] + np.arange(3))
+    again = data.EvaluationWindows(store, num_windows=10, batch_size=4, split="test")
+    np.testing.assert_array_equal(again.starts, windows.starts)
+
+
+def test_evaluation_windows_of_small_splits(stores):
+    store = stores.make([5, 5], level_seeds=[1, 2])
+    assert {data.split_of_level(1), data.split_of_level(2)} == {"train"}
+    windows = data.EvaluationWindows(store, num_windows=99, batch_size=32, split="train")
+    assert [batch.shape for batch in windows] == [(6, 3, 4)]
+    with pytest.raises(data.StoreError, match=r"test split of .* has no windows"):
+        data.EvaluationWindows(store, num_windows=99, batch_size=32)
