@@ -10,6 +10,7 @@ FRAMES        =
 POLICY        =
 CHECKPOINT    =
 EPISODES      =
+SIZE          =
 ARGS          =
 ACCEL        ?= auto
 PYTHON       ?=
@@ -39,26 +40,29 @@ stamp := .venv/.installed-$(accel)
 pip   := .venv/bin/python -m pip --disable-pip-version-check
 run    = exec .venv/bin/lamjax $(strip $(1))
 option = $(if $($(1)),--$(2) $($(1)))
-common = --env $(ENV) $(call option,SEED,seed) $(call option,NAME,name)
+common = --env $(ENV) $(call option,SEED,seed)
 
 .PHONY: help setup train test bench lint format record expert eval report lock clean
 
 help:  ## list the targets (the default)
 	@echo "Usage: make <target> [VARIABLE=value ...]"
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  \1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 11
-	@echo "Variables: ENV=$(ENV) PRESET=paper|cpu|smoke SEED SEEDS NAME ARGS=\"--dynamics.steps 2000\" ACCEL=auto|cpu|cuda|tpu PYTHON"
-	@echo "           EXPERT_FRAMES (train)  FRAMES (record, expert)  POLICY=expert|random|PATH (record)  CHECKPOINT EPISODES (eval)"
+	@echo "Variables (ENV=$(ENV) unless given):"
+	@echo "  train    ENV PRESET=paper|reference|cpu|smoke SEED SEEDS NAME EXPERT_FRAMES"
+	@echo "  record   ENV POLICY=expert|random|PATH FRAMES SEED      expert   ENV PRESET FRAMES SEED"
+	@echo "  eval     ENV CHECKPOINT=expert|PATH EPISODES SEED       report   ENV NAME"
+	@echo "  all      ARGS=\"--any.option value\" ACCEL=auto|cpu|cuda|tpu PYTHON=python3.12"
 
 setup: $(stamp)  ## make .venv from the lock file and install lamjax into it
 
 train: setup  ## record, learn, decode and report: a whole run in runs/<ENV>/<NAME>
-	$(call run,train $(common) $(call option,PRESET,preset) $(call option,SEEDS,seeds) $(call option,EXPERT_FRAMES,expert-frames) $(ARGS))
+	$(call run,train $(common) $(call option,PRESET,preset) $(call option,NAME,name) $(call option,SEEDS,seeds) $(call option,EXPERT_FRAMES,expert-frames) $(ARGS))
 
 test: setup  ## run the test suite
 	exec .venv/bin/python -m pytest $(ARGS)
 
-bench: setup  ## measure the throughput of each part
-	$(call run,bench $(ARGS))
+bench: setup  ## measure the throughput of each part (SIZE=cpu|paper)
+	exec .venv/bin/python -m benchmarks $(call option,SIZE,size) $(ARGS)
 
 lint: setup  ## check style and formatting
 	.venv/bin/ruff check .
@@ -72,13 +76,13 @@ record: setup  ## record trajectories of a policy
 	$(call run,record $(common) $(call option,POLICY,policy) $(call option,FRAMES,frames) $(ARGS))
 
 expert: setup  ## train an expert to record from, with PPO from scratch
-	$(call run,expert $(common) $(call option,FRAMES,frames) $(ARGS))
+	$(call run,expert $(common) $(call option,PRESET,preset) $(call option,FRAMES,frames) $(ARGS))
 
 eval: setup  ## evaluate a checkpoint or the shipped expert
 	$(call run,eval $(common) $(call option,CHECKPOINT,checkpoint) $(call option,EPISODES,episodes) $(ARGS))
 
-report: setup  ## write the report of a run again
-	$(call run,report $(common) $(ARGS))
+report: setup  ## write the report of a run again (the newest unless NAME is given)
+	$(call run,report --env $(ENV) $(if $(NAME),--run runs/$(ENV)/$(NAME)) $(ARGS))
 
 lock: setup  ## pin requirements.in anew (ARGS=--upgrade: to the newest versions)
 	$(pip) install -q uv==$(UV_VERSION)

@@ -8,7 +8,7 @@ import dataclasses
 import hashlib
 import json
 import logging
-import shutil
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -74,6 +74,11 @@ def _digest(array: np.ndarray) -> str:
     return hashlib.sha256(header + np.ascontiguousarray(array).tobytes()).hexdigest()
 
 
+def _note_digest(note: dict[str, Any]) -> str:
+    content = {key: value for key, value in note.items() if key != "sha256"}
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
 def differing_field(ours: Any, theirs: Any, prefix: str = "") -> str | None:
     """The dotted name and values of the first field in which two nested dicts differ, or None."""
     if isinstance(ours, dict) and isinstance(theirs, dict):
@@ -112,7 +117,8 @@ def save(
 
     Args:
       folder: where the checkpoints of one stage lie.
-      step: its number; an existing checkpoint of that number is replaced.
+      step: its number; existing checkpoints of that number or a later one are replaced: a run comes back to a step only
+        where `restore` found what lay after it damaged.
       tree: a pytree of arrays.
       config: the dataclass that the tree was made from; `restore` compares it.
       host: arrays of any shape that lie beside the tree, such as native environments.
@@ -124,10 +130,12 @@ def save(
         "config": as_json(config),
         "meta": meta or {},
     }
+    note["sha256"] = _note_digest(note)
     folder = folder.absolute()
-    if (folder / str(step)).exists():
-        shutil.rmtree(folder / str(step))
     with _manager(folder) as manager:
+        for old in manager.all_steps():
+            if old >= step:  # orbax would not save a step below the newest, and would not say so
+                manager.delete(old)
         manager.save(step, args=ocp.args.Composite(arrays=ocp.args.PyTreeSave(arrays), note=ocp.args.JsonSave(note)))
         manager.wait_until_finished()
 
@@ -168,6 +176,9 @@ def restore_arrays(folder: Path) -> tuple[int, dict[str, np.ndarray], dict[str, 
         for step in steps:
             try:
                 note = manager.restore(step, args=ocp.args.Composite(note=ocp.args.JsonRestore()))["note"]
+                digest = _note_digest(note)
+                if note.get("sha256", digest) != digest:
+                    raise ValueError("its note is not what was written")
                 as_numpy = {name: ocp.RestoreArgs(restore_type=np.ndarray) for name in note["digests"]}
                 restored = manager.restore(
                     step, args=ocp.args.Composite(arrays=ocp.args.PyTreeRestore(restore_args=as_numpy))
@@ -175,8 +186,9 @@ def restore_arrays(folder: Path) -> tuple[int, dict[str, np.ndarray], dict[str, 
                 arrays = {name: np.asarray(array) for name, array in restored.items()}
                 damaged = [name for name, digest in note["digests"].items() if _digest(arrays[name]) != digest]
             except Exception as error:  # orbax raises whatever its JSON, zarr and proto readers raise
+                reason = textwrap.shorten(str(error), 120)
                 log.warning(
-                    "checkpoint %s cannot be read (%s); falling back to the one before", folder / str(step), error
+                    "checkpoint %s cannot be read (%s); falling back to the one before", folder / str(step), reason
                 )
                 continue
             if not damaged:

@@ -162,7 +162,7 @@ def train(args: Train) -> None:
         base = args.name or args.preset
         name = args.name if args.name and args.seeds == 1 else f"{base}-s{seed}"
         header = pipeline.header(args.env, args.preset, name, _command(), config) | {"banner": banner}
-        with Run(args.runs / args.env / name, args.env, config, header) as run:
+        with Run(args.runs / args.env / name, args.env, config, header, source.name) as run:
             page = pipeline.run_pipeline(run, source, args.data)
             folders.append(run.folder)
             for stage, results in run.summary["stages"].items():
@@ -229,6 +229,7 @@ def evaluate(args: Eval) -> None:
     from lamjax import envs, pipeline
     from lamjax.envs.evaluate import evaluate as play
     from lamjax.metrics import Progress
+    from lamjax.run import finite
 
     num_envs = min(args.num_envs, args.episodes)
     env = envs.make(args.env, num_envs)
@@ -250,7 +251,7 @@ def evaluate(args: Eval) -> None:
         env.close()
     found = pipeline.returns_summary(args.env, returns)
     if args.json:
-        print(json.dumps(found))
+        print(json.dumps(finite(found)))
         return
     normalised = "" if found["normalised"] is None else f", normalised {found['normalised']:.3f}"
     print(

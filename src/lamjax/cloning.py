@@ -83,7 +83,7 @@ def _policy(config: CloningConfig, latent_dim: int) -> LatentPolicy:
 
 def init(key: jax.Array, config: CloningConfig, obs_shape: tuple[int, ...], latent_dim: int) -> CloningState:
     """Starts stage 2 for observations of `obs_shape` and latents of size `latent_dim`."""
-    params = jax.jit(_policy(config, latent_dim).init)(key, jnp.zeros((1, *obs_shape)))["params"]
+    params = _policy(config, latent_dim).init(key, jnp.zeros((1, *obs_shape)))["params"]
     return CloningState(params, optimizer(config).init(params), jnp.zeros((), jnp.int32), latent_dim, config)
 
 
@@ -113,7 +113,7 @@ def train_step(
     updates, opt_state = optimizer(state.config).update(grads, state.opt_state, state.params)
     metrics = {
         "loss": loss,
-        "grad_norm": optax.global_norm(grads),
+        "grad_norm": optax.tree.norm(grads),
         "learning_rate": jnp.asarray(_schedule(state.config)(state.step)),
     }
     params = optax.apply_updates(state.params, updates)

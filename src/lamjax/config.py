@@ -102,6 +102,16 @@ class RunConfig:
     checkpoint_every: float = 120.0
     max_in_flight: int = 16
 
+    def __post_init__(self):
+        counts = {name: getattr(self, name) for name in ("eval_episodes", "log_every", "max_in_flight")}
+        counts |= {"analysis.eval_every": self.analysis.eval_every}
+        counts |= {"dynamics.steps": self.dynamics.steps, "cloning.steps": self.cloning.steps}
+        for name, count in counts.items():
+            if count < 1:
+                raise ValueError(f"{name} must be at least 1, not {count}.")
+        if self.eval_episodes % min(64, self.eval_episodes):
+            raise ValueError(f"eval_episodes ({self.eval_episodes}) must be a multiple of 64, or less.")
+
 
 # LAPO as the released code runs, defects included: the quantiser starts at zero counts, windows cross episode ends.
 _REFERENCE = RunConfig(
@@ -115,11 +125,13 @@ _CPU_PPO = PPOConfig(total_frames=196_608, num_steps=64, entropy_coef=0.01, grad
 _CPU = RunConfig(
     record=RecordConfig(frames=65_536),
     dynamics=DynamicsConfig(
-        steps=1500,
+        steps=1200,
         batch_size=64,
         learning_rate=1e-3,
         idm=_CPU_TRUNK,
-        fdm=UNetConfig(channels=(64, 96, 128), bottleneck=192, stem=4, latent_input="bias", predict="change"),
+        fdm=UNetConfig(
+            channels=(32, 48, 64), bottleneck=128, stem=4, latent_input="bias", predict="change", shift=8
+        ),
         quantizer=QuantizerConfig(decay=0.99),
         loss_scale="copy_last",
     ),

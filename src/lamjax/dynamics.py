@@ -211,7 +211,7 @@ def train_step(
     updates, opt_state = optimizer(config).update(grads, state.opt_state, state.params)
     counts = parallel.psum(quantizer.hits(latents.codes, config.quantizer), axis_name)
     perplexity = quantizer.perplexity(counts)
-    metrics["grad_norm"] = optax.global_norm(grads)
+    metrics["grad_norm"] = optax.tree.norm(grads)
     metrics["learning_rate"] = warmup_linear(config.learning_rate, 0.1, 0.01, config.warmup_steps, config.steps)(
         state.step
     )

@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import sys
 import time
 from collections.abc import Mapping
@@ -26,7 +27,11 @@ class MetricLog:
     def __init__(self, folder: Path):
         """Opens the sinks in `folder`."""
         folder.mkdir(parents=True, exist_ok=True)
-        self._file = (folder / "metrics.jsonl").open("a")
+        self._file = (folder / "metrics.jsonl").open("a+b")
+        if self._file.tell():
+            self._file.seek(-1, os.SEEK_END)
+            if self._file.read() != b"\n":
+                self._file.write(b"\n")  # a killed run left half a line
         self._board = SummaryWriter(logdir=str(folder / "tensorboard"))
 
     def write(self, stage: str, step: int, metrics: Mapping[str, float]) -> None:
@@ -43,7 +48,7 @@ class MetricLog:
         row = {"stage": stage, "step": step, "time": round(time.time(), 3)}
         values = {name: float(value) for name, value in metrics.items()}
         finite = {name: value if math.isfinite(value) else None for name, value in values.items()}
-        self._file.write(json.dumps(row | finite) + "\n")
+        self._file.write(json.dumps(row | finite).encode() + b"\n")
         for name, value in values.items():
             self._board.add_scalar(f"{stage}/{name}", value, step)
         self.flush()
@@ -96,9 +101,9 @@ class Progress:
         print(text + (f", {self._note}" if self._note else ""), file=sys.stderr, flush=True)
 
     def close(self) -> None:
-        """Ends the bar, or writes the last line."""
+        """Ends the bar, or writes the last line if anything was done."""
         self._bar.close()
-        if not self._terminal:
+        if not self._terminal and self._position != self._first:
             self._line()
 
 
@@ -108,10 +113,10 @@ def read_metrics(path: Path) -> dict[str, dict[int, dict[str, float]]]:
     A resumed run writes some steps again: the last row counts. A killed run may leave half a last line: it is skipped.
     """
     rows: dict[str, dict[int, dict[str, float]]] = {}
-    for line in path.read_text().splitlines() if path.exists() else []:
+    for line in path.read_text("utf-8", errors="replace").splitlines() if path.exists() else []:
         try:
             row = json.loads(line)
-        except json.JSONDecodeError:
+            rows.setdefault(row["stage"], {})[int(row["step"])] = row
+        except (ValueError, KeyError, TypeError):
             continue
-        rows.setdefault(row["stage"], {})[row["step"]] = row
     return {stage: dict(sorted(steps.items())) for stage, steps in rows.items()}

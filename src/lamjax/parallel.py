@@ -16,6 +16,11 @@ def psum(tree: Any, axis_name: str | None) -> Any:
     return tree if axis_name is None else jax.lax.psum(tree, axis_name)
 
 
+def join(x: jax.Array, axis_name: str | None, axis: int) -> jax.Array:
+    """The arrays of all devices of `axis_name`, joined along `axis` in the order of the devices."""
+    return x if axis_name is None else jax.lax.all_gather(x, axis_name, axis=axis, tiled=True)
+
+
 def mean_and_var(x: jax.Array, axis_name: str | None) -> tuple[jax.Array, jax.Array]:
     """Mean and population variance of all of `x` over all devices (equal shapes on each), scalars."""
     mean = pmean(jnp.mean(x), axis_name)

@@ -6,6 +6,7 @@ record -> dynamics (stage 1) -> cloning (stage 2) -> decode_offline, decode_onli
 import dataclasses
 import functools
 import hashlib
+import json
 import os
 import platform
 import subprocess
@@ -37,7 +38,7 @@ from lamjax.models.policy import normalise_obs
 from lamjax.ppo import train as ppo
 from lamjax.ppo.agent import ScratchAgent
 from lamjax.ppo.train import PPOState
-from lamjax.run import Run, RunError, Saver, restore, timed, train
+from lamjax.run import Run, RunError, Saver, restore, timed, train, write_json
 
 FUSE = 25  # optimizer steps in a dispatch where steps fuse
 STRIPS = 8
@@ -53,7 +54,7 @@ class Source:
       logits_fn: the policy.
       params: its first argument.
       info: provenance.
-      digest: of the weights, eight digits, for the store's name.
+      digest: of the weights, eight digits, for names; empty for the random policy.
     """
 
     kind: str
@@ -61,6 +62,11 @@ class Source:
     params: Any
     info: dict[str, Any]
     digest: str = ""
+
+    @property
+    def name(self) -> str:
+        """What tells this source from others."""
+        return f"{self.kind}-{self.digest}" if self.digest else self.kind
 
 
 def find_source(env: str, policy: str, runs: Path, num_actions: int) -> Source:
@@ -70,7 +76,7 @@ def find_source(env: str, policy: str, runs: Path, num_actions: int) -> Source:
       PolicyError: if there is none.
     """
     if policy == "random":
-        return Source("random", policies.uniform_logits(num_actions), {}, {"policy": "uniform over actions"})
+        return Source("random", policies.uniform_logits(num_actions), {}, {"actions": "uniform"})
     if policy == "expert":
         own = expert_folder(runs, env) / "policies" / "expert"
         folder = own if (own / "policy.json").exists() else experts.folder(env)
@@ -177,8 +183,7 @@ def record_stage(run: Run, source: Source, data: Path) -> Store:
     config = run.config.record
     levels = f"-{config.distribution_mode}{config.num_levels}from{config.start_level}"
     plain = (config.distribution_mode, config.num_levels, config.start_level) == ("easy", 0, 0)
-    name = "-".join(part for part in (source.kind, source.digest, f"{config.frames}", f"s{run.config.seed}") if part)
-    path = data / run.env / (name + ("" if plain else levels))
+    path = data / run.env / (f"{source.name}-{config.frames}-s{run.config.seed}" + ("" if plain else levels))
     start = time.monotonic()
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -228,9 +233,16 @@ def _fuse() -> int:
     return FUSE if loops.fuses_steps() else 1
 
 
+def _scan() -> Callable:
+    return jax.lax.scan if loops.fuses_steps() else loops.host_scan
+
+
+_init_dynamics = loops.jit_once(dynamics.init, static_argnums=(1, 2))
+
+
 def init_dynamics(run: Run, store: Store) -> DynamicsState:
     """Stage 1 before its first step: the same for the same seed, and the probe's null."""
-    return dynamics.init(stage_key(run.config, "dynamics"), run.config.dynamics, store.obs_shape)
+    return _init_dynamics(stage_key(run.config, "dynamics"), run.config.dynamics, store.obs_shape)
 
 
 def dynamics_stage(run: Run, store: Store) -> DynamicsState:
@@ -365,7 +377,9 @@ def examine_dynamics(
 def cloning_stage(run: Run, store: Store, model: DynamicsState) -> CloningState:
     """Clones the latent policy."""
     config = run.config.cloning
-    state = cloning.init(stage_key(run.config, "cloning"), config, store.obs_shape, run.config.dynamics.latent_dim)
+    state = loops.jit_once(cloning.init, static_argnums=(1, 2, 3))(
+        stage_key(run.config, "cloning"), config, store.obs_shape, run.config.dynamics.latent_dim
+    )
     if run.done("cloning"):
         return restore(run, "cloning", state, Saver(config))[1]
     stream = ObservationStream(
@@ -505,7 +519,7 @@ def clone_actions(
     """Behaviour cloning from scratch on labelled observations: the null of offline decoding."""
     cloning_config, config = run.config.cloning, run.config.offline
     agent = ScratchAgent(cloning_config.trunk, num_actions)
-    params = jax.jit(agent.init, static_argnums=1)(key, obs.shape[1:])
+    params = loops.jit_once(agent.init, static_argnums=1)(key, obs.shape[1:])
     tx = optax.adamw(cloning_config.learning_rate, weight_decay=cloning_config.weight_decay)
     batch = min(cloning_config.batch_size, len(obs))
 
@@ -563,12 +577,11 @@ def online_stage(run: Run, model: DynamicsState, policy: CloningState) -> None:
     env = make_env(run.env, config.ppo.num_envs, run.config)
     agent = online.make_agent(policy, config, env.num_actions)
     state = online.init(stage_key(run.config, "online"), config, policy, env)
-    scan = jax.lax.scan if loops.fuses_steps() else loops.host_scan
     state, seconds = train(
         run,
         "decode_online",
         state,
-        lambda state, position, n: online.update(state, model, agent, env, scan=scan),
+        lambda state, position, n: online.update(state, model, agent, env, scan=_scan()),
         config.ppo.num_updates,
         saver=_ppo_saver(config, env, lambda s: s.ppo, lambda s, inner: s.replace(ppo=inner)),
         unit=config.ppo.num_envs * config.ppo.num_steps,
@@ -587,17 +600,13 @@ def scratch_stage(run: Run, stage: str, config: ScratchConfig) -> None:
     env = make_env(run.env, config.ppo.num_envs, run.config)
     agent = ScratchAgent(config.trunk, env.num_actions)
     key_params, key = jax.random.split(stage_key(run.config, stage))
-    params = jax.jit(agent.init, static_argnums=1)(key_params, env.obs_shape)
+    params = loops.jit_once(agent.init, static_argnums=1)(key_params, env.obs_shape)
     state = ppo.init(key, config.ppo, params, env)
-    if loops.fuses_steps():
-        update = jax.jit(lambda state: ppo.update(state, agent, env), donate_argnums=0)
-    else:
-        update = functools.partial(ppo.update, agent=agent, env=env, scan=loops.host_scan)
     state, seconds = train(
         run,
         stage,
         state,
-        lambda state, position, n: update(state),
+        lambda state, position, n: ppo.update(state, agent, env, scan=_scan()),
         config.ppo.num_updates,
         saver=_ppo_saver(config, env, lambda s: s, lambda s, inner: inner),
         unit=config.ppo.num_envs * config.ppo.num_steps,
@@ -633,7 +642,10 @@ def _finish_ppo(
 
 
 def run_pipeline(run: Run, source: Source, data: Path) -> Path:
-    """Runs every stage that has not ended yet, and writes the report after each."""
+    """Runs every stage that has not ended yet, then writes the report; a run that has ended is left as it is."""
+    page = run.folder / "report.html"
+    if run.done("decode_online") and page.exists():
+        return page
     started = time.monotonic()
     before = run.summary.get("total_seconds") or 0.0
 
@@ -659,3 +671,32 @@ def run_pipeline(run: Run, source: Source, data: Path) -> Path:
     online_stage(run, model, policy)
     checkpointed()
     return report.write(run.folder)
+
+
+AGGREGATED = {
+    "dynamics": ("fdm_ratio", "probe_accuracy", "probe_accuracy_merged"),
+    "cloning": ("ratio",),
+    "decode_online": ("return_mean", "normalised"),
+    "ppo_scratch": ("return_mean", "normalised"),
+}
+
+
+def aggregate(folders: list[Path]) -> Path:
+    """Means and standard errors over the runs of several seeds, beside them as ``<name>-aggregate.json``."""
+    summaries = [json.loads((folder / "summary.json").read_text()) for folder in folders]
+
+    def over_seeds(values: list[float]) -> dict[str, Any]:
+        return {"mean": float(np.mean(values)), "stderr": float(np.std(values, ddof=1) / np.sqrt(len(values)))}
+
+    stages: dict[str, Any] = {
+        stage: {name: over_seeds([summary["stages"][stage][name] for summary in summaries]) for name in names}
+        for stage, names in AGGREGATED.items()
+        if all(summary["stages"][stage].get(name) is not None for summary in summaries for name in names)
+    }
+    curves = [dict((n, mean) for n, mean, _ in s["stages"]["decode_offline"]["curve"]) for s in summaries]
+    stages["decode_offline"] = {
+        "curve": [[n, *over_seeds([curve[n] for curve in curves]).values()] for n in curves[0]],
+    }
+    path = folders[0].with_name(f"{folders[0].name.rpartition('-s')[0]}-aggregate.json")
+    write_json(path, {"seeds": [summary["seed"] for summary in summaries], "stages": stages})
+    return path

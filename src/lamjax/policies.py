@@ -125,14 +125,14 @@ def load_policy(folder: Path) -> tuple[Logits, Any, dict[str, Any]]:
     """
     try:
         note = json.loads((folder / "policy.json").read_text())
-        with np.load(folder / "weights.npz", allow_pickle=False) as arrays:
+        with (folder / "weights.npz").open("rb") as file, np.load(file, allow_pickle=False) as arrays:
             params = _nest({name: jnp.asarray(arrays[name], jnp.float32) for name in arrays.files})
         network = KINDS[note["kind"]](**{name: _from_json(value) for name, value in note["network"].items()})
+        return Logits(network), params, note["info"]
     except FileNotFoundError as error:
         raise PolicyError(f"There is no policy at {folder}: {Path(error.filename).name} is missing.") from error
-    except (ValueError, KeyError, TypeError, OSError) as error:
-        raise PolicyError(f"{folder} does not hold a policy of ours, or is damaged ({error}).") from error
-    return Logits(network), params, note["info"]
+    except Exception as error:  # damaged files make json, zipfile and zlib raise whatever they meet
+        raise PolicyError(f"{folder} does not hold a policy of ours, or is damaged ({error!r}).") from error
 
 
 _CONFIGS = {"ImpalaConfig": ImpalaConfig, "MLPConfig": MLPConfig, "OfflineConfig": OfflineConfig}

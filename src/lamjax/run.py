@@ -44,6 +44,14 @@ def write_json(path: Path, value: Any) -> None:
     os.replace(partial, path)
 
 
+def read_json(path: Path) -> Any:
+    """Reads what `write_json` wrote; a damaged file is a `RunError` that names it."""
+    try:
+        return json.loads(path.read_text())
+    except ValueError as error:
+        raise RunError(f"{path} is damaged ({error}): delete the run folder, or choose another --name.") from error
+
+
 class Run:
     """An open run folder: one process at a time, one configuration for ever.
 
@@ -56,7 +64,7 @@ class Run:
       signum: the signal that asked to stop, or None.
     """
 
-    def __init__(self, folder: Path, env: str, config: Any, header: Mapping[str, Any]):
+    def __init__(self, folder: Path, env: str, config: Any, header: Mapping[str, Any], source: str | None = None):
         """Opens or makes the folder; use as a context manager.
 
         Args:
@@ -64,6 +72,7 @@ class Run:
           env: the environment's name.
           config: a frozen dataclass.
           header: what ``summary.json`` says of the run as a whole.
+          source: whose trajectories are learned from, as part of the configuration.
 
         Raises:
           RunError: if another process has it open, or it belongs to another configuration (the field is named).
@@ -77,21 +86,26 @@ class Run:
         except BlockingIOError:
             self._lock.close()
             raise RunError(f"{folder} is in use by another process: wait for it, or choose another --name.") from None
-        settings = {"env": env, **checkpoint.as_json(config)}
-        path = folder / "config.json"
-        if path.exists():
-            if field := checkpoint.differing_field(settings, json.loads(path.read_text())):
-                self._lock.close()
-                raise RunError(
-                    f"{folder} was started with another configuration: {field}. "
-                    "Use the same settings, or choose another --name."
-                )
-        else:
+        try:
+            self._open(header, source)
+        except BaseException:
+            self._lock.close()
+            raise
+
+    def _open(self, header: Mapping[str, Any], source: str | None) -> None:
+        settings = {"env": self.env, **checkpoint.as_json(self.config)} | ({"source": source} if source else {})
+        path = self.folder / "config.json"
+        if not path.exists():
             write_json(path, settings)
-        summary = folder / "summary.json"
-        self.summary: dict[str, Any] = json.loads(summary.read_text()) if summary.exists() else {}
+        elif field := checkpoint.differing_field(settings, read_json(path)):
+            raise RunError(
+                f"{self.folder} was started with another configuration: {field}. "
+                "Use the same settings, or choose another --name."
+            )
+        summary = self.folder / "summary.json"
+        self.summary: dict[str, Any] = read_json(summary) if summary.exists() else {}
         self.summary = {"stages": {}, "nulls": {}, **self.summary, **header}
-        self.log = MetricLog(folder)
+        self.log = MetricLog(self.folder)
 
     def __enter__(self) -> "Run":
         """Takes SIGTERM and SIGINT: the loops end at the next step, saved."""
@@ -131,18 +145,19 @@ class Run:
 
     def write_summary(self) -> None:
         """Writes ``summary.json``; numbers that are not finite become null."""
-        write_json(self.folder / "summary.json", _finite(self.summary))
+        write_json(self.folder / "summary.json", finite(self.summary))
 
     def checkpoints(self, stage: str) -> Path:
         """Where a stage's checkpoints lie."""
         return self.folder / "checkpoints" / stage
 
 
-def _finite(value: Any) -> Any:
+def finite(value: Any) -> Any:
+    """A value for JSON: numbers that are not finite become None, numpy's become Python's."""
     if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
+        return {key: finite(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_finite(item) for item in value]
+        return [finite(item) for item in value]
     if isinstance(value, float | np.floating):
         return float(value) if np.isfinite(value) else None
     if isinstance(value, np.integer):

@@ -20,6 +20,7 @@ from markupsafe import Markup
 from matplotlib.figure import Figure
 
 from lamjax.analysis import figures
+from lamjax.metrics import read_metrics
 
 STAGES = {
     "record": "Recording",
@@ -98,7 +99,7 @@ def load(run_dir: Path) -> Run:
         name=summary.get("name") or run_dir.resolve().name,
         config=_read_json(run_dir / "config.json"),
         summary=summary,
-        metrics=_read_metrics(run_dir / "metrics.jsonl"),
+        metrics=read_metrics(run_dir / "metrics.jsonl"),
         arrays=_read_arrays(run_dir / "analysis.npz"),
     )
 
@@ -110,19 +111,6 @@ def _read_json(path: Path) -> dict[str, Any]:
         return {}
     except ValueError as error:
         raise ValueError(f"{path} is not JSON ({error}): remove it or run the stage that writes it again") from error
-
-
-def _read_metrics(path: Path) -> dict[str, dict[int, dict[str, float]]]:
-    """Rows by stage and step. The last of several wins, as a resumed run repeats steps; cut lines are left out."""
-    metrics: dict[str, dict[int, dict[str, float]]] = {}
-    if path.exists():
-        for line in path.read_text("utf-8", errors="replace").splitlines():
-            try:
-                row = json.loads(line)
-                metrics.setdefault(row["stage"], {})[int(row["step"])] = row
-            except (ValueError, KeyError, TypeError):
-                continue
-    return {stage: dict(sorted(rows.items())) for stage, rows in metrics.items()}
 
 
 def _read_arrays(path: Path) -> dict[str, np.ndarray]:

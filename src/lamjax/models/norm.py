@@ -39,6 +39,7 @@ class BatchNorm(nn.Module):
                 running_var.value = self.momentum * running_var.value + (1 - self.momentum) * unbiased
         else:
             mean, var = running_mean.value, running_var.value
+        # The mean goes first: folding it into one shift would lose what it cancels.
         factor = scale * jax.lax.rsqrt(var + self.epsilon)
-        shift = bias - mean * factor
-        return x * factor.astype(self.dtype)[None, None, None] + shift.astype(self.dtype)[None, None, None]
+        mean, factor, bias = (x.astype(self.dtype)[None, None, None] for x in (mean, factor, bias))
+        return (x - mean) * factor + bias

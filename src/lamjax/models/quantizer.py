@@ -30,6 +30,8 @@ class QuantizerConfig:
       commitment: weight of the commitment loss.
       start: "reference" starts the counts at 0, which throws the codes far away in the first step and leaves one in
         use for thousands of steps; "corrected" starts them at 1.
+      revive: codes whose moving count has fallen below this are moved onto vectors of the batch; 0 never does. At 1
+        the first step already puts all codes that nothing hit onto data.
     """
 
     enabled: bool = True
@@ -41,6 +43,7 @@ class QuantizerConfig:
     smoothing: float = 1e-5
     commitment: float = 0.05
     start: Literal["corrected", "reference"] = "corrected"
+    revive: float = 0.0
 
     @property
     def latent_dim(self) -> int:
@@ -69,7 +72,7 @@ def init(key: jax.Array, config: QuantizerConfig) -> Codebooks:
     embedding = jax.random.uniform(key, (n, m, d), jnp.float32, -5 / m, 5 / m)
     start = 1.0 if config.start == "corrected" else 0.0
     # A copy: a state whose leaves share a buffer cannot be donated.
-    return Codebooks(embedding, jnp.full((n, m), start), embedding.copy())
+    return Codebooks(embedding, jnp.full((n, m), start, jnp.float32), embedding.copy())
 
 
 def grouped(z: jax.Array, config: QuantizerConfig) -> jax.Array:
@@ -149,4 +152,19 @@ def update(
     mass = count.sum(-1, keepdims=True)
     count = (count + config.smoothing) / (mass + config.codes * config.smoothing) * mass
     total = config.decay * books.total + (1 - config.decay) * sums
+    if config.revive > 0:
+        count, total = _revive(count, total, vectors, config, axis_name)
     return Codebooks(total / count[..., None], count, total)
+
+
+def _revive(
+    count: jax.Array, total: jax.Array, vectors: jax.Array, config: QuantizerConfig, axis_name: str | None
+) -> tuple[jax.Array, jax.Array]:
+    """Moves rarely used codes onto vectors ``[N, B, H, D]`` spread over the batch, with an average count each."""
+    n, _, _, d = vectors.shape
+    # Every device must choose the same: the vectors of the joined batch.
+    pool = parallel.join(vectors, axis_name, axis=1).reshape(n, -1, d)
+    chosen = pool[:, jnp.arange(config.codes) * pool.shape[1] // config.codes]
+    dead = count < config.revive
+    average = count.mean(-1, keepdims=True)
+    return jnp.where(dead, average, count), jnp.where(dead[..., None], average[..., None] * chosen, total)

@@ -9,6 +9,7 @@ from typing import Any, Literal
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from lamjax.models.impala import ResidualBlock, depth_to_space, max_pool, space_to_depth
 from lamjax.models.init import Conv, ConvTranspose, Dense
@@ -23,9 +24,12 @@ class UNetConfig:
       channels: channels of each level on the way down; the last level must be 2 x 2.
       bottleneck: channels of the 1 x 1 bottleneck.
       stem: pixels of a side folded into channels before the first level (space to depth) and unfolded after the last.
-      latent_input: how the latent enters the first level: "tile" repeats it over space as channels, "bias" adds a
-        linear map of it to each level on the way up instead, which costs next to nothing.
+      latent_input: how the latent enters beside the bottleneck: "tile" repeats it over space as channels of the input,
+        as LAPO does; "bias" adds a linear map of it to each level on both ways instead, which costs next to nothing.
       predict: "frame" is the next frame itself, tanh(.)/2; "change" adds to o_t an output that starts at zero.
+      shift: with ``predict="change"``, the farthest that the view may scroll in a step, in pixels. The change is then
+        added not to o_t but to o_t filtered by one predicted row of taps down and one across, which start as the
+        identity, so that a scrolling view need not be redrawn; 0 leaves this out.
     """
 
     channels: tuple[int, ...] = (24, 48, 96, 192, 384)
@@ -33,18 +37,40 @@ class UNetConfig:
     stem: int = 1
     latent_input: Literal["tile", "bias"] = "tile"
     predict: Literal["frame", "change"] = "frame"
+    shift: int = 0
+
+    def __post_init__(self):
+        if self.shift and self.predict != "change":
+            raise ValueError('A U-Net with a shift predicts a change: set predict="change" or shift=0.')
+
+
+def filter_rows(image: jax.Array, taps: jax.Array) -> jax.Array:
+    """Filters each column of an image: ``out[b, h] = sum_k taps[b, k] image[b, h + k - K // 2]``, edges repeated.
+
+    Args:
+      image: ``[B, H, W, C]``.
+      taps: ``[B, K]``, K odd.
+    """
+    h, k = image.shape[1], taps.shape[1]
+    source = np.clip(np.arange(h)[:, None] + np.arange(k)[None] - k // 2, 0, h - 1)
+    toeplitz = jnp.einsum("bk,hkj->bhj", taps, np.eye(h, dtype=taps.dtype)[source])
+    return jnp.einsum("bhj,bjwc->bhwc", toeplitz, image)
 
 
 class DownBlock(nn.Module):
-    """Convolution, batch norm, residual, 2 x 2 max-pool, ReLU."""
+    """Convolution, batch norm, residual, 2 x 2 max-pool, ReLU; optionally biased by the latent."""
 
     features: int
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, x: jax.Array, *, train: bool, axis_name: str | None) -> jax.Array:
-        """Maps ``[B, H, W, I]`` to ``[B, H/2, W/2, O]``."""
+    def __call__(
+        self, x: jax.Array, latent: jax.Array | None = None, *, train: bool, axis_name: str | None
+    ) -> jax.Array:
+        """Maps ``[B, H, W, I]`` to ``[B, H/2, W/2, O]``; `latent` is ``[B, Z]`` or None."""
         x = Conv(self.features, (3, 3), dtype=self.dtype)(x)
+        if latent is not None:
+            x = x + Dense(self.features, dtype=self.dtype)(latent)[:, None, None]
         x = BatchNorm(dtype=self.dtype)(x, train=train, axis_name=axis_name)
         x = ResidualBlock(self.features // 2, dtype=self.dtype)(x)
         return nn.relu(max_pool(x, 2, 2))
@@ -110,17 +136,22 @@ class UNet(nn.Module):
 
         skips = []
         for features in config.channels:
-            x = DownBlock(features, self.dtype)(x, **mode)
+            x = DownBlock(features, self.dtype)(x, bias, **mode)
             skips.append(x)
         x = Conv(config.bottleneck, (2, 2), padding="VALID", dtype=self.dtype, name="bottleneck")(x)
 
         x = jnp.concatenate([x, latent[:, None, None]], axis=-1)
+        last = frames[..., self.out_channels :]
+        inputs = [folded]
+        if config.shift:
+            last = self.scroll(last, x[:, 0, 0])
+            inputs.append(space_to_depth(last.astype(self.dtype), config.stem))
         x = UpBlock(config.channels[-1], self.dtype)(x, bias, **mode)
         for features, skip in zip((*config.channels[-2::-1], config.channels[0]), reversed(skips), strict=True):
             x = UpBlock(features, self.dtype)(jnp.concatenate([x, skip], axis=-1), bias, **mode)
 
         width = config.channels[0]
-        x = Conv(width, (3, 3), dtype=self.dtype, name="head_in")(jnp.concatenate([x, folded], axis=-1))
+        x = Conv(width, (3, 3), dtype=self.dtype, name="head_in")(jnp.concatenate([x, *inputs], axis=-1))
         x = nn.relu(ResidualBlock(width // 2, dtype=self.dtype, name="head_residual")(x))
         out = self.out_channels * config.stem**2
         if config.predict == "frame":
@@ -128,4 +159,14 @@ class UNet(nn.Module):
             return jnp.tanh(depth_to_space(x, config.stem).astype(jnp.float32)) / 2
         zero = nn.initializers.zeros
         x = nn.Conv(out, (1, 1), dtype=self.dtype, kernel_init=zero, bias_init=zero, name="head_change")(x)
-        return frames[..., self.out_channels :] + depth_to_space(x, config.stem).astype(jnp.float32)
+        return last + depth_to_space(x, config.stem).astype(jnp.float32)
+
+    def scroll(self, image: jax.Array, features: jax.Array) -> jax.Array:
+        """Filters `image` ``[B, H, W, C]`` down and across by taps predicted from `features` ``[B, F]``."""
+        k = 2 * self.config.shift + 1
+        hidden = nn.relu(Dense(self.config.bottleneck, dtype=self.dtype, name="scroll_in")(features))
+        zero = nn.initializers.zeros
+        taps = nn.Dense(2 * k, kernel_init=zero, bias_init=zero, name="scroll_out")(hidden.astype(jnp.float32))
+        taps = taps.reshape(-1, 2, k) + jax.nn.one_hot(k // 2, k)[None, None]
+        image = filter_rows(image, taps[:, 0])
+        return filter_rows(image.swapaxes(1, 2), taps[:, 1]).swapaxes(1, 2)

@@ -31,7 +31,7 @@ class RewardScale:
     @classmethod
     def init(cls, num_envs: int) -> "RewardScale":
         """The start: mean 0, variance 1, count 1e-4."""
-        return cls(jnp.zeros(num_envs), jnp.zeros(()), jnp.ones(()), jnp.full((), 1e-4))
+        return cls(jnp.zeros(num_envs), jnp.zeros(()), jnp.ones(()), jnp.full((), 1e-4, jnp.float32))
 
 
 def scale_reward(

@@ -135,7 +135,13 @@ def learning_rates(config: PPOConfig, params: dict[str, Any], update: jax.Array)
 
 
 def init(key: jax.Array, config: PPOConfig, params: dict[str, Any], env: VectorEnv) -> PPOState:
-    """Starts training `params` in `env`."""
+    """Starts training `params` in `env`.
+
+    Raises:
+      ValueError: if `env` has another number of environments than the config.
+    """
+    if env.num_envs != config.num_envs:
+        raise ValueError(f"The config asks for {config.num_envs} environments, but env has {env.num_envs}.")
     key, key_env = jax.random.split(key)
     opt_state = optimizer(config).init(params)
     return PPOState(params, opt_state, init_actor(env, key_env), jnp.zeros((), jnp.int32), key, config)
@@ -273,13 +279,20 @@ def minibatch_step(
     updates, opt_state = optimizer(config).update(grads, opt_state)
     updates = {group: jax.tree.map(lambda u, r=rates[group]: -r * u, tree) for group, tree in updates.items()}
     params = optax.apply_updates(params, updates)
-    return (params, opt_state), {**metrics, "grad_norm": optax.global_norm(grads)}
+    return (params, opt_state), {**metrics, "grad_norm": optax.tree.norm(grads)}
 
 
 def improve(
     state: PPOState, agent: Agent, rollout: Rollout, *, scan: Callable = jax.lax.scan, axis_name: str | None = None
 ) -> tuple[PPOState, dict[str, jax.Array]]:
-    """Epochs of minibatches on a rollout; see `update`."""
+    """Epochs of minibatches on a rollout, in one dispatch unless `scan` is a loop on the host; see `update`."""
+    run = _improve_fused if scan is jax.lax.scan else _improve
+    return run(state, agent, rollout, scan, axis_name)
+
+
+def _improve(
+    state: PPOState, agent: Agent, rollout: Rollout, scan: Callable, axis_name: str | None
+) -> tuple[PPOState, dict[str, jax.Array]]:
     config, batch, episodes = state.config, rollout.batch, rollout.episodes
     key = parallel.device_key(jax.random.fold_in(jax.random.fold_in(state.key, state.update), 1), axis_name)
     size = config.num_envs * config.num_steps
@@ -295,14 +308,19 @@ def improve(
     (params, opt_state), metrics = scan(
         step, (state.params, state.opt_state), rows.reshape(config.num_epochs * config.num_minibatches, -1)
     )
+    _, residual_var = parallel.mean_and_var(batch.target - batch.value, axis_name)
+    _, target_var = parallel.mean_and_var(batch.target, axis_name)
     metrics = jax.tree.map(jnp.mean, metrics) | {
-        "explained_variance": 1 - jnp.var(batch.target - batch.value) / (jnp.var(batch.target) + 1e-8),
+        "explained_variance": 1 - residual_var / (target_var + 1e-8),
         "episodes": episodes.count,
         "episode_return": episodes.return_sum / episodes.count,
         "episode_length": episodes.length_sum / episodes.count,
     }
     new = state.replace(params=params, opt_state=opt_state, actor=rollout.actor, update=state.update + 1)
     return new, metrics
+
+
+_improve_fused = jax.jit(_improve, static_argnames=("agent", "scan", "axis_name"))
 
 
 def update(
@@ -316,8 +334,8 @@ def update(
 ) -> tuple[PPOState, dict[str, jax.Array]]:
     """One PPO update: T steps in N environments, then epochs of minibatches.
 
-    Under ``jit`` the whole update is one dispatch. On a CPU call it un-jitted with ``scan=loops.host_scan``: its
-    parts are jitted, and the minibatches run as a loop on the host (see `loops`). The state's buffers are donated.
+    Two dispatches, acting and learning; under ``jit`` one. On a CPU call it un-jitted with ``scan=loops.host_scan``:
+    the minibatches then run as a loop on the host (see `loops`), which donates parameters and moments.
 
     Args:
       state: the training state.

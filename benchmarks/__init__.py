@@ -1,0 +1,1 @@
+"""Throughput of each part of lamjax: ``python -m benchmarks`` (or ``make bench``)."""

@@ -1,0 +1,162 @@
+"""Every verdict and every warning on both sides of its threshold."""
+
+import copy
+
+import pytest
+
+from lamjax.analysis import diagnosis
+from lamjax.analysis.diagnosis import diagnose, judge_cloning, judge_dynamics, judge_offline, judge_online
+
+DYNAMICS = {
+    "fdm_mse": 0.004,
+    "copy_last_mse": 0.01,
+    "fdm_ratio": 0.4,
+    "probe_accuracy_merged": 0.6,
+    "majority_accuracy_merged": 0.3,
+    "untrained_probe_accuracy_merged": 0.4,
+    "codebook_perplexity": [20.0, 30.0],
+    "dead_codes": [10, 12],
+    "num_codes": 64,
+}
+OFFLINE = {"curve": [[16, 3.0, 0.2], [256, 6.0, 0.3], [1024, 5.5, 0.3]], "bc_curve": [[16, 2.5, 0.2], [256, 4.0, 0.3]]}
+NULLS = {"random_return": {"mean": 2.7, "stderr": 0.1, "episodes": 128}}
+ONLINE = {"return_mean": 7.0, "return_stderr": 0.5}
+
+
+def failed(verdict):
+    assert set(verdict) == {"ok", "verdict"}
+    assert verdict["verdict"].startswith("failed: ") != verdict["ok"]
+    return not verdict["ok"]
+
+
+# Verdicts
+
+
+@pytest.mark.parametrize(("mse", "fails"), [(0.0099, False), (0.01, True), (0.02, True)])
+def test_stage_1_must_beat_copying(mse, fails):
+    assert failed(judge_dynamics({**DYNAMICS, "fdm_mse": mse})) == fails
+
+
+@pytest.mark.parametrize("null", ["majority_accuracy_merged", "untrained_probe_accuracy_merged"])
+@pytest.mark.parametrize(("lead", "fails"), [(0.021, False), (0.019, True), (-0.1, True)])
+def test_latents_must_beat_each_null(null, lead, fails):
+    nulls = {"majority_accuracy_merged": 0.1, "untrained_probe_accuracy_merged": 0.1, null: 0.6 - lead}
+    assert failed(judge_dynamics({**DYNAMICS, **nulls})) == fails
+    assert diagnosis.MIN_PROBE_LEAD == 0.02
+
+
+def test_stage_1_says_by_how_much():
+    assert judge_dynamics(DYNAMICS)["verdict"] == "error 0.40 of copying; merged actions 20 points above nulls"
+
+
+@pytest.mark.parametrize(("ratio", "fails"), [(0.99, False), (1.0, True), (1.3, True)])
+def test_stage_2_must_beat_the_mean(ratio, fails):
+    assert failed(judge_cloning({"ratio": ratio})) == fails
+
+
+def test_stage_2_says_how_much_it_explains():
+    assert judge_cloning({"ratio": 0.29})["verdict"] == "explains 71 % of the latents' variance"
+
+
+@pytest.mark.parametrize(("mean", "fails"), [(3.01, False), (3.0, True), (2.0, True)])
+def test_offline_must_lead_the_random_policy_by_a_standard_error(mean, fails):
+    results = {"curve": [[16, mean, 0.3], [64, mean - 0.1, 0.0]], "bc_curve": []}
+    assert failed(judge_offline(results, {"random_return": {"mean": 2.7}})) == fails
+
+
+def test_offline_names_the_best_point_and_its_null():
+    assert judge_offline(OFFLINE, NULLS)["verdict"] == (
+        "best 6.00 with 256 labels (random 2.70, BC on the same labels 4.00)"
+    )
+    assert judge_offline({**OFFLINE, "bc_curve": [[16, 2.5, 0.2]]}, NULLS)["verdict"] == (
+        "best 6.00 with 256 labels (random 2.70)"
+    )
+
+
+def summary_of(scratch=None, nulls=NULLS):
+    return {"nulls": nulls, "stages": {"ppo_scratch": {"return_mean": scratch}} if scratch is not None else {}}
+
+
+@pytest.mark.parametrize("stage", ["decode_online", "ppo_scratch", "expert"])
+@pytest.mark.parametrize(("mean", "fails"), [(3.21, False), (3.2, True), (1.0, True)])
+def test_ppo_must_lead_the_random_policy_by_a_standard_error(stage, mean, fails):
+    results = {"return_mean": mean, "return_stderr": 0.5}
+    assert failed(judge_online(stage, results, summary_of())) == fails
+
+
+@pytest.mark.parametrize(("scratch", "fails"), [(6.99, False), (7.0, True), (9.0, True)])
+def test_online_must_beat_ppo_from_scratch(scratch, fails):
+    assert failed(judge_online("decode_online", ONLINE, summary_of(scratch))) == fails
+    assert not failed(judge_online("ppo_scratch", ONLINE, summary_of(scratch)))
+
+
+def test_ppo_verdicts_name_both_figures():
+    assert judge_online("decode_online", ONLINE, summary_of(5.0))["verdict"] == (
+        "7.00, PPO from scratch 5.00 at the same frames"
+    )
+    assert judge_online("ppo_scratch", ONLINE, summary_of())["verdict"] == "7.00 (random 2.70)"
+    assert judge_online("expert", ONLINE, summary_of(nulls={})) == {"ok": True, "verdict": "7.00"}
+
+
+# Warnings
+
+
+@pytest.fixture
+def summary():
+    """A run in which nothing is wrong."""
+    return {
+        "stages": {
+            "dynamics": copy.deepcopy(DYNAMICS),
+            "cloning": {"ratio": 0.3},
+            "decode_offline": {"ok": True, "verdict": "best 6.00"},
+            "decode_online": {"ok": True, "verdict": "7.00"},
+        }
+    }
+
+
+def test_nothing_wrong_says_nothing(summary):
+    assert diagnose(summary) == [] == diagnose({"stages": {}}) == diagnose({})
+
+
+def only(found, stage):
+    (warning,) = found
+    assert warning["stage"] == stage and warning["text"].endswith(".") and warning["try"]
+    return warning["text"]
+
+
+def test_no_better_than_copying(summary):
+    summary["stages"]["dynamics"]["fdm_mse"] = 0.01
+    assert "no better than copying" in only(diagnose(summary), "dynamics")
+    summary["stages"]["dynamics"]["fdm_mse"] = 0.00999
+    assert diagnose(summary) == []
+
+
+def test_a_collapsed_codebook(summary):
+    summary["stages"]["dynamics"]["codebook_perplexity"] = [20.0, 3.1]
+    summary["stages"]["dynamics"]["dead_codes"] = [10, 60]
+    assert only(diagnose(summary), "dynamics") == ("Codebook 1 has collapsed: 4 of 64 codes in use, perplexity 3.1.")
+    summary["stages"]["dynamics"]["codebook_perplexity"] = [20.0, 3.3]  # a twentieth of 64 is 3.2
+    assert diagnose(summary) == []
+    summary["stages"]["dynamics"]["codebook_perplexity"] = [2.0, 2.0]
+    assert len(diagnose(summary)) == 2
+
+
+def test_latents_no_better_than_untrained_ones(summary):
+    summary["stages"]["dynamics"]["untrained_probe_accuracy_merged"] = 0.581
+    assert "untrained model" in only(diagnose(summary), "dynamics")
+    summary["stages"]["dynamics"]["untrained_probe_accuracy_merged"] = 0.579
+    assert diagnose(summary) == []
+
+
+def test_a_policy_that_explains_little(summary):
+    summary["stages"]["cloning"]["ratio"] = 0.91
+    assert "only 9 %" in only(diagnose(summary), "cloning")
+    summary["stages"]["cloning"]["ratio"] = 0.9
+    assert diagnose(summary) == []
+
+
+@pytest.mark.parametrize("stage", ["decode_offline", "decode_online"])
+def test_decoding_that_failed(summary, stage):
+    verdict = "failed: no better than the random policy (2.70)"
+    summary["stages"][stage] = {"ok": False, "verdict": verdict}
+    assert only(diagnose(summary), stage) == "No better than the random policy (2.70)."

@@ -1,0 +1,147 @@
+"""Online decoding: what is frozen stays, windows meet their actions, the schedule scales, the decoder decodes."""
+
+import dataclasses
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from lamjax import cloning, dynamics, envs, loops
+from lamjax.cloning import CloningConfig
+from lamjax.decoding import online
+from lamjax.decoding.online import LEARNING_RATES, DecoderConfig, HybridAgent, OnlineConfig, Pairs
+from lamjax.dynamics import DynamicsConfig
+from lamjax.loops import jit_once
+from lamjax.models.impala import ImpalaConfig
+from lamjax.models.quantizer import QuantizerConfig
+from lamjax.models.unet import UNetConfig
+from lamjax.ppo.train import PPOConfig
+
+init_dynamics = jit_once(dynamics.init, static_argnums=(1, 2))
+init_cloning = jit_once(cloning.init, static_argnums=(1, 2, 3))
+
+
+TRUNK = ImpalaConfig(channels=(8, 16), strides=(2, 2), blocks=0, features=32, stem=4, pool=False)
+STAGE1 = DynamicsConfig(
+    idm=TRUNK,
+    fdm=UNetConfig(channels=(8,), bottleneck=8, stem=16, latent_input="bias"),
+    quantizer=QuantizerConfig(codebooks=1, latents=2, dim=4, codes=8),
+)
+PPO = PPOConfig(
+    total_frames=1024, num_envs=4, num_steps=16, num_epochs=1, num_minibatches=2, learning_rates=LEARNING_RATES
+)
+CONFIG = OnlineConfig(PPO, DecoderConfig(start=0.0, dense_until=0.5, stop=0.8, every=4, batch_size=32, capacity=128))
+
+
+@pytest.fixture(scope="module")
+def model():
+    return init_dynamics(jax.random.key(0), STAGE1, (64, 64, 3))
+
+
+@pytest.fixture(scope="module")
+def policy():
+    return init_cloning(jax.random.key(1), CloningConfig(trunk=TRUNK), (64, 64, 3), STAGE1.latent_dim)
+
+
+@pytest.fixture
+def env():
+    env = envs.make("coinrun", 4)
+    yield env
+    env.close()
+
+
+def test_starts_as_the_decoded_latent_policy_at_half_strength(policy):
+    agent = HybridAgent(TRUNK, STAGE1.latent_dim, 15, (16,))
+    params, frozen = agent.init(jax.random.key(2), policy)
+    obs = np.random.default_rng(0).integers(0, 256, (6, 64, 64, 3), np.uint8)
+    logits, value = agent.apply(params, agent.encode(frozen, jnp.asarray(obs)))
+    latent = cloning.predict_latents(policy, obs)
+    expected = agent.decoder.apply({"params": frozen["decoder"]}, latent) / 2
+    np.testing.assert_allclose(logits, expected, atol=1e-5)
+    assert value.shape == (6,)
+    assert set(params) == {"fc", "policy_head", "value_head"}
+    assert not np.any(params["policy_head"]["kernel"])
+
+
+def test_update_trains_the_heads_alone_and_stops_collecting(model, policy, env):
+    agent = online.make_agent(policy, CONFIG, env.num_actions)
+    # Copies: an update donates what it trains.
+    state = online.init(jax.random.key(3), CONFIG, jax.tree.map(jnp.copy, policy), env)
+    start = jax.device_get({"params": state.ppo.params, "frozen": state.frozen})
+    written = []
+    for _ in range(CONFIG.ppo.num_updates):
+        state, metrics = online.update(state, model, agent, env, scan=loops.host_scan)
+        written.append(int(state.pairs.written))
+        assert np.isfinite(metrics["policy_loss"])
+    per_update = (PPO.num_steps - 2) * PPO.num_envs
+    # 16 updates of 64 frames; the decoder stops at 0.8 of the budget: updates 1 to 12 collect.
+    assert written == [per_update * min(k, 12) for k in range(1, 17)]
+    assert not online.collects(CONFIG, 13)
+    chex.assert_trees_all_equal(
+        {k: v for k, v in state.frozen.items() if k != "decoder"},
+        {k: v for k, v in start["frozen"].items() if k != "decoder"},
+    )
+    changed = jax.tree.map(lambda a, b: bool(np.any(np.asarray(a) != b)), state.ppo.params, start["params"])
+    assert all(any(jax.tree.leaves(group)) for group in changed.values())
+    assert any(
+        jax.tree.leaves(jax.tree.map(lambda a, b: np.any(a != b), state.frozen["decoder"], start["frozen"]["decoder"]))
+    )
+
+
+def test_refit_schedule_of_the_paper():
+    """Facts of the reference: after updates 3 to 12, then 20, 40, 60 and 80."""
+    fits = [k for k in range(1, 977) if online.refits(OnlineConfig(), k)]
+    assert fits == [*range(3, 13), 20, 40, 60, 80]
+
+
+def test_refit_schedule_scales_with_the_budget():
+    half = OnlineConfig(ppo=dataclasses.replace(OnlineConfig().ppo, total_frames=2_000_000))
+    fits = [k for k in range(1, 489) if online.refits(half, k)]
+    assert fits[0] == 2
+    assert max(fits) * 4096 < 0.1 * 2_000_000
+
+
+def test_pairs_hold_the_action_between_the_last_two_frames_and_mask_episode_ends(model):
+    steps, n = 6, 2
+    rng = np.random.default_rng(0)
+    obs = rng.integers(0, 256, (steps, n, 64, 64, 3), np.uint8)
+    action = np.arange(steps * n, dtype=np.int32).reshape(steps, n)
+    done = np.zeros((steps, n), bool)
+    done[2, 0] = True
+    pairs = online.add_pairs(Pairs.init(16, STAGE1.latent_dim), model, obs, action, done)
+    assert int(pairs.written) == (steps - 2) * n
+    np.testing.assert_array_equal(pairs.action[:8], action[1:-1].ravel())
+    # Environment 0 ends an episode in step 2: windows (1, 2, 3) and (2, 3, 4) cross it.
+    np.testing.assert_array_equal(pairs.valid[:8], [True, True, False, True, False, True, True, True])
+    window = obs[1:4, 1][None]
+    expected = dynamics.infer_latents(model, window).continuous[0]
+    np.testing.assert_allclose(pairs.latent[2 * 1 + 1], expected, atol=1e-5)
+
+
+def test_ring_keeps_the_newest(model):
+    obs = np.zeros((6, 2, 64, 64, 3), np.uint8)
+    pairs = Pairs.init(12, STAGE1.latent_dim)
+    for base in (0, 100):
+        action = np.full((6, 2), base, np.int32)
+        pairs = online.add_pairs(pairs, model, obs, action, np.zeros((6, 2), bool))
+    assert int(pairs.written) == 16
+    np.testing.assert_array_equal(pairs.action, [100] * 4 + [0] * 4 + [100] * 4)
+    with pytest.raises(ValueError, match="capacity"):
+        online.add_pairs(Pairs.init(4, STAGE1.latent_dim), model, obs, action, np.zeros((6, 2), bool))
+
+
+def test_decoder_learns_from_valid_pairs_alone():
+    agent = HybridAgent(TRUNK, 8, 3, (32,))
+    rng = np.random.default_rng(0)
+    truth = rng.integers(3, size=512).astype(np.int32)
+    latent = np.eye(8, dtype=np.float32)[truth] + 0.05 * rng.normal(size=(512, 8)).astype(np.float32)
+    wrong = np.arange(512) % 2 == 1  # half of the pairs lie, and are marked
+    action = np.where(wrong, (truth + 1) % 3, truth).astype(np.int32)
+    pairs = Pairs(jnp.asarray(latent), jnp.asarray(action), jnp.asarray(~wrong), jnp.int32(512))
+    config = DecoderConfig(hidden=(32,), epochs=40, batch_size=64)
+    params, accuracy = online.fit_decoder(jax.random.key(0), pairs, agent, config)
+    predicted = np.argmax(agent.decoder.apply({"params": params}, latent), -1)
+    assert np.mean(predicted == truth) > 0.98
+    assert accuracy > 0.9

@@ -1,0 +1,102 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from lamjax import envs
+from lamjax.envs import Gymnax
+from lamjax.envs.evaluate import CHUNK, evaluate
+from tests.envs.toys import Counter
+
+LENGTHS = (3, 40, 7)  # the second is longer than a dispatch
+
+
+def constant(policy, obs):
+    """Logits that do not depend on what is seen."""
+    return jnp.broadcast_to(policy, (obs.shape[0], 2))
+
+
+def by_episode(policy, obs):
+    """Action 1 in every other episode."""
+    sign = 2 * (obs[:, 2] % 2) - 1
+    return jnp.stack([-sign, sign], axis=-1) * 100
+
+
+@pytest.fixture(scope="module")
+def toy():
+    return Gymnax(Counter(LENGTHS, [False, True, False]), 4)
+
+
+def first_kinds(env, key):
+    """Which kind of episode each environment starts with, as `evaluate` resets it."""
+    return np.asarray(env.reset(jax.random.split(key)[0])[1].episode)
+
+
+def test_counts_the_same_number_of_episodes_in_each_environment(toy):
+    assert LENGTHS[1] > CHUNK
+    key = jax.random.key(0)
+    kinds = first_kinds(toy, key)
+    assert len(set(kinds.tolist())) > 1  # environments that start with long and with short episodes
+    returns, lengths = evaluate(constant, jnp.array([0.0, -100.0]), toy, 8, key)
+    expected = [LENGTHS[(kind + k) % 3] for kind in kinds for k in range(2)]
+    assert lengths.dtype == np.int32 and lengths.tolist() == expected
+    assert returns.dtype == np.float32 and returns.tolist() == expected  # action 0 pays 1 a step
+
+
+def test_short_episodes_are_not_favoured(toy):
+    """With three episodes an environment every kind counts equally: the mean is the plain one."""
+    returns, lengths = evaluate(constant, jnp.array([-100.0, 0.0]), toy, 12, jax.random.key(1))
+    assert sorted(lengths.tolist()) == sorted(LENGTHS * 4)
+    assert returns.mean() == pytest.approx(10 * np.mean(LENGTHS))
+
+
+def test_returns_start_anew_with_each_episode(toy):
+    key = jax.random.key(2)
+    kinds = first_kinds(toy, key)
+    returns, _ = evaluate(by_episode, None, toy, 16, key)
+    episodes = np.array([[kind + k for k in range(4)] for kind in kinds]).ravel()
+    pays = np.where(episodes % 2, 10, 1)
+    assert returns.tolist() == [p * LENGTHS[e % 3] for p, e in zip(pays, episodes, strict=True)]
+
+
+def test_greedy_takes_the_likeliest_and_sampling_draws_from_the_softmax():
+    toy = Gymnax(Counter([100]), 4)
+    logits = jnp.log(jnp.array([0.4, 0.6]))
+    greedy, _ = evaluate(constant, logits, toy, 8, jax.random.key(0), greedy=True)
+    assert greedy.tolist() == [1000] * 8
+    sampled, lengths = evaluate(constant, logits, toy, 8, jax.random.key(0))
+    assert lengths.tolist() == [100] * 8
+    ones = (sampled.sum() / 800 - 1) / 9
+    assert abs(ones - 0.6) < 5 * np.sqrt(0.24 / 800)
+    assert len(set(sampled.tolist())) > 3  # environments and episodes draw on their own
+    again, _ = evaluate(constant, logits, toy, 8, jax.random.key(0))
+    np.testing.assert_array_equal(sampled, again)
+    other, _ = evaluate(constant, logits, toy, 8, jax.random.key(1))
+    assert (sampled != other).any()
+
+
+def test_progress_counts_finished_episodes(toy):
+    seen = []
+    evaluate(constant, jnp.zeros(2), toy, 8, jax.random.key(0), progress=seen.append)
+    assert seen[0] == 0 and seen == sorted(seen) and seen[-1] < 8
+
+
+@pytest.mark.parametrize("episodes", [3, 7])
+def test_episodes_must_divide_among_the_environments(toy, episodes):
+    message = rf"^episodes \({episodes}\) must be a multiple of the number of environments \(4\)\.$"
+    with pytest.raises(ValueError, match=message):
+        evaluate(constant, jnp.zeros(2), toy, episodes, jax.random.key(0))
+
+
+def fifteen(policy, obs):
+    return jnp.broadcast_to(policy, (obs.shape[0], 15))
+
+
+def test_real_procgen_plays_the_same_levels_with_the_same_key():
+    env = envs.make("bigfish", 2, num_threads=0)
+    runs = [evaluate(fifteen, jnp.zeros(15), env, 4, jax.random.key(seed)) for seed in (3, 3, 4)]
+    env.close()
+    np.testing.assert_array_equal(runs[0], runs[1])
+    assert (runs[0][1] != runs[2][1]).any()
+    for returns, lengths in runs:
+        assert lengths.min() > 0 and returns.min() >= 0

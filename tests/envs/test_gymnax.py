@@ -1,0 +1,128 @@
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from lamjax import envs
+from lamjax.envs import Gymnax
+from tests.envs.toys import Counter
+
+N = 5
+T = 80
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def play(env, state, keys, action):
+    def step(state, inputs):
+        obs, state, reward, terminated, truncated, info = env.step(inputs[0], state, inputs[1])
+        return state, (obs, reward, terminated, truncated, info)
+
+    return jax.lax.scan(step, state, (keys, action))
+
+
+@pytest.fixture(scope="module")
+def env():
+    return envs.make("cartpole", N)
+
+
+@pytest.fixture(scope="module")
+def inputs():
+    actions = np.random.default_rng(0).integers(0, 2, (T, N)).astype(np.int32)
+    return jax.random.split(jax.random.key(1), T), actions
+
+
+def test_cartpole_is_a_batch_of_six_values(env, inputs):
+    keys, actions = inputs
+    assert (env.name, env.num_envs, env.num_actions, env.obs_shape) == ("cartpole", N, 2, (4,))
+    assert env.obs_dtype == jnp.float32 and env.env_params == {}
+    obs, state = env.reset(jax.random.key(0))
+    assert obs.shape == (N, 4)
+    assert len(np.unique(np.asarray(obs)[:, 0])) == N  # each environment starts elsewhere
+    obs, _, reward, terminated, truncated, info = env.step(keys[0], state, actions[0])
+    assert obs.shape == info["final_observation"].shape == (N, 4)
+    assert reward.shape == terminated.shape == truncated.shape == (N,)
+    assert (reward.dtype, terminated.dtype, truncated.dtype) == (jnp.float32, jnp.bool_, jnp.bool_)
+    assert set(info) == {"final_observation", "final_is_exact"} and bool(info["final_is_exact"])
+    np.testing.assert_array_equal(reward, 1)
+
+
+def test_batch_is_what_each_environment_does_alone(env, inputs):
+    keys, actions = inputs
+    key = jax.random.key(0)
+    obs, state = env.reset(key)
+    _, (obs_t, reward_t, terminated_t, truncated_t, info_t) = play(env, state, keys, actions)
+    index = 3
+    alone_obs, alone = env.env.reset(jax.random.split(key, N)[index], env.params)
+    np.testing.assert_array_equal(obs[index], alone_obs)
+    for t in range(T):
+        out = env.env.step(jax.random.split(keys[t], N)[index], alone, actions[t, index], env.params)
+        alone_obs, alone, reward, terminated, truncated, info = out
+        np.testing.assert_allclose(obs_t[t, index], alone_obs, atol=1e-6)
+        np.testing.assert_allclose(info_t["final_observation"][t, index], info["final_observation"], atol=1e-6)
+        assert reward_t[t, index] == reward
+        assert terminated_t[t, index] == terminated and truncated_t[t, index] == truncated
+    assert np.asarray(terminated_t)[:, index].any()
+
+
+def test_final_observation_is_the_true_last_one(env, inputs):
+    _, state = env.reset(jax.random.key(0))
+    obs, reward, terminated, _, info = jax.device_get(play(env, state, *inputs)[1])
+    final = info["final_observation"]
+    assert terminated.sum() >= 5
+    np.testing.assert_array_equal(reward, 1)
+    # The pole has fallen (12 degrees) or the cart has left (2.4); what is shown is a new start (0.05 at most).
+    fallen = (np.abs(final[..., 2]) > 12 * np.pi / 180) | (np.abs(final[..., 0]) > 2.4)
+    np.testing.assert_array_equal(fallen, terminated)
+    assert (np.abs(obs[terminated]) <= 0.05).all()
+    np.testing.assert_array_equal(final[~terminated], obs[~terminated])
+
+
+def test_a_restored_state_continues_equally(env, inputs):
+    keys, actions = inputs
+    state, _ = play(env, env.reset(jax.random.key(0))[1], keys[:30], actions[:30])
+    saved = env.get_state(state)
+    assert all(isinstance(leaf, np.ndarray) for leaf in saved.values())
+    other = envs.make("cartpole", N)
+    restored = other.set_state(saved)
+    assert jax.tree.structure(restored) == jax.tree.structure(state)
+    jax.tree.map(
+        np.testing.assert_array_equal,
+        play(other, restored, keys[30:], actions[30:]),
+        play(env, state, keys[30:], actions[30:]),
+    )
+
+
+def test_any_environment_of_the_same_form_will_do():
+    toy = Gymnax(Counter([3, 2], [False, True]), 2)
+    assert (toy.name, toy.num_actions, toy.obs_shape, toy.obs_dtype) == ("counter", 2, (3,), jnp.float32)
+    state = jax.vmap(toy.env._begin, in_axes=(0, None))(jnp.array([0, 1]), toy.params)
+    keys = jax.random.split(jax.random.key(0), 5)
+    actions = np.array([[0, 1]] * 5, np.int32)
+    _, (obs, reward, terminated, truncated, info) = jax.device_get(play(toy, state, keys, actions))
+    assert reward.dtype == np.float32 and reward.tolist() == [[1, 10]] * 5
+    # The first plays 3 steps, then 2; the second 2, then 3.
+    assert terminated.astype(int).T.tolist() == [[0, 0, 1, 0, 0], [0, 0, 0, 0, 1]]
+    assert truncated.astype(int).T.tolist() == [[0, 0, 0, 0, 1], [0, 1, 0, 0, 0]]
+    assert obs[:, 0, 0].tolist() == [1, 2, 0, 1, 0]
+    assert info["final_observation"][:, 0, 0].tolist() == [1, 2, 3, 1, 2]
+    assert set(info) == {"final_observation", "final_is_exact"}  # nothing else is carried along
+
+
+def test_parameters_can_be_given():
+    params = Counter([9]).default_params
+    toy = Gymnax(Counter([3]), 1, params=params, name="nine")
+    assert toy.name == "nine"
+    assert toy.reset(jax.random.key(0))[1].length.tolist() == [9]
+    assert toy.reset(jax.random.key(0), Counter([4]).default_params)[1].length.tolist() == [4]
+
+
+def test_bad_arguments_are_refused():
+    with pytest.raises(ValueError, match="num_envs must be at least 1, not 0"):
+        envs.make("cartpole", 0)
+
+
+def test_close_is_harmless(env):
+    env.close()
+    env.reset(jax.random.key(0))

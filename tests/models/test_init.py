@@ -1,0 +1,69 @@
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from lamjax import loops
+from lamjax.models.init import Conv, ConvTranspose, Dense
+
+
+@pytest.mark.parametrize(
+    ("layer", "shape", "fan_in"),
+    [
+        pytest.param(Dense(60), (1, 50), 50, id="dense"),
+        pytest.param(Conv(40, (3, 3)), (1, 4, 4, 12), 108, id="convolution"),
+        pytest.param(Conv(300, (2, 2), padding="VALID"), (1, 4, 4, 5), 20, id="convolution 2 x 2"),
+        pytest.param(ConvTranspose(24, (2, 2)), (1, 4, 4, 50), 96, id="transposed: 4 x 24 out, not 4 x 50 in"),
+    ],
+)
+def test_kernel_and_bias_are_uniform_within_pytorchs_bound(layer, shape, fan_in):
+    params = loops.jit_once(layer.init)(jax.random.key(0), jnp.zeros(shape))["params"]
+    bound = fan_in**-0.5
+    kernel, bias = (
+        np.concatenate(
+            [np.ravel(leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(params) if name in str(path)]
+        )
+        for name in ("kernel", "bias")
+    )
+    assert kernel.size > 2000
+    for values in (kernel, bias):
+        assert np.abs(values).max() <= bound
+        # The largest of n uniform draws misses the bound by more than 10 / n once in e^10 times.
+        assert np.abs(values).max() > bound * (1 - 10 / values.size)
+        # Mean 0, variance bound^2 / 3, the fourth moment that of a uniform.
+        assert abs(values.mean()) < 5 * bound / np.sqrt(3 * values.size)
+    assert np.square(kernel).mean() == pytest.approx(bound**2 / 3, rel=0.1)
+    assert (kernel**4).mean() == pytest.approx(bound**4 / 5, rel=0.2)
+
+
+def test_transposed_convolution_by_hand():
+    layer = ConvTranspose(1, (2, 2))
+    x = jnp.array([[[[1.0], [10.0]]]])  # one row of two pixels
+    kernel = jnp.array([[4.0, 3.0], [2.0, 1.0]])[:, :, None, None]
+    out = layer.apply({"params": {"conv": {"kernel": kernel, "bias": jnp.array([0.5])}}}, x)
+    # The weights are stored flipped, as lax.conv_transpose takes them: a pixel is spread as [[1, 2], [3, 4]].
+    np.testing.assert_array_equal(out[0, :, :, 0], [[1.5, 2.5, 10.5, 20.5], [3.5, 4.5, 30.5, 40.5]])
+
+
+def test_transposed_convolution_is_flaxs():
+    x = jnp.array(np.random.default_rng(0).normal(size=(2, 3, 5, 4)), jnp.float32)
+    layer = ConvTranspose(6, (2, 2))
+    params = layer.init(jax.random.key(0), x)["params"]
+    flaxs = nn.ConvTranspose(6, (2, 2), (2, 2), padding="VALID")
+    out = layer.apply({"params": params}, x)
+    assert out.shape == (2, 6, 10, 6)
+    np.testing.assert_allclose(out, flaxs.apply({"params": params["conv"]}, x), atol=1e-5)
+
+
+def test_convolution_keeps_the_size_unless_told_otherwise():
+    x = jnp.ones((1, 6, 6, 2))
+    shape = {
+        "SAME": Conv(3, (3, 3)),
+        "VALID": Conv(3, (2, 2), padding="VALID"),
+        "strided": Conv(3, (3, 3), strides=(2, 2), padding=1),
+    }
+    shape = {
+        name: jax.eval_shape(layer.init_with_output, jax.random.key(0), x)[0].shape for name, layer in shape.items()
+    }
+    assert shape == {"SAME": (1, 6, 6, 3), "VALID": (1, 5, 5, 3), "strided": (1, 3, 3, 3)}

@@ -1,0 +1,341 @@
+"""The command line: a user's mistake is one sentence on stderr and exit code 2, never a traceback."""
+
+import dataclasses
+import errno
+import json
+import logging
+import re
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+
+from lamjax import checkpoint, cli, run
+from lamjax.cli import main
+from lamjax.config import PRESETS
+from lamjax.data import StoreWriter, open_store
+from lamjax.envs import PROCGEN_GAMES
+from lamjax.experts import available
+from lamjax.policies import save_policy
+from lamjax.ppo.agent import ScratchAgent
+
+SMOKE = PRESETS["smoke"]
+TRAIN = ["train", "--env", "coinrun", "--preset", "smoke", "--policy", "random"]
+STORE = f"random-{SMOKE.record.frames}-s0"  # where `TRAIN` looks for trajectories
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path, monkeypatch):
+    """Every command runs in a folder of its own."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("LAMJAX_TRACEBACK", raising=False)
+    return tmp_path
+
+
+@pytest.fixture
+def fails(capfd):
+    """Runs a command that must fail; returns its sentence."""
+
+    def call(*argv):
+        capfd.readouterr()
+        assert main(list(argv)) == 2
+        out, err = capfd.readouterr()
+        assert out == ""
+        return one_sentence(err)
+
+    return call
+
+
+def one_sentence(err):
+    """The sentence, without the program's name."""
+    lines = err.splitlines()
+    assert len(lines) == 1 and lines[0].startswith("lamjax: "), err
+    return lines[0].removeprefix("lamjax: ")
+
+
+def write_store(path, frames=2048, length=64):
+    """Synthetic trajectories of the size that the smoke preset records."""
+    rng = np.random.default_rng(0)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with StoreWriter(path, env="coinrun", obs_shape=(64, 64, 3), num_actions=15) as writer:
+        for level in range(frames // length):
+            noise = rng.integers(0, 256, (length, 64, 64, 3), np.uint8)
+            writer.append_episode(noise, rng.integers(0, 15, length), np.zeros(length), level, "terminated")
+    return path
+
+
+# Words
+
+
+def test_an_unknown_verb_names_the_verbs(fails):
+    assert fails("trian") == f"there is no verb 'trian': choose one of {', '.join(cli.VERBS)}."
+
+
+@pytest.mark.parametrize("verb", ["train", "record", "expert", "eval"])
+def test_an_unknown_game_lists_near_names(fails, verb):
+    assert fails(verb, "--env", "coinrum").startswith("There is no environment called 'coinrum': did you mean coinrun")
+    assert "bigfish" in fails(verb, "--env", "qqqqqq")
+
+
+def test_a_bad_preset_lists_the_presets(fails):
+    for argv in (["train", "--preset", "huge"], ["expert", "--preset=huge"]):
+        assert fails(*argv) == "There is no preset called 'huge': choose one of paper, reference, cpu, smoke."
+
+
+@pytest.mark.parametrize("verb", cli.VERBS)
+def test_help_of_each_verb(verb, capsys):
+    with pytest.raises(SystemExit) as exit:
+        main([verb, "--help"])
+    assert exit.value.code == 0
+    out, err = capsys.readouterr()
+    assert f"lamjax {verb}" in out and err == ""
+    for field in dataclasses.fields(cli.VERBS[verb][0]):
+        if field.name != "config":
+            assert f"--{field.name.replace('_', '-')}" in out
+
+
+def test_help_names_every_verb_and_preset(capsys):
+    assert main(["--help"]) == 0
+    out = capsys.readouterr().out
+    assert all(f"  {word} " in out for word in (*cli.VERBS, *PRESETS))
+    assert main([]) == 2
+
+
+@pytest.mark.parametrize("argv", [["--nope", "1"], ["--seeds", "many"], ["--offline.episodes", "7"]])
+def test_bad_options_exit_with_2(argv, capsys):
+    with pytest.raises(SystemExit) as exit:
+        main([*TRAIN, *argv])
+    assert exit.value.code == 2
+    out, err = capsys.readouterr()
+    assert out == "" and "Traceback" not in err
+    assert argv[0].lstrip("-").split(".")[0].replace("-", "_") in err.replace("-", "_")
+
+
+def test_numbers_that_do_not_fit_are_refused_before_anything_runs(fails, folder):
+    assert fails(*TRAIN, "--eval-episodes", "100") == "eval_episodes (100) must be a multiple of 64, or less."
+    assert fails(*TRAIN, "--log-every", "0") == "log_every must be at least 1, not 0."
+    assert not (folder / "runs").exists()
+
+
+def test_the_preset_gives_the_defaults_and_options_override_them():
+    args = cli.parse(
+        "train", ["--preset", "smoke", "--dynamics.steps", "7", "--offline.labels", "16", "32", "--seed", "3"]
+    )
+    assert args.preset == "smoke"
+    assert args.config == dataclasses.replace(
+        SMOKE,
+        seed=3,
+        dynamics=dataclasses.replace(SMOKE.dynamics, steps=7),
+        offline=dataclasses.replace(SMOKE.offline, labels=(16, 32)),
+    )
+    assert cli.parse("train", ["--preset=paper"]).config == PRESETS["paper"]
+    assert cli.parse("expert", []).config == PRESETS["cpu"]  # these tests run on a CPU
+
+
+# Policies
+
+
+def test_a_missing_policy_is_named(fails, folder):
+    for verb, option in (("eval", "--checkpoint"), ("record", "--policy"), ("train", "--policy")):
+        assert fails(verb, option, "no/such/policy") == (
+            "There is no policy at no/such/policy: policy.json is missing."
+        )
+    assert not (folder / "runs").exists() and not (folder / "data").exists()
+
+
+def test_a_missing_expert_says_how_to_train_one(fails):
+    game = next(name for name in PROCGEN_GAMES if name not in available())
+    assert f"train one with `lamjax expert --env {game}`" in fails("eval", "--env", game)
+
+
+def test_a_damaged_policy_is_named(fails, folder):
+    agent = ScratchAgent(SMOKE.scratch.trunk, 15)
+    params = jax.eval_shape(lambda: agent.init(jax.random.key(0), (64, 64, 3)))
+    save_policy(folder / "p", agent, jax.tree.map(lambda x: np.zeros(x.shape, np.float32), params), {})
+    weights = (folder / "p" / "weights.npz").read_bytes()
+    (folder / "p" / "weights.npz").write_bytes(weights[: len(weights) // 2])
+    assert fails("eval", "--checkpoint", "p").startswith("p does not hold a policy of ours, or is damaged (")
+
+
+# Stores
+
+
+def test_a_store_that_exists_is_not_overwritten(fails, folder):
+    path = write_store(folder / "mine")
+    before = sorted((p, p.stat().st_mtime_ns) for p in path.rglob("*"))
+    sentence = fails("record", "--policy", "random", "--frames", "64", "--num-envs", "2", "--out", "mine")
+    assert sentence == f"{path} already exists; remove it or choose another path"
+    assert sorted((p, p.stat().st_mtime_ns) for p in path.rglob("*")) == before
+
+
+def test_a_corrupt_manifest_is_named(fails, folder):
+    path = write_store(folder / "data" / "coinrun" / STORE)
+    (path / "manifest.json").write_text("{")
+    assert fails(*TRAIN).startswith(f"data/coinrun/{STORE}/manifest.json cannot be read")
+
+
+def test_a_corrupt_chunk_is_named(fails, folder):
+    path = write_store(folder / "data" / "coinrun" / STORE)
+    chunk = path / "observations" / "c.1.0.0.0"
+    content = bytearray(chunk.read_bytes())
+    content[len(content) // 2] ^= 1
+    chunk.write_bytes(content)
+    sentence = fails(*TRAIN)
+    assert sentence.startswith("chunk 1 of observations") and "is not what was written" in sentence
+
+
+def test_a_store_that_is_too_small_says_so(fails, folder):
+    write_store(folder / "data" / "coinrun" / STORE, frames=12, length=4)
+    assert "too few for a batch of 16" in fails(*TRAIN)
+
+
+# Runs
+
+
+def open_run(folder, config, source="random"):
+    return run.Run(folder / "runs" / "coinrun" / "smoke-s0", "coinrun", config, {}, source)
+
+
+def test_a_run_of_another_configuration_names_the_field(fails, folder):
+    with open_run(folder, dataclasses.replace(SMOKE, log_every=7)):
+        pass
+    assert fails(*TRAIN).startswith(
+        "runs/coinrun/smoke-s0 was started with another configuration: log_every is 7 there and 5 here. "
+    )
+
+
+def test_a_run_of_another_demonstrator_is_refused(fails, folder):
+    with open_run(folder, SMOKE, "expert-01234567"):
+        pass
+    assert "source is 'expert-01234567' there and 'random' here" in fails(*TRAIN)
+
+
+def test_a_run_in_use_is_refused(fails, folder):
+    with open_run(folder, SMOKE):
+        assert fails(*TRAIN).startswith("runs/coinrun/smoke-s0 is in use by another process: ")
+
+
+def test_a_checkpoint_of_another_configuration_names_the_field(fails, folder):
+    write_store(folder / "data" / "coinrun" / STORE)
+    stage = folder / "runs" / "coinrun" / "smoke-s0" / "checkpoints" / "dynamics"
+    other = dataclasses.replace(SMOKE.dynamics, fdm=dataclasses.replace(SMOKE.dynamics.fdm, bottleneck=24))
+    checkpoint.save(stage, 5, {"x": np.zeros(3)}, config=other)
+    sentence = fails(*TRAIN)
+    assert (
+        f"{stage.relative_to(folder) / '5'} is of another configuration: fdm.bottleneck is 24 there and 16 here"
+        in sentence
+    )
+
+
+def test_damaged_checkpoints_say_what_to_do(fails, folder):
+    write_store(folder / "data" / "coinrun" / STORE)
+    stage = folder / "runs" / "coinrun" / "smoke-s0" / "checkpoints" / "dynamics"
+    checkpoint.save(stage, 5, {"x": np.zeros(3)}, config=SMOKE.dynamics)
+    (stage / "5" / "note" / "metadata").write_text("{")
+    logging.getLogger("lamjax.checkpoint").setLevel(logging.ERROR)  # its warnings are not the sentence
+    try:
+        assert fails(*TRAIN) == f"No checkpoint in {stage} is intact: delete the folder to start the stage anew."
+    finally:
+        logging.getLogger("lamjax.checkpoint").setLevel(logging.NOTSET)
+
+
+def test_a_report_of_what_is_not_a_run(fails, folder):
+    (folder / "empty").mkdir()
+    assert fails("report", "--run", "empty") == "empty is not a run folder: it has no summary.json."
+    assert fails("report", "--env", "maze") == (
+        "There is no run in runs/maze: start one with `lamjax train --env maze`."
+    )
+
+
+def test_a_full_disk_is_a_sentence(fails, monkeypatch):
+    def write_json(path, value):
+        raise OSError(errno.ENOSPC, "No space left on device", str(path))
+
+    monkeypatch.setattr(run, "write_json", write_json)
+    assert fails(*TRAIN) == "No space left on device: runs/coinrun/smoke-s0/config.json"
+
+
+def test_a_folder_that_cannot_be_made_is_a_sentence(fails, folder):
+    (folder / "runs").write_text("a file")
+    assert "runs" in fails(*TRAIN)
+
+
+def test_a_traceback_can_be_had(monkeypatch):
+    monkeypatch.setenv("LAMJAX_TRACEBACK", "1")
+    with pytest.raises(ValueError, match="coinrum"):
+        main(["eval", "--env", "coinrum"])
+
+
+def test_procgen_absent_names_the_extra(fails, monkeypatch):
+    monkeypatch.setitem(sys.modules, "procgen", None)
+    assert 'pip install "lamjax[procgen]"' in fails(*TRAIN)
+
+
+# Evaluation
+
+
+def test_episodes_must_be_a_multiple(fails):
+    assert fails("eval", "--checkpoint", "random", "--episodes", "10", "--num-envs", "4") == (
+        "episodes (10) must be a multiple of the number of environments (4)."
+    )
+    assert "at least 1" in fails("eval", "--checkpoint", "random", "--episodes", "0")
+
+
+def strict_json(text):
+    return json.loads(text, parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
+
+
+def test_eval_prints_one_json_object(capfd):
+    argv = ["eval", "--env", "coinrun", "--checkpoint", "random", "--json", "--episodes", "4", "--num-envs", "2"]
+    assert main(argv) == 0
+    out, _ = capfd.readouterr()
+    assert len(out.splitlines()) == 1
+    found = strict_json(out)
+    assert found.keys() == {"return_mean", "return_stderr", "episodes", "normalised"}
+    assert found["episodes"] == 4 and 0 <= found["return_mean"] <= 10 and found["return_stderr"] >= 0
+    assert main(argv) == 0
+    assert strict_json(capfd.readouterr().out) == found  # the same seed, the same episodes
+
+
+def test_one_episode_has_no_standard_error(capfd):
+    assert main(["eval", "--env", "cartpole", "--checkpoint", "random", "--json", "--episodes", "1"]) == 0
+    found = strict_json(capfd.readouterr().out)
+    assert found["return_stderr"] is None and found["episodes"] == 1 and found["return_mean"] >= 8
+    assert found["normalised"] is None  # no constants are known for it
+
+
+def test_experts_lists_what_is_shipped(capsys):
+    assert main(["experts"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines] == list(available())
+
+
+def test_record_writes_a_store_and_says_where(capfd, folder):
+    argv = ["record", "--env", "cartpole", "--policy", "random", "--frames", "100", "--num-envs", "4"]
+    assert main(argv) == 0
+    out, _ = capfd.readouterr()
+    assert out == "data/cartpole/random-100-s0\n"
+    store = open_store(folder / "data" / "cartpole" / "random-100-s0")
+    assert store.env == "cartpole" and store.num_frames >= 100 and store.policy["kind"] == "random"
+
+
+# As a user calls it
+
+
+def call(*argv):
+    return subprocess.run([sys.executable, "-m", "lamjax", *argv], capture_output=True, text=True)
+
+
+def test_the_program_fails_with_one_sentence():
+    done = call("eval", "--env", "coinrum")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "did you mean coinrun" in one_sentence(done.stderr)
+
+
+def test_the_program_prints_json_alone():
+    done = call("eval", "--env", "coinrun", "--checkpoint", "random", "--episodes", "2", "--num-envs", "2", "--json")
+    assert done.returncode == 0
+    assert strict_json(done.stdout).keys() == {"return_mean", "return_stderr", "episodes", "normalised"}
+    assert re.fullmatch(r"(evaluating random: .*\n)+", done.stderr)  # progress alone

@@ -1,0 +1,62 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from lamjax import loops
+
+
+def step(carry, xs):
+    total, count = carry
+    return (total + xs["a"], count + 1), {"before": total, "twice": (2 * xs["b"],)}
+
+
+CARRY = (jnp.zeros(2), jnp.zeros((), jnp.int32))
+XS = {"a": jnp.arange(10.0).reshape(5, 2), "b": jnp.arange(5, dtype=jnp.int32)}
+
+
+def test_host_scan_is_scan():
+    (total, count), ys = loops.host_scan(step, CARRY, XS)
+    np.testing.assert_array_equal(total, [20, 25])
+    assert count == 5
+    np.testing.assert_array_equal(ys["before"][:3], [[0, 0], [0, 1], [2, 4]])
+    expected = jax.lax.scan(step, CARRY, XS)
+    jax.tree.map(np.testing.assert_array_equal, ((total, count), ys), expected)
+    assert jax.tree.structure(((total, count), ys)) == jax.tree.structure(expected)
+    jax.tree.map(lambda x, y: x.dtype == y.dtype or pytest.fail("types differ"), ys, expected[1])
+
+
+def test_host_scan_traces_a_jitted_step_once():
+    traces = []
+
+    @jax.jit
+    def counted(carry, xs):
+        traces.append(1)
+        return step(carry, xs)
+
+    loops.host_scan(counted, CARRY, XS)
+    assert len(traces) == 1
+
+
+def test_host_scan_takes_keys():
+    keys = jax.random.split(jax.random.key(0), 3)
+
+    def draw(carry, key):
+        return carry, jax.random.normal(key)
+
+    _, drawn = loops.host_scan(draw, None, keys)
+    np.testing.assert_array_equal(drawn, jax.vmap(jax.random.normal)(keys))
+
+
+def test_steps_fuse_everywhere_but_on_a_cpu():
+    assert [loops.fuses_steps(backend) for backend in ("cpu", "gpu", "tpu")] == [False, True, True]
+    assert loops.fuses_steps() == (jax.default_backend() != "cpu")
+
+
+def test_jit_once_computes_the_same():
+    key = jax.random.key(0)
+
+    def draw(key, n):
+        return jax.random.normal(key, (n,))
+
+    np.testing.assert_allclose(loops.jit_once(draw, static_argnums=1)(key, 5), draw(key, 5), rtol=1e-6)

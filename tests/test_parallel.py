@@ -1,0 +1,63 @@
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from lamjax import parallel
+
+on_each = functools.partial(jax.pmap, axis_name="devices")
+
+
+def test_without_an_axis_the_collectives_do_nothing():
+    tree = {"a": jnp.arange(3.0), "b": (jnp.float32(2),)}
+    for reduce in (parallel.pmean, parallel.psum):
+        jax.tree.map(np.testing.assert_array_equal, reduce(tree, None), tree)
+    key = jax.random.key(3)
+    assert parallel.device_key(key, None) is key
+
+
+def test_mean_and_sum_over_two_devices():
+    tree = {"a": jnp.array([[1.0, 2.0], [5.0, 10.0]]), "b": jnp.array([1.0, -1.0])}
+    mean = on_each(lambda tree: parallel.pmean(tree, "devices"))(tree)
+    total = on_each(lambda tree: parallel.psum(tree, "devices"))(tree)
+    for device in range(2):
+        np.testing.assert_array_equal(mean["a"][device], [3, 6])
+        np.testing.assert_array_equal(total["a"][device], [6, 12])
+        assert (mean["b"][device], total["b"][device]) == (0, 0)
+
+
+def test_mean_and_variance_are_those_of_all_the_numbers():
+    x = np.random.default_rng(0).normal(size=(2, 5, 3)).astype(np.float32)
+    x[1] += 1000
+    expected = x.mean(dtype=np.float64), x.var(dtype=np.float64)
+    mean, var = parallel.mean_and_var(jnp.array(x), None)
+    assert mean.shape == var.shape == ()
+    np.testing.assert_allclose((mean, var), expected, rtol=1e-5)
+    # 250 000: the variance between the devices, which the mean of two variances (about 1) would miss.
+    for of_device in zip(*on_each(lambda x: parallel.mean_and_var(x, "devices"))(x), strict=True):
+        np.testing.assert_allclose(of_device, expected, rtol=1e-5)
+
+
+def test_variance_survives_a_large_mean():
+    """Computed in two passes: E[x^2] - E[x]^2 would be lost in float32."""
+    x = jnp.array([10_000.0, 10_001.0, 10_002.0, 10_003.0])
+    np.testing.assert_allclose(parallel.mean_and_var(x, None), [10_001.5, 1.25], rtol=1e-6)
+
+
+def test_each_device_has_its_own_key():
+    @functools.partial(on_each, in_axes=(None, 0))
+    def keys(key, _):
+        return jax.random.key_data(parallel.device_key(key, "devices"))
+
+    first, again, other = (np.asarray(keys(jax.random.key(seed), jnp.zeros(2))) for seed in (3, 3, 4))
+    assert (first[0] != first[1]).any()
+    np.testing.assert_array_equal(first, again)
+    assert (first != other).any()
+
+
+def test_the_same_function_runs_under_vmap():
+    x = jnp.array([[1.0, 2.0], [3.0, 6.0]])
+    mean, var = jax.vmap(lambda x: parallel.mean_and_var(x, "seeds"), axis_name="seeds")(x)
+    np.testing.assert_allclose(mean, [3, 3])
+    np.testing.assert_allclose(var, [3.5, 3.5])
