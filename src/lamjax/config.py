@@ -129,9 +129,7 @@ _CPU = RunConfig(
         batch_size=64,
         learning_rate=1e-3,
         idm=_CPU_TRUNK,
-        fdm=UNetConfig(
-            channels=(32, 48, 64), bottleneck=128, stem=4, latent_input="bias", predict="change", shift=8
-        ),
+        fdm=UNetConfig(channels=(32, 48, 64), bottleneck=128, stem=4, latent_input="bias", predict="change", shift=8),
         quantizer=QuantizerConfig(decay=0.99),
         loss_scale="copy_last",
     ),
