@@ -150,7 +150,7 @@ _CPU = RunConfig(
 
 # Seconds, for tests: the same path with small numbers.
 _SMOKE_TRUNK = ImpalaConfig(channels=(8, 16), strides=(2, 2), blocks=0, features=32, stem=4, pool=False)
-_SMOKE_PPO = PPOConfig(total_frames=1024, num_envs=16, num_steps=16, num_epochs=1, num_minibatches=2)
+_SMOKE_PPO = PPOConfig(total_frames=4096, num_envs=16, num_steps=64, num_epochs=1, num_minibatches=2)
 _SMOKE = RunConfig(
     record=RecordConfig(frames=2048, num_envs=16),
     dynamics=DynamicsConfig(
