@@ -362,7 +362,7 @@ def examine_dynamics(
         "actions": test_actions,
         "merged": merged[test_actions],
         "action_names": np.array(names),
-        "merged_names": np.array([names[list(merged).index(k)] for k in range(merged.max() + 1)]),
+        "merged_names": np.array(envs.merged_action_names(run.env, len(merged))),
         "code_counts": counts.astype(np.int64),
         "rollout_frames": latents.imagined_rollouts(state, held_out.windows[rows[0]][:2], quantized),
         "rollout_labels": np.array([f"codes {' '.join(map(str, code.ravel()))}" for code in joint]),

@@ -182,3 +182,11 @@ def test_games_are_frozen():
     with pytest.raises(AttributeError):
         envs.PROCGEN_GAMES["maze"].time_limit = 3
     assert isinstance(envs.PROCGEN_GAMES["maze"], Game)
+
+
+def test_merged_classes_are_called_by_what_they_do():
+    assert envs.merged_action_names("coinrun", 15) == ("left", "left-up", "noop", "up", "right", "right-up")
+    assert envs.merged_action_names("plunder", 15) == ("left", "noop", "right", "special-D")
+    assert envs.merged_action_names("cartpole", 2) == ("0", "1")
+    for game in envs.PROCGEN_GAMES:
+        assert len(envs.merged_action_names(game, 15)) == max(envs.merged_actions(game, 15)) + 1

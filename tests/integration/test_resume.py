@@ -8,6 +8,7 @@ import time
 import pytest
 
 from lamjax import checkpoint, run
+from lamjax.config import PRESETS
 from lamjax.data import open_store
 
 STAGES = ("dynamics", "cloning", "ppo_scratch", "decode_online")
@@ -132,4 +133,10 @@ def test_no_row_of_metrics_is_lost_and_repeated_ones_are_equal(chain):
         row.pop("time")
         assert rows.setdefault((row["stage"], row["step"]), row) == row
     counts = {stage: sum(name == stage for name, _ in rows) for stage in STAGES}
-    assert counts == {"dynamics": 20, "cloning": 20, "ppo_scratch": 4, "decode_online": 4}
+    smoke = PRESETS["smoke"]
+    assert counts == {
+        "dynamics": smoke.dynamics.steps,
+        "cloning": smoke.cloning.steps,
+        "ppo_scratch": smoke.scratch.ppo.num_updates,
+        "decode_online": smoke.online.ppo.num_updates,
+    }

@@ -96,9 +96,12 @@ def diagnose(summary: dict[str, Any]) -> list[dict[str, str]]:
                 "more steps or frames, or a game whose frames the agent's actions explain (maze, heist, bigfish)",
             )
     if (cloning := stages.get("cloning")) and cloning["ratio"] > MAX_CLONING_RATIO:
+        share = 1 - cloning["ratio"]
         say(
             "cloning",
-            f"The latent policy explains only {100 * (1 - cloning['ratio']):.0f} % of the latents' variance.",
+            f"The latent policy explains only {100 * share:.0f} % of the latents' variance."
+            if share > 0
+            else "The latent policy predicts latents no better than their mean.",
             "more cloning steps, or a recorded policy that is nearer to deterministic",
         )
     for stage in ("decode_offline", "decode_online"):

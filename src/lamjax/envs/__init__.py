@@ -10,6 +10,7 @@ from lamjax.envs.registry import (
     check_name,
     env_names,
     make,
+    merged_action_names,
     merged_actions,
     normalised_return,
 )
@@ -25,6 +26,7 @@ __all__ = [
     "check_name",
     "env_names",
     "make",
+    "merged_action_names",
     "merged_actions",
     "normalised_return",
 ]

@@ -131,6 +131,13 @@ def merged_actions(name: str, num_actions: int) -> tuple[int, ...]:
     return tuple(classes[representative] for representative in aliases)
 
 
+def merged_action_names(name: str, num_actions: int) -> tuple[str, ...]:
+    """The name of each class of `merged_actions`: what its representative is called."""
+    if name not in PROCGEN_GAMES:
+        return tuple(str(action) for action in range(num_actions))
+    return tuple(ACTION_NAMES[representative] for representative in sorted(set(PROCGEN_GAMES[name].aliases)))
+
+
 def normalised_return(name: str, mean_return: float) -> float | None:
     """``(R - R_random) / (R_expert - R_random)`` with the paper's constants, or None where they are not known."""
     if name not in PROCGEN_GAMES:
