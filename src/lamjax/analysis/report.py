@@ -631,7 +631,7 @@ def _facts(run: Run) -> list[str]:
     if run.summary.get("total_seconds"):
         facts.append(text(run.summary["total_seconds"], "seconds") + " in total")
     if run.summary.get("git"):
-        facts.append(f"commit {str(run.summary['git'])}")
+        facts.append(f"commit {run.summary['git']!s}")
     return facts
 
 
