@@ -1,3 +1,4 @@
+import dataclasses
 import functools
 
 import hypothesis
@@ -247,3 +248,19 @@ def test_update_lets_no_gradient_through():
     _, codes = _quantize(state, z, SMALL)
     gradient = jax.jit(jax.grad(lambda z: quantizer.update(state, z, codes, SMALL).embedding.sum()))(z)
     np.testing.assert_array_equal(gradient, 0)
+
+
+def test_revived_codes_lie_on_vectors_of_the_batch():
+    config = QuantizerConfig(codebooks=1, latents=1, dim=2, codes=4, decay=0.5, revive=0.9)
+    embedding = jnp.array([[[0.0, 0.0], [50.0, 50.0], [60.0, 60.0], [70.0, 70.0]]])
+    books = quantizer.Codebooks(embedding, jnp.ones((1, 4)), embedding)
+    z = jnp.array([[1.0, 0.0], [0.0, 1.0], [-1.0, 0.0], [0.0, -1.0]])
+    _, codes = quantizer.quantize(books, z, config)
+    assert not np.any(codes)  # all four hit code 0
+    new = quantizer.update(books, z, codes, config)
+    # Counts before the revival: 0.5 + 0.5 * 4 = 2.5, and 0.5 for the others, which fall below 0.9; the average is 1.
+    np.testing.assert_allclose(new.count, [[2.5, 1.0, 1.0, 1.0]], rtol=1e-4)
+    np.testing.assert_allclose(new.embedding[0, 0], [0.0, 0.0], atol=1e-6)
+    np.testing.assert_allclose(new.embedding[0, 1:], z[1:], rtol=1e-4, atol=1e-6)
+    kept = quantizer.update(books, z, codes, dataclasses.replace(config, revive=0.0))
+    np.testing.assert_allclose(kept.embedding[0, 1:], embedding[0, 1:], rtol=1e-3)
