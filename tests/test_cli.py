@@ -18,7 +18,7 @@ from lamjax.config import PRESETS
 from lamjax.data import StoreWriter, open_store
 from lamjax.envs import PROCGEN_GAMES
 from lamjax.experts import available
-from lamjax.policies import save_policy
+from lamjax.policies import load_policy, save_policy
 from lamjax.ppo.agent import ScratchAgent
 
 SMOKE = PRESETS["smoke"]
@@ -310,6 +310,25 @@ def test_experts_lists_what_is_shipped(capsys):
     assert main(["experts"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in lines] == list(available())
+
+
+def test_expert_starts_from_a_policy(capfd, folder):
+    agent = ScratchAgent(SMOKE.expert.trunk, 15)
+    params = agent.init(jax.random.key(3), (64, 64, 3))
+    save_policy(folder / "first", agent, params, {"note": "kept"})
+    assert main(["expert", "--preset", "smoke", "--frames", "1024", "--start", "first"]) == 0
+    _, trained, info = load_policy(folder / "runs" / "coinrun" / "expert" / "policies" / "expert")
+    assert info["frames"] == 1024 and info["start"]["note"] == "kept"
+    # Two steps of Adam at 5e-4 move no weight by more than about 1e-3; another draw differs by 0.1 and more.
+    moves = jax.tree.map(lambda a, b: float(abs(a - b).max()), params, trained)
+    assert 0 < max(jax.tree.leaves(moves)) < 5e-3
+
+
+def test_expert_refuses_to_start_from_another_network(fails, folder):
+    agent = ScratchAgent(dataclasses.replace(SMOKE.expert.trunk, features=16), 15)
+    save_policy(folder / "first", agent, agent.init(jax.random.key(3), (64, 64, 3)), {})
+    sentence = fails("expert", "--preset", "smoke", "--frames", "1024", "--start", "first")
+    assert "is not an actor-critic with the trunk of --expert.trunk" in sentence
 
 
 def test_record_writes_a_store_and_says_where(capfd, folder):

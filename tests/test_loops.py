@@ -60,3 +60,13 @@ def test_jit_once_computes_the_same():
         return jax.random.normal(key, (n,))
 
     np.testing.assert_allclose(loops.jit_once(draw, static_argnums=1)(key, 5), draw(key, 5), rtol=1e-6)
+
+
+@pytest.mark.parametrize("n", [1, 3])
+def test_repeat_steps_n_times_and_averages_metrics(n):
+    def double(x):
+        return 2 * x, {"before": x}
+
+    state, metrics = jax.jit(loops.repeat, static_argnums=(0, 2))(double, jnp.float32(1), n)
+    assert float(state) == 2**n
+    assert float(metrics["before"]) == pytest.approx((2**n - 1) / n)

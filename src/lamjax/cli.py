@@ -79,6 +79,7 @@ class Expert:
       env: the environment.
       preset: whose network and PPO settings to use.
       frames: environment frames; by default the preset's.
+      start: expert (the shipped one), or a policy folder, whose weights training starts from instead of from scratch.
       runs: where run folders lie.
       config: the settings of the preset; --expert.* matters here.
     """
@@ -86,6 +87,7 @@ class Expert:
     env: str = "coinrun"
     preset: str = "cpu"
     frames: int | None = None
+    start: str | None = None
     runs: Path = _RUNS
     config: Settings = PRESETS["cpu"]
 
@@ -147,7 +149,7 @@ def train(args: Train) -> None:
         policy = "expert"
         if not pipeline.has_expert(args.env, args.runs):
             if args.expert_frames:
-                expert(Expert(args.env, args.preset, args.expert_frames, args.runs, args.config))
+                expert(Expert(args.env, args.preset, args.expert_frames, None, args.runs, args.config))
             else:
                 policy = "random"
                 banner = (
@@ -205,7 +207,7 @@ def record(args: Record) -> None:
 
 def expert(args: Expert) -> None:
     """`lamjax expert`."""
-    from lamjax import envs, pipeline
+    from lamjax import envs, experts, pipeline
     from lamjax.run import Run
 
     envs.check_name(args.env)
@@ -214,8 +216,12 @@ def expert(args: Expert) -> None:
         ppo = dataclasses.replace(config.expert.ppo, total_frames=args.frames)
         config = dataclasses.replace(config, expert=dataclasses.replace(config.expert, ppo=ppo))
     header = pipeline.header(args.env, args.preset, "expert", _command(), config)
-    with Run(pipeline.expert_folder(args.runs, args.env), args.env, config, header) as run:
-        pipeline.scratch_stage(run, "expert", config.expert)
+    start = None
+    if args.start:
+        folder = str(experts.folder(args.env)) if args.start == "expert" else args.start
+        start = pipeline.find_source(args.env, folder, args.runs, envs.make(args.env, 1).num_actions)
+    with Run(pipeline.expert_folder(args.runs, args.env), args.env, config, header, start and start.name) as run:
+        pipeline.scratch_stage(run, "expert", config.expert, start)
         results = run.summary["stages"]["expert"]
         shown = {k: results[k] for k in ("return_mean", "return_stderr", "episodes", "normalised", "frames")}
         print(json.dumps(shown))

@@ -26,6 +26,14 @@ def host_scan(step: Callable[[Any, Any], tuple[Any, Any]], carry: Any, xs: Any) 
     return carry, jax.tree.map(lambda *leaves: jnp.stack(leaves), *ys)
 
 
+def repeat(step: Callable[[Any], tuple[Any, Any]], state: Any, n: int) -> tuple[Any, Any]:
+    """Steps n times inside ``jit``: the state after, and the metrics' means. A single step stays outside the scan."""
+    if n == 1:
+        return step(state)
+    state, metrics = jax.lax.scan(lambda s, _: step(s), state, None, length=n)
+    return state, jax.tree.map(lambda x: x.mean(0), metrics)
+
+
 def fuses_steps(backend: str | None = None) -> bool:
     """True where repeated training steps should run as one ``lax.scan``: everywhere but on a CPU."""
     return (backend or jax.default_backend()) != "cpu"

@@ -29,7 +29,7 @@ from lamjax.cloning import CloningState
 from lamjax.config import RunConfig, ScratchConfig
 from lamjax.data.record import record
 from lamjax.data.store import LabelledSubset, Store, evaluation_actions, open_store
-from lamjax.data.stream import EvaluationWindows, ObservationStream, sample
+from lamjax.data.stream import Buffer, EvaluationWindows, ObservationStream, sample
 from lamjax.decoding import offline, online
 from lamjax.dynamics import DynamicsState
 from lamjax.envs.evaluate import evaluate
@@ -237,6 +237,27 @@ def _scan() -> Callable:
     return jax.lax.scan if loops.fuses_steps() else loops.host_scan
 
 
+@functools.partial(jax.jit, donate_argnums=0, static_argnums=3)
+def _advance_dynamics(state: DynamicsState, buffer: Buffer, key: jax.Array, n: int):
+    """Takes n steps of stage 1 in one dispatch; `key` is the stream's."""
+
+    def step(state: DynamicsState):
+        return dynamics.train_step(state, sample(buffer, key, state.step, state.config.batch_size))
+
+    return loops.repeat(step, state, n)
+
+
+@functools.partial(jax.jit, donate_argnums=0, static_argnums=4)
+def _advance_cloning(state: CloningState, buffer: Buffer, key: jax.Array, model: DynamicsState, n: int):
+    """Takes n steps of stage 2 in one dispatch; `key` is the stream's."""
+
+    def step(state: CloningState):
+        windows = sample(buffer, key, state.step, state.config.batch_size)
+        return cloning.train_step(state, windows[:, 1], dynamics.infer_latents(model, windows).continuous)
+
+    return loops.repeat(step, state, n)
+
+
 _init_dynamics = loops.jit_once(dynamics.init, static_argnums=(1, 2))
 
 
@@ -261,17 +282,6 @@ def dynamics_stage(run: Run, store: Store) -> DynamicsState:
         store, num_windows=run.config.analysis.probe_test, batch_size=min(128, run.config.analysis.probe_test)
     )
 
-    @functools.partial(jax.jit, donate_argnums=0, static_argnums=2)
-    def advance(state: DynamicsState, buffer: Any, n: int):
-        def step(state: DynamicsState):
-            windows = sample(buffer, stream.key, state.step, config.batch_size)
-            return dynamics.train_step(state, windows)
-
-        if n == 1:
-            return step(state)
-        state, metrics = jax.lax.scan(lambda s, _: step(s), state, None, length=n)
-        return state, jax.tree.map(lambda x: x.mean(0), metrics)
-
     def test(state: DynamicsState) -> dict[str, float]:
         errors = held_out_errors(state, held_out)
         return {"test_fdm_mse": errors["fdm_mse"], "test_fdm_ratio": errors["fdm_ratio"]}
@@ -281,7 +291,7 @@ def dynamics_stage(run: Run, store: Store) -> DynamicsState:
         run,
         "dynamics",
         jax.tree.map(jnp.copy, untrained),
-        lambda state, position, n: advance(state, stream.buffer(position), n),
+        lambda state, position, n: _advance_dynamics(state, stream.buffer(position), stream.key, n),
         config.steps,
         saver=Saver(config),
         log_every=run.config.log_every,
@@ -393,17 +403,6 @@ def cloning_stage(run: Run, store: Store, model: DynamicsState) -> CloningState:
     )
     targets, _ = latents.latents_of(model, held_out.windows)
 
-    @functools.partial(jax.jit, donate_argnums=0, static_argnums=3)
-    def advance(state: CloningState, model: DynamicsState, buffer: Any, n: int):
-        def step(state: CloningState):
-            windows = sample(buffer, stream.key, state.step, config.batch_size)
-            return cloning.train_step(state, windows[:, 1], dynamics.infer_latents(model, windows).continuous)
-
-        if n == 1:
-            return step(state)
-        state, metrics = jax.lax.scan(lambda s, _: step(s), state, None, length=n)
-        return state, jax.tree.map(lambda x: x.mean(0), metrics)
-
     def test(state: CloningState) -> dict[str, float]:
         predicted = policy_latents(state, held_out.windows[:, 1])
         return {"test_loss": float(np.mean(np.square(predicted - targets)))}
@@ -412,7 +411,7 @@ def cloning_stage(run: Run, store: Store, model: DynamicsState) -> CloningState:
         run,
         "cloning",
         state,
-        lambda state, position, n: advance(state, model, stream.buffer(position), n),
+        lambda state, position, n: _advance_cloning(state, stream.buffer(position), stream.key, model, n),
         config.steps,
         saver=Saver(config),
         log_every=run.config.log_every,
@@ -593,14 +592,27 @@ def online_stage(run: Run, model: DynamicsState, policy: CloningState) -> None:
     _finish_ppo(run, "decode_online", agent, params, config.ppo.num_updates, config.ppo, seconds)
 
 
-def scratch_stage(run: Run, stage: str, config: ScratchConfig) -> None:
-    """Trains PPO from scratch: the null of online decoding, or an expert."""
+def scratch_stage(run: Run, stage: str, config: ScratchConfig, start: Source | None = None) -> None:
+    """Trains PPO from scratch: the null of online decoding, or an expert; `start` gives the first weights instead.
+
+    Raises:
+      RunError: if the weights of `start` are those of another network.
+    """
     if run.done(stage):
         return
     env = make_env(run.env, config.ppo.num_envs, run.config)
     agent = ScratchAgent(config.trunk, env.num_actions)
     key_params, key = jax.random.split(stage_key(run.config, stage))
-    params = loops.jit_once(agent.init, static_argnums=1)(key_params, env.obs_shape)
+    if start is None:
+        params = loops.jit_once(agent.init, static_argnums=1)(key_params, env.obs_shape)
+    else:
+        if getattr(start.logits_fn, "network", None) != agent:
+            raise RunError(
+                f"The policy to start from ({start.name}) is not an actor-critic with the trunk of --expert.trunk: "
+                "give these options the sizes in its policy.json."
+            )
+        params = start.params
+        run.note("start", {"policy": start.name, **start.info})
     state = ppo.init(key, config.ppo, params, env)
     state, seconds = train(
         run,
@@ -626,7 +638,8 @@ def _finish_ppo(
         run, label, policies.Logits(network), params, episodes=run.config.eval_episodes, num_envs=64
     )
     info = {"env": run.env, "stage": stage, "frames": frames, "seconds": seconds, **found}
-    info |= {key: run.summary[key] for key in ("command", "git", "versions", "device", "seed")}
+    kept = ("command", "git", "versions", "device", "seed", "start")
+    info |= {key: run.summary[key] for key in kept if key in run.summary}
     policies.save_policy(run.folder / "policies" / stage, network, params, info)
     results = {
         "frames": frames,

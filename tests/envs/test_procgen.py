@@ -271,6 +271,22 @@ def test_close_frees_every_native_batch_and_only_its_own(env):
     other.close()  # harmless
 
 
+def test_equal_settings_compile_once(actions):
+    traces = []
+
+    @functools.partial(jax.jit, static_argnums=0)
+    def step(env, state, action):
+        traces.append(1)
+        return env.step(jax.random.key(0), state, action)[0]
+
+    kinds = [{}, {}, {"start_level": 5, "num_levels": 1}]
+    for kwargs in kinds:
+        env = envs.make("maze", N, num_threads=0, **kwargs)
+        step(env, env.reset(jax.random.key(0))[1], actions[0])
+        env.close()
+    assert len(traces) == 2
+
+
 def test_describing_a_batch_makes_none():
     before = set(procgen._BATCHES)
     envs.make("maze", 1000)
