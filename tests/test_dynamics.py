@@ -134,6 +134,17 @@ def test_without_the_quantiser_the_forward_model_sees_the_continuous_latent(wind
     np.testing.assert_allclose(metrics["loss"], metrics["fdm_mse"] / metrics["copy_last_mse"], rtol=1e-5)
 
 
+def test_changes_are_what_the_inverse_model_sees(state, windows):
+    """Frames whose own values are the changes of others give the same latents."""
+    changes = state.replace(config=dataclasses.replace(CONFIG, idm_input="changes"))
+    frames = np.array(windows[:2], np.float32) / 255 - 0.5
+    by_hand = np.stack([frames[:, 1] - frames[:, 0], frames[:, 1], frames[:, 2] - frames[:, 1]], 1)
+    np.testing.assert_allclose(
+        infer(changes, windows[:2]).continuous, infer(state, jnp.asarray(by_hand)).continuous, rtol=1e-4, atol=1e-5
+    )
+    assert not np.allclose(infer(changes, windows[:2]).continuous, infer(state, windows[:2]).continuous, atol=1e-3)
+
+
 def test_copy_last_scale_divides_the_prediction_error(state, windows):
     _, metrics = jax.jit(dynamics.train_step)(state, windows)
     copy_last = np.mean(np.square((windows[:, 1].astype(np.float64) - windows[:, 2]) / 255))

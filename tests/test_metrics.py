@@ -161,3 +161,12 @@ def test_a_bar_on_a_terminal(monkeypatch):
     text = terminal.getvalue()
     assert "\r" in text and "10/10" in text and "loss 0.5" in text
     assert "steps/s" not in text  # the line of other outputs
+
+
+@pytest.mark.parametrize("name", ["stage", "step", "time"])
+def test_a_metric_may_not_hide_a_field_of_its_row(tmp_path, name):
+    log = MetricLog(tmp_path)
+    with pytest.raises(ValueError, match=f"may not be called '{name}'"):
+        log.write("dynamics", 1, {"loss": 1.0, name: 2.0})
+    log.close()
+    assert read_metrics(tmp_path / "metrics.jsonl") == {}

@@ -78,6 +78,7 @@ class Expert:
     Attributes:
       env: the environment.
       preset: whose network and PPO settings to use.
+      name: the run folder's name; the policy "expert" means the one called so.
       frames: environment frames; by default the preset's.
       start: expert (the shipped one), or a policy folder, whose weights training starts from instead of from scratch.
       runs: where run folders lie.
@@ -86,6 +87,7 @@ class Expert:
 
     env: str = "coinrun"
     preset: str = "cpu"
+    name: str = "expert"
     frames: int | None = None
     start: str | None = None
     runs: Path = _RUNS
@@ -149,7 +151,7 @@ def train(args: Train) -> None:
         policy = "expert"
         if not pipeline.has_expert(args.env, args.runs):
             if args.expert_frames:
-                expert(Expert(args.env, args.preset, args.expert_frames, None, args.runs, args.config))
+                expert(Expert(args.env, args.preset, frames=args.expert_frames, runs=args.runs, config=args.config))
             else:
                 policy = "random"
                 banner = (
@@ -215,12 +217,12 @@ def expert(args: Expert) -> None:
     if args.frames:
         ppo = dataclasses.replace(config.expert.ppo, total_frames=args.frames)
         config = dataclasses.replace(config, expert=dataclasses.replace(config.expert, ppo=ppo))
-    header = pipeline.header(args.env, args.preset, "expert", _command(), config)
+    header = pipeline.header(args.env, args.preset, args.name, _command(), config)
     start = None
     if args.start:
         folder = str(experts.folder(args.env)) if args.start == "expert" else args.start
         start = pipeline.find_source(args.env, folder, args.runs, envs.make(args.env, 1).num_actions)
-    with Run(pipeline.expert_folder(args.runs, args.env), args.env, config, header, start and start.name) as run:
+    with Run(args.runs / args.env / args.name, args.env, config, header, start and start.name) as run:
         pipeline.scratch_stage(run, "expert", config.expert, start)
         results = run.summary["stages"]["expert"]
         shown = {k: results[k] for k in ("return_mean", "return_stderr", "episodes", "normalised", "frames")}

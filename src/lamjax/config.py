@@ -120,17 +120,18 @@ _REFERENCE = RunConfig(
 )
 
 # Small strided networks that a laptop trains in minutes (docs/decisions.md says how they were found).
-_CPU_TRUNK = ImpalaConfig(channels=(32, 64, 64), strides=(2, 2, 1), blocks=0, stem=2, pool=False)
+_CPU_TRUNK = ImpalaConfig(channels=(16, 32, 32), blocks=1, stem=2, pool=False)
 _CPU_PPO = PPOConfig(total_frames=196_608, num_steps=64, entropy_coef=0.01, grad_chunks=8)
 _CPU = RunConfig(
     record=RecordConfig(frames=65_536),
     dynamics=DynamicsConfig(
-        steps=1200,
+        steps=2000,
         batch_size=64,
-        learning_rate=1e-3,
+        learning_rate=2e-3,
         idm=_CPU_TRUNK,
         fdm=UNetConfig(channels=(32, 48, 64), bottleneck=128, stem=4, latent_input="bias", predict="change", shift=8),
         quantizer=QuantizerConfig(decay=0.99),
+        idm_input="changes",
         loss_scale="copy_last",
     ),
     cloning=CloningConfig(steps=1500, batch_size=64, learning_rate=1e-3, warmup_steps=100, trunk=_CPU_TRUNK),
@@ -140,8 +141,10 @@ _CPU = RunConfig(
         decoder=DecoderConfig(start=0.0, dense_until=0.2, stop=0.5, every=5),
     ),
     scratch=ScratchConfig(_CPU_TRUNK, _CPU_PPO),
+    # One pass over each rollout: more frames a second teach more than more passes do.
     expert=ScratchConfig(
-        _CPU_TRUNK, dataclasses.replace(_CPU_PPO, total_frames=1_900_000, gamma=0.99, entropy_coef=0.005)
+        _CPU_TRUNK,
+        dataclasses.replace(_CPU_PPO, total_frames=3_000_000, num_epochs=1, gamma=0.995, entropy_coef=0.003),
     ),
     analysis=AnalysisConfig(probe_train=16_384, probe_test=4_096, eval_every=250),
     eval_episodes=128,

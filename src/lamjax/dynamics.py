@@ -40,6 +40,8 @@ class DynamicsConfig:
       idm: trunk of the inverse model.
       fdm: the forward model.
       quantizer: the quantiser.
+      idm_input: what the inverse model sees: "frames" are o_{t-1}, o_t, o_{t+1}, as in LAPO; "changes" are
+        o_t - o_{t-1}, o_t, o_{t+1} - o_t, from which a small network reads motion at once.
       loss_scale: "none" is LAPO's loss; "copy_last" divides the prediction error by that of copying o_t, so that
         games whose frames barely change learn as fast as others.
       dtype: type of the activations; losses, statistics, the quantiser and the optimizer stay float32.
@@ -54,6 +56,7 @@ class DynamicsConfig:
     idm: TrunkConfig = ImpalaConfig()
     fdm: UNetConfig = UNetConfig()
     quantizer: QuantizerConfig = QuantizerConfig()
+    idm_input: Literal["frames", "changes"] = "frames"
     loss_scale: Literal["none", "copy_last"] = "none"
     dtype: Literal["float32", "bfloat16"] = "float32"
 
@@ -146,6 +149,9 @@ def init(key: jax.Array, config: DynamicsConfig, obs_shape: tuple[int, ...]) -> 
 
 def _infer(params: Any, codebooks: Codebooks, frames: jax.Array, config: DynamicsConfig) -> Latents:
     """`frames` float32 ``[B, 3, H, W, C]`` in [-0.5, 0.5]."""
+    if config.idm_input == "changes":
+        before, now, after = jnp.unstack(frames, axis=1)
+        frames = jnp.stack([now - before, now, after - now], axis=1)
     z = _idm(config).apply({"params": params["idm"]}, join_frames(frames)).astype(jnp.float32)
     z_q, codes = quantizer.quantize(codebooks, jax.lax.stop_gradient(z), config.quantizer)
     return Latents(z, z_q if config.quantizer.enabled else z, codes)

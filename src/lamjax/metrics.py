@@ -44,8 +44,11 @@ class MetricLog:
 
         Raises:
           NonFiniteError: if a value is not finite; the row is written and flushed all the same.
+          ValueError: if a metric has the name of one of the row's own fields.
         """
         row = {"stage": stage, "step": step, "time": round(time.time(), 3)}
+        if taken := row.keys() & metrics.keys():
+            raise ValueError(f"A metric may not be called {min(taken)!r}: the row has a field of this name.")
         values = {name: float(value) for name, value in metrics.items()}
         finite = {name: value if math.isfinite(value) else None for name, value in values.items()}
         self._file.write(json.dumps(row | finite).encode() + b"\n")

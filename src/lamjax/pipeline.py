@@ -324,6 +324,11 @@ def held_out_errors(state: DynamicsState, held_out: EvaluationWindows) -> dict[s
     }
 
 
+def _still(windows: np.ndarray) -> np.ndarray:
+    """Windows that show o_t in place of every frame; a view."""
+    return np.broadcast_to(windows[:, 1:2], windows.shape)
+
+
 def examine_dynamics(
     run: Run, store: Store, untrained: DynamicsState, state: DynamicsState, held_out: EvaluationWindows
 ) -> dict[str, Any]:
@@ -335,9 +340,10 @@ def examine_dynamics(
     test_actions = evaluation_actions(store, held_out.starts)
     results: dict[str, Any] = {}
     arrays: dict[str, np.ndarray] = {}
-    for prefix, model in (("", state), ("untrained_", untrained)):
-        train_z, _ = latents.latents_of(model, fitting.windows)
-        test_z, codes = latents.latents_of(model, held_out.windows)
+    # The last null shows the untrained model o_t three times: what the recorded policy gives away by itself.
+    for prefix, model, motion in (("", state, True), ("untrained_", untrained, True), ("still_", untrained, False)):
+        train_z, _ = latents.latents_of(model, fitting.windows if motion else _still(fitting.windows))
+        test_z, codes = latents.latents_of(model, held_out.windows if motion else _still(held_out.windows))
         key = stage_key(run.config, "probe")
         raw, joined = probes.accuracies(key, train_z, train_actions, test_z, test_actions, merged)
         linear, linear_joined = probes.accuracies(key, train_z, train_actions, test_z, test_actions, merged, hidden=())
@@ -347,7 +353,8 @@ def examine_dynamics(
             f"{prefix}linear_probe_accuracy": linear,
             f"{prefix}linear_probe_accuracy_merged": linear_joined,
         }
-        arrays["latents_untrained" if prefix else "latents"] = test_z
+        if prefix != "still_":
+            arrays["latents_untrained" if prefix else "latents"] = test_z
         if not prefix:
             test_codes = codes
     errors = held_out_errors(state, held_out)

@@ -14,6 +14,7 @@ DYNAMICS = {
     "probe_accuracy_merged": 0.6,
     "majority_accuracy_merged": 0.3,
     "untrained_probe_accuracy_merged": 0.4,
+    "still_probe_accuracy_merged": 0.35,
     "codebook_perplexity": [20.0, 30.0],
     "dead_codes": [10, 12],
     "num_codes": 64,
@@ -37,11 +38,11 @@ def test_stage_1_must_beat_copying(mse, fails):
     assert failed(judge_dynamics({**DYNAMICS, "fdm_mse": mse})) == fails
 
 
-@pytest.mark.parametrize("null", ["majority_accuracy_merged", "untrained_probe_accuracy_merged"])
+@pytest.mark.parametrize("null", ["majority", "untrained_probe", "still_probe"])
 @pytest.mark.parametrize(("lead", "fails"), [(0.021, False), (0.019, True), (-0.1, True)])
 def test_latents_must_beat_each_null(null, lead, fails):
-    nulls = {"majority_accuracy_merged": 0.1, "untrained_probe_accuracy_merged": 0.1, null: 0.6 - lead}
-    assert failed(judge_dynamics({**DYNAMICS, **nulls})) == fails
+    nulls = dict.fromkeys(("majority", "untrained_probe", "still_probe"), 0.1) | {null: 0.6 - lead}
+    assert failed(judge_dynamics(DYNAMICS | {f"{k}_accuracy_merged": v for k, v in nulls.items()})) == fails
     assert diagnosis.MIN_PROBE_LEAD == 0.02
 
 
@@ -146,6 +147,14 @@ def test_latents_no_better_than_untrained_ones(summary):
     assert "untrained model" in only(diagnose(summary), "dynamics")
     summary["stages"]["dynamics"]["untrained_probe_accuracy_merged"] = 0.579
     assert diagnose(summary) == []
+
+
+def test_a_recorded_policy_that_gives_its_actions_away(summary):
+    summary["stages"]["dynamics"]["untrained_probe_accuracy_merged"] = 0.6
+    summary["stages"]["dynamics"]["still_probe_accuracy_merged"] = 0.451
+    assert "tells 45 % of the actions" in only(diagnose(summary), "dynamics")
+    summary["stages"]["dynamics"]["still_probe_accuracy_merged"] = 0.449
+    assert "untrained model" in only(diagnose(summary), "dynamics")
 
 
 def test_a_policy_that_explains_little(summary):

@@ -37,6 +37,8 @@ SUMMARY = {
             "majority_accuracy_merged": 0.3,
             "untrained_probe_accuracy": 0.25,
             "untrained_probe_accuracy_merged": 0.35,
+            "still_probe_accuracy": 0.22,
+            "still_probe_accuracy_merged": 0.33,
             "codebook_perplexity": [5.5, 3.25],
             "dead_codes": [1, 2],
             "num_codes": 8,
@@ -177,7 +179,7 @@ def test_results_stand_beside_their_nulls(complete):
     _, page = complete
     for words in (
         "0.15 × copy-last forward model 2.10 × 10⁻³ copy last 1.40 × 10⁻² ✓",
-        "60.0 % aliased actions merged untrained IDM 35.0 % most frequent 30.0 % ✓",
+        "60.0 % aliased actions merged untrained IDM 35.0 % o_t alone 33.0 % most frequent 30.0 % ✓",
         "6.50 ± 0.20 at 256 labels behaviour cloning 4.00 ± 0.20 random policy 2.70 expert 8.10 ✓",
         "7.00 ± 0.20 at 8.19 k frames PPO from scratch 5.00 ± 0.20 random policy 2.70 expert 8.10 ✓",
         "1 h 7 min",

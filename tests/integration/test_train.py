@@ -23,6 +23,7 @@ STAGE_KEYS = {
         *("steps", "windows_per_s", "seconds", "fdm_mse", "copy_last_mse", "fdm_ratio"),
         *("probe_accuracy", "probe_accuracy_merged", "majority_accuracy", "majority_accuracy_merged"),
         *("untrained_probe_accuracy", "untrained_probe_accuracy_merged"),
+        *("still_probe_accuracy", "still_probe_accuracy_merged"),
         *("codebook_perplexity", "dead_codes", "num_codes", "ok", "verdict"),
     },
     "cloning": {"steps", "windows_per_s", "seconds", "mse", "null_mse", "ratio", "ok", "verdict"},
@@ -80,7 +81,7 @@ def test_figures_fit_together(summary):
     assert dynamics["num_codes"] == SMOKE.dynamics.quantizer.codes
     for perplexity, dead in zip(dynamics["codebook_perplexity"], dynamics["dead_codes"], strict=True):
         assert 1 <= perplexity <= dynamics["num_codes"] - dead + 1e-6
-    for name in ("probe", "untrained_probe", "majority"):
+    for name in ("probe", "untrained_probe", "still_probe", "majority"):
         assert 0 <= dynamics[f"{name}_accuracy"] <= 1 and 0 <= dynamics[f"{name}_accuracy_merged"] <= 1
     offline = stages["decode_offline"]
     for curve in (offline["curve"], offline["bc_curve"]):

@@ -8,6 +8,7 @@ from typing import Any
 Verdict = dict[str, Any]
 
 MIN_PROBE_LEAD = 0.02  # of a probe over its nulls; smaller leads are noise at a few thousand windows
+MAX_GIVEN_AWAY = 0.15  # lead over the majority of what o_t alone tells of the action
 MIN_PERPLEXITY_SHARE = 0.05  # of the codes; below it a codebook has collapsed
 MAX_CLONING_RATIO = 0.9  # held-out error over variance
 STDERRS = 1.0  # by how many standard errors a return must lead
@@ -15,9 +16,8 @@ STDERRS = 1.0  # by how many standard errors a return must lead
 
 def judge_dynamics(results: dict[str, Any]) -> Verdict:
     """Stage 1 must predict better than copying, and its latents must tell actions better than their nulls do."""
-    lead = results["probe_accuracy_merged"] - max(
-        results["majority_accuracy_merged"], results["untrained_probe_accuracy_merged"]
-    )
+    nulls = ("majority_accuracy_merged", "untrained_probe_accuracy_merged", "still_probe_accuracy_merged")
+    lead = results["probe_accuracy_merged"] - max(results[name] for name in nulls)
     if results["fdm_mse"] >= results["copy_last_mse"]:
         return {"ok": False, "verdict": "failed: the forward model is no better than copying the last frame"}
     if lead < MIN_PROBE_LEAD:
@@ -89,7 +89,15 @@ def diagnose(summary: dict[str, Any]) -> list[dict[str, str]]:
                     "--dynamics.quantizer.start corrected, a lower --dynamics.quantizer.decay, or more steps",
                 )
         lead = dynamics["probe_accuracy_merged"] - dynamics["untrained_probe_accuracy_merged"]
-        if lead < MIN_PROBE_LEAD:
+        given_away = dynamics["still_probe_accuracy_merged"] - dynamics["majority_accuracy_merged"]
+        if given_away > MAX_GIVEN_AWAY:
+            say(
+                "dynamics",
+                f"An untrained network that sees o_t alone tells {100 * dynamics['still_probe_accuracy_merged']:.0f} % "
+                "of the actions: the recorded policy gives them away, so the probe cannot show what the latents know.",
+                "a less predictable recorded policy (--policy random, or a checkpoint trained with more entropy)",
+            )
+        elif lead < MIN_PROBE_LEAD:
             say(
                 "dynamics",
                 "The latents tell the actions no better than those of an untrained model.",

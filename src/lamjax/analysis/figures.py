@@ -81,19 +81,25 @@ def perplexity(curves: list[Curve], num_codes: int | None) -> Figure:
     return _legend(fig)
 
 
-def probe_bars(groups: dict[str, tuple[float, float, float]]) -> Figure:
+def probe_bars(groups: dict[str, tuple[float, float, float, float]]) -> Figure:
     """Accuracy of a probe from latent to true action, held out by level.
 
     Args:
         groups: for each set of actions (all, or aliases merged) the accuracy in [0, 1] on the trained IDM, on an
-            untrained one, and of always guessing the most frequent action; NaN where unknown.
+            untrained one, on an untrained one that sees o_t alone, and of always guessing the most frequent action;
+            NaN where unknown.
     """
     fig, ax = _panel("Action probe", "", "held-out accuracy (%)")
-    series = (("trained IDM", BLUE, 1), ("untrained IDM", MUTED, 1), ("most frequent action", MUTED, 0.4))
+    series = (
+        ("trained IDM", BLUE, 1),
+        ("untrained IDM", MUTED, 1),
+        ("untrained IDM, o_t alone", MUTED, 0.7),
+        ("most frequent action", MUTED, 0.4),
+    )
     centres = np.arange(len(groups))
     for index, (label, colour, alpha) in enumerate(series):
         percent = 100 * np.array([values[index] for values in groups.values()], float)
-        bars = ax.bar(centres + 0.27 * (index - 1), np.nan_to_num(percent), 0.25, color=colour, alpha=alpha)
+        bars = ax.bar(centres + 0.21 * (index - 1.5), np.nan_to_num(percent), 0.19, color=colour, alpha=alpha)
         bars.set_label(label)
         texts = [f"{value:.1f}" if math.isfinite(value) else "–" for value in percent]
         ax.bar_label(bars, texts, fontsize=SMALL_FONT, color=INK, padding=2)

@@ -175,7 +175,7 @@ def _probe(run: Run) -> Figure | None:
     groups = {
         label: tuple(
             number(stage.get(name + suffix))
-            for name in ("probe_accuracy", "untrained_probe_accuracy", "majority_accuracy")
+            for name in ("probe_accuracy", "untrained_probe_accuracy", "still_probe_accuracy", "majority_accuracy")
         )
         for label, suffix in (("all actions", ""), ("aliases merged", "_merged"))
     }
@@ -269,8 +269,8 @@ FIGURES = {
         _probe,
         "Action probe",
         "Accuracy with which a probe reads the true action from the latent, on held-out levels, beside the same probe "
-        "on an untrained IDM and beside always guessing the most frequent action. Merged: actions that do the same in "
-        "this game count as one.",
+        "on an untrained IDM, on an untrained IDM that is shown o_t alone (what the recorded policy gives away), and "
+        "beside always guessing the most frequent action. Merged: actions that do the same in this game count as one.",
         "the result of stage 1",
     ),
     "code_usage": Plot(
@@ -456,7 +456,11 @@ def _headline_dynamics(run: Run) -> Headline:
 
 def _headline_probe(run: Run) -> Headline:
     stage = run.stage("dynamics")
-    names = {"untrained IDM": "untrained_probe_accuracy_merged", "most frequent": "majority_accuracy_merged"}
+    names = {
+        "untrained IDM": "untrained_probe_accuracy_merged",
+        "o_t alone": "still_probe_accuracy_merged",
+        "most frequent": "majority_accuracy_merged",
+    }
     value = stage.get("probe_accuracy_merged")
     nulls = [(label, text(stage.get(key), key)) for label, key in names.items()]
     beaten = _beats(value, [stage.get(key) for key in names.values()])
