@@ -1,98 +1,97 @@
-"""The reference's own numbers: weights by its names must compute what it computed (float32, CPU)."""
+"""Weights by the reference's names: sizes are read off them, and what is loaded comes out again to the bit."""
 
+import dataclasses
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from lamjax import dynamics
+from lamjax.config import PRESETS
 from lamjax.dynamics import DynamicsConfig
-from lamjax.interop import pytorch
-from lamjax.loops import jit_once
-from lamjax.models import quantizer
+from lamjax.interop import golden, pytorch
+from lamjax.interop.pytorch import WeightsError
 from lamjax.models.impala import ImpalaConfig
-from lamjax.models.policy import LatentPolicy, normalise_obs
-from lamjax.models.quantizer import QuantizerConfig
-from lamjax.models.unet import UNetConfig
 
-init_dynamics = jit_once(dynamics.init, static_argnums=(1, 2))
+FILE = Path(__file__).parents[1] / "golden" / "lapo_small.npz"
 
 
 @pytest.fixture(scope="module")
-def golden():
-    with np.load(Path(__file__).parents[1] / "golden" / "lapo_small.npz", allow_pickle=False) as arrays:
-        return dict(arrays)
+def arrays():
+    return golden.read(FILE)
 
 
 @pytest.fixture(scope="module")
-def trunk(golden) -> ImpalaConfig:
-    return ImpalaConfig(channels=tuple(int(golden["config"][0]) * c for c in (16, 32, 32)))
+def models(arrays):
+    return {name.removeprefix("before/"): array for name, array in arrays.items() if name.startswith("before/")}
 
 
 @pytest.fixture(scope="module")
-def state(golden, trunk) -> dynamics.DynamicsState:
-    _, base, n, h, d, m = (int(x) for x in golden["config"])
-    config = DynamicsConfig(
-        steps=10**9,  # a constant learning rate
-        warmup_steps=0,
-        idm=trunk,
-        fdm=UNetConfig(channels=tuple(base * 2**level for level in range(5)), bottleneck=base * 32),
-        quantizer=QuantizerConfig(codebooks=n, latents=h, dim=d, codes=m, start="reference"),
-    )
-    return pytorch.load_dynamics(init_dynamics(jax.random.key(0), config, (64, 64, 3)), golden, "before/")
+def policy(arrays):
+    return {name.removeprefix("policy/"): array for name, array in arrays.items() if name.startswith("policy/")}
 
 
-def test_evaluation_pass(golden, state):
-    windows = jnp.asarray(golden["obs_u8"])
-    found = jax.jit(dynamics.infer_latents)(state, windows)
-    np.testing.assert_allclose(found.continuous, golden["eval/la"], atol=1e-5)
-    np.testing.assert_allclose(found.quantized, golden["eval/la_q"], atol=1e-5)
-    np.testing.assert_array_equal(found.codes, golden["eval/la_qinds"][..., 0])
-    prediction = jax.jit(dynamics.predict_next)(state, windows[:, :2], found.quantized)
-    np.testing.assert_allclose(prediction, golden["eval/wm_pred"], atol=1e-5)
-    commitment = state.config.quantizer.commitment * quantizer.commitment_loss(found.continuous, found.quantized)
-    np.testing.assert_allclose(commitment, golden["eval/vq_loss"], atol=1e-6)
-    perplexity = quantizer.perplexity(quantizer.hits(found.codes, state.config.quantizer))
-    np.testing.assert_allclose(perplexity.sum(), golden["eval/vq_perp"], rtol=1e-5)
-    errors = jax.jit(dynamics.evaluate)(state, windows)
-    np.testing.assert_allclose(errors["fdm_mse"], golden["eval/wm_loss"], atol=1e-6)
+def test_sizes_are_read_off_the_weights(arrays, models, policy):
+    config = pytorch.dynamics_config(models, DynamicsConfig(steps=7))
+    want = golden.config_of(arrays)
+    assert (config.idm, config.fdm, config.steps) == (want.idm, want.fdm, 7)
+    assert config.quantizer == dataclasses.replace(want.quantizer, start="corrected")
+    assert pytorch.impala_config(policy) == want.idm == ImpalaConfig(channels=(16, 32, 32))
 
 
-def test_three_training_steps(golden, state):
-    windows = jnp.asarray(golden["obs_u8"])
-    step = jax.jit(dynamics.train_step)
-    for number in range(3):
-        state, metrics = step(state, windows)
-        name = f"train{number}/"
-        np.testing.assert_allclose(metrics["fdm_mse"], golden[name + "wm_loss"], atol=1e-6)
-        np.testing.assert_allclose(metrics["commitment"], golden[name + "vq_loss"], atol=1e-6)
-        np.testing.assert_allclose(metrics["grad_norm"], golden[name + "grad_norm"], rtol=1e-4)
-        np.testing.assert_allclose(state.codebooks.embedding, golden[name + "vq.embedding"], rtol=1e-4)
-        np.testing.assert_allclose(state.codebooks.count, golden[name + "vq.ema_count"], rtol=1e-4)
-        np.testing.assert_allclose(state.codebooks.total, golden[name + "vq.ema_weight"], rtol=1e-4, atol=1e-7)
-    idm, fdm, stats = state.params["idm"], state.params["fdm"], state.batch_stats
-    after = {
-        "idm.policy_head.weight": idm["head"]["linear"]["kernel"].T,
-        "idm.conv_stack.0.conv.weight": idm["Impala_0"]["convs"]["Conv_0"]["conv"]["kernel"].transpose(3, 2, 0, 1),
-        "wm.down.0.conv.weight": fdm["DownBlock_0"]["Conv_0"]["conv"]["kernel"].transpose(3, 2, 0, 1),
-        "wm.down.0.norm.running_mean": stats["DownBlock_0"]["BatchNorm_0"]["mean"],
-        "wm.down.0.norm.running_var": stats["DownBlock_0"]["BatchNorm_0"]["var"],
-        "wm.final_conv.3.weight": fdm["head_out"]["conv"]["kernel"].transpose(3, 2, 0, 1),
-        "wm.up.0.conv.weight": fdm["UpBlock_0"]["ConvTranspose_0"]["conv"]["kernel"][::-1, ::-1].transpose(2, 3, 0, 1),
-        "wm.up.5.norm.running_var": stats["UpBlock_5"]["BatchNorm_0"]["var"],
-    }
-    assert set(after) == {name.removeprefix("after3/") for name in golden if name.startswith("after3/")}
-    errors = {name: np.abs(np.asarray(array) - golden[f"after3/{name}"]) for name, array in after.items()}
-    assert {name: error.max() for name, error in errors.items() if error.max() > 5e-4} == {}
-    # Over all elements: what a batch norm cancels has no gradient but rounding, which Adam amplifies.
-    assert np.quantile(np.concatenate([error.ravel() for error in errors.values()]), 0.99) < 1e-4
+def test_the_sizes_of_the_paper():
+    """The preset's models have as many numbers as the released ones."""
+    config = PRESETS["paper"].dynamics
+    state = jax.eval_shape(lambda: dynamics.init(jax.random.key(0), config, (64, 64, 3)))
+    arrays = jax.eval_shape(pytorch.dynamics_arrays, state)
+    assert pytorch.dynamics_config(arrays, config) == config
+    trained = {n: a for n, a in arrays.items() if n.endswith(("weight", "bias")) and ".vq." not in n}
+    sizes = {part: sum(a.size for n, a in trained.items() if n.startswith(part)) for part in ("idm.", "wm.")}
+    assert sizes == {"idm.": 3_685_376, "wm.": 7_814_139}
 
 
-def test_latent_policy(golden, trunk, state):
-    params = pytorch.latent_policy_params(golden, "policy/", trunk)
-    network = LatentPolicy(trunk, state.config.latent_dim)
-    latent, value = jax.jit(network.apply)({"params": params}, normalise_obs(jnp.asarray(golden["obs_u8"][:, 1])))
-    np.testing.assert_allclose(latent, golden["policy_out/latent"], atol=1e-5)
-    np.testing.assert_allclose(value, golden["policy_out/value"][:, 0], atol=1e-5)
+def test_models_come_back_to_the_bit(models):
+    state = pytorch.dynamics_state(models, pytorch.dynamics_config(models, DynamicsConfig()))
+    again = pytorch.dynamics_arrays(state)
+    assert again.keys() == models.keys()
+    for name, array in models.items():
+        np.testing.assert_array_equal(again[name], array, strict=not name.endswith(pytorch.TRACKED))
+
+
+def test_the_policy_comes_back_to_the_bit(policy):
+    config = pytorch.impala_config(policy)
+    again = pytorch.policy_arrays(pytorch.policy_params(policy, config, 32), config)
+    assert again.keys() == policy.keys()
+    for name, array in policy.items():
+        np.testing.assert_array_equal(again[name], array, strict=True)
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"wm.up.3.norm.running_var": None}, "wm.up.3.norm.running_var is missing"),
+        ({"wm.up.3.conv.weight": np.zeros((1, 2, 2, 2))}, r"wm.up.3.conv.weight has shape \[1, 2, 2, 2\]"),
+        ({"idm.conv_stack.3.conv.weight": np.zeros((8, 4, 3, 3))}, "idm.conv_stack.3.conv.bias is missing"),
+        ({"idm.lstm.weight": np.zeros(3)}, "idm.lstm.weight belongs to no network"),
+        ({"idm.vq.embedding": np.zeros((3, 16, 4))}, "32 numbers cannot be cut into 3 groups of vectors of 4"),
+        ({"idm.vq.embedding": np.zeros(3)}, r"idm.vq.embedding has shape \[3\]"),
+        ({"wm.down.0.conv.weight": None}, "wm.down.0.conv.weight is missing"),
+    ],
+)
+def test_other_weights_are_refused_by_name(models, change, sentence):
+    wrong = {name: array for name, array in (models | change).items() if array is not None}
+    with pytest.raises(WeightsError, match=sentence):
+        pytorch.dynamics_state(wrong, pytorch.dynamics_config(wrong, DynamicsConfig()))
+
+
+def test_other_networks_have_no_such_names():
+    for preset, setting in (("cpu", "IMPALA trunks with pooling"), ("smoke", "IMPALA trunks with pooling")):
+        with pytest.raises(WeightsError, match=setting):
+            pytorch.check_reference_form(PRESETS[preset].dynamics)
+    paper = DynamicsConfig()
+    with pytest.raises(WeightsError, match=r"fdm\.predict='frame', this one 'change'"):
+        pytorch.check_reference_form(dataclasses.replace(paper, fdm=dataclasses.replace(paper.fdm, predict="change")))
+    without = dataclasses.replace(paper, quantizer=dataclasses.replace(paper.quantizer, enabled=False))
+    with pytest.raises(WeightsError, match=r"quantizer\.enabled"):
+        pytorch.check_reference_form(without)

@@ -1,0 +1,222 @@
+"""The reference's own numbers must come out of lamjax, and a golden file that is wrong anywhere must be found out."""
+
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from lamjax import dynamics
+from lamjax.interop import golden, pytorch
+from lamjax.models.policy import LatentPolicy
+
+FILE = Path(__file__).parents[1] / "golden" / "lapo_small.npz"
+OTHER = [1, 2, 1, 3, 5, 7]  # scale, base width, N, H, D, M: none as in the file
+
+
+@pytest.fixture(scope="module")
+def arrays():
+    return golden.read(FILE)
+
+
+@pytest.fixture(scope="module")
+def found(arrays):
+    return golden.recompute(arrays)
+
+
+def save(path, arrays):
+    np.savez(path, **arrays)
+    return str(path)
+
+
+def test_the_references_numbers(capsys, arrays):
+    assert golden.main([str(FILE)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    outputs = [n for n in arrays if n.startswith(("eval/", "train", "after3/", "policy_out/"))] + ["gae/adv"]
+    assert len(outputs) == 43
+    for name in outputs:
+        assert [line.split()[-1] for line in lines if line.startswith(name + " ")] == ["yes"]
+    assert lines[-1] == "45 of 45 within tolerance"
+    assert not any("rounding" in line for line in lines)  # its own tolerances are enough
+
+
+def random_inputs(config):
+    """What goes into a golden file, drawn at random."""
+    rng = np.random.default_rng(0)
+    settings = golden.config_of({"config": np.array(config)})
+    key, obs = jax.random.key(0), (64, 64, 3)
+    model = jax.eval_shape(lambda: pytorch.dynamics_arrays(dynamics.init(key, settings, obs)))
+    network = LatentPolicy(settings.idm, settings.latent_dim)
+    zeros = np.zeros((1, *obs), np.float32)
+    policy = jax.eval_shape(lambda: pytorch.policy_arrays(network.init(key, zeros)["params"], settings.idm))
+    names = {f"before/{name}": s for name, s in model.items()} | {f"policy/{name}": s for name, s in policy.items()}
+    inputs = {name: rng.uniform(-0.1, 0.1, s.shape).astype(np.float32) for name, s in names.items()}
+    for name in inputs:
+        if name.endswith(("ema_count", "running_var", "norm.weight")):
+            inputs[name] = 1 + inputs[name]
+        if name.endswith(pytorch.TRACKED):
+            inputs[name] = np.array(40)
+    inputs |= {"config": np.array(config), "obs_u8": rng.integers(0, 256, (2, 3, 64, 64, 3), np.uint8)}
+    rewards, values = rng.normal(size=(2, 7, 3)).astype(np.float32)
+    done = rng.random((8, 3)) < 0.3
+    inputs |= {"gae/rewards": rewards, "gae/values": values, "gae/dones": done[:-1], "gae/next_done": done[-1]}
+    return inputs | {"gae/next_value": rng.normal(size=3).astype(np.float32)}
+
+
+def test_another_size(tmp_path, capsys):
+    inputs = random_inputs(OTHER)
+    outputs = golden.recompute(inputs)
+    assert outputs["train0/vq.embedding"].shape == (1, 7, 5) and outputs["eval/la_qinds"].shape == (2, 1, 3, 1)
+    assert outputs["after3/wm.down.0.norm.num_batches_tracked"] == 43
+    path = save(tmp_path / "other.npz", inputs | outputs)
+    assert golden.main([path]) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == f"{len(outputs) + 1} of {len(outputs) + 1} within tolerance"
+    wrong = inputs | outputs | {"after3/wm.down.0.norm.num_batches_tracked": np.array(44)}
+    assert [row.name for row in golden.compare(wrong, outputs) if not row.ok] == [
+        "after3/wm.down.0.norm.num_batches_tracked"
+    ]
+
+
+def test_a_file_of_the_size_of_pytorch(tmp_path):
+    pytest.importorskip("torch")
+    from tests.interop import torch_lapo
+
+    config = [1, 4, 3, 2, 5, 11]
+    obs = np.random.default_rng(1).integers(0, 256, (4, 3, 64, 64, 3), np.uint8)
+    path = save(tmp_path / "torch.npz", torch_lapo.golden(config, obs))
+    rows = golden.check(golden.read(Path(path)))
+    assert [row for row in rows if not row.ok] == []
+    assert sum(row.name.startswith("after3/") for row in rows) > 150  # every weight and buffer
+
+
+def beyond(name, array):
+    """One number of an entry, moved by twice what is allowed."""
+    array = array.copy()
+    where = np.unravel_index(np.abs(array).argmax(), array.shape) if array.ndim else ()
+    if name.endswith("la_qinds"):
+        array[where] += 1
+    elif name.startswith("after3/"):
+        array[where] += 1e-3
+    elif "/vq." in name or name.endswith("grad_norm"):
+        array[where] *= 1 + 2e-4
+    elif name.endswith("_loss"):
+        array[where] += 2e-6
+    else:
+        array[where] += 2e-5 * max(1, abs(array[where]))
+    return array
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *(f"{mode}/{name}" for mode in ("eval", "train0") for name in ("la", "la_q", "la_qinds", "vq_loss", "vq_perp")),
+        *(f"{mode}/{name}" for mode in ("eval", "train0") for name in ("wm_pred", "wm_loss")),
+        *(f"train{step}/{name}" for step in range(3) for name in ("grad_norm", "vq.embedding", "vq.ema_count")),
+        *("train1/wm_loss", "train2/vq_loss", "train1/vq_perp", "train2/vq.ema_weight"),
+        *("after3/wm.up.0.conv.weight", "after3/idm.policy_head.weight", "after3/wm.up.5.norm.running_var"),
+        *("policy_out/latent", "policy_out/value", "gae/adv", "gae/returns"),
+    ],
+)
+@pytest.mark.parametrize("nan", [False, True])
+def test_one_wrong_number_is_found(arrays, found, name, nan):
+    wrong = arrays[name].copy()
+    if nan and wrong.dtype.kind == "f":
+        wrong[(0,) * wrong.ndim] = np.nan
+    else:
+        wrong = beyond(name, wrong)
+    rows = golden.compare(arrays | {name: wrong}, found)
+    bad = [row.name for row in rows if not row.ok]
+    together = [row.name for row in rows if "99 %" in row.name]
+    assert bad == [name] or (nan and bad == [name, *together])
+
+
+def test_many_weights_that_are_slightly_off_are_found(arrays, found):
+    name = "after3/idm.policy_head.weight"
+    total = sum(array.size for n, array in arrays.items() if n.startswith("after3/"))
+    for share, ok in ((0.005, True), (0.02, False)):
+        wrong = arrays[name].copy().ravel()
+        wrong[: int(share * total)] += 2e-4
+        rows = golden.compare(arrays | {name: wrong.reshape(arrays[name].shape)}, found)
+        assert all(row.ok for row in rows[:-1])
+        assert (rows[-1].name, rows[-1].ok) == ("after3/* (99 % of the elements)", ok)
+
+
+@pytest.mark.parametrize(
+    ("name", "entries"),
+    [
+        ("after3/idm.policy_head.weight", {"after3/idm.policy_head.weight"}),
+        ("gae/rewards", {"gae/adv", "gae/returns"}),
+        ("policy/value_head.bias", {"policy_out/value"}),
+    ],
+)
+def test_the_command_fails(tmp_path, capsys, arrays, name, entries):
+    wrong = arrays[name].copy()
+    wrong[(0,) * wrong.ndim] += 1e-3
+    assert golden.main([save(tmp_path / "wrong.npz", arrays | {name: wrong})]) == 1
+    lines = capsys.readouterr().out.splitlines()
+    assert {line.split()[0] for line in lines if line.endswith(" NO")} == entries
+    assert lines[-1] == f"{45 - len(entries)} of 45 within tolerance"
+
+
+def test_only_what_has_no_gradient_is_left_to_rounding(arrays, found):
+    spread = {name.removeprefix("after3/"): array for name, array in golden.rounding(arrays, found, draws=1).items()}
+    # Of the biases in front of a batch norm Adam sees the rounding alone; those with most pixels have most of it.
+    assert np.median(spread["wm.down.0.conv.bias"]) > 1e-5 and np.median(spread["wm.up.5.conv.bias"]) > 1e-5
+    others = [name for name in spread if name.endswith("bias") and ".conv.bias" not in name]
+    assert len(others) > 30 and max(spread[name].max() for name in others) < 1e-6
+
+    def holds(name, error, spread):
+        wrong = found[f"after3/{name}"] + error.astype(np.float32)
+        rows = golden.compare(arrays | {f"after3/{name}": wrong}, found, spread)
+        assert all(row.ok for row in rows if row.name != f"after3/{name}")
+        return next(row.ok for row in rows if row.name == f"after3/{name}")
+
+    for name in ("wm.down.0.conv.bias", "wm.final_conv.3.bias"):
+        loose = {f"after3/{name}": np.full(found[f"after3/{name}"].shape, 8e-5)}
+        tight = {f"after3/{name}": spread["wm.final_conv.3.bias"].max() + np.zeros_like(found[f"after3/{name}"])}
+        error = np.zeros_like(found[f"after3/{name}"])
+        error[1] = 6e-4
+        assert [holds(name, error, bound) for bound in (None, tight, loose)] == [False, False, True]
+        assert not holds(name, 5 * error, {f"after3/{name}": loose[f"after3/{name}"] * 100})  # more than Adam can move
+
+
+def refused(capsys, path):
+    assert golden.main([str(path)]) == 2
+    out, err = capsys.readouterr()
+    assert out == "" and len(err.splitlines()) == 1 and err.startswith("golden: ")
+    return err
+
+
+def test_what_is_not_a_golden_file(tmp_path, capsys, arrays):
+    assert "There is no file" in refused(capsys, tmp_path / "none.npz")
+    text = tmp_path / "text.npz"
+    text.write_text("not an archive")
+    assert "it is no .npz archive" in refused(capsys, text)
+    np.save(tmp_path / "one.npy", np.zeros(3))
+    assert "it is no .npz archive" in refused(capsys, tmp_path / "one.npy")
+    objects = save(tmp_path / "objects.npz", {"config": np.array([{}], object)})
+    assert "Object arrays cannot be loaded" in refused(capsys, objects)
+    whole = FILE.read_bytes()
+    (tmp_path / "cut.npz").write_bytes(whole[: len(whole) // 2])
+    assert "cut short" in refused(capsys, tmp_path / "cut.npz")
+    flipped = bytearray(whole)
+    flipped[len(whole) // 3] ^= 1
+    (tmp_path / "flipped.npz").write_bytes(flipped)
+    assert "Bad CRC" in refused(capsys, tmp_path / "flipped.npz")
+
+    def with_changes(**changes):
+        entries = {name: array for name, array in (arrays | changes).items() if array is not None}
+        return refused(capsys, save(tmp_path / "changed.npz", entries))
+
+    assert "no entry train1/grad_norm" in with_changes(**{"train1/grad_norm": None})
+    assert "no entries after3/*" in with_changes(**{name: None for name in arrays if name.startswith("after3/")})
+    assert "has no entry eval/surprise" in with_changes(**{"eval/surprise": np.zeros(3)})
+    assert "eval/la holds <U1" in with_changes(**{"eval/la": np.array("x")})
+    assert "six positive integers" in with_changes(config=np.array([1, 4, 2, 4, 0, 16]))
+    assert "obs_u8 must be uint8" in with_changes(obs_u8=arrays["obs_u8"].astype(np.float32))
+    assert "idm.fc.weight is missing" in with_changes(**{"before/idm.fc.weight": None})
+    assert "idm.policy_head.bias has shape [32]" in with_changes(config=np.array([1, 4, 2, 4, 5, 16]))
+    assert "idm.spare belongs to no network" in with_changes(**{"before/idm.spare": np.zeros(3)})
+    assert "must be [T, N]" in with_changes(**{"gae/values": np.zeros((3, 2))})
+    assert "eval/la has shape [1]" in with_changes(**{"eval/la": np.zeros(1)})
+    assert "belongs to neither model" in with_changes(**{"after3/idm.spare": np.zeros(1)})
