@@ -92,7 +92,9 @@ def test_help_of_each_verb(verb, capsys):
     out, err = capsys.readouterr()
     assert f"lamjax {verb}" in out and err == ""
     for field in dataclasses.fields(cli.VERBS[verb][0]):
-        if field.name != "config":
+        if field.name == "source":
+            assert " PATH" in out  # without a name
+        elif field.name not in ("config", "columns"):
             assert f"--{field.name.replace('_', '-')}" in out
 
 
@@ -358,3 +360,32 @@ def test_the_program_prints_json_alone():
     assert done.returncode == 0
     assert strict_json(done.stdout).keys() == {"return_mean", "return_stderr", "episodes", "normalised"}
     assert re.fullmatch(r"(evaluating random: .*\n)+", done.stderr)  # progress alone
+
+
+# Trajectories that are there already
+
+
+def test_train_on_a_store(fails, folder):
+    write_store(folder / "mine")
+    assert "exclude each other" in fails(*TRAIN, "--store", "mine")
+    argv = ["train", "--preset", "smoke", "--store", "mine"]
+    assert fails(*argv, "--env", "maze") == (
+        "mine holds coinrun with 15 actions, not maze with 15: use --env coinrun, or another store."
+    )
+    assert fails(*argv[:-1], "nothing") == "there is no trajectory store at nothing; record one or check the path"
+
+
+def test_the_stages_see_the_store(folder):
+    from lamjax import pipeline
+
+    write_store(folder / "mine")
+    source = pipeline.store_source("coinrun", folder / "mine", 15)
+    digest = open_store(folder / "mine").manifest["sha256"][:8]
+    assert (source.kind, source.name) == ("store", f"store-{digest}")
+    with run.Run(folder / "run", "coinrun", SMOKE, {}, source.name) as opened:
+        store = pipeline.record_stage(opened, source, folder / "data")
+        assert store.path == folder / "mine" and opened.summary["stages"]["record"]["frames"] == 2048
+        assert not (folder / "data").exists()
+        opened.summary["nulls"]["random_return"] = {}
+        pipeline.nulls_stage(opened, source, 15)  # plays nothing: there is no policy
+        assert opened.summary["nulls"].keys() == {"random_return"}

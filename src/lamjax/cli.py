@@ -1,19 +1,23 @@
 """The command line: ``lamjax <verb> --help``. Parses, calls the library, turns a user's mistakes into a sentence."""
 
+import contextlib
 import dataclasses
 import json
 import logging
 import os
 import shlex
+import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
 import tyro
-from tyro.conf import arg
+from tyro.conf import Positional, arg
 
 from lamjax.config import PRESET_NOTES, PRESETS, RunConfig, default_preset
+from lamjax.data.import_common import Done
+from lamjax.data.import_parquet import Columns
 
 Settings = Annotated[RunConfig, arg(name="")]
 _RUNS, _DATA = Path("runs"), Path("data")
@@ -29,6 +33,7 @@ class Train:
       name: the run folder's name; by default <preset>-s<seed>.
       seeds: trains this many seeds, one run folder each, and writes an aggregate.
       policy: whom to record: expert, random, or a policy folder; by default the expert if there is one.
+      store: trajectories to learn from, recorded or imported before, instead of recording a policy.
       expert_frames: where no expert is shipped, trains one with so many frames first.
       runs: where run folders lie.
       data: where recorded trajectories lie.
@@ -40,6 +45,7 @@ class Train:
     name: str | None = None
     seeds: int = 1
     policy: str | None = None
+    store: Path | None = None
     expert_frames: int | None = None
     runs: Path = _RUNS
     data: Path = _DATA
@@ -135,6 +141,52 @@ class Report:
 
 
 @dataclasses.dataclass(frozen=True)
+class ImportLapo:
+    """Turns a game of LAPO's published data set into a trajectory store; goes on where it was interrupted.
+
+    Attributes:
+      source: the folder of one game, with train/<number>.npz and perhaps test/<number>.npz in it.
+      env: the environment; by default the folder's name.
+      out: the store's folder; by default data/<env>/lapo.
+      done: what "done" marks: an episode's first frame, its last, or auto, which looks at the frames and says so.
+      max_files: of each split at most so many files, as the reference reads; 0 means all.
+      data: where trajectories lie.
+    """
+
+    source: Positional[Path] = tyro.MISSING
+    env: str | None = None
+    out: Path | None = None
+    done: Done = "auto"
+    max_files: int = 80
+    data: Path = _DATA
+
+
+@dataclasses.dataclass(frozen=True)
+class ImportParquet:
+    """Turns transitions in Parquet files into a trajectory store; goes on where it was interrupted.
+
+    Attributes:
+      source: a Parquet file, or a folder with some in it; names that begin with train or test say the split.
+      env: the environment; by default the folder's or file's name.
+      out: the store's folder; by default data/<env>/parquet.
+      done: what "done" marks: an episode's first frame, its last, or auto, which looks at the frames and says so.
+      shape: height, width and channels of a frame.
+      num_actions: how many actions there are.
+      columns: what the columns are called.
+      data: where trajectories lie.
+    """
+
+    source: Positional[Path] = tyro.MISSING
+    env: str | None = None
+    out: Path | None = None
+    done: Done = "auto"
+    shape: tuple[int, int, int] = (64, 64, 3)
+    num_actions: int = 15
+    columns: Columns = Columns()
+    data: Path = _DATA
+
+
+@dataclasses.dataclass(frozen=True)
 class Experts:
     """Lists the experts that come with the package."""
 
@@ -147,7 +199,9 @@ def train(args: Train) -> None:
     envs.check_name(args.env)
     num_actions = envs.make(args.env, 1).num_actions  # also says at once whether Procgen is there
     policy, banner = args.policy, None
-    if policy is None:
+    if args.store and policy:
+        raise ValueError("--store and --policy exclude each other: learn from trajectories, or record a policy.")
+    if policy is None and not args.store:
         policy = "expert"
         if not pipeline.has_expert(args.env, args.runs):
             if args.expert_frames:
@@ -159,7 +213,10 @@ def train(args: Train) -> None:
                     f"random play. Train an expert first with EXPERT_FRAMES=2000000 (--expert-frames 2000000)."
                 )
                 print(banner, file=sys.stderr)
-    source = pipeline.find_source(args.env, policy, args.runs, num_actions)
+    if args.store:
+        source = pipeline.store_source(args.env, args.store, num_actions)
+    else:
+        source = pipeline.find_source(args.env, policy, args.runs, num_actions)
     folders = []
     for seed in range(args.config.seed, args.config.seed + args.seeds):
         config = dataclasses.replace(args.config, seed=seed)
@@ -286,6 +343,56 @@ def report(args: Report) -> None:
     print(page.write(folder))
 
 
+def import_lapo(args: ImportLapo) -> None:
+    """`lamjax import-lapo`."""
+    from lamjax.data.import_lapo import import_lapo as write_store
+
+    env = args.env or args.source.resolve().name
+    out = args.out or args.data / env / "lapo"
+    with _importing(out, f"importing {args.source}", "frame") as tell:
+        write_store(args.source, out, env=env, done=args.done, max_files=args.max_files, **tell)
+    print(out)
+
+
+def import_parquet(args: ImportParquet) -> None:
+    """`lamjax import-parquet`."""
+    from lamjax.data.import_parquet import import_parquet as write_store
+
+    env = args.env or args.source.resolve().stem
+    out = args.out or args.data / env / "parquet"
+    options = {name: getattr(args, name) for name in ("columns", "shape", "num_actions", "done")}
+    with _importing(out, f"importing {args.source}", "row") as tell:
+        write_store(args.source, out, env=env, **options, **tell)
+    print(out)
+
+
+@contextlib.contextmanager
+def _importing(out: Path, label: str, unit: str) -> Iterator[dict[str, Callable]]:
+    """Gives an import its `progress` and `say`; a signal stops it, and what is checkpointed stays."""
+    from lamjax.metrics import Progress
+    from lamjax.run import InterruptedRunError
+
+    def stop(signum: int, _: Any) -> None:
+        raise InterruptedRunError(signum)
+
+    bar: list[Progress] = []
+
+    def progress(position: int, total: int) -> None:
+        if not bar:
+            bar.append(Progress(label, total, position, unit))
+        bar[0].to(position)
+
+    out.parent.mkdir(parents=True, exist_ok=True)
+    handlers = {s: signal.signal(s, stop) for s in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield {"progress": progress, "say": lambda sentence: print(sentence, file=sys.stderr)}
+    finally:
+        for signum, handler in handlers.items():
+            signal.signal(signum, handler)
+        for each in bar:
+            each.close()
+
+
 def list_experts(args: Experts) -> None:
     """`lamjax experts`."""
     from lamjax import envs
@@ -306,6 +413,8 @@ VERBS: dict[str, tuple[type, Callable[[Any], None]]] = {
     "expert": (Expert, expert),
     "eval": (Eval, evaluate),
     "report": (Report, report),
+    "import-lapo": (ImportLapo, import_lapo),
+    "import-parquet": (ImportParquet, import_parquet),
     "experts": (Experts, list_experts),
 }
 
@@ -316,7 +425,7 @@ def _command() -> str:
 
 
 def _usage() -> str:
-    verbs = "\n".join(f"  {verb:8s} {cls.__doc__.splitlines()[0]}" for verb, (cls, _) in VERBS.items())
+    verbs = "\n".join(f"  {verb:14s} {cls.__doc__.splitlines()[0]}" for verb, (cls, _) in VERBS.items())
     presets = "\n".join(f"  {name:10s} {note}" for name, note in PRESET_NOTES.items())
     return f"usage: lamjax <verb> [options]; lamjax <verb> --help tells the options\n\n{verbs}\n\npresets:\n{presets}"
 

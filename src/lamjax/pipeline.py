@@ -50,11 +50,12 @@ class Source:
     """Who is recorded.
 
     Attributes:
-      kind: "expert", "random" or "checkpoint".
+      kind: "expert", "random" or "checkpoint"; "store" where there are trajectories and no policy.
       logits_fn: the policy.
       params: its first argument.
       info: provenance.
-      digest: of the weights, eight digits, for names; empty for the random policy.
+      digest: of the weights or trajectories, eight digits, for names; empty for the random policy.
+      store: the trajectories, of kind "store".
     """
 
     kind: str
@@ -62,6 +63,7 @@ class Source:
     params: Any
     info: dict[str, Any]
     digest: str = ""
+    store: Path | None = None
 
     @property
     def name(self) -> str:
@@ -86,6 +88,25 @@ def find_source(env: str, policy: str, runs: Path, num_actions: int) -> Source:
         logits_fn, params, info = policies.load_policy(folder)
     digest = hashlib.sha256((folder / "weights.npz").read_bytes()).hexdigest()[:8]
     return Source("expert" if policy == "expert" else "checkpoint", logits_fn, params, info, digest)
+
+
+def store_source(env: str, path: Path, num_actions: int) -> Source:
+    """Trajectories that are there already, as a source.
+
+    Raises:
+      RunError: if they are of another environment or have other actions.
+      StoreError: if there is no store, or it is damaged.
+    """
+    store = open_store(path)
+    if store.env != env or store.num_actions != num_actions:
+        raise RunError(
+            f"{path} holds {store.env} with {store.num_actions} actions, not {env} with {num_actions}: "
+            f"use --env {store.env}, or another store."
+        )
+    info = {"store": str(path), **store.policy}
+    return Source(
+        "store", policies.uniform_logits(num_actions), {}, info, digest=store.manifest["sha256"][:8], store=path
+    )
 
 
 def has_expert(env: str, runs: Path) -> bool:
@@ -183,7 +204,8 @@ def record_stage(run: Run, source: Source, data: Path) -> Store:
     config = run.config.record
     levels = f"-{config.distribution_mode}{config.num_levels}from{config.start_level}"
     plain = (config.distribution_mode, config.num_levels, config.start_level) == ("easy", 0, 0)
-    path = data / run.env / (f"{source.name}-{config.frames}-s{run.config.seed}" + ("" if plain else levels))
+    name = f"{source.name}-{config.frames}-s{run.config.seed}" + ("" if plain else levels)
+    path = source.store or data / run.env / name
     start = time.monotonic()
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -461,7 +483,7 @@ def nulls_stage(run: Run, source: Source, num_actions: int) -> None:
         ("random_return", policies.uniform_logits(num_actions), {}),
         ("expert_return", source.logits_fn, source.params),
     ):
-        if name in run.summary["nulls"] or (name == "expert_return" and source.kind == "random"):
+        if name in run.summary["nulls"] or (name == "expert_return" and source.kind in ("random", "store")):
             continue
         label = "the random policy" if name == "random_return" else f"the recorded policy ({source.kind})"
         found = evaluate_policy(run, label, logits_fn, params, episodes=run.config.eval_episodes, num_envs=64)

@@ -409,3 +409,63 @@ def test_other_folders_and_versions_are_refused(store, tmp_path):
     file.write_text(json.dumps(manifest | {"num_frames": 39}))
     with pytest.raises(data.StoreError, match="not what was written"):
         data.open_store(store.path)
+
+
+# Going on after an interruption
+
+
+class StopError(Exception):
+    pass
+
+
+def test_a_resumable_writer_goes_on_from_its_checkpoint(stores):
+    lengths = [5, 11, 3, 8, 70000, 2, 9]
+    expected = stores.make(lengths, "whole")
+    path = stores.folder / "store"
+    written = 0
+    for stop in (2, 3, 6, 6):  # episodes until the writer is interrupted, some of them after its last checkpoint
+        with pytest.raises(StopError), stores.writer(path, frames_per_chunk=8, resumable=True) as writer:
+            assert writer.position == ([written] if written else None)
+            assert writer.num_episodes == written and writer.num_frames == sum(lengths[:written])
+            for number in range(written, len(lengths)):
+                if number == stop:
+                    writer.checkpoint([number])
+                    written = number
+                    stores.append(writer, lengths[number], number)  # written, and not kept
+                    raise StopError
+                stores.append(writer, lengths[number], number)
+        assert not path.exists()
+    with stores.writer(path, frames_per_chunk=8, resumable=True) as writer:
+        stores.append(writer, lengths[6], 6)
+    store = data.open_store(path)
+    assert store.manifest["files"] == expected.manifest["files"]
+    assert store.manifest["episodes"] == expected.manifest["episodes"]
+    assert {p.name for p in stores.folder.iterdir()} == {"whole", "store"}
+    assert "journal.json" not in {p.name for p in path.iterdir()}
+
+
+@pytest.mark.parametrize("damage", ["journal", "chunk", "description"])
+def test_what_cannot_be_gone_on_from_is_written_anew(stores, damage):
+    path = stores.folder / "store"
+    with pytest.raises(StopError), stores.writer(path, frames_per_chunk=8, resumable=True) as writer:
+        stores.append(writer, 20)
+        writer.checkpoint(1)
+        raise StopError
+    partial = stores.folder / ".store.partial"
+    if damage == "journal":
+        text = (partial / "journal.json").read_text()
+        (partial / "journal.json").write_text(text.replace('"position": 1', '"position": 2'))
+    if damage == "chunk":
+        (partial / "observations" / "c.1.0").unlink()
+    env_params = {"other": True} if damage == "description" else {}
+    with stores.writer(path, frames_per_chunk=8, resumable=True, env_params=env_params) as writer:
+        assert writer.position is None and writer.num_frames == 0
+        stores.append(writer, 4)
+    assert data.open_store(path).num_frames == 4
+
+
+def test_only_a_resumable_writer_has_checkpoints(stores):
+    with pytest.raises(ValueError, match="resumable"), stores.writer(stores.folder / "store") as writer:
+        stores.append(writer, 4)
+        writer.checkpoint(1)
+    assert list(stores.folder.iterdir()) == []

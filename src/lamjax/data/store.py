@@ -46,6 +46,7 @@ SPLITS = ("train", "test")
 Split = Literal["train", "test", "all"]
 
 _MANIFEST = "manifest.json"
+_JOURNAL = "journal.json"  # of a store that is still being written
 _METADATA = "zarr.json"
 _SCALARS_PER_CHUNK = 65536  # of is_first, actions, rewards: 512 would make thousands of tiny files
 _WRITES_IN_FLIGHT = 3
@@ -109,6 +110,9 @@ class StoreWriter:
     disk, so there is never half a store at `path`. An exception removes the hidden folder; what
     a killed process left behind is removed by the next writer to the same path.
 
+    A resumable writer keeps the hidden folder, and the next resumable writer of a store of the
+    same description goes on from its last `checkpoint`.
+
     Args:
         path: folder to create; it must not exist.
         env: name of the environment.
@@ -119,6 +123,12 @@ class StoreWriter:
         env_params: what defines the environment beside its name; anything JSON can hold.
         policy: what chose the actions; anything JSON can hold.
         frames_per_chunk: observations in a chunk, the unit of compression and of digests.
+        resumable: keep what was written when the writing is interrupted.
+
+    Attributes:
+        num_frames: frames so far.
+        num_episodes: episodes so far.
+        position: what the last `checkpoint` said, None where there was none.
 
     Raises:
         StoreError: the path exists or cannot be written, another process is writing to it, or the
@@ -137,11 +147,14 @@ class StoreWriter:
         env_params: Mapping[str, Any] | None = None,
         policy: Mapping[str, Any] | None = None,
         frames_per_chunk: int = 512,
+        resumable: bool = False,
     ):
         if (num_actions is None) == (action_dim is None):
             raise ValueError("give num_actions for discrete or action_dim for continuous actions")
         self.path = Path(path).absolute()
         self.num_frames = 0
+        self.position: Any = None
+        self._resumable = resumable
         self._partial = self.path.with_name(f".{self.path.name}.partial")
         self._frames_per_chunk = frames_per_chunk
         self._interrupted = False
@@ -166,13 +179,70 @@ class StoreWriter:
         with _explained_errors(self.path):
             self._lock = _claim(self._partial)
             try:
+                journal = self._read_journal() if self._resumable else None
+                if journal is None:
+                    _empty(self._partial)
                 for name, (shape, dtype) in _layout(self._header).items():
                     rows = self._frames_per_chunk if name == "observations" else _SCALARS_PER_CHUNK
-                    self._arrays[name] = _ArrayWriter(self._partial, name, shape, dtype, rows)
+                    written = journal and journal["arrays"][name]
+                    self._arrays[name] = _ArrayWriter(self._partial, name, shape, dtype, rows, written)
+                if journal is not None:
+                    self._episodes, self.position = journal["episodes"], journal["position"]
+                    self.num_frames = sum(self._episodes["length"])
             except BaseException:
                 self._release()
                 raise
         return self
+
+    @property
+    def num_episodes(self) -> int:
+        """Episodes so far."""
+        return len(self._episodes["length"])
+
+    def checkpoint(self, position: Any) -> None:
+        """Makes what was appended so far survive an interruption, if the writer is resumable.
+
+        Args:
+            position: where the source stands, anything JSON can hold; `position` of the writer that
+                goes on.
+
+        Raises:
+            StoreError: the disk is full.
+        """
+        if not self._resumable:
+            raise ValueError("only a resumable writer has checkpoints")
+        with _explained_errors(self.path):
+            journal = {
+                "header": self._header,
+                "frames_per_chunk": self._frames_per_chunk,
+                "position": position,
+                "episodes": self._episodes,
+                "arrays": {name: array.suspend() for name, array in self._arrays.items()},
+            }
+            journal["sha256"] = _manifest_digest(journal)
+            partial = self._partial / f"{_JOURNAL}.partial"
+            with open(partial, "w", encoding="utf-8") as file:
+                file.write(_to_json(journal))
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(partial, self._partial / _JOURNAL)
+        self.position = position
+
+    def _read_journal(self) -> dict[str, Any] | None:
+        """The journal of an interrupted writer, or None if it is of another store, or damaged."""
+        try:
+            journal = json.loads((self._partial / _JOURNAL).read_text(encoding="utf-8"))
+            header = json.loads(_to_json(self._header))
+            expected = (header, self._frames_per_chunk, _manifest_digest(journal))
+            if (journal["header"], journal["frames_per_chunk"], journal["sha256"]) != expected:
+                return None
+            for array in journal["arrays"].values():
+                for file, (size, _) in array["files"].items():
+                    if (self._partial / file).stat().st_size != size:
+                        return None
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+        return journal
 
     def append_episode(
         self,
@@ -249,7 +319,8 @@ class StoreWriter:
 
     def _release(self) -> None:
         self._arrays = {}
-        shutil.rmtree(self._partial, ignore_errors=True)  # after a commit there is nothing left
+        if self.position is None:
+            shutil.rmtree(self._partial, ignore_errors=True)  # after a commit there is nothing left
         os.close(self._lock)
 
     def _commit(self) -> None:
@@ -273,6 +344,7 @@ class StoreWriter:
             file.write("{\n" + ",\n".join(lines) + "\n}\n")
             file.flush()
             os.fsync(file.fileno())
+        (self._partial / _JOURNAL).unlink(missing_ok=True)
         for folder in (*(self._partial / name for name in self._arrays), self._partial):
             _fsync_folder(folder)
         try:
@@ -285,9 +357,12 @@ class StoreWriter:
 
 
 class _ArrayWriter:
-    """Appends rows to one zarr array, a chunk at a time, and keeps the digest of each chunk."""
+    """Appends rows to one zarr array, a chunk at a time, and keeps the digest of each chunk.
 
-    def __init__(self, root: Path, name: str, row_shape, dtype, rows_per_chunk: int):
+    It goes on from what `suspend` of an earlier writer gave as `written`, if anything.
+    """
+
+    def __init__(self, root: Path, name: str, row_shape, dtype, rows_per_chunk: int, written: Mapping | None = None):
         self._root = root
         self._name = name
         self._buffer = np.empty((rows_per_chunk, *row_shape), dtype)
@@ -314,8 +389,22 @@ class _ArrayWriter:
                     ],
                 },
             },
-            create=True,
+            create=written is None,
+            open=written is not None,
         ).result()
+        if written is not None:
+            self._chunk, self._filled, self._files = written["chunk"], written["filled"], dict(written["files"])
+            start = self._chunk * rows_per_chunk
+            self._buffer[: self._filled] = self._array[start : start + self._filled].read().result()
+
+    def suspend(self) -> dict[str, Any]:
+        """Writes everything, an unfinished chunk too; returns what it takes to go on."""
+        while self._in_flight:
+            self._await_oldest()
+        if self._filled:
+            start = self._chunk * len(self._buffer)
+            self._array[start : start + self._filled].write(self._buffer[: self._filled]).result()
+        return {"chunk": self._chunk, "filled": self._filled, "files": dict(self._files)}
 
     def append(self, rows: np.ndarray) -> None:
         while len(rows):
@@ -359,7 +448,7 @@ class _ArrayWriter:
 
 
 def _claim(folder: Path) -> int:
-    """Creates an empty folder that this process alone owns; returns the descriptor of its lock.
+    """Creates a folder that this process alone owns; returns the descriptor of its lock.
 
     The kernel drops the lock when its process dies, so a folder without one is a dead writer's.
     """
@@ -379,9 +468,12 @@ def _claim(folder: Path) -> int:
             if os.path.samestat(os.stat(folder), os.fstat(lock)):
                 break
         os.close(lock)
+    return lock
+
+
+def _empty(folder: Path) -> None:
     for entry in folder.iterdir():
         shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
-    return lock
 
 
 @contextlib.contextmanager

@@ -1,0 +1,278 @@
+"""Files in the layout of LAPO's data set become stores that hold exactly what they held."""
+
+import signal
+import subprocess
+import sys
+import time
+import tracemalloc
+
+import numpy as np
+import pytest
+
+from lamjax import data
+from lamjax.cli import main
+from lamjax.data import import_common, import_lapo
+from lamjax.data.store import _ArrayReader, evaluation_actions
+from tests.data.sources import SHAPE, flip, lapo_file
+
+TRAIN = [[5, 9, 3, 30, 13], [20, 40], [7, 8, 9]]
+TEST = [[6, 6, 6]]
+
+
+def write(folder, meaning="last", **kwargs):
+    """A game: three files of training data, out of alphabetical order, and one of test data; returns all rows."""
+    parts = [
+        lapo_file(folder / "train" / f"{n}.npz", p, meaning, n, **kwargs)
+        for n, p in zip((2, 9, 10), TRAIN, strict=True)
+    ]
+    parts.append(lapo_file(folder / "test" / "0.npz", TEST[0], meaning, 99, **kwargs))
+    return [np.concatenate(arrays) for arrays in zip(*parts, strict=True)]
+
+
+def rows_of(store):
+    rewards = _ArrayReader(store.path, "rewards", store.manifest, True).take(np.arange(store.num_frames))
+    return store.observations(), evaluation_actions(store, np.arange(store.num_frames), length=2), rewards
+
+
+@pytest.mark.parametrize("meaning", ["first", "last"])
+@pytest.mark.parametrize("compressed", [True, False])
+def test_every_row_arrives(tmp_path, meaning, compressed):
+    rows = write(tmp_path / "maze", meaning, compressed=compressed)
+    said, calls = [], []
+    import_lapo.import_lapo(
+        tmp_path / "maze", tmp_path / "store", say=said.append, progress=lambda *call: calls.append(call)
+    )
+    store = data.open_store(tmp_path / "store")
+    for found, want in zip(rows_of(store), rows, strict=True):
+        np.testing.assert_array_equal(found, want)
+    assert store.episodes.length.tolist() == [n for file in (*TRAIN, *TEST) for n in file]
+    assert store.episodes.split.tolist() == ["train"] * 10 + ["test"] * 3
+    assert set(store.episodes.level_seed) == {-1}
+    # Where the mark is an episode's first frame, nothing says whether the last one of a file is whole.
+    cut = [4, 6, 9, 12] if meaning == "first" else []
+    assert np.flatnonzero(store.episodes.ending == "cut").tolist() == cut
+    assert set(np.delete(store.episodes.ending, cut)) == {"terminated"}
+    assert store.env == "maze" and store.num_actions == 15
+    assert store.policy["done"] == meaning and store.policy["files"] == {"train": 3, "test": 1}
+    assert "may share levels" in store.env_params["split"]
+    assert len(said) == 1 and said[0].startswith(f"done marks the {meaning} frame of an episode: at ")
+    assert store.policy["done_because"] in said[0]
+    assert calls[-1] == (len(rows[0]), len(rows[0]))
+
+
+def test_the_reading_can_be_given(tmp_path):
+    write(tmp_path / "maze", "last")
+    said = []
+    import_lapo.import_lapo(tmp_path / "maze", tmp_path / "store", env="heist", done="first", say=said.append)
+    store = data.open_store(tmp_path / "store")
+    assert store.env == "heist" and said == [] and store.policy["done_because"] == "the user said so"
+    assert store.episodes.length.tolist()[:6] == [4, 9, 3, 30, 13, 1]  # each mark begins an episode
+
+
+def test_windows_and_labels_of_an_import(tmp_path):
+    rows = write(tmp_path / "maze")
+    import_lapo.import_lapo(tmp_path / "maze", tmp_path / "store")
+    store = data.open_store(tmp_path / "store")
+    assert len(store.starts("train")) == sum(max(n - 2, 0) for file in TRAIN for n in file)
+    assert len(store.starts("test")) == 12
+    subset = data.LabelledSubset(store, 16)
+    np.testing.assert_array_equal(subset.actions, rows[1][subset.starts + 1])
+
+
+def test_an_episode_longer_than_a_block_and_a_file_that_ends_within_one(tmp_path):
+    lengths = [700, 300, 5]
+    obs, actions, _ = lapo_file(tmp_path / "maze" / "train" / "0.npz", lengths, ends=False)
+    lapo_file(tmp_path / "maze" / "train" / "1.npz", [4, 4], seed=1)
+    import_lapo.import_lapo(tmp_path / "maze", tmp_path / "store", done="last")
+    store = data.open_store(tmp_path / "store")
+    assert store.episodes.length.tolist() == [700, 300, 5, 4, 4]
+    assert store.episodes.ending.tolist() == ["terminated", "terminated", "cut", "terminated", "terminated"]
+    np.testing.assert_array_equal(store.observations(0, 1005), obs)
+    np.testing.assert_array_equal(evaluation_actions(store, np.arange(1005), 2), actions)
+
+
+def test_auto_does_not_guess(tmp_path):
+    # Marks in the middle of episodes, where the picture changes alike on both sides or at random.
+    path = tmp_path / "maze" / "train" / "0.npz"
+    lapo_file(
+        path,
+        [400],
+        obs=np.random.default_rng(0).integers(0, 256, (400, *SHAPE), np.uint8),
+        done=np.arange(400) % 9 == 4,
+    )
+    with pytest.raises(
+        import_common.ImportDataError, match=r"cannot be told .* say it with --done first or --done last"
+    ):
+        import_lapo.import_lapo(tmp_path / "maze", tmp_path / "store")
+    assert not (tmp_path / "store").exists()
+    lapo_file(path, [400], done=np.zeros(400, bool))
+    said = []
+    import_lapo.import_lapo(tmp_path / "maze", tmp_path / "store", say=said.append)
+    assert "there is no mark" in said[0]
+    assert data.open_store(tmp_path / "store").episodes.ending.tolist() == ["cut"]
+
+
+def test_the_first_files_alone(tmp_path):
+    write(tmp_path / "maze")
+    import_lapo.import_lapo(tmp_path / "maze", tmp_path / "store", max_files=1)
+    assert data.open_store(tmp_path / "store").episodes.length.tolist() == [*TRAIN[0], *TEST[0]]
+
+
+def test_memory_does_not_grow_with_the_files(tmp_path):
+    def peak(files):
+        folder = tmp_path / f"game{files}"
+        for number in range(files):
+            lapo_file(folder / "train" / f"{number}.npz", [50] * 100, seed=number)
+        tracemalloc.start()
+        import_lapo.import_lapo(folder, tmp_path / f"store{files}", done="last")
+        found = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        return found
+
+    peak(1)  # what is imported on first use
+    one, four = peak(2), peak(8)
+    assert one < 4e6 and four < 1.2 * one  # a file's frames are 0.96 MB, eight files' 7.7
+
+
+# What is not such a data set
+
+
+def fails(folder, **kwargs):
+    with pytest.raises(import_common.ImportDataError) as error:
+        import_lapo.import_lapo(folder, folder.parent / "store", **kwargs)
+    assert not (folder.parent / "store").exists()
+    return str(error.value)
+
+
+def test_other_layouts_are_refused_by_name(tmp_path):
+    game = tmp_path / "maze"
+    assert "There is no folder" in fails(game)
+    game.mkdir()
+    assert "has no folder train" in fails(game)
+    write(game)
+    assert f"holds several games (maze): name one, {game}" in fails(tmp_path)
+    odd = game / "train" / "last.npz"
+    (game / "train" / "9.npz").rename(odd)
+    assert f"{odd} has no number for a name" in fails(game)
+    odd.unlink()
+    path = game / "train" / "2.npz"
+    n = sum(TRAIN[0])
+    for change, sentence in (
+        ({"obs": None}, "it has no array 'obs'"),
+        ({"done": None}, "it has no array 'done'"),
+        ({"obs": np.zeros((n, *SHAPE), np.float32)}, "obs is float32"),
+        ({"ta": np.zeros(n - 1, int)}, f"ta is int64 [{n - 1}] beside {n} frames"),
+        ({"rewards": np.zeros((n, 1), np.float32)}, "rewards is float32"),
+        ({"ta": np.array([{}] * n, object)}, "'ta' does not hold numbers"),
+        ({"ta": np.full(n, 15)}, "actions must lie in [0, 15), got 15 to 15"),
+    ):
+        lapo_file(path, TRAIN[0], **change)
+        sentence_found = fails(game)
+        assert str(path) in sentence_found and sentence in sentence_found
+    lapo_file(path, TRAIN[0], obs=np.zeros((n, 4, 4, 3), np.uint8))
+    assert "has frames of" in fails(game)
+
+
+@pytest.mark.parametrize("compressed", [True, False])
+def test_damaged_files_are_refused_by_name(tmp_path, compressed):
+    game = tmp_path / "maze"
+    write(game, compressed=compressed)
+    path = game / "train" / "9.npz"
+    whole = path.read_bytes()
+    for damage in (whole[: len(whole) // 2], b"", b"PK not an archive"):
+        path.write_bytes(damage)
+        assert str(path) in fails(game) and "damaged" in fails(game)
+    path.write_bytes(whole)
+    flip(path, 0.2)  # within the frames
+    assert str(path) in fails(game, done="last")
+    path.write_bytes(whole)
+    import_lapo.import_lapo(game, tmp_path / "store")  # whole again
+
+
+# Interruptions
+
+
+class StopError(Exception):
+    pass
+
+
+def test_an_import_goes_on(tmp_path, monkeypatch):
+    monkeypatch.setattr(import_common, "CHECKPOINT_FRAMES", 20)
+    rows = write(tmp_path / "maze")
+    whole = tmp_path / "whole"
+    import_lapo.import_lapo(tmp_path / "maze", whole)
+    read = []
+    real = import_lapo._blocks
+
+    def watched(path, start):
+        read.append((path.name, start))
+        yield from real(path, start)
+
+    monkeypatch.setattr(import_lapo, "_blocks", watched)
+    for stop in (50, 100, 130):  # in the first file, in the second, in the third
+
+        def progress(position, total, stop=stop):
+            if position >= stop:
+                raise StopError
+
+        with pytest.raises(StopError):
+            import_lapo.import_lapo(tmp_path / "maze", tmp_path / "store", done="last", progress=progress)
+        assert not (tmp_path / "store").exists()
+    read.clear()
+    # "auto" says the same thing as "last", but for another reason, so it would be another store.
+    import_lapo.import_lapo(tmp_path / "maze", tmp_path / "store", done="last")
+    assert read[0][0] in ("9.npz", "10.npz") and ("2.npz", 0) not in read
+    store, expected = data.open_store(tmp_path / "store"), data.open_store(whole)
+    assert store.manifest["files"] == expected.manifest["files"]
+    assert store.manifest["episodes"] == expected.manifest["episodes"]
+    np.testing.assert_array_equal(rows_of(store)[0], rows[0])
+    assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
+
+
+def test_another_source_is_not_mixed_in(tmp_path, monkeypatch):
+    monkeypatch.setattr(import_common, "CHECKPOINT_FRAMES", 20)
+    write(tmp_path / "maze")
+
+    def progress(position, total):
+        if position > 100:
+            raise StopError
+
+    with pytest.raises(StopError):
+        import_lapo.import_lapo(tmp_path / "maze", tmp_path / "store", done="last", progress=progress)
+    obs, _, _ = lapo_file(tmp_path / "maze" / "train" / "2.npz", [30, 30, 30], seed=7)
+    import_lapo.import_lapo(tmp_path / "maze", tmp_path / "store", done="last")
+    np.testing.assert_array_equal(data.open_store(tmp_path / "store").observations(0, 90), obs)
+
+
+def test_the_command(tmp_path, capfd, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write(tmp_path / "maze")
+    assert main(["import-lapo", "maze", "--max-files", "2"]) == 0
+    out, err = capfd.readouterr()
+    assert out == "data/maze/lapo\n" and "done marks the last frame" in err
+    assert data.open_store(tmp_path / "data/maze/lapo").episodes.length.tolist() == [*TRAIN[0], *TRAIN[1], *TEST[0]]
+    assert main(["import-lapo", "maze"]) == 2
+    assert "already exists" in capfd.readouterr().err
+    assert main(["import-lapo", "nowhere"]) == 2
+    assert capfd.readouterr().err.startswith("lamjax: There is no folder nowhere")
+
+
+def test_a_killed_command_goes_on(tmp_path):
+    for number in range(40):
+        lapo_file(tmp_path / "maze" / "train" / f"{number}.npz", [100] * 100, seed=number, compressed=False)
+    command = [sys.executable, "-m", "lamjax", "import-lapo", "maze", "--out", "store"]
+    process = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True)
+    journal = tmp_path / ".store.partial" / "journal.json"
+    deadline = time.monotonic() + 120
+    while not journal.exists() and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert journal.exists()
+    process.send_signal(signal.SIGTERM)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 128 + signal.SIGTERM
+    assert "the same command goes on" in err and not (tmp_path / "store").exists()
+    assert subprocess.run(command, cwd=tmp_path, capture_output=True).returncode == 0
+    store = data.open_store(tmp_path / "store")
+    assert store.num_frames == 400_000 and len(store.episodes) == 4000
+    last, _, _ = lapo_file(tmp_path / "again.npz", [100] * 100, seed=39)
+    np.testing.assert_array_equal(store.observations(390_000), last)
