@@ -187,6 +187,40 @@ class ImportParquet:
 
 
 @dataclasses.dataclass(frozen=True)
+class ImportTorch:
+    """Turns checkpoints of LAPO's PyTorch code into a run folder; reads weights alone and runs nothing that is in them.
+
+    Attributes:
+      source: files of torch.save that hold the inverse and the forward model, the latent policy, or all.
+      env: the environment that they were trained on.
+      name: the run folder's name.
+      preset: whose settings the run gets, with the sizes of the networks.
+      runs: where run folders lie.
+      config: the settings of the preset.
+    """
+
+    source: Positional[tuple[Path, ...]] = tyro.MISSING
+    env: str = "coinrun"
+    name: str = "imported"
+    preset: str = "paper"
+    runs: Path = _RUNS
+    config: Settings = PRESETS["paper"]
+
+
+@dataclasses.dataclass(frozen=True)
+class ExportTorch:
+    """Writes a run's networks by the names of LAPO's PyTorch code, for torch.load(..., weights_only=True).
+
+    Attributes:
+      source: the run folder; its networks must have the reference's form (presets paper and reference).
+      out: the file; by default models.pt in the run folder.
+    """
+
+    source: Positional[Path] = tyro.MISSING
+    out: Path | None = None
+
+
+@dataclasses.dataclass(frozen=True)
 class Experts:
     """Lists the experts that come with the package."""
 
@@ -366,6 +400,36 @@ def import_parquet(args: ImportParquet) -> None:
     print(out)
 
 
+def import_torch(args: ImportTorch) -> None:
+    """`lamjax import-torch`."""
+    from lamjax import envs
+    from lamjax.interop import torch_runs
+
+    envs.check_name(args.env)
+    folder = args.runs / args.env / args.name
+    found = torch_runs.import_torch(args.source, folder, args.config)
+    words = ["lamjax", "train", "--env", args.env, "--preset", args.preset, "--name", args.name]
+    words += ["--runs", str(args.runs)] if args.runs != _RUNS else []
+    words += torch_runs.options(found.config, PRESETS[args.preset])
+    print(folder)
+    print(
+        f"found {', '.join(name.rstrip('.') for name in found.networks)}; go on with: {shlex.join(words)}",
+        file=sys.stderr,
+    )
+
+
+def export_torch(args: ExportTorch) -> None:
+    """`lamjax export-torch`."""
+    from lamjax.interop import torch_runs
+
+    out = args.out or args.source / "models.pt"
+    if not out.parent.is_dir():
+        raise ValueError(f"There is no folder {out.parent}: make it, or choose another --out.")
+    found = torch_runs.export_torch(args.source, out)
+    print(out)
+    print(f"wrote {', '.join(found)}", file=sys.stderr)
+
+
 @contextlib.contextmanager
 def _importing(out: Path, label: str, unit: str) -> Iterator[dict[str, Callable]]:
     """Gives an import its `progress` and `say`; a signal stops it, and what is checkpointed stays."""
@@ -415,6 +479,8 @@ VERBS: dict[str, tuple[type, Callable[[Any], None]]] = {
     "report": (Report, report),
     "import-lapo": (ImportLapo, import_lapo),
     "import-parquet": (ImportParquet, import_parquet),
+    "import-torch": (ImportTorch, import_torch),
+    "export-torch": (ExportTorch, export_torch),
     "experts": (Experts, list_experts),
 }
 
@@ -430,14 +496,14 @@ def _usage() -> str:
     return f"usage: lamjax <verb> [options]; lamjax <verb> --help tells the options\n\n{verbs}\n\npresets:\n{presets}"
 
 
-def _preset_of(argv: list[str]) -> str:
+def _preset_of(argv: list[str], default: str) -> str:
     """The preset that the command names: its settings are the defaults of every other option."""
     for index, word in enumerate(argv):
         if word == "--preset" and index + 1 < len(argv):
             return argv[index + 1]
         if word.startswith("--preset="):
             return word.partition("=")[2]
-    return default_preset()
+    return default
 
 
 def parse(verb: str, argv: list[str]) -> Any:
@@ -451,7 +517,7 @@ def parse(verb: str, argv: list[str]) -> Any:
     cls, _ = VERBS[verb]
     default = cls()
     if hasattr(default, "preset"):
-        preset = _preset_of(argv)
+        preset = _preset_of(argv, default_preset() if verb != "import-torch" else default.preset)
         if preset not in PRESETS:
             raise RunError(f"There is no preset called {preset!r}: choose one of {', '.join(PRESETS)}.")
         default = dataclasses.replace(default, preset=preset, config=PRESETS[preset])

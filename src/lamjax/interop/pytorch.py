@@ -7,6 +7,7 @@ so that what is loaded and written again is the same to the bit.
 
 import dataclasses
 import functools
+import math
 from collections.abc import Iterator, Mapping
 from typing import Any, Literal
 
@@ -311,10 +312,10 @@ def dynamics_config(arrays: Arrays, base: DynamicsConfig) -> DynamicsConfig:
     levels = max(_count(arrays, FDM + "down.{}.conv.weight"), 1)
     widths = tuple(_shape(arrays, f"{FDM}down.{level}.conv.weight", 4)[0] for level in range(levels))
     n, codes, dim = _shape(arrays, f"{IDM}vq.embedding", 3)
-    latent_dim = _shape(arrays, f"{IDM}policy_head.weight", 2)[0]
-    if latent_dim % (n * dim):
-        raise WeightsError(f"A latent of {latent_dim} numbers cannot be cut into {n} groups of vectors of {dim}.")
-    sizes = {"codebooks": n, "latents": latent_dim // (n * dim), "dim": dim, "codes": codes, "enabled": True}
+    z = latent_dim(arrays, IDM)
+    if z % (n * dim):
+        raise WeightsError(f"A latent of {z} numbers cannot be cut into {n} groups of vectors of {dim}.")
+    sizes = {"codebooks": n, "latents": z // (n * dim), "dim": dim, "codes": codes, "enabled": True}
     bottleneck = _shape(arrays, f"{FDM}down.{levels}.weight", 4)[0]
     return dataclasses.replace(
         base,
@@ -322,3 +323,26 @@ def dynamics_config(arrays: Arrays, base: DynamicsConfig) -> DynamicsConfig:
         fdm=UNetConfig(channels=widths, bottleneck=bottleneck),
         quantizer=dataclasses.replace(base.quantizer, **sizes),
     )
+
+
+def latent_dim(arrays: Arrays, prefix: str = "") -> int:
+    """Z of the policy or inverse model whose arrays lie under `prefix`.
+
+    Raises:
+      WeightsError: if there is none.
+    """
+    return _shape(arrays, f"{prefix}policy_head.weight", 2)[0]
+
+
+def policy_input(arrays: Arrays) -> tuple[int, int]:
+    """The side of the images that a policy takes, in pixels, and their channels.
+
+    Raises:
+      WeightsError: if its layers do not follow each other.
+    """
+    config = impala_config(arrays)
+    pixels, rest = divmod(_shape(arrays, "fc.weight", 2)[1], config.channels[-1])
+    side = math.isqrt(pixels)
+    if rest or side**2 != pixels:
+        raise WeightsError(f"fc.weight has shape {list(arrays['fc.weight'].shape)}, which no square image gives.")
+    return side * 2 ** len(config.channels), _shape(arrays, "conv_stack.0.conv.weight", 4)[1]

@@ -1,0 +1,246 @@
+"""Files of ``torch.save``, read and written without PyTorch, and without running what is in them.
+
+Such a file is a zip archive: ``data.pkl`` describes the object, ``data/<key>`` holds the numbers of each tensor. A
+pickle is a program that may call anything it can name. Here the only names that resolve are those that rebuild a
+tensor, and they make numpy arrays; every other name becomes an inert stand-in, so that checkpoints which also hold
+configurations and loggers (LAPO's do) still give their weights, and nothing of theirs is imported or called.
+"""
+
+import collections
+import io
+import math
+import pickle
+import struct
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+_DTYPES = {
+    "FloatStorage": np.float32,
+    "DoubleStorage": np.float64,
+    "HalfStorage": np.float16,
+    "BFloat16Storage": jnp.bfloat16,
+    "LongStorage": np.int64,
+    "IntStorage": np.int32,
+    "ShortStorage": np.int16,
+    "CharStorage": np.int8,
+    "ByteStorage": np.uint8,
+    "BoolStorage": np.bool_,
+}
+_MAX_PICKLE = 2**28
+
+
+class TorchFileError(ValueError):
+    """Raised for a file that ``torch.save`` did not write, or that is damaged; one sentence that names it."""
+
+
+class Inert:
+    """Stands for an object whose class is not a tensor's: it takes whatever a pickle does to it, and does nothing."""
+
+    def __new__(cls, *_: Any, **__: Any) -> "Inert":
+        """Makes one, whatever the arguments."""
+        return object.__new__(cls)
+
+    def __init__(self, *_: Any, **__: Any):
+        pass
+
+    def __call__(self, *_: Any, **__: Any) -> "Inert":
+        """Another one: what a pickle calls may be the result of a call."""
+        return Inert()
+
+    def __setstate__(self, _: Any) -> None:
+        """Forgets the state."""
+
+    def _ignore(self, *_: Any) -> None:
+        pass
+
+    append = extend = add = update = __setitem__ = _ignore
+
+
+class _Storage:
+    def __init__(self, dtype: Any, data: bytes, count: int, byteorder: str):
+        self.dtype = np.dtype(dtype)
+        if len(data) != count * self.dtype.itemsize:
+            raise ValueError(f"a storage holds {len(data)} bytes instead of {count * self.dtype.itemsize}")
+        self.array = np.frombuffer(data, self.dtype)
+        if byteorder == "big":
+            self.array = self.array.byteswap()
+
+
+def _tensor(storage: Any, offset: Any, size: Any, stride: Any, *_: Any) -> np.ndarray:
+    """A tensor as a contiguous array; what reaches beyond its storage is refused."""
+    if not isinstance(storage, _Storage):
+        raise ValueError("a tensor has no storage")
+    offset, size, stride = int(offset), tuple(map(int, size)), tuple(map(int, stride))
+    if len(size) != len(stride) or min((offset, *size, *stride)) < 0:
+        raise ValueError("a tensor has impossible sizes")
+    if 0 in size:
+        return np.zeros(size, storage.dtype)
+    last = offset + sum((n - 1) * step for n, step in zip(size, stride, strict=True))
+    if last >= len(storage.array) or math.prod(size) > len(storage.array):
+        raise ValueError("a tensor reaches beyond its storage")
+    strides = [step * storage.dtype.itemsize for step in stride]
+    return np.lib.stride_tricks.as_strided(storage.array[offset:], size, strides, writeable=False).copy()
+
+
+def _parameter(data: Any, *_: Any) -> Any:
+    return data
+
+
+_NAMES: dict[tuple[str, str], Any] = {
+    ("collections", "OrderedDict"): collections.OrderedDict,
+    ("torch", "Size"): tuple,
+    ("torch._utils", "_rebuild_tensor"): _tensor,
+    ("torch._utils", "_rebuild_tensor_v2"): _tensor,
+    ("torch._utils", "_rebuild_parameter"): _parameter,
+    **{("torch", name): name for name in _DTYPES},
+}
+
+
+class _Unpickler(pickle.Unpickler):
+    def __init__(self, file: Any, archive: zipfile.ZipFile, root: str, byteorder: str):
+        super().__init__(file, encoding="utf-8")
+        self._archive, self._root, self._byteorder = archive, root, byteorder
+        self._storages: dict[str, _Storage] = {}
+
+    def find_class(self, module: str, name: str) -> Any:
+        """The few names that resolve; a stand-in for the others."""
+        found = _NAMES.get((module, name))
+        return type("Inert", (Inert,), {"__module__": __name__}) if found is None else found
+
+    def persistent_load(self, pid: Any) -> _Storage:
+        """The storage that a persistent id names."""
+        kind, dtype, key, _, count = pid
+        if kind != "storage" or dtype not in _DTYPES or not str(key).isdigit():
+            raise ValueError("it refers to something that is no tensor's storage")
+        if key not in self._storages:
+            data = _member(self._archive, f"{self._root}/data/{key}")
+            self._storages[key] = _Storage(_DTYPES[dtype], data, int(count), self._byteorder)
+        return self._storages[key]
+
+
+def _member(archive: zipfile.ZipFile, name: str, limit: int | None = None) -> bytes:
+    info = archive.getinfo(name)
+    if info.compress_type != zipfile.ZIP_STORED:
+        raise ValueError(f"{name} is compressed, which torch.save never does")
+    if limit is not None and info.file_size > limit:
+        raise ValueError(f"{name} has {info.file_size} bytes")
+    return archive.read(info)
+
+
+def read(path: Path) -> Any:
+    """Reads what ``torch.save`` wrote: tensors become numpy arrays, foreign objects `Inert`; nothing foreign runs.
+
+    Args:
+      path: the file, as PyTorch 1.6 and newer write it.
+
+    Raises:
+      TorchFileError: if there is no such file, or it is of another format or damaged.
+    """
+    if not path.is_file():
+        raise TorchFileError(f"There is no file {path}: check the path.")
+    try:
+        with zipfile.ZipFile(path) as archive:
+            names = archive.namelist()
+            pickles = [name for name in names if name.count("/") == 1 and name.endswith("/data.pkl")]
+            if len(pickles) != 1:
+                raise TorchFileError(f"{path} is an archive that torch.save did not write: it has no data.pkl.")
+            root = pickles[0].partition("/")[0]
+            order = f"{root}/byteorder"
+            byteorder = _member(archive, order).decode() if order in names else "little"
+            program = io.BytesIO(_member(archive, pickles[0], _MAX_PICKLE))
+            return _Unpickler(program, archive, root, byteorder).load()
+    except TorchFileError:
+        raise
+    except zipfile.BadZipFile as error:
+        raise TorchFileError(
+            f"{path} is damaged, or is not in the zip format of torch.save ({error}): copy it again, or save it with "
+            "PyTorch 1.6 or newer."
+        ) from None
+    except Exception as error:  # a pickle that is damaged makes the unpickler raise whatever it meets
+        raise TorchFileError(f"{path} is damaged, or torch.save did not write it ({error}): copy it again.") from None
+
+
+def flatten(tree: Any, prefix: str = "") -> dict[str, np.ndarray]:
+    """The arrays of nested mappings and sequences by their dotted names."""
+    if isinstance(tree, np.ndarray):
+        return {prefix[:-1]: tree}
+    found: dict[str, np.ndarray] = {}
+    if isinstance(tree, Mapping):
+        items = list(tree.items())
+    else:
+        items = list(enumerate(tree)) if isinstance(tree, list | tuple) else []
+    for key, value in items:
+        found |= flatten(value, f"{prefix}{key}.")
+    return found
+
+
+# Writing
+
+
+def _text(value: str) -> bytes:
+    data = value.encode()
+    return b"X" + struct.pack("<I", len(data)) + data
+
+
+def _integer(value: int) -> bytes:
+    if -(2**31) <= value < 2**31:
+        return b"J" + struct.pack("<i", value)
+    data = value.to_bytes(8, "little", signed=True)
+    return b"\x8a" + bytes([len(data)]) + data
+
+
+def _global(module: str, name: str) -> bytes:
+    return f"c{module}\n{name}\n".encode()
+
+
+def _tuple(*items: bytes) -> bytes:
+    return b"(" + b"".join(items) + b"t"
+
+
+def _pickled(array: np.ndarray, key: str) -> bytes:
+    storage = next((name for name, dtype in _DTYPES.items() if np.dtype(dtype) == array.dtype), None)
+    if storage is None:
+        raise ValueError(f"torch.save has no storage for {array.dtype}")
+    where = _tuple(_text("storage"), _global("torch", storage), _text(key), _text("cpu"), _integer(array.size))
+    size = _tuple(*map(_integer, array.shape))
+    stride = _tuple(*(_integer(step // array.itemsize) for step in array.strides))
+    hooks = _global("collections", "OrderedDict") + b")R"
+    # Storage, offset, size, stride, requires_grad, hooks.
+    return (
+        _global("torch._utils", "_rebuild_tensor_v2")
+        + _tuple(where + b"Q", _integer(0), size, stride, b"\x89", hooks)
+        + b"R"
+    )
+
+
+def write(path: Path, tree: Mapping[str, Any]) -> None:
+    """Writes nested mappings of arrays so that ``torch.load(path, weights_only=True)`` gives them as tensors.
+
+    Args:
+      path: the file; it appears only when it is complete.
+      tree: nested mappings with names as keys and numpy arrays as leaves.
+    """
+    arrays: list[np.ndarray] = []
+
+    def walk(node: Any) -> bytes:
+        if isinstance(node, Mapping):
+            items = b"".join(_text(str(key)) + walk(value) for key, value in node.items())
+            return b"}(" + items + b"u"
+        arrays.append(np.asarray(node, order="C"))
+        return _pickled(arrays[-1], str(len(arrays) - 1))
+
+    program = b"\x80\x02" + walk(tree) + b"."
+    partial = path.with_name(f".{path.name}.partial")
+    with zipfile.ZipFile(partial, "w", zipfile.ZIP_STORED) as archive:
+        members = {"data.pkl": program, "byteorder": b"little", "version": b"3\n"}
+        members |= {
+            f"data/{key}": array.astype(array.dtype.newbyteorder("<")).tobytes() for key, array in enumerate(arrays)
+        }
+        for name, data in members.items():
+            archive.writestr(zipfile.ZipInfo(f"{path.stem}/{name}"), data)
+    partial.replace(path)
