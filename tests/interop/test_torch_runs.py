@@ -79,6 +79,15 @@ def test_there_and_back(networks, arrays, capfd):
     assert_same(torchfile.read(Path("runs/maze/theirs/models.pt")), networks)
 
 
+def test_the_options_of_any_preset(networks, capfd):
+    torchfile.write(Path("models.pt"), networks)
+    assert main(["import-torch", "models.pt", "--preset", "smoke", "--dynamics.quantizer.no-enabled"]) == 0
+    words = shlex.split(capfd.readouterr().err.partition("go on with: ")[2])
+    config = cli.parse("train", words[2:]).config
+    found = torch_runs.import_torch([Path("models.pt")], Path("run"), PRESETS["smoke"])
+    assert config == found.config != PRESETS["smoke"]
+
+
 def test_stages_in_files_of_their_own(networks, capfd):
     torchfile.write(Path("idm.pt"), networks["idm"])
     torchfile.write(Path("wm.pt"), {"state_dict": networks["wm"]})

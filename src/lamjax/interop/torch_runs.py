@@ -180,6 +180,8 @@ def options(config: Any, base: Any, prefix: str = "--") -> list[str]:
             continue
         if dataclasses.is_dataclass(theirs):
             words += options(ours, theirs, f"{name}.")
+        elif isinstance(ours, bool):
+            words.append(name if ours else f"{prefix}no-{field.name.replace('_', '-')}")
         else:
             words += [name, *(map(str, ours) if isinstance(ours, tuple) else [str(ours)])]
     return words
