@@ -15,6 +15,7 @@ from typing import Annotated, Any
 import tyro
 from tyro.conf import Positional, arg
 
+from lamjax import linear_cli
 from lamjax.config import PRESET_NOTES, PRESETS, RunConfig, default_preset
 from lamjax.data.import_common import Done
 from lamjax.data.import_parquet import Columns
@@ -482,6 +483,7 @@ VERBS: dict[str, tuple[type, Callable[[Any], None]]] = {
     "import-torch": (ImportTorch, import_torch),
     "export-torch": (ExportTorch, export_torch),
     "experts": (Experts, list_experts),
+    "linear": (linear_cli.Linear, linear_cli.run),
 }
 
 
@@ -515,6 +517,8 @@ def parse(verb: str, argv: list[str]) -> Any:
     from lamjax.run import RunError
 
     cls, _ = VERBS[verb]
+    if cls is linear_cli.Linear:
+        return linear_cli.parse(argv)
     default = cls()
     if hasattr(default, "preset"):
         preset = _preset_of(argv, default_preset() if verb != "import-torch" else default.preset)

@@ -122,9 +122,9 @@ def test_the_objective_falls_when_the_latent_tells_of_o():
 def test_wrong_words_are_refused():
     world = small(s_iid=0.1)
     lam = best(world)
-    with pytest.raises(ValueError, match="^latent must be one of true, surrogate, change"):
+    with pytest.raises(ValueError, match=r"^latent must be one of true, surrogate, change"):
         score(lam, world, latent="false")
-    with pytest.raises(ValueError, match="^probe must be noisy"):
+    with pytest.raises(ValueError, match=r"^probe must be noisy"):
         score(lam, world, probe="dirty")
-    with pytest.raises(ValueError, match="^variable must be one of o, q"):
+    with pytest.raises(ValueError, match=r"^variable must be one of o, q"):
         mutual_information(latent_map(lam, world.moments()), world.moments(), "z")

@@ -372,5 +372,5 @@ def test_bad_arguments_are_named(d_z, settings, name):
 
 @pytest.mark.parametrize(("d_z", "settings"), [(4, {"kappa": 0.1}), (4, {"fix_a": True}), (3, {})])
 def test_where_there_is_no_closed_form_it_says_so(d_z, settings):
-    with pytest.raises(ValueError, match="^action_weight: no closed form"):
+    with pytest.raises(ValueError, match=r"^action_weight: no closed form"):
         optimum(exact(s_exo=0.5, chi=0.5).moments(), d_z, action_weight=1.0, **settings)

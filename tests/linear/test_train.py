@@ -21,7 +21,7 @@ from lamjax.linear import (
     score,
     train,
 )
-from lamjax.linear.train import _BLOCK, Draw, Task, _grid, _Shape, draw, init, sampled_loss
+from lamjax.linear.train import Draw, Task, _grid, _Shape, draw, init, sampled_loss
 from lamjax.linear.world import Sources
 
 EXACT = WorldConfig(d_o=32, d_a=4, d_b=4, orthogonal=True)
@@ -238,13 +238,13 @@ def test_a_sweep_is_one_program(monkeypatch):
 
 
 def test_the_grid_holds_every_pending_point_once_or_more():
-    points = [Point(TINY, 2, seed=s) for s in [0] * 7 + [1] * 5]
+    points = [Point(WorldConfig(), 2, seed=s) for s in [0] * 7 + [1] * 5]
     for pending in (range(12), [0, 1, 8], [11]):
         grid = np.asarray(_grid(points, pending))
         assert set(grid.ravel()) == set(pending)
         seeds = np.vectorize(lambda i: points[i].seed)(grid)
         assert (seeds == seeds[:1, :, :1]).all()
-    assert np.asarray(_grid(points, range(12))).shape == (-(-7 // (_BLOCK // 2)), 2, _BLOCK // 2)
+    assert np.asarray(_grid(points, range(12))).shape == (4, 2, 2)  # blocks of four points
 
 
 def test_converged_points_stop_and_the_others_go_on():
@@ -319,7 +319,7 @@ def test_bad_points_are_named(settings, name):
 
 
 def test_sweeps_that_make_no_sense_are_refused():
-    with pytest.raises(ValueError, match="^points must not be empty"):
+    with pytest.raises(ValueError, match=r"^points must not be empty"):
         train([])
     with pytest.raises(ValueError, match="same d_o"):
         train([Point(TINY, 2), Point(EXACT, 2)])

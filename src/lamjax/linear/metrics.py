@@ -98,7 +98,8 @@ def score(
       latent: which latent, see `latent_map`.
       probe: the data that the probe is fitted and evaluated on: "noisy" both with noise, "noisy-clean" fitted with and
         evaluated without (Figure 3 middle as plotted), "clean" both without.
-      on_policy: False evaluates under random actions what was fitted on-policy (Figure 4 left, which probes the change o^ - o).
+      on_policy: False evaluates under random actions what was fitted on-policy (Figure 4 left,
+        which probes the change o^ - o).
     """
     check(probe in ("noisy", "noisy-clean", "clean"), f"probe must be noisy, noisy-clean or clean, not {probe!r}.")
     fit = world.variant(noise=probe != "clean").moments()

@@ -126,10 +126,8 @@ def optimum(
     K, M = S_do @ _inverse(S_o), S_ao @ _inverse(S_o)
     follows = max(np.abs(K).max(), np.abs(M).max()) > 1e-9
     if action_weight > 0 and follows:
-        check(
-            kappa == 0 and not fix_a, "action_weight: no closed form with kappa or fix_a where o predicts the action."
-        )
-        check(d_z >= d_a, f"action_weight: no closed form for d_z < d_a ({d_z} < {d_a}) where o predicts the action.")
+        check(kappa == 0 and not fix_a, "action_weight: no closed form with kappa or fix_a if o predicts the action.")
+        check(d_z >= d_a, f"action_weight: no closed form for d_z < d_a ({d_z} < {d_a}) if o predicts the action.")
 
     if fix_a:
         S_eff, predicted = S_d, 0 * S_o

@@ -77,6 +77,8 @@ def effective_action_weight(
         "code": means over coordinates, as the authors programmed it, which makes it O / A times larger.
       label_fraction: p, the probability that a transition is labelled.
       batch: N. The head's loss is a mean over the labelled ones of a batch, and 0 when it has none.
+      d_o: O.
+      d_a: A.
 
     Returns:
       ``weight * (O / A if units == "code" else 1) * (1 - (1 - p)^N)``.

@@ -21,12 +21,12 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from lamjax.linear.optimum import LAM, Optimum, check_settings, excess, optimum
+from lamjax.linear.optimum import LAM, Optimum, check_settings, excess, optimum, population_loss
 from lamjax.linear.theory import effective_action_weight
 from lamjax.linear.world import Factors, Sources, World, WorldConfig, check, make_world, transition
 
-# Points in a block, and steps that a block takes at a time (or the largest power of 2 that divides all steps).
-_BLOCK, _CHUNK = 4, 8
+# Points in a block: four of the paper's size. And steps that a block takes at a time, if they divide the steps.
+_BLOCK_SIZE, _CHUNK = 4 * 128**2, 8
 
 
 @dataclasses.dataclass(frozen=True)
@@ -125,7 +125,8 @@ class Trained:
       point: the point.
       lam: the model, float64 numpy, of its own sizes.
       best: the closed form.
-      excess: ``(L - L*) / tr S_{q + eps}`` on exact moments.
+      loss: on exact moments, in sum units.
+      excess: ``(L - L*) / tr S_{q + eps}``.
       converged: the excess is within the tolerance.
       steps: steps that the point was trained for.
     """
@@ -133,6 +134,7 @@ class Trained:
     point: Point
     lam: LAM
     best: Optimum
+    loss: float
     excess: float
     converged: bool
     steps: int
@@ -371,7 +373,8 @@ def _grid(points: Sequence[Point], pending: Sequence[int]) -> list[list[list[int
         rows.setdefault(points[index].seed, []).append(index)
     longest = max(map(len, rows.values()))
     # Whole blocks of points, so that few programs of different size need compiling.
-    size = max(_BLOCK // len(rows), 1) if len(pending) > _BLOCK else longest
+    block = max(_BLOCK_SIZE // points[0].world.d_o ** 2, 1)
+    size = max(block // len(rows), 1) if len(pending) > block else longest
     blocks = -(-longest // size)
     padded = [row + row[-1:] * (blocks * size - len(row)) for row in rows.values()]
     return [[row[k * size : (k + 1) * size] for row in padded] for k in range(blocks)]
@@ -437,7 +440,7 @@ def _trained(point: Point, lam: LAM, best: Optimum, moments: Any, config: TrainC
         lam = lam._replace(C=-lam.D)
     if not all(np.isfinite(x).all() for x in lam):
         raise FloatingPointError(f"Training diverged within {steps} steps at {point}: lower learning_rate.")
-    weight = point.lam(config)
-    over = excess(lam, best, moments, kappa=point.kappa, action_weight=weight)
+    weights = {"kappa": point.kappa, "action_weight": point.lam(config)}
+    loss, over = population_loss(lam, moments, **weights), excess(lam, best, moments, **weights)
     tolerance = config.label_tolerance if point.action_weight > 0 else config.tolerance
-    return Trained(point, lam, best, over, bool(over <= tolerance), steps)
+    return Trained(point, lam, best, loss, over, bool(over <= tolerance), steps)

@@ -151,9 +151,8 @@ def transition(world: Factors, sources: Sources) -> Transition:
     o = sources.o if world.obs is None else sources.o @ world.obs
     a = world.chi * (o @ world.Pi.T) + (1 - world.chi) * sources.pi
     shared = world.rho * sources.pi[:, :rank] @ world.Y.T[:rank]
-    private = (1 - world.rho**2) ** 0.5 * sources.b[:, :rank] @ world.Y.T[:rank] + sources.b[:, rank:] @ world.Y.T[
-        rank:
-    ]
+    paired = (1 - world.rho**2) ** 0.5 * sources.b[:, :rank] @ world.Y.T[:rank]
+    private = paired + sources.b[:, rank:] @ world.Y.T[rank:]
     eps = shared + private + world.iid * sources.iid + world.mean * sources.one
     if world.leak is not None:
         eps = eps + o @ world.leak.T
