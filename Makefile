@@ -11,6 +11,7 @@ POLICY        =
 CHECKPOINT    =
 EPISODES      =
 SIZE          =
+FULL          =
 ARGS          =
 ACCEL        ?= auto
 PYTHON       ?=
@@ -42,7 +43,7 @@ run    = exec .venv/bin/lamjax $(strip $(1))
 option = $(if $($(1)),--$(2) $($(1)))
 common = --env $(ENV) $(call option,SEED,seed)
 
-.PHONY: help setup train test bench lint format record expert eval report lock clean
+.PHONY: help setup train test bench linear lint format record expert eval report lock clean
 
 help:  ## list the targets (the default)
 	@echo "Usage: make <target> [VARIABLE=value ...]"
@@ -63,6 +64,9 @@ test: setup  ## run the test suite
 
 bench: setup  ## measure the throughput of each part (SIZE=cpu|paper)
 	exec .venv/bin/python -m benchmarks $(call option,SIZE,size) $(ARGS)
+
+linear: setup  ## reproduce the linear theory's figures (FULL=1: every point, three seeds)
+	exec .venv/bin/python experiments/linear_lam/run.py $(if $(FULL),--full) $(ARGS)
 
 lint: setup  ## check style and formatting
 	.venv/bin/ruff check .

@@ -19,6 +19,7 @@ import numpy as np
 import tyro
 
 import lamjax
+from benchmarks import linear
 from lamjax import cloning, dynamics, envs, loops
 from lamjax.config import PRESETS
 from lamjax.data.stream import Buffer, sample
@@ -26,7 +27,7 @@ from lamjax.data.windows import valid_starts
 from lamjax.ppo import train as ppo
 from lamjax.ppo.agent import ScratchAgent
 
-Row = Literal["stage1", "stage2", "ppo", "loader"]
+Row = Literal["stage1", "stage2", "ppo", "loader", "linear"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,7 +43,7 @@ class Bench:
     """
 
     size: Literal["cpu", "paper"] = "cpu"
-    only: tuple[Row, ...] = ("stage1", "stage2", "ppo", "loader")
+    only: tuple[Row, ...] = ("stage1", "stage2", "ppo", "loader", "linear")
     batch: Annotated[int | None, tyro.conf.arg(metavar="INT")] = None
     samples: int = 30
     out: Path = Path(__file__).parent / "results" / "latest.json"
@@ -82,6 +83,8 @@ class Stepper:
 
 def run_row(name: Row, args: Bench) -> dict[str, Any]:
     """One row of the table."""
+    if name == "linear":
+        return linear.row(max(3, args.samples // 5))
     preset = PRESETS[args.size]
     key = jax.random.key(0)
     if name in ("stage1", "stage2", "loader"):
@@ -147,6 +150,11 @@ def main() -> None:
             f"{ms['p10']:9.1f} {ms['median']:9.1f} {ms['p90']:9.1f} {row['compile_s']:10.1f}",
             flush=True,
         )
+        if name == "linear":
+            print(
+                f"{'':8s} {row['speedup_over_one_by_one']:.1f} times as fast as point by point; "
+                f"{row['gflops']:.0f} GFLOP/s where matrix products reach {row['matmul_gflops']:.0f}"
+            )
     result = {
         "device": {"platform": device.platform, "kind": device.device_kind, "count": jax.local_device_count()},
         "cpus": os.cpu_count(),

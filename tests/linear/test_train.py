@@ -234,7 +234,7 @@ def test_a_sweep_is_one_program(monkeypatch):
     found = train(points, TrainConfig(steps=32, max_rounds=2, tolerance=1e-12))
     assert len(found) == 12 and all(t.steps == 32 + 64 for t in found)
     assert len(calls) == 2
-    module._run_round.clear_cache()  # it holds the counting step
+    module.run_round.clear_cache()  # it holds the counting step
 
 
 def test_the_grid_holds_every_pending_point_once_or_more():

@@ -270,8 +270,8 @@ def train_step(state: State, tasks: Task, batches: Draw, rate: jax.Array, config
 
 
 @functools.partial(jax.jit, static_argnames=("steps", "shape", "config"), donate_argnums=0)
-def _run_round(
-    state: State, tasks: Task, keys: jax.Array, start: jax.Array, steps: int, shape: _Shape, config: TrainConfig
+def run_round(
+    state: State, tasks: Task, keys: jax.Array, start: jax.Array, shape: _Shape, *, steps: int, config: TrainConfig
 ) -> State:
     """A round of `steps` steps as one program.
 
@@ -283,8 +283,8 @@ def _run_round(
       tasks: leading axes ``[K, S, M]``.
       keys: ``[S]``, one a seed.
       start: ``[]`` int32, number of the round's first step.
-      steps: how many.
       shape: sizes, and which draws are needed.
+      steps: how many.
       config: the settings.
     """
 
@@ -380,6 +380,32 @@ def _grid(points: Sequence[Point], pending: Sequence[int]) -> list[list[list[int
     return [[row[k * size : (k + 1) * size] for row in padded] for k in range(blocks)]
 
 
+def _starts(points: Sequence[Point], config: TrainConfig, shape: _Shape) -> tuple[list[Task], list[State]]:
+    """Each point's task and start, padded to the sizes of the sweep; numpy."""
+    sizes = _model_shapes(shape.d_o, shape.d_a, max(point.d_z for point in points))
+    tasks = [_task(point, config, shape.d_a, shape.d_b) for point in points]
+    models = [LAM(*map(_padded, init(point, config.fix_a), sizes)) for point in points]
+    return tasks, [State(lam, jax.tree.map(np.asarray, optax.scale_by_adam().init(lam))) for lam in models]
+
+
+def _arrays(
+    points: Sequence[Point], grid: list[list[list[int]]], carried: Sequence[State], tasks: Sequence[Task], start: int
+) -> tuple[State, Task, jax.Array, np.int32]:
+    """The first arguments of `run_round`, on the device."""
+    state = _stacked(grid, carried)
+    # An integer, but one a block: every block's Adam counts its own steps.
+    state = state._replace(adam=state.adam._replace(count=jnp.full(len(grid), start, jnp.int32)))
+    keys = jnp.stack([jax.random.key(points[row[0]].seed) for row in grid[0]])
+    return state, _stacked(grid, tasks), keys, np.int32(start)
+
+
+def prepare(points: Sequence[Point], config: TrainConfig) -> tuple[State, Task, jax.Array, np.int32, _Shape]:
+    """What `run_round` needs for the first round of all points."""
+    shape = _shape(points)
+    tasks, starts = _starts(points, config, shape)
+    return *_arrays(points, _grid(points, range(len(points))), starts, tasks, 0), shape
+
+
 def train(
     points: Sequence[Point],
     config: TrainConfig = RECOMMENDED,
@@ -401,21 +427,14 @@ def train(
     shape = _shape(points)
     best = [point.optimum(config) for point in points]
     moments = [point.make_world().moments() for point in points]
-    d_z = max(point.d_z for point in points)
-    sizes = _model_shapes(shape.d_o, shape.d_a, d_z)
-    tasks = [_task(point, config, shape.d_a, shape.d_b) for point in points]
-    models = [LAM(*map(_padded, init(point, config.fix_a), sizes)) for point in points]
-    carried: list[State] = [State(lam, jax.tree.map(np.asarray, optax.scale_by_adam().init(lam))) for lam in models]
+    tasks, carried = _starts(points, config, shape)
     found: dict[int, Trained] = {}
     pending, start = list(range(len(points))), 0
     for turn in range(config.max_rounds):
         steps = config.steps << turn
         grid = _grid(points, pending)
-        state = _stacked(grid, carried)
-        # An integer, but one a block: every block's Adam counts its own steps.
-        state = state._replace(adam=state.adam._replace(count=jnp.full(len(grid), start, jnp.int32)))
-        keys = jnp.stack([jax.random.key(points[row[0]].seed) for row in grid[0]])
-        state = _run_round(state, _stacked(grid, tasks), keys, np.int32(start), steps, shape, config)
+        arrays = _arrays(points, grid, carried, tasks, start)
+        state = run_round(*arrays, shape, steps=steps, config=config)
         state = jax.tree.map(np.asarray, state)
         start += steps
         for where in np.ndindex(np.shape(grid)):

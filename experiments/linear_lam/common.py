@@ -1,0 +1,180 @@
+"""What the panels share: train what is missing, keep it in a CSV file, draw SGD points over the closed form."""
+
+import argparse
+import csv
+import dataclasses
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import jax
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from lamjax.linear import Point, TrainConfig, score, train
+
+HERE = Path(__file__).resolve().parent
+RESULTS, FIGURES = HERE / "results", HERE.parents[1] / "docs" / "linear_lam"
+COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000", "#6e7781")
+METRICS = ("nmse_q", "nmse_a", "nmse_eps", "nmse_o", "llo")
+SWEEP = 48  # points trained between two writes
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """A point of a panel: which curve, which x, what to train."""
+
+    curve: str
+    x: float
+    point: Point
+
+
+@dataclasses.dataclass(frozen=True)
+class Panel:
+    """A panel: `runs(full)` lists its points; the rest says how they are probed and drawn."""
+
+    name: str
+    title: str
+    xlabel: str
+    runs: Callable[[bool], list[Run]]
+    expected: str
+    dense: Callable[[], list[Run]] | None = None  # what the closed-form curves are drawn through
+    latent: str = "surrogate"
+    probe: str = "noisy"
+    on_policy: bool = True
+    metric: str = "llo"
+    config: TrainConfig = TrainConfig(units="code")
+    bounds: Callable[[Run], dict[str, float] | None] = lambda run: None  # instead of the closed form, where C is free
+    xscale: str = "linear"
+    no_noise_term: bool = False  # NMSE_eps counts as 1, as in the authors' plot
+
+
+def metrics(panel: Panel, run: Run, lam) -> dict[str, float]:
+    """The probe errors of a model in the run's uncleaned world."""
+    point = dataclasses.replace(run.point, world=dataclasses.replace(run.point.world, clean=0.0))
+    found = dataclasses.asdict(
+        score(lam, point.make_world(), latent=panel.latent, probe=panel.probe, on_policy=panel.on_policy)
+    )
+    if panel.no_noise_term:
+        found |= {"nmse_eps": 1.0, "llo": found["llo"] - found["nmse_eps"] + 1.0}
+    return found
+
+
+def closed_form(panel: Panel, run: Run) -> dict[str, float]:
+    """The same of the closed form."""
+    return panel.bounds(run) or metrics(panel, run, run.point.optimum(panel.config).lam)
+
+
+def seeds(full: bool) -> range:
+    return range(3 if full else 1)
+
+
+def load(path: Path) -> list[dict[str, str]]:
+    if not path.exists():
+        return []
+    with path.open() as file:
+        return list(csv.DictReader(file))
+
+
+def key(curve: str, x: float, seed: int) -> tuple[str, str, str]:
+    return curve, f"{x:g}", str(seed)
+
+
+def compute(panel: Panel, full: bool) -> list[dict[str, str]]:
+    """Trains the points that the CSV file does not hold yet; returns all rows."""
+    path = RESULTS / f"{panel.name}.csv"
+    rows = load(path)
+    done = {(row["curve"], row["x"], row["seed"]) for row in rows}
+    missing = [run for run in panel.runs(full) if key(run.curve, run.x, run.point.seed) not in done]
+    for first in range(0, len(missing), SWEEP):
+        part = missing[first : first + SWEEP]
+        start = time.perf_counter()
+        trained = train([run.point for run in part], panel.config, progress=lambda line: print(f"  {line}", flush=True))
+        seconds = time.perf_counter() - start
+        for run, t in zip(part, trained, strict=True):
+            curve, x, seed = key(run.curve, run.x, run.point.seed)
+            row = {"curve": curve, "x": x, "seed": seed, "d_z": str(run.point.d_z)}
+            row |= {k: f"{v:.6g}" for k, v in metrics(panel, run, t.lam).items()}
+            row |= {f"closed_{k}": f"{v:.6g}" for k, v in closed_form(panel, run).items()}
+            row |= {"excess": f"{t.excess:.3g}", "steps": str(t.steps), "converged": str(t.converged)}
+            rows.append(row | {"seconds": f"{seconds / len(part):.3f}"})
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.with_suffix(".tmp").open("w", newline="") as file:
+            writer = csv.DictWriter(file, rows[0].keys(), lineterminator="\n")
+            writer.writeheader()
+            writer.writerows(rows)
+        path.with_suffix(".tmp").replace(path)
+    return rows
+
+
+def style(ax: Axes, title: str, xlabel: str, ylabel: str) -> None:
+    ax.set_title(title, fontsize=9, loc="left")
+    ax.set_xlabel(xlabel, fontsize=9)
+    ax.set_ylabel(ylabel, fontsize=9)
+    ax.tick_params(labelsize=8)
+    ax.grid(color="#dde1e6", linewidth=0.6)
+    ax.set_axisbelow(True)
+    for side in ("top", "right"):
+        ax.spines[side].set_visible(False)
+
+
+def save(fig: Figure, name: str) -> Path:
+    path = FIGURES / f"{name}.png"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    fig.savefig(path, dpi=110)
+    return path
+
+
+LABELS = {"llo": "LLO", "nmse_q": "NMSE of the controllable change", "nmse_a": "NMSE of the action"}
+
+
+def draw(panel: Panel, rows: Sequence[dict[str, str]]) -> Path:
+    """Lines: closed form (seed 0). Points: SGD, mean over seeds; a bar from the least to the greatest."""
+    fig = Figure(figsize=(6.2, 3.6), layout="constrained")
+    ax = fig.add_subplot()
+    style(ax, panel.title, panel.xlabel, LABELS[panel.metric])
+    curves: dict[str, list[Run]] = {}
+    for run in panel.dense() if panel.dense else panel.runs(False):
+        curves.setdefault(run.curve, []).append(run)
+    for index, (curve, runs) in enumerate(curves.items()):
+        colour = COLOURS[index % len(COLOURS)]
+        dash = "-" if index < len(COLOURS) else "--"
+        values = [closed_form(panel, run)[panel.metric] for run in runs]
+        ax.plot([run.x for run in runs], values, dash, color=colour, linewidth=1.4, label=curve)
+        mine = [row for row in rows if row["curve"] == curve]
+        for x in sorted({float(row["x"]) for row in mine}):
+            found = [float(row[panel.metric]) for row in mine if float(row["x"]) == x]
+            ax.plot([x, x], [min(found), max(found)], color=colour, linewidth=1)
+            ax.plot(x, np.mean(found), "o", color=colour, markersize=5.5, markeredgecolor="white", markeredgewidth=0.8)
+    ax.set_xscale(panel.xscale)
+    fig.legend(loc="outside right center", fontsize=8, frameon=False)
+    return save(fig, panel.name)
+
+
+def summary(panel: Panel, rows: Sequence[dict[str, str]]) -> str:
+    gaps = np.array([abs(float(row[panel.metric]) - float(row[f"closed_{panel.metric}"])) for row in rows])
+    converged = sum(row["converged"] == "True" for row in rows)
+    return (
+        f"{panel.name}: {len(rows)} points, {converged} converged, |SGD - closed form| of {panel.metric} "
+        f"median {np.median(gaps):.4f}, worst {gaps.max():.4f}"
+    )
+
+
+def produce(panel: Panel, full: bool) -> None:
+    print(f"{panel.name}: {panel.title}\n  expected: {panel.expected}", flush=True)
+    rows = compute(panel, full)
+    print(f"  {summary(panel, rows)}\n  {draw(panel, rows).relative_to(HERE.parents[1])}", flush=True)
+
+
+def options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--full", action="store_true", help="every point of the paper, three seeds")
+    args = parser.parse_args()
+    # Compiled programs are kept: a second run, or a resumed one, does not compile again.
+    jax.config.update("jax_compilation_cache_dir", str(HERE.parents[1] / ".jax_cache"))
+    return args
+
+
+def main(panel: Panel) -> None:
+    produce(panel, options().full)
