@@ -135,8 +135,10 @@ def draw(panel: Panel, rows: Sequence[dict[str, str]]) -> Path:
     ax = fig.add_subplot()
     style(ax, panel.title, panel.xlabel, LABELS[panel.metric])
     curves: dict[str, list[Run]] = {}
+    trained = {row["curve"] for row in rows}
     for run in panel.dense() if panel.dense else panel.runs(False):
-        curves.setdefault(run.curve, []).append(run)
+        if run.curve in trained:
+            curves.setdefault(run.curve, []).append(run)
     for index, (curve, runs) in enumerate(curves.items()):
         colour = COLOURS[index % len(COLOURS)]
         dash = "-" if index < len(COLOURS) else "--"
