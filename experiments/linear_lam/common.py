@@ -47,6 +47,7 @@ class Panel:
     config: TrainConfig = TrainConfig(units="code")
     bounds: Callable[[Run], dict[str, float] | None] = lambda run: None  # instead of the closed form, where C is free
     xscale: str = "linear"
+    palette: int = 8  # colours before they start anew, with another dash and mark
     no_noise_term: bool = False  # NMSE_eps counts as 1, as in the authors' plot
 
 
@@ -140,15 +141,16 @@ def draw(panel: Panel, rows: Sequence[dict[str, str]]) -> Path:
         if run.curve in trained:
             curves.setdefault(run.curve, []).append(run)
     for index, (curve, runs) in enumerate(curves.items()):
-        colour = COLOURS[index % len(COLOURS)]
-        dash = "-" if index < len(COLOURS) else "--"
+        colour = COLOURS[index % panel.palette]
+        dash, mark = (("-", "o"), ("--", "s"), (":", "D"))[index // panel.palette]
         values = [closed_form(panel, run)[panel.metric] for run in runs]
-        ax.plot([run.x for run in runs], values, dash, color=colour, linewidth=1.4, label=curve)
+        ax.plot([run.x for run in runs], values, dash, color=colour, linewidth=1.4)
+        ax.plot([], [], dash + mark, color=colour, linewidth=1.4, markersize=5, label=curve)
         mine = [row for row in rows if row["curve"] == curve]
         for x in sorted({float(row["x"]) for row in mine}):
             found = [float(row[panel.metric]) for row in mine if float(row["x"]) == x]
             ax.plot([x, x], [min(found), max(found)], color=colour, linewidth=1)
-            ax.plot(x, np.mean(found), "o", color=colour, markersize=5.5, markeredgecolor="white", markeredgewidth=0.8)
+            ax.plot(x, np.mean(found), mark, color=colour, markersize=5.5, markeredgecolor="white", markeredgewidth=0.8)
     ax.set_xscale(panel.xscale)
     fig.legend(loc="outside right center", fontsize=8, frameon=False)
     return save(fig, panel.name)

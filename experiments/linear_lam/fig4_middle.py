@@ -39,6 +39,7 @@ PANEL = Panel(
     runs=runs,
     dense=lambda: [run for run in runs(True) if run.point.seed == 0],
     latent="true",
+    palette=4,
     bounds=bounds,
     no_noise_term=True,
     expected="kappa 0.1: as Figure 3, 2 to 1.92 from 9 latents on; kappa 0: about 0.95 throughout; 0.01: in between.",

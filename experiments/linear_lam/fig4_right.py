@@ -34,6 +34,7 @@ PANEL = Panel(
     runs=runs,
     dense=lambda: [run for run in runs(True) if run.point.seed == 0],
     latent="true",
+    palette=3,
     # 1% of labels is one transition a batch: a smaller rate lets its noise average out.
     config=TrainConfig(learning_rate=3e-3, steps=8000, max_rounds=2, units="code"),
     expected="no labels: a tent, about 1, and a V; 1% labels: three tents that reach 2 at 8 latents.",
