@@ -3,6 +3,7 @@
 import argparse
 import csv
 import dataclasses
+import shutil
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -15,6 +16,8 @@ from matplotlib.figure import Figure
 from lamjax.linear import Point, TrainConfig, score, train
 
 HERE = Path(__file__).resolve().parent
+# A run keeps its points in WORK and resumes from there; RESULTS holds the last run's, for the tables and for reading.
+WORK = HERE.parents[1] / "runs" / "linear_lam"
 RESULTS, FIGURES = HERE / "results", HERE.parents[1] / "docs" / "linear_lam"
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000", "#6e7781")
 METRICS = ("nmse_q", "nmse_a", "nmse_eps", "nmse_o", "llo")
@@ -84,7 +87,7 @@ def key(curve: str, x: float, seed: int) -> tuple[str, str, str]:
 
 def compute(panel: Panel, full: bool) -> list[dict[str, str]]:
     """Trains the points that the CSV file does not hold yet; returns all rows."""
-    path = RESULTS / f"{panel.name}.csv"
+    path = WORK / f"{panel.name}.csv"
     rows = load(path)
     done = {(row["curve"], row["x"], row["seed"]) for row in rows}
     missing = [run for run in panel.runs(full) if key(run.curve, run.x, run.point.seed) not in done]
@@ -106,6 +109,8 @@ def compute(panel: Panel, full: bool) -> list[dict[str, str]]:
             writer.writeheader()
             writer.writerows(rows)
         path.with_suffix(".tmp").replace(path)
+    RESULTS.mkdir(exist_ok=True)
+    shutil.copyfile(path, RESULTS / path.name)
     return rows
 
 
