@@ -1,0 +1,98 @@
+"""Takes finished runs into the documentation: ``python docs/make_results.py runs/coinrun/cpu-s0 ...``.
+
+Copies each run's summary to ``docs/results/`` and writes the README's tables from all that lie there, so that no number
+in them is typed by hand. Without arguments it writes the tables alone.
+"""
+
+import json
+import re
+import sys
+from pathlib import Path
+
+DOCS = Path(__file__).parent
+README = DOCS.parent / "README.md"
+MARKS = "<!-- results: docs/make_results.py writes this -->", "<!-- end of results -->"
+
+
+def take(run: Path) -> None:
+    """Copies a run's summary, the large curves left out."""
+    summary = json.loads((run / "summary.json").read_text())
+    (DOCS / "results").mkdir(exist_ok=True)
+    path = DOCS / "results" / f"{summary['env']}-{summary['preset']}.json"
+    for stage in summary["stages"].values():
+        stage.pop("store", None)
+    path.write_text(json.dumps(summary, indent=1) + "\n")
+
+
+def rows(summary: dict) -> list[tuple[str, str, str]]:
+    """What is measured, the value, and its nulls."""
+    stages, nulls = summary["stages"], summary["nulls"]
+    dynamics, cloning = stages["dynamics"], stages["cloning"]
+    offline, online, scratch = stages["decode_offline"], stages["decode_online"], stages["ppo_scratch"]
+    found = [
+        ("forward model's held-out error, relative to copying", f"{dynamics['fdm_ratio']:.3f}", "1"),
+        (
+            "actions read from latents by a probe (aliases merged)",
+            f"{dynamics['probe_accuracy_merged']:.3f}",
+            f"untrained model {dynamics['untrained_probe_accuracy_merged']:.3f}, "
+            f"o_t alone {dynamics['still_probe_accuracy_merged']:.3f}, "
+            f"majority {dynamics['majority_accuracy_merged']:.3f}",
+        ),
+        ("variance of the latents that the policy explains", f"{1 - cloning['ratio']:.3f}", "0"),
+    ]
+    cloned = {n: f"{mean:.2f} ± {stderr:.2f}" for n, mean, stderr in offline["bc_curve"]}
+    for n, mean, stderr in offline["curve"]:
+        found.append((f"return, decoded from {n} labels", f"{mean:.2f} ± {stderr:.2f}", f"cloning them {cloned[n]}"))
+    frames = f"{online['frames']:,}"
+    found.append((f"return, decoded by PPO in {frames} frames", _return(online), f"from scratch {_return(scratch)}"))
+    found += [
+        (f"return of the {name.removesuffix('_return')} policy", f"{null['mean']:.2f} ± {null['stderr']:.2f}", "")
+        for name, null in nulls.items()
+    ]
+    return found
+
+
+def _return(stage: dict) -> str:
+    return f"{stage['return_mean']:.2f} ± {stage['return_stderr']:.2f}"
+
+
+def table(summary: dict) -> str:
+    """One run as Markdown."""
+    device = summary["device"]
+    machine = f"{device['cpus']} CPU cores" if device["platform"] == "cpu" else device["kind"]
+    source = {"expert": "the shipped or trained expert", "random": "a random policy"}
+    who = source.get(summary["source"]["policy"], summary["source"]["policy"])
+    lines = [
+        f"**`{summary['command'].replace('lamjax train --env ', 'make train ENV=').split(' --')[0]}`**, preset "
+        f"`{summary['preset']}`, {summary['total_seconds'] / 60:.0f} minutes on {machine}, one seed; recorded: {who}.",
+        "",
+        "| what | value | beside it |",
+        "| --- | --- | --- |",
+        *(f"| {' | '.join(row)} |" for row in rows(summary)),
+    ]
+    failed = [
+        f"{name} ({stage['verdict'].removeprefix('failed: ')})"
+        for name, stage in summary["stages"].items()
+        if not stage.get("ok", True)
+    ]
+    if failed:
+        lines += ["", f"Failed against its null: {'; '.join(failed)}."]
+    return "\n".join(lines)
+
+
+def section() -> str:
+    """All committed runs, in order of their names."""
+    paths = sorted((DOCS / "results").glob("*-*.json"))
+    return "\n\n".join(table(json.loads(path.read_text())) for path in paths)
+
+
+def written(text: str) -> str:
+    """The README with the section put between its marks."""
+    before, after = MARKS
+    return re.sub(f"(?<={re.escape(before)}\n).*(?={re.escape(after)})", lambda _: f"{section()}\n", text, flags=re.S)
+
+
+if __name__ == "__main__":
+    for argument in sys.argv[1:]:
+        take(Path(argument))
+    README.write_text(written(README.read_text()))
