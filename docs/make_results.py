@@ -60,7 +60,7 @@ def table(summary: dict) -> str:
     """One run as Markdown."""
     device = summary["device"]
     machine = f"{device['cpus']} CPU cores" if device["platform"] == "cpu" else device["kind"]
-    source = {"expert": "the shipped or trained expert", "random": "a random policy"}
+    source = {"expert": "the expert", "random": "a random policy"}
     who = source.get(summary["source"]["policy"], summary["source"]["policy"])
     lines = [
         f"**`{summary['command'].replace('lamjax train --env ', 'make train ENV=').split(' --')[0]}`**, preset "
