@@ -13,6 +13,8 @@ from lamjax.linear.optimum import LAM, Optimum, angle, optimum
 from lamjax.linear.train import PAPER, RECOMMENDED, Point, train
 from lamjax.linear.world import WorldConfig, check, make_world
 
+PROTOCOLS = {"recommended": RECOMMENDED, "paper": PAPER}
+
 
 @dataclasses.dataclass(frozen=True)
 class Linear:
@@ -150,7 +152,7 @@ def run_optimum(args: OptimumArgs) -> None:
 
 def run_train(args: TrainArgs) -> None:
     """`lamjax linear train`."""
-    config = PAPER if args.protocol == "paper" else RECOMMENDED
+    config = PROTOCOLS[args.protocol]
     given = {k: getattr(args, k) for k in ("steps", "max_rounds") if getattr(args, k) is not None}
     config = dataclasses.replace(config, units=args.units, bias=args.bias, **given)
     settings = {"kappa": args.kappa, "action_weight": args.action_weight, "label_fraction": args.label_fraction}
