@@ -388,6 +388,7 @@ def examine_dynamics(
         "codebook_perplexity": np.exp(-np.sum(shares * np.log(shares + 1e-10), -1)).tolist(),
         "dead_codes": (counts == 0).sum(-1).tolist(),
         "num_codes": counts.shape[-1],
+        **probes.agreement(test_codes, test_actions, merged, run.config.seed),
     }
     results |= diagnosis.judge_dynamics(results)
 

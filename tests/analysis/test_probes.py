@@ -1,8 +1,10 @@
 """Probes find what is planted in latents, and nothing where nothing is."""
 
+import hypothesis
 import jax
 import numpy as np
 import pytest
+from hypothesis import strategies as st
 
 from lamjax import envs
 from lamjax.analysis import probes
@@ -109,3 +111,96 @@ def test_majority_accuracy_by_hand():
     assert probes.majority_accuracy(train, np.array([0, 1])) == 0.0
     # The majority is the training set's: the test set is not looked at.
     assert probes.majority_accuracy(np.array([1, 1, 0]), np.array([0, 0, 0, 1])) == 0.25
+
+
+# Agreement of codes and actions
+
+
+def test_codes_that_are_the_actions_under_other_names_agree_perfectly(actions):
+    renamed = np.array([3, 0, 4, 1, 2])[actions]
+    assert probes.normalised_mutual_information(renamed, actions) == pytest.approx(1.0)
+    assert probes.purity(renamed, actions) == 1.0
+
+
+def test_independent_codes_agree_not_at_all():
+    """Every code meets every class equally often."""
+    codes, classes = np.repeat(np.arange(3), 4), np.tile(np.arange(4), 3)
+    assert probes.normalised_mutual_information(codes, classes) == pytest.approx(0.0, abs=1e-12)
+    assert probes.purity(codes, classes) == 0.25
+
+
+def test_agreement_of_two_codes_and_two_classes_by_hand():
+    """Counts [[3, 1], [1, 3]]: both marginals are even, so I = ln 2 - H(1/4)."""
+    codes = np.array([0, 0, 0, 0, 1, 1, 1, 1])
+    classes = np.array([0, 0, 0, 1, 0, 1, 1, 1])
+    uncertain = -(0.25 * np.log(0.25) + 0.75 * np.log(0.75))
+    assert probes.normalised_mutual_information(codes, classes) == pytest.approx(1 - uncertain / np.log(2))
+    assert probes.purity(codes, classes) == 6 / 8
+
+
+def test_finer_codes_are_pure_but_tell_too_much():
+    """Four codes of two classes: the classes follow from the codes, half of what the codes say is something else."""
+    codes, classes = np.arange(4), np.array([0, 0, 1, 1])
+    assert probes.purity(codes, classes) == 1.0
+    assert probes.normalised_mutual_information(codes, classes) == pytest.approx(2 * np.log(2) / np.log(8))
+
+
+def test_constants_tell_nothing():
+    zeros, mixed = np.zeros(6, int), np.array([0, 1, 2, 0, 1, 2])
+    for codes, classes in ((zeros, mixed), (mixed, zeros), (zeros, zeros)):
+        assert probes.normalised_mutual_information(codes, classes) == 0.0
+    assert probes.purity(zeros, mixed) == pytest.approx(1 / 3)
+
+
+labels = st.lists(st.tuples(st.integers(0, 4), st.integers(0, 3)), min_size=1, max_size=40).map(np.array)
+
+
+@hypothesis.given(pairs=labels, seed=st.integers(0, 10**6))
+@hypothesis.settings(deadline=None)
+def test_agreement_does_not_depend_on_names_or_order(pairs, seed):
+    codes, classes = pairs.T
+    rng = np.random.default_rng(seed)
+    order, names, class_names = rng.permutation(len(codes)), rng.permutation(5), rng.permutation(4)
+    nmi, purity = probes.normalised_mutual_information(codes, classes), probes.purity(codes, classes)
+    other = names[codes[order]], class_names[classes[order]]
+    assert probes.normalised_mutual_information(*other) == pytest.approx(nmi, abs=1e-9)
+    assert probes.purity(*other) == purity
+    assert probes.normalised_mutual_information(classes, codes) == pytest.approx(nmi, abs=1e-9)
+    assert 0 <= nmi <= 1
+    assert np.bincount(classes).max() / len(classes) <= purity <= 1
+
+
+@hypothesis.given(pairs=labels)
+@hypothesis.settings(deadline=None)
+def test_merging_codes_never_makes_them_purer(pairs):
+    codes, classes = pairs.T
+    assert probes.purity(codes // 2, classes) <= probes.purity(codes, classes)
+
+
+def test_joint_codes_tell_windows_apart_by_all_codebooks_and_latents():
+    codes = np.array([[[0, 1], [2, 3]], [[0, 1], [2, 4]], [[5, 1], [2, 3]], [[0, 1], [2, 3]]])
+    np.testing.assert_array_equal(probes.joint_codes(codes), [0, 1, 2, 0])
+
+
+def test_many_random_codes_look_pure_and_their_null_says_so(actions):
+    """A code of their own for most windows: purity alone would pass them off as learned."""
+    merged = (0, 0, 1, 1, 2)
+    test_actions = actions[:TEST]
+    random = np.random.default_rng(3).integers(0, 64, (TEST, 2, 2))
+    found = probes.agreement(random, test_actions, merged, seed=0)
+    assert found["code_purity"] > 0.95 and found["code_nmi"] > 0.3
+    for name in ("code_nmi", "code_purity", "code_nmi_merged", "code_purity_merged"):
+        assert found[name] == pytest.approx(found[f"{name}_shuffled"], abs=0.02)
+    # Codes that are the action stand far above theirs.
+    planted = np.stack([test_actions, np.zeros_like(test_actions)], -1)[:, None]
+    found = probes.agreement(planted, test_actions, merged, seed=0)
+    assert found["code_nmi"] == pytest.approx(1.0) and found["code_purity"] == 1.0
+    assert found["code_purity_merged"] == 1.0 and found["code_nmi_merged"] < 1
+    assert found["code_nmi_shuffled"] < 0.02 and found["code_purity_shuffled"] < 0.45
+
+
+def test_shuffles_follow_the_seed(actions):
+    codes = np.random.default_rng(3).integers(0, 8, (200, 1, 2))
+    first, again, other = (probes.agreement(codes, actions[:200], range(ACTIONS), seed) for seed in (0, 0, 1))
+    assert first == again
+    assert first["code_nmi"] == other["code_nmi"] and first["code_nmi_shuffled"] != other["code_nmi_shuffled"]

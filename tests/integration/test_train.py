@@ -17,6 +17,7 @@ from lamjax.metrics import read_metrics
 
 SMOKE = PRESETS["smoke"]
 FRAMES = SMOKE.online.ppo.total_frames
+AGREEMENT = ("", "_merged", "_shuffled", "_merged_shuffled")
 STAGE_KEYS = {
     "record": {"store", "frames", "episodes", "return_mean", "seconds", "frames_per_s"},
     "dynamics": {
@@ -25,6 +26,7 @@ STAGE_KEYS = {
         *("untrained_probe_accuracy", "untrained_probe_accuracy_merged"),
         *("still_probe_accuracy", "still_probe_accuracy_merged"),
         *("codebook_perplexity", "dead_codes", "num_codes", "ok", "verdict"),
+        *(f"code_{measure}{kind}" for measure in ("nmi", "purity") for kind in AGREEMENT),
     },
     "cloning": {"steps", "windows_per_s", "seconds", "mse", "null_mse", "ratio", "ok", "verdict"},
     "decode_offline": {"curve", "bc_curve", "episodes", "normalised", "seconds", "ok", "verdict"},
@@ -83,6 +85,9 @@ def test_figures_fit_together(summary):
         assert 1 <= perplexity <= dynamics["num_codes"] - dead + 1e-6
     for name in ("probe", "untrained_probe", "still_probe", "majority"):
         assert 0 <= dynamics[f"{name}_accuracy"] <= 1 and 0 <= dynamics[f"{name}_accuracy_merged"] <= 1
+    for kind in AGREEMENT:
+        assert 0 <= dynamics[f"code_nmi{kind}"] <= 1 and 0 < dynamics[f"code_purity{kind}"] <= 1
+    assert dynamics["code_purity_merged"] >= dynamics["code_purity"]  # a union of classes is met no less often
     offline = stages["decode_offline"]
     for curve in (offline["curve"], offline["bc_curve"]):
         assert [n for n, *_ in curve] == list(SMOKE.offline.labels)
