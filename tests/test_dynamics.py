@@ -145,6 +145,117 @@ def test_changes_are_what_the_inverse_model_sees(state, windows):
     assert not np.allclose(infer(changes, windows[:2]).continuous, infer(state, windows[:2]).continuous, atol=1e-3)
 
 
+# Augmentation
+
+SHIFTED = dataclasses.replace(CONFIG, augment="shift", augment_pixels=2)
+
+
+def applied_shifts(before: np.ndarray, after: np.ndarray, pixels: int) -> list[tuple[int, int]]:
+    """For each frame ``[n, H, W, C]`` the one translation with repeated edges that made it; fails if there is none."""
+    found = []
+    for frame, moved in zip(before, after, strict=True):
+        padded = np.pad(frame, ((pixels, pixels), (pixels, pixels), (0, 0)), "edge")
+        h, w, _ = frame.shape
+        places = [(y, x) for y in range(2 * pixels + 1) for x in range(2 * pixels + 1)]
+        [place] = [(y, x) for y, x in places if np.array_equal(padded[y : y + h, x : x + w], moved)]
+        found.append(place)
+    return found
+
+
+@pytest.fixture(scope="module")
+def noisy() -> np.ndarray:
+    """Windows in which no two frames are alike and no shift looks like another."""
+    return np.random.default_rng(5).integers(0, 256, (32, 3, 16, 16, 3), np.uint8)
+
+
+def test_a_window_is_shifted_as_one_and_windows_by_themselves(noisy):
+    moved = np.asarray(dynamics.shift_windows(dynamics.augmentation_keys(0, 32), noisy, 2))
+    assert moved.shape == noisy.shape and moved.dtype == np.uint8
+    shifts = np.array([applied_shifts(before, after, 2) for before, after in zip(noisy, moved, strict=True)])
+    np.testing.assert_array_equal(shifts, np.broadcast_to(shifts[:, :1], shifts.shape))
+    # 32 draws of 25 places: each coordinate takes all five values, the middle one, which is no shift, among them.
+    assert [sorted(set(axis)) for axis in shifts[:, 0].T] == [list(range(5))] * 2
+    assert len({tuple(shift) for shift in shifts[:, 0]}) > 10
+
+
+def test_shifts_follow_from_step_and_row_alone():
+    draw = jax.jit(dynamics.augmentation_keys, static_argnums=1)
+    first, again, later = (jax.random.key_data(draw(jnp.int32(step), 8)) for step in (3, 3, 4))
+    np.testing.assert_array_equal(first, again)
+    assert len({tuple(row) for row in np.concatenate([first, later]).tolist()}) == 16
+    # A row's draw does not depend on how many follow it.
+    np.testing.assert_array_equal(first[:5], jax.random.key_data(draw(jnp.int32(3), 5)))
+
+
+def test_devices_draw_what_one_device_draws_for_the_joined_batch():
+    each = jax.pmap(lambda step: jax.random.key_data(dynamics.augmentation_keys(step, 4, "devices")), "devices")
+    rows = np.asarray(each(jnp.full(2, 7, jnp.int32))).reshape(8, -1)
+    np.testing.assert_array_equal(rows, jax.random.key_data(dynamics.augmentation_keys(7, 8)))
+    assert len({tuple(row) for row in rows.tolist()}) == 8
+
+
+def test_only_the_inverse_model_sees_the_shift(state, noisy):
+    """The loss is what hand-shifted windows and plain frames give, and so is the prediction's target."""
+    shifted = state.replace(config=SHIFTED, step=jnp.int32(6))
+    loss, (_, found, metrics) = jax.jit(dynamics.loss_fn)(shifted.params, shifted, noisy)
+    moved = dynamics.shift_windows(dynamics.augmentation_keys(6, 32), noisy, 2)
+    expected = infer(state, moved)
+    chex.assert_trees_all_close(found.continuous, expected.continuous, atol=1e-5)
+    assert not np.allclose(found.continuous, infer(state, noisy).continuous, atol=1e-3)
+    plain_loss, (_, _, plain) = jax.jit(dynamics.loss_fn)(state.params, state, noisy)
+    # predict="change" starts as the last frame, so these errors show which frames the forward model sees.
+    for name in ("fdm_mse", "copy_last_mse"):
+        np.testing.assert_allclose(metrics[name], plain[name], rtol=1e-6)
+    assert abs(float(loss - plain_loss)) > 1e-7  # the commitment is that of other latents
+
+
+def test_without_augmentation_nothing_is_drawn(state, windows):
+    """Off, the program is the same whatever the size says, and asks no random numbers; on, it does."""
+
+    def program(**changes):
+        changed = state.replace(config=dataclasses.replace(CONFIG, **changes))
+        return str(jax.make_jaxpr(lambda s, w: dynamics.loss_fn(s.params, s, w)[0])(changed, windows))
+
+    assert DynamicsConfig().augment == "none"
+    assert program() == program(augment_pixels=7)
+    assert "random" not in program() and "random" in program(augment="shift")
+
+
+def test_inference_is_not_augmented(state, windows):
+    chex.assert_trees_all_equal(infer(state.replace(config=SHIFTED), windows), infer(state, windows))
+
+
+def test_augmented_steps_resume_exactly_and_are_traced_once(state, noisy):
+    """A state that went through the host goes on as the one that did not; another step draws other shifts."""
+    step = jax.jit(chex.assert_max_traces(dynamics.train_step, n=1))
+    start = state.replace(config=SHIFTED)
+    after, _ = step(start, noisy)
+    saved = jax.tree.map(jnp.asarray, jax.device_get(after))
+    straight, metrics = step(after, noisy)
+    resumed, resumed_metrics = step(saved, noisy)
+    chex.assert_trees_all_equal(straight, resumed)
+    chex.assert_trees_all_equal(metrics, resumed_metrics)
+    _, elsewhere = step(after.replace(step=after.step + 1), noisy)
+    assert float(elsewhere["commitment"]) != float(metrics["commitment"])
+
+
+def test_two_devices_compute_what_one_computes_with_augmentation(state, noisy):
+    start = state.replace(config=SHIFTED)
+    step = jax.pmap(
+        lambda s, w: dynamics.train_step(s, w, axis_name="devices"), "devices", in_axes=(None, 0), out_axes=None
+    )
+    two, two_metrics = jax.block_until_ready(step(start, noisy.reshape(2, 16, *noisy.shape[1:])))
+    one, one_metrics = jax.jit(dynamics.train_step)(start, noisy)
+    chex.assert_trees_all_close(two_metrics, one_metrics, rtol=2e-3, atol=1e-6)
+    two = jax.device_put(jax.device_get(two))
+    chex.assert_trees_all_close(two.codebooks, one.codebooks, rtol=1e-3, atol=1e-5)
+
+
+def test_a_shift_of_no_pixels_is_refused():
+    with pytest.raises(ValueError, match=r"dynamics\.augment_pixels must be at least 1, not 0"):
+        DynamicsConfig(augment="shift", augment_pixels=0)
+
+
 def test_copy_last_scale_divides_the_prediction_error(state, windows):
     _, metrics = jax.jit(dynamics.train_step)(state, windows)
     copy_last = np.mean(np.square((windows[:, 1].astype(np.float64) - windows[:, 2]) / 255))

@@ -25,6 +25,8 @@ from lamjax.models.trunk import TrunkConfig
 from lamjax.models.unet import UNet, UNetConfig
 from lamjax.optim import warmup_linear
 
+_AUGMENT = 0x5417F7  # the constant that random shifts are drawn from
+
 
 @dataclasses.dataclass(frozen=True)
 class DynamicsConfig:
@@ -42,6 +44,10 @@ class DynamicsConfig:
       quantizer: the quantiser.
       idm_input: what the inverse model sees: "frames" are o_{t-1}, o_t, o_{t+1}, as in LAPO; "changes" are
         o_t - o_{t-1}, o_t, o_{t+1} - o_t, from which a small network reads motion at once.
+      augment: "none" is LAPO; "shift" moves all frames that the inverse model sees in training by one random
+        translation a window, while the forward model sees them as they are: a latent that carries o_t itself is then
+        of no use to it (see `shift_windows`).
+      augment_pixels: the largest shift along each axis, in pixels.
       loss_scale: "none" is LAPO's loss; "copy_last" divides the prediction error by that of copying o_t, so that
         games whose frames barely change learn as fast as others.
       dtype: type of the activations; losses, statistics, the quantiser and the optimizer stay float32.
@@ -57,8 +63,14 @@ class DynamicsConfig:
     fdm: UNetConfig = UNetConfig()
     quantizer: QuantizerConfig = QuantizerConfig()
     idm_input: Literal["frames", "changes"] = "frames"
+    augment: Literal["none", "shift"] = "none"
+    augment_pixels: int = 4
     loss_scale: Literal["none", "copy_last"] = "none"
     dtype: Literal["float32", "bfloat16"] = "float32"
+
+    def __post_init__(self):
+        if self.augment_pixels < 1:
+            raise ValueError(f"dynamics.augment_pixels must be at least 1, not {self.augment_pixels}.")
 
     @property
     def latent_dim(self) -> int:
@@ -147,6 +159,50 @@ def init(key: jax.Array, config: DynamicsConfig, obs_shape: tuple[int, ...]) -> 
     )
 
 
+def augmentation_keys(step: jax.Array, batch: int, axis_name: str | None = None) -> jax.Array:
+    """A key for each window of a batch, typed keys ``[B]``: a pure function of the step and the window's place.
+
+    The state carries no key, so that checkpoints with and without augmentation are of one form: the draws follow from a
+    constant, the step and the row, which a resumed run repeats exactly. The row counts over all devices, so that N of
+    them draw what one draws for the joined batch. Runs of different seeds share the sequence; their windows differ.
+
+    Args:
+      step: int32 ``[]``, steps done.
+      batch: B, windows on this device.
+      axis_name: devices that share the batch, in their order.
+    """
+    first = 0 if axis_name is None else jax.lax.axis_index(axis_name) * batch
+    key = jax.random.fold_in(jax.random.key(_AUGMENT), step)
+    return jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, first + jnp.arange(batch))
+
+
+def shift_windows(keys: jax.Array, windows: jax.Array, pixels: int) -> jax.Array:
+    """Moves each window by a random translation, the same for all of its frames; what comes in repeats the edge.
+
+    The augmentation of arXiv 2506.15691 on frames, its kappa_1, one draw for both inputs of the inverse model: in a
+    linear model z = C o + D o' may hold any multiple of o, which the forward model subtracts; under a draw that the
+    forward model does not see that multiple is noise to it, so C = -D, a latent of the change alone. (Its kappa_2, a
+    draw for the forward model's input and target, is left out: LAPO's prediction stays what it is.) Shifts only: flips
+    and rotations would change what an action means.
+
+    Args:
+      keys: typed PRNG keys ``[B]``.
+      windows: ``[B, T, H, W, C]`` of any dtype.
+      pixels: the largest shift; both axes draw from the integers in ``[-pixels, pixels]``.
+
+    Returns:
+      Windows of the same shape and dtype.
+    """
+    chex.assert_rank(windows, 5)
+    edges = ((0, 0), (pixels, pixels), (pixels, pixels), (0, 0))
+
+    def shift(key: jax.Array, window: jax.Array) -> jax.Array:
+        y, x = jax.random.randint(key, (2,), 0, 2 * pixels + 1)
+        return jax.lax.dynamic_slice(jnp.pad(window, edges, mode="edge"), (0, y, x, 0), window.shape)
+
+    return jax.vmap(shift)(keys, windows)
+
+
 def _infer(params: Any, codebooks: Codebooks, frames: jax.Array, config: DynamicsConfig) -> Latents:
     """`frames` float32 ``[B, 3, H, W, C]`` in [-0.5, 0.5]."""
     if config.idm_input == "changes":
@@ -164,16 +220,20 @@ def loss_fn(
 
     Args:
       params: what is differentiated.
-      state: batch statistics, codebooks and config.
+      state: batch statistics, codebooks, config, and the step that augmentation is drawn from.
       windows: uint8 ``[B, 3, H, W, C]``, o_{t-1}, o_t, o_{t+1}.
-      axis_name: devices that share batch statistics.
+      axis_name: devices that share batch statistics and draw shifts of their own.
 
     Returns:
       The loss, and new batch statistics, latents, and metrics (see `train_step`).
     """
     config = state.config
     frames = normalise_obs(windows)
-    latents = _infer(params, state.codebooks, frames, config)
+    seen = frames
+    if config.augment == "shift":
+        keys = augmentation_keys(state.step, len(windows), axis_name)
+        seen = normalise_obs(shift_windows(keys, windows, config.augment_pixels))
+    latents = _infer(params, state.codebooks, seen, config)
     z, z_q = latents.continuous, latents.quantized
     prediction, updated = _fdm(config, frames.shape[-1]).apply(
         {"params": params["fdm"], "batch_stats": state.batch_stats},
