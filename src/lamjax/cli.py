@@ -232,7 +232,8 @@ def train(args: Train) -> None:
     from lamjax.run import Run
 
     envs.check_name(args.env)
-    num_actions = envs.make(args.env, 1).num_actions  # also says at once whether Procgen is there
+    # Also says at once whether Procgen is there, and whether the environment can be distracted.
+    num_actions = pipeline.make_env(args.env, 1, args.config).num_actions
     policy, banner = args.policy, None
     if args.store and policy:
         raise ValueError("--store and --policy exclude each other: learn from trajectories, or record a policy.")
@@ -305,7 +306,8 @@ def expert(args: Expert) -> None:
     from lamjax.run import Run
 
     envs.check_name(args.env)
-    config = args.config
+    # A demonstrator sees the frames without a distractor when it is recorded, and so it learns from them.
+    config = dataclasses.replace(args.config, record=dataclasses.replace(args.config.record, distractor="none"))
     if args.frames:
         ppo = dataclasses.replace(config.expert.ppo, total_frames=args.frames)
         config = dataclasses.replace(config, expert=dataclasses.replace(config.expert, ppo=ppo))

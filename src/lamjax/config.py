@@ -12,6 +12,7 @@ from lamjax.cloning import CloningConfig
 from lamjax.decoding.offline import OfflineConfig
 from lamjax.decoding.online import LEARNING_RATES, DecoderConfig, OnlineConfig
 from lamjax.dynamics import DynamicsConfig
+from lamjax.envs.wrappers import Distractor, check_distractor
 from lamjax.models.impala import ImpalaConfig
 from lamjax.models.quantizer import QuantizerConfig
 from lamjax.models.trunk import TrunkConfig
@@ -29,6 +30,10 @@ class RecordConfig:
       num_levels: levels to play; 0 means all.
       start_level: the first level's seed.
       distribution_mode: Procgen's difficulty.
+      distractor: exogenous noise over every frame that is recorded and played on: "overlay" is a square that wanders,
+        "noise" is new for every pixel, "jitter" shifts the colour channels. The demonstrator sees frames without it.
+      distractor_strength: in (0, 1]: the square's side as a share of the frame's, or the noise's deviation as a share
+        of the pixels' range.
     """
 
     frames: int = 2_621_440
@@ -36,6 +41,11 @@ class RecordConfig:
     num_levels: int = 0
     start_level: int = 0
     distribution_mode: Literal["easy", "hard"] = "easy"
+    distractor: Distractor = "none"
+    distractor_strength: float = 0.1
+
+    def __post_init__(self):
+        check_distractor(self.distractor, self.distractor_strength)
 
 
 @dataclasses.dataclass(frozen=True)

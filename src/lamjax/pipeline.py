@@ -120,12 +120,14 @@ def expert_folder(runs: Path, env: str) -> Path:
     return runs / env / "expert"
 
 
-def make_env(name: str, num_envs: int, config: RunConfig) -> envs.VectorEnv:
-    """The environment under the run's level settings."""
+def make_env(name: str, num_envs: int, config: RunConfig, *, distracted: bool = True) -> envs.VectorEnv:
+    """The environment under the run's level settings, and with its distractor unless `distracted` is False."""
     record_config = config.record
-    params = {}
+    params: dict[str, Any] = {}
+    if distracted:
+        params = {"distractor": record_config.distractor, "distractor_strength": record_config.distractor_strength}
     if name in envs.PROCGEN_GAMES:
-        params = {
+        params |= {
             "num_levels": record_config.num_levels,
             "start_level": record_config.start_level,
             "distribution_mode": record_config.distribution_mode,
@@ -175,10 +177,18 @@ def returns_summary(env: str, returns: np.ndarray) -> dict[str, Any]:
 
 
 def evaluate_policy(
-    run: Run, label: str, logits_fn: Any, params: Any, *, episodes: int, num_envs: int, greedy: bool = False
+    run: Run,
+    label: str,
+    logits_fn: Any,
+    params: Any,
+    *,
+    episodes: int,
+    num_envs: int,
+    greedy: bool = False,
+    distracted: bool = True,
 ) -> dict[str, Any]:
     """Plays fixed episodes on levels that depend on the run's seed alone, the same for every policy."""
-    env = make_env(run.env, min(num_envs, episodes), run.config)
+    env = make_env(run.env, min(num_envs, episodes), run.config, distracted=distracted)
     progress = Progress(f"evaluating {label}", episodes, unit="episode")
 
     def tick(finished: int) -> None:
@@ -205,6 +215,8 @@ def record_stage(run: Run, source: Source, data: Path) -> Store:
     levels = f"-{config.distribution_mode}{config.num_levels}from{config.start_level}"
     plain = (config.distribution_mode, config.num_levels, config.start_level) == ("easy", 0, 0)
     name = f"{source.name}-{config.frames}-s{run.config.seed}" + ("" if plain else levels)
+    if config.distractor != "none":
+        name += f"-{config.distractor}{config.distractor_strength:g}"
     path = source.store or data / run.env / name
     start = time.monotonic()
     if not path.exists():
@@ -487,7 +499,16 @@ def nulls_stage(run: Run, source: Source, num_actions: int) -> None:
         if name in run.summary["nulls"] or (name == "expert_return" and source.kind in ("random", "store")):
             continue
         label = "the random policy" if name == "random_return" else f"the recorded policy ({source.kind})"
-        found = evaluate_policy(run, label, logits_fn, params, episodes=run.config.eval_episodes, num_envs=64)
+        # The demonstrator is measured on what it demonstrated on: frames without a distractor.
+        found = evaluate_policy(
+            run,
+            label,
+            logits_fn,
+            params,
+            episodes=run.config.eval_episodes,
+            num_envs=64,
+            distracted=name != "expert_return",
+        )
         run.summary["nulls"][name] = {
             "mean": found["return_mean"],
             "stderr": found["return_stderr"],

@@ -61,3 +61,16 @@ class Counter:
         reward = jnp.where(action == 1, 10, 1)
         info = {"final_observation": self._observe(after), "other": jnp.zeros((5,))}
         return self._observe(following), following, reward, done & ~truncates, done & truncates, info
+
+
+class Painter(Counter):
+    """`Counter` seen as uint8 frames ``[16, 16, 3]``: plain ground whose grey says how far the episode is."""
+
+    name = "painter"
+
+    def observation_space(self, params):
+        return SimpleNamespace(shape=(16, 16, 3))
+
+    def _observe(self, state):
+        grey = 40 + 10 * state.time + state.episode
+        return jnp.broadcast_to(grey.astype(jnp.uint8), (16, 16, 3))

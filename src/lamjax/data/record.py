@@ -23,7 +23,9 @@ def _play(logits_fn, policy, env, carry, key):
     def step(carry, step_key):
         obs, env_state = carry
         key_action, key_env = jax.random.split(step_key)
-        action = jax.random.categorical(key_action, logits_fn(policy, obs)).astype(jnp.int32)
+        # Under a distractor the demonstrator sees the game alone, so that its play does not depend on the distractor.
+        seen = getattr(env_state, "clean", obs)
+        action = jax.random.categorical(key_action, logits_fn(policy, seen)).astype(jnp.int32)
         level_seed = getattr(env_state, "level_seed", None)
         next_obs, env_state, reward, terminated, truncated, _ = env.step(key_env, env_state, action)
         return (next_obs, env_state), (obs, action, reward, terminated, truncated, level_seed)
@@ -45,7 +47,8 @@ def record(
     """Records sampled actions of a policy until `frames` frames lie in the store, whole episodes first.
 
     Each environment's episodes are written as they end. When enough has been played the running episodes are written
-    too, marked as cut, so that the store holds what was played and short episodes are not favoured.
+    too, marked as cut, so that the store holds what was played and short episodes are not favoured. Under a distractor
+    (`Distracted`) the store holds the frames with it, and the policy acts on those without.
 
     Args:
       path: folder of the store; it must not exist, and appears only when the recording is complete.

@@ -14,10 +14,12 @@ from lamjax.envs.registry import (
     merged_actions,
     normalised_return,
 )
+from lamjax.envs.wrappers import Distracted
 
 __all__ = [
     "ACTION_NAMES",
     "PROCGEN_GAMES",
+    "Distracted",
     "Gymnax",
     "Procgen",
     "ProcgenNotInstalledError",

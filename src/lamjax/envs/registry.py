@@ -11,6 +11,7 @@ from typing import Any
 from lamjax.envs.api import VectorEnv
 from lamjax.envs.gymnax import Gymnax
 from lamjax.envs.procgen import Procgen
+from lamjax.envs.wrappers import Distracted, Distractor, check_distractor
 
 ACTION_NAMES = (
     *("left-down", "left", "left-up", "down", "noop", "up", "right-down", "right", "right-up"),
@@ -98,19 +99,30 @@ def check_name(name: str) -> str:
     raise UnknownEnvError(f"There is no environment called {name!r}: {hint}")
 
 
-def make(name: str, num_envs: int, **params: Any) -> VectorEnv:
+def make(
+    name: str, num_envs: int, *, distractor: Distractor = "none", distractor_strength: float = 0.1, **params: Any
+) -> VectorEnv:
     """Makes N copies of an environment.
 
     Args:
       name: a Procgen game (``coinrun`` ... ``starpilot``), ``minatar/breakout`` ..., or ``cartpole``.
       num_envs: N.
+      distractor: what moves over the frames besides the game (see `Distracted`); "none" leaves them as they are.
+      distractor_strength: in (0, 1].
       **params: for Procgen ``num_levels``, ``start_level``, ``distribution_mode``, ``num_threads``.
 
     Raises:
       UnknownEnvError: if there is no such environment.
       ProcgenNotInstalledError: if the ``procgen`` extra is absent.
+      ValueError: if a parameter is out of range, or the environment does not show what the distractor needs.
     """
     check_name(name)
+    check_distractor(distractor, distractor_strength)
+    env = _make(name, num_envs, **params)
+    return env if distractor == "none" else Distracted(env, distractor, distractor_strength)
+
+
+def _make(name: str, num_envs: int, **params: Any) -> VectorEnv:
     if name in PROCGEN_GAMES:
         return Procgen(name, num_envs, time_limit=PROCGEN_GAMES[name].time_limit, **params)
     import gymnax  # slow to import (it pulls in plotting), and needed by these names alone

@@ -1,0 +1,248 @@
+"""Distractors: exogenous noise over the frames of any environment that shows pixels.
+
+A latent action model explains whatever changes unpredictably between frames. A distractor changes unpredictably and has
+nothing to do with the actions, so it asks whether latents learned the action or the noise. The game underneath is
+untouched: with the same keys and actions it plays out as it does without a distractor.
+
+Dimension keys: N environments, H, W, C frame, D what tells a distractor's state.
+"""
+
+from typing import Any, Literal, get_args
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import struct
+
+from lamjax.envs.api import VectorEnv
+
+Distractor = Literal["none", "overlay", "noise", "jitter"]
+
+MAX_SPEED = 1 / 16  # of the overlay, in frame sides a step: 4 pixels of 64
+TURN = 0.25  # probability of a new velocity at a step; without it two frames would tell the next, and z need not
+_TAG = 2**31 - 1  # folds the distractor's key out of the environment's; no split of that key reaches it
+_SAVED = "distractor_"
+
+
+@struct.dataclass
+class DistractorState:
+    """What a distractor looks like at one step, in each environment. Fields that a kind does not use stay zero.
+
+    Attributes:
+      position: float32 ``[N, 2]``, y and x of the overlay's upper left corner, in pixels.
+      velocity: float32 ``[N, 2]``, by how much it will move, in pixels a step.
+      colour: uint8 ``[N, C]``, the overlay's, the same for an episode.
+      shift: float32 ``[N, C]``, added to the channels by jitter, in levels of 255.
+      seed: uint32 ``[N]``, what the pixels' noise follows from.
+    """
+
+    position: jax.Array
+    velocity: jax.Array
+    colour: jax.Array
+    shift: jax.Array
+    seed: jax.Array
+
+
+@struct.dataclass
+class DistractedState:
+    """The state of a distracted environment.
+
+    Attributes:
+      env: the state of the environment underneath.
+      distractor: the distractor in the frame that is shown now.
+      clean: uint8 ``[N, H, W, C]``, that frame without it: what a demonstrator sees.
+    """
+
+    env: Any
+    distractor: DistractorState
+    clean: jax.Array
+
+    @property
+    def level_seed(self) -> jax.Array:
+        """The levels being played, int32 ``[N]``; an environment without levels has no such attribute."""
+        return self.env.level_seed
+
+
+class Distracted:
+    """An environment whose frames carry a distractor, with everything of `VectorEnv`.
+
+    What the strength s in (0, 1] means, on frames of uint8 levels:
+
+    - ``overlay``: an opaque square of side ``s H`` (at least a pixel) in a colour that is drawn for each episode. It
+      moves by at most ``H / 16`` pixels along each axis a step, bounces at the borders, and takes a new random velocity
+      with probability `TURN` at each step.
+    - ``noise``: to every pixel and channel its own normal noise of deviation ``255 s``, new at each step.
+    - ``jitter``: to every channel one normal shift of deviation ``255 s``, new at each step.
+
+    ``info["distractor"]`` is the state that a probe may try to read, float32 ``[N, D]``, of the frame that ``step``
+    returned: position and velocity of the overlay in pixels (D = 4), the shift of the channels (D = C); noise has no
+    state worth reading (D = 0). ``info["final_observation"]`` carries the distractor too: where the environment shows
+    the last frame that was seen, as Procgen does, it is that frame exactly.
+
+    Everything random follows from the keys of ``reset`` and ``step``; a state that `get_state` has saved goes on
+    bit-equally under the same keys.
+    """
+
+    def __init__(self, env: VectorEnv, kind: Distractor, strength: float):
+        """Wraps `env`.
+
+        Args:
+          env: N environments that show uint8 frames ``[N, H, W, C]``.
+          kind: "overlay", "noise" or "jitter".
+          strength: s.
+
+        Raises:
+          ValueError: if the kind or strength is none of these, or the environment shows no such frames.
+        """
+        check_distractor(kind, strength)
+        if kind == "none":
+            raise ValueError("A distractor of kind 'none' is no distractor: use the environment as it is.")
+        if len(env.obs_shape) != 3 or np.dtype(env.obs_dtype) != np.uint8:
+            raise ValueError(
+                f"A distractor needs uint8 frames, and {env.name} shows {np.dtype(env.obs_dtype)} of shape "
+                f"{env.obs_shape}: use a Procgen game."
+            )
+        self.env = env
+        self.kind = kind
+        self.strength = float(strength)
+        self.name, self.num_envs, self.num_actions = env.name, env.num_envs, env.num_actions
+        self.obs_shape, self.obs_dtype = env.obs_shape, env.obs_dtype
+        self.env_params = {**env.env_params, "distractor": kind, "distractor_strength": self.strength}
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Distracted) and self._settings == other._settings
+
+    def __hash__(self) -> int:
+        return hash(self._settings)
+
+    @property
+    def _settings(self) -> tuple[Any, ...]:
+        return self.env, self.kind, self.strength
+
+    @property
+    def _side(self) -> int:
+        """The overlay's side in pixels."""
+        return max(1, round(self.strength * self.obs_shape[0]))
+
+    @property
+    def _room(self) -> jax.Array:
+        """How far the overlay's corner may be from the frame's, float32 ``[2]``."""
+        h, w, _ = self.obs_shape
+        return jnp.array([h - self._side, max(w - self._side, 0)], jnp.float32)
+
+    def _velocity(self, key: jax.Array) -> jax.Array:
+        fastest = self.obs_shape[0] * MAX_SPEED
+        return jax.random.uniform(key, (self.num_envs, 2), minval=-fastest, maxval=fastest)
+
+    def _redrawn(self, key: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """What is new at every step: the channels' shift and the pixels' seed."""
+        n, c = self.num_envs, self.obs_shape[-1]
+        key_shift, key_seed = jax.random.split(key)
+        shift, seed = jnp.zeros((n, c)), jnp.zeros(n, jnp.uint32)
+        if self.kind == "jitter":
+            shift = 255 * self.strength * jax.random.normal(key_shift, (n, c))
+        if self.kind == "noise":
+            seed = jax.random.bits(key_seed, (n,), jnp.uint32)
+        return shift, seed
+
+    def _begin(self, key: jax.Array) -> DistractorState:
+        """The distractors of N new episodes."""
+        n, c = self.num_envs, self.obs_shape[-1]
+        key_position, key_velocity, key_colour, key_redrawn = jax.random.split(key, 4)
+        position, velocity, colour = jnp.zeros((n, 2)), jnp.zeros((n, 2)), jnp.zeros((n, c), jnp.uint8)
+        if self.kind == "overlay":
+            position = self._room[None] * jax.random.uniform(key_position, (n, 2))
+            velocity = self._velocity(key_velocity)
+            colour = jax.random.bits(key_colour, (n, c), jnp.uint8)
+        return DistractorState(position, velocity, colour, *self._redrawn(key_redrawn))
+
+    def _advance(self, key: jax.Array, state: DistractorState) -> DistractorState:
+        """The distractors one step later in the same episode."""
+        key_turn, key_velocity, key_redrawn = jax.random.split(key, 3)
+        shift, seed = self._redrawn(key_redrawn)
+        state = state.replace(shift=shift, seed=seed)
+        if self.kind != "overlay":
+            return state
+        moved = state.position + state.velocity
+        outside = (moved < 0) | (moved > self._room[None])
+        # A border mirrors the path; the clip is for squares that have next to no room.
+        position = jnp.clip(jnp.where(moved < 0, -moved, jnp.where(outside, 2 * self._room[None] - moved, moved)), 0)
+        position = jnp.minimum(position, self._room[None])
+        velocity = jnp.where(outside, -state.velocity, state.velocity)
+        turns = jax.random.bernoulli(key_turn, TURN, (self.num_envs, 1))
+        return state.replace(position=position, velocity=jnp.where(turns, self._velocity(key_velocity), velocity))
+
+    def _draw(self, frames: jax.Array, state: DistractorState) -> jax.Array:
+        """Frames uint8 ``[N, H, W, C]`` with the distractor: a pure function of both."""
+        h, w, _ = self.obs_shape
+        if self.kind == "overlay":
+            corner = jnp.round(state.position).astype(jnp.int32)
+
+            def covered(size: int, first: jax.Array) -> jax.Array:
+                place = jnp.arange(size)[None]
+                return (place >= first[:, None]) & (place < first[:, None] + self._side)
+
+            mask = covered(h, corner[:, 0])[:, :, None, None] & covered(w, corner[:, 1])[:, None, :, None]
+            return jnp.where(mask, state.colour[:, None, None, :], frames)
+        if self.kind == "noise":
+            keys = jax.vmap(jax.random.key)(state.seed)
+            added = 255 * self.strength * jax.vmap(lambda key: jax.random.normal(key, self.obs_shape))(keys)
+        else:
+            added = state.shift[:, None, None, :]
+        return jnp.clip(jnp.round(frames.astype(jnp.float32) + added), 0, 255).astype(jnp.uint8)
+
+    def _readable(self, state: DistractorState) -> jax.Array:
+        """What ``info`` tells of the distractor."""
+        if self.kind == "overlay":
+            return jnp.concatenate([state.position, state.velocity], axis=-1)
+        return state.shift if self.kind == "jitter" else jnp.zeros((self.num_envs, 0))
+
+    def reset(self, key: jax.Array, params: Any = None) -> tuple[jax.Array, DistractedState]:
+        """See `VectorEnv.reset`."""
+        clean, state = self.env.reset(key, params)
+        distractor = self._begin(jax.random.fold_in(key, _TAG))
+        return self._draw(clean, distractor), DistractedState(state, distractor, clean)
+
+    def step(self, key: jax.Array, state: DistractedState, action: jax.Array, params: Any = None):
+        """See `VectorEnv.step`; ``info`` has ``distractor`` besides."""
+        clean, inner, reward, terminated, truncated, info = self.env.step(key, state.env, action, params)
+        key_advance, key_begin = jax.random.split(jax.random.fold_in(key, _TAG))
+        advanced = self._advance(key_advance, state.distractor)
+        distractor = _where(terminated | truncated, self._begin(key_begin), advanced)
+        # An exact last frame is one step later than the last that was seen, and so is its distractor.
+        exact = jnp.broadcast_to(info["final_is_exact"], terminated.shape)
+        final = self._draw(info["final_observation"], _where(exact, advanced, state.distractor))
+        info = {**info, "final_observation": final, "distractor": self._readable(distractor)}
+        obs = self._draw(clean, distractor)
+        return obs, DistractedState(inner, distractor, clean), reward, terminated, truncated, info
+
+    def get_state(self, state: DistractedState) -> dict[str, np.ndarray]:
+        """What the environment underneath saves, and the distractor beside it."""
+        own = {"clean": state.clean, **vars(state.distractor)}
+        return self.env.get_state(state.env) | {
+            _SAVED + name: np.asarray(value) for name, value in jax.device_get(own).items()
+        }
+
+    def set_state(self, saved: dict[str, np.ndarray]) -> DistractedState:
+        """See `VectorEnv.set_state`."""
+        own = {name.removeprefix(_SAVED): jnp.asarray(x) for name, x in saved.items() if name.startswith(_SAVED)}
+        inner = self.env.set_state({name: x for name, x in saved.items() if not name.startswith(_SAVED)})
+        clean = own.pop("clean")
+        return DistractedState(inner, DistractorState(**own), clean)
+
+    def close(self) -> None:
+        """Closes the environment underneath."""
+        self.env.close()
+
+
+def check_distractor(kind: str, strength: float) -> None:
+    """Raises `ValueError` unless `kind` is one of `Distractor` and `strength` is in (0, 1]."""
+    if kind not in get_args(Distractor):
+        raise ValueError(f"distractor must be one of {', '.join(get_args(Distractor))}, not {kind!r}.")
+    if not 0 < strength <= 1:
+        raise ValueError(f"distractor_strength must be above 0 and at most 1, not {strength}.")
+
+
+def _where(mask: jax.Array, ours: DistractorState, theirs: DistractorState) -> DistractorState:
+    """One state or the other, for each of the N environments."""
+    return jax.tree.map(lambda a, b: jnp.where(mask.reshape(-1, *(1,) * (a.ndim - 1)), a, b), ours, theirs)
