@@ -69,10 +69,13 @@ def test_latents_tell_the_action_of_a_moving_square(state):
     errors = jax.jit(dynamics.evaluate)(trained, test)
     assert errors["fdm_mse"] < 0.2 * errors["copy_last_mse"]
     z, _ = latents.latents_of(trained, fit)
-    test_z, _ = latents.latents_of(trained, test)
+    test_z, codes = latents.latents_of(trained, test)
     raw, merged = probes.accuracies(jax.random.key(0), z, fit_actions, test_z, test_actions, range(len(MOVES)))
     assert raw > 0.95
     assert merged == raw
+    match = probes.agreement(codes, test_actions, range(len(MOVES)), seed=0)
+    assert match["code_purity"] > 0.95 > 0.5 > match["code_purity_shuffled"]
+    assert match["code_nmi"] > 0.5 > 0.2 > match["code_nmi_shuffled"]
     assert metrics["used_codes_0"] > 1
 
 

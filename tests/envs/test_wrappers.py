@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lamjax import envs, pipeline
+from lamjax import cli, envs, pipeline
 from lamjax.config import PRESETS, RecordConfig
 from lamjax.data import open_store
 from lamjax.data.record import record
@@ -280,6 +280,32 @@ def test_a_run_records_under_its_distractor(tmp_path):
     assert [type(env) for env in made] == [Distracted, envs.Procgen]
     assert type(pipeline.make_env("maze", 2, PRESETS["smoke"])) is envs.Procgen  # off by default
     assert all(preset.record.distractor == "none" for preset in PRESETS.values())
+
+
+def test_demonstrators_are_measured_and_trained_without_the_distractor(tmp_path, monkeypatch):
+    config = dataclasses.replace(PRESETS["smoke"], record=RecordConfig(distractor="noise"))
+    played = {}
+
+    def evaluate_policy(run, label, *args, distracted=True, **kwargs):
+        played[label] = distracted
+        return {"return_mean": 0.0, "return_stderr": 0.0, "episodes": 1}
+
+    monkeypatch.setattr(pipeline, "evaluate_policy", evaluate_policy)
+    source = pipeline.Source("checkpoint", lambda params, obs: obs, {}, {})
+    with Run(tmp_path / "run", "maze", config, {}) as run:
+        pipeline.nulls_stage(run, source, 15)
+    assert played == {"the random policy": True, "the recorded policy (checkpoint)": False}
+
+    trained = []
+
+    def scratch_stage(run, stage, *args):
+        trained.append((stage, run.config.record.distractor))
+        run.finish(stage, dict.fromkeys(("return_mean", "return_stderr", "episodes", "normalised", "frames"), 0))
+
+    monkeypatch.setattr(pipeline, "scratch_stage", scratch_stage)
+    argv = ["expert", "--env", "maze", "--preset", "smoke", "--record.distractor", "noise"]
+    assert cli.main([*argv, "--runs", str(tmp_path)]) == 0
+    assert trained == [("expert", "none")]
 
 
 # Errors
