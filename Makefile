@@ -60,7 +60,7 @@ train: setup  ## record, learn, decode and report: a whole run in runs/<ENV>/<NA
 	$(call run,train $(common) $(call option,PRESET,preset) $(call option,NAME,name) $(call option,SEEDS,seeds) $(call option,EXPERT_FRAMES,expert-frames) $(ARGS))
 
 test: setup  ## run the test suite
-	exec .venv/bin/python -m pytest $(ARGS)
+	exec .venv/bin/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile $(ARGS)
 
 bench: setup  ## measure the throughput of each part (SIZE=cpu|paper)
 	exec .venv/bin/python -m benchmarks $(call option,SIZE,size) $(ARGS)
