@@ -15,7 +15,7 @@ MARKS = "<!-- results: docs/make_results.py writes this -->", "<!-- end of resul
 
 
 def take(run: Path) -> None:
-    """Copies a run's summary, the large curves left out."""
+    """Copies a run's summary, without the place where its recording lay."""
     summary = json.loads((run / "summary.json").read_text())
     (DOCS / "results").mkdir(exist_ok=True)
     path = DOCS / "results" / f"{summary['env']}-{summary['preset']}.json"

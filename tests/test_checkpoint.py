@@ -359,3 +359,8 @@ def test_sigkill_while_saving_leaves_the_step_before(tmp_path):
         for i in range(12):
             np.testing.assert_array_equal(found.tree[f"a{i}"], found.step * 100 + i)
         step = found.step
+
+
+def test_nest_undoes_flatten():
+    tree = {"a": {"b": np.arange(3), "c": {"d": np.ones((2, 1))}}, "e": np.zeros(())}
+    jax.tree.map(np.testing.assert_array_equal, checkpoint.nest(checkpoint.flatten(tree)), tree)

@@ -42,7 +42,7 @@ class Panel:
     xlabel: str
     runs: Callable[[bool], list[Run]]
     expected: str
-    dense: Callable[[], list[Run]] | None = None  # what the closed-form curves are drawn through
+    dense: Callable[[], list[Run]] | None = None  # what the curves are drawn through; by default every point, seed 0
     latent: str = "surrogate"
     probe: str = "noisy"
     on_policy: bool = True
@@ -142,7 +142,7 @@ def draw(panel: Panel, rows: Sequence[dict[str, str]]) -> Path:
     style(ax, panel.title, panel.xlabel, LABELS[panel.metric])
     curves: dict[str, list[Run]] = {}
     trained = {row["curve"] for row in rows}
-    for run in panel.dense() if panel.dense else panel.runs(False):
+    for run in panel.dense() if panel.dense else [run for run in panel.runs(True) if run.point.seed == 0]:
         if run.curve in trained:
             curves.setdefault(run.curve, []).append(run)
     for index, (curve, runs) in enumerate(curves.items()):
@@ -161,9 +161,14 @@ def draw(panel: Panel, rows: Sequence[dict[str, str]]) -> Path:
     return save(fig, panel.name)
 
 
-def summary(panel: Panel, rows: Sequence[dict[str, str]]) -> str:
+def agreement(panel: Panel, rows: Sequence[dict[str, str]]) -> tuple[np.ndarray, int]:
+    """How far each point is from the closed form in the panel's metric, and how many points converged."""
     gaps = np.array([abs(float(row[panel.metric]) - float(row[f"closed_{panel.metric}"])) for row in rows])
-    converged = sum(row["converged"] == "True" for row in rows)
+    return gaps, sum(row["converged"] == "True" for row in rows)
+
+
+def summary(panel: Panel, rows: Sequence[dict[str, str]]) -> str:
+    gaps, converged = agreement(panel, rows)
     return (
         f"{panel.name}: {len(rows)} points, {converged} converged, |SGD - closed form| of {panel.metric} "
         f"median {np.median(gaps):.4f}, worst {gaps.max():.4f}"

@@ -21,7 +21,6 @@ PANEL = Panel(
     title="Figure 3 left: no noise",
     xlabel="latent size",
     runs=runs,
-    dense=lambda: [run for run in runs(True) if run.point.seed == 0],
     expected="LLO = 1 + min(1, d_z / d_a), with a knee at d_z = d_a.",
 )
 

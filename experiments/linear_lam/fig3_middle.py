@@ -23,7 +23,6 @@ PANEL = Panel(
     title="Figure 3 middle: iid noise (probe fitted with noise, evaluated without)",
     xlabel="standard deviation of the iid noise",
     runs=runs,
-    dense=lambda: [run for run in runs(True) if run.point.seed == 0],
     probe="noisy-clean",
     expected="LLO falls smoothly; from 8 latents on 1.96 at 0.5, 1.75 at 1, 1.52 at 1.5.",
 )

@@ -20,7 +20,6 @@ PANEL = Panel(
     title="Figure 3 right: other agents",
     xlabel="latent size",
     runs=runs,
-    dense=lambda: [run for run in runs(True) if run.point.seed == 0],
     expected="scale 0.5: a tent, 1.95 at 8 latents, 1 at 16; scale 2: a V, 0.05 at 8 and 1 at 16.",
 )
 

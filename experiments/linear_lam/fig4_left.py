@@ -25,7 +25,6 @@ PANEL = Panel(
     title="Figure 4 left: policy (probe fitted on-policy, evaluated under random actions)",
     xlabel="deterministic part of the policy, chi",
     runs=runs,
-    dense=lambda: [run for run in runs(True) if run.point.seed == 0],
     latent="change",
     on_policy=False,
     metric="nmse_a",

@@ -37,7 +37,6 @@ PANEL = Panel(
     title="Figure 4 middle: augmentation, true latent",
     xlabel="latent size",
     runs=runs,
-    dense=lambda: [run for run in runs(True) if run.point.seed == 0],
     latent="true",
     palette=4,
     bounds=bounds,

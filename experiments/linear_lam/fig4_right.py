@@ -32,7 +32,6 @@ PANEL = Panel(
     title="Figure 4 right: action labels (augmentation 0.1, true latent)",
     xlabel="latent size",
     runs=runs,
-    dense=lambda: [run for run in runs(True) if run.point.seed == 0],
     latent="true",
     palette=3,
     # 1% of labels is one transition a batch: a smaller rate lets its noise average out.

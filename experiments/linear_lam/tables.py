@@ -3,24 +3,23 @@
 import re
 
 import numpy as np
-from common import HERE, RESULTS, Panel, load
+from common import HERE, RESULTS, Panel, agreement, load
 
 DOCS = HERE.parents[1] / "docs" / "linear_lam.md"
 
 
-def agreement(panels: list[Panel]) -> str:
+def all_panels(panels: list[Panel]) -> str:
     """SGD against the closed form, a line a panel."""
     lines = ["| panel | points | converged | what | median gap | worst gap | worst excess |", "|" + "---|" * 7]
     for panel in panels:
         rows = load(RESULTS / f"{panel.name}.csv")
         if not rows:
             continue
-        gaps = [abs(float(row[panel.metric]) - float(row[f"closed_{panel.metric}"])) for row in rows]
-        converged = sum(row["converged"] == "True" for row in rows)
+        gaps, converged = agreement(panel, rows)
         worst = max(float(row["excess"]) for row in rows)
         what = {"llo": "LLO", "nmse_q": "NMSE of q", "nmse_a": "NMSE of a"}[panel.metric]
         lines.append(
-            f"| {panel.title} | {len(rows)} | {converged} | {what} | {np.median(gaps):.4f} | {max(gaps):.4f} "
+            f"| {panel.title} | {len(rows)} | {converged} | {what} | {np.median(gaps):.4f} | {gaps.max():.4f} "
             f"| {worst:.1e} |"
         )
     return "\n".join(lines)
@@ -40,7 +39,7 @@ def at_eight(panels: list[Panel]) -> str:
 def write(panels: list[Panel]) -> None:
     """Replaces what stands between ``<!-- name -->`` and ``<!-- /name -->``."""
     text = DOCS.read_text()
-    for name, table in (("agreement", agreement(panels)), ("eight", at_eight(panels))):
+    for name, table in (("agreement", all_panels(panels)), ("eight", at_eight(panels))):
         text = re.sub(
             rf"(<!-- {name} -->\n).*?(\n<!-- /{name} -->)", lambda m, t=table: m[1] + t + m[2], text, flags=re.S
         )

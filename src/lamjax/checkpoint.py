@@ -9,6 +9,7 @@ import hashlib
 import json
 import logging
 import textwrap
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,18 @@ def flatten(tree: Any) -> dict[str, np.ndarray]:
     leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
     arrays = {_name(path): _as_data(leaf) for path, leaf in leaves}
     return {name: np.asarray(array) for name, array in jax.device_get(arrays).items()}
+
+
+def nest(arrays: Mapping[str, Any]) -> dict[str, Any]:
+    """Arrays by dotted names as nested dicts: the inverse of `flatten` for trees of dicts."""
+    tree: dict[str, Any] = {}
+    for name, array in arrays.items():
+        *parents, leaf = name.split(".")
+        node = tree
+        for parent in parents:
+            node = node.setdefault(parent, {})
+        node[leaf] = array
+    return tree
 
 
 def unflatten(template: Any, arrays: dict[str, np.ndarray]) -> Any:

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from lamjax import checkpoint
 from lamjax.decoding.offline import OfflineConfig, decode
 from lamjax.decoding.online import HybridAgent
 from lamjax.models.impala import ImpalaConfig
@@ -102,10 +103,7 @@ def save_policy(folder: Path, network: Network, params: Any, info: dict[str, Any
       dtype: float32, or float16 for weights that are shipped.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    arrays = {
-        ".".join(k.key for k in path): np.asarray(leaf).astype(dtype)
-        for path, leaf in jax.tree_util.tree_flatten_with_path(jax.device_get(params))[0]
-    }
+    arrays = {name: array.astype(dtype) for name, array in checkpoint.flatten(params).items()}
     np.savez_compressed(folder / "weights.npz", **arrays)
     kind = next(name for name, cls in KINDS.items() if isinstance(network, cls))
     sizes = {field.name: _to_json(getattr(network, field.name)) for field in dataclasses.fields(network)}
@@ -126,7 +124,7 @@ def load_policy(folder: Path) -> tuple[Logits, Any, dict[str, Any]]:
     try:
         note = json.loads((folder / "policy.json").read_text())
         with (folder / "weights.npz").open("rb") as file, np.load(file, allow_pickle=False) as arrays:
-            params = _nest({name: jnp.asarray(arrays[name], jnp.float32) for name in arrays.files})
+            params = checkpoint.nest({name: jnp.asarray(arrays[name], jnp.float32) for name in arrays.files})
         network = KINDS[note["kind"]](**{name: _from_json(value) for name, value in note["network"].items()})
         return Logits(network), params, note["info"]
     except FileNotFoundError as error:
@@ -149,14 +147,3 @@ def _from_json(value: Any) -> Any:
         sizes = {k: _from_json(v) for k, v in value.items() if k != "type"}
         return _CONFIGS[value["type"]](**sizes)
     return tuple(value) if isinstance(value, list) else value
-
-
-def _nest(arrays: dict[str, jax.Array]) -> dict[str, Any]:
-    tree: dict[str, Any] = {}
-    for name, array in arrays.items():
-        *parents, leaf = name.split(".")
-        node = tree
-        for parent in parents:
-            node = node.setdefault(parent, {})
-        node[leaf] = array
-    return tree

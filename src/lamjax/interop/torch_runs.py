@@ -151,7 +151,7 @@ def export_torch(folder: Path, out: Path) -> list[str]:
     if found is not None:
         _, leaves, note = found
         config = _as_config(DynamicsConfig(), note["config"])
-        nested = _nest(leaves)
+        nested = checkpoint.nest(leaves)
         books, stats = Codebooks(**nested["codebooks"]), nested["batch_stats"]
         state = DynamicsState(nested["params"], stats, books, None, nested["step"], config)
         for name, array in pytorch.dynamics_arrays(state).items():
@@ -162,7 +162,7 @@ def export_torch(folder: Path, out: Path) -> list[str]:
     if found is not None:
         _, leaves, note = found
         trunk = _as_config(CloningConfig(), note["config"]).trunk
-        arrays = pytorch.policy_arrays(_nest(leaves)["params"], trunk, size)
+        arrays = pytorch.policy_arrays(checkpoint.nest(leaves)["params"], trunk, size)
         tree["policy"] = {name: np.asarray(array, np.float32) for name, array in arrays.items()}
     if not tree:
         raise WeightsError(f"{folder} has no checkpoint of stage 1 or 2: give the folder of a run.")
@@ -203,14 +203,3 @@ def _as_config(default: Any, values: Mapping[str, Any]) -> Any:
         return tuple(new) if isinstance(new, list) else new
 
     return dataclasses.replace(default, **{name: value(name, new) for name, new in values.items()})
-
-
-def _nest(leaves: Mapping[str, np.ndarray]) -> dict[str, Any]:
-    tree: dict[str, Any] = {}
-    for name, array in leaves.items():
-        *parents, leaf = name.split(".")
-        node = tree
-        for parent in parents:
-            node = node.setdefault(parent, {})
-        node[leaf] = array
-    return tree
