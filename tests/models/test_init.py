@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from lamjax import loops
-from lamjax.models.init import Conv, ConvTranspose, Dense
+from lamjax.models.init import Conv, ConvTranspose, Dense, TiledConv
 
 
 @pytest.mark.parametrize(
@@ -67,3 +67,25 @@ def test_convolution_keeps_the_size_unless_told_otherwise():
         name: jax.eval_shape(layer.init_with_output, jax.random.key(0), x)[0].shape for name, layer in shape.items()
     }
     assert shape == {"SAME": (1, 6, 6, 3), "VALID": (1, 5, 5, 3), "strided": (1, 3, 3, 3)}
+
+
+@pytest.mark.parametrize("kernel", [(3, 3), (1, 1), (2, 5)])
+def test_a_convolution_over_a_tiled_vector_is_one_over_its_copies(kernel):
+    rng = np.random.default_rng(0)
+    x = jnp.asarray(rng.normal(size=(3, 4, 6, 2)), jnp.float32)
+    v = jnp.asarray(rng.normal(size=(3, 5)), jnp.float32)
+    joined = jnp.concatenate([x, jnp.broadcast_to(v[:, None, None], (3, 4, 6, 5))], axis=-1)
+    plain, tiled = Conv(7, kernel), TiledConv(7, kernel)
+    params = loops.jit_once(plain.init)(jax.random.key(0), joined)
+    # The same names and draws, so that checkpoints and seeds mean the same.
+    jax.tree.map(np.testing.assert_array_equal, params, loops.jit_once(tiled.init)(jax.random.key(0), x, v))
+
+    def loss(apply, params, *inputs):
+        return jnp.sum(jnp.sin(apply(params, *inputs)))
+
+    np.testing.assert_allclose(tiled.apply(params, x, v), plain.apply(params, joined), atol=2e-6)
+    over_joined = jax.grad(loss, argnums=(1, 2))(plain.apply, params, joined)
+    over_params, over_x, over_v = jax.grad(loss, argnums=(1, 2, 3))(tiled.apply, params, x, v)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5), over_params, over_joined[0])
+    np.testing.assert_allclose(over_x, over_joined[1][..., :2], atol=2e-6)
+    np.testing.assert_allclose(over_v, over_joined[1][..., 2:].sum((1, 2)), atol=2e-5)

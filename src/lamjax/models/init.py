@@ -9,6 +9,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 
 def uniform_bound(fan_in: int):
@@ -57,6 +58,50 @@ class Conv(nn.Module):
             bias_init=init,
             name="conv",
         )(x)
+
+
+class _ConvWeights(nn.Module):
+    """Kernel and bias by the names, and with the draws, of ``flax.linen.Conv``."""
+
+    shape: tuple[int, int, int, int]
+
+    @nn.compact
+    def __call__(self) -> tuple[jax.Array, jax.Array]:
+        h, w, channels, features = self.shape
+        init = uniform_bound(h * w * channels)
+        return self.param("kernel", init, self.shape), self.param("bias", init, (features,))
+
+
+class TiledConv(nn.Module):
+    """`Conv` of an image that is joined with a vector repeated at each pixel, without repeating it.
+
+    ``Conv(features, kernel_size)(concatenate([x, tile(v)], -1))``, with the same parameters and the same result up to
+    rounding. What the vector adds depends on a pixel only by which taps fall outside the image: one product of v with
+    each tap of the kernel, summed over the taps inside, instead of a convolution over Z channels.
+    """
+
+    features: int
+    kernel_size: tuple[int, int]
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array, v: jax.Array) -> jax.Array:
+        """Maps ``[B, H, W, I]`` and ``[B, Z]`` to ``[B, H, W, O]``."""
+        shape = (*self.kernel_size, x.shape[-1] + v.shape[-1], self.features)
+        kernel, bias = (w.astype(self.dtype) for w in _ConvWeights(shape, name="conv")())
+        x, v = x.astype(self.dtype), v.astype(self.dtype)
+        over_x, over_v = jnp.split(kernel, [x.shape[-1]], axis=2)
+        rows, columns = (_inside(n, k, self.dtype) for n, k in zip(x.shape[1:3], self.kernel_size, strict=True))
+        taps = jnp.einsum("bz,ijzo->bijo", v, over_v)
+        constant = jnp.einsum("hi,wj,bijo->bhwo", rows, columns, taps)
+        image = jax.lax.conv_general_dilated(x, over_x, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
+        return image + constant + bias[None, None, None]
+
+
+def _inside(size: int, kernel: int, dtype: Any) -> np.ndarray:
+    """``[size, kernel]``, 1 where a tap of a same-padded convolution lies inside the image, else 0."""
+    at = np.arange(size)[:, None] + np.arange(kernel)[None] - (kernel - 1) // 2
+    return ((at >= 0) & (at < size)).astype(dtype)
 
 
 class ConvTranspose(nn.Module):

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from lamjax.models.impala import ResidualBlock, depth_to_space, max_pool, space_to_depth
-from lamjax.models.init import Conv, ConvTranspose, Dense
+from lamjax.models.init import Conv, ConvTranspose, Dense, TiledConv
 from lamjax.models.norm import BatchNorm
 
 
@@ -58,19 +58,28 @@ def filter_rows(image: jax.Array, taps: jax.Array) -> jax.Array:
 
 
 class DownBlock(nn.Module):
-    """Convolution, batch norm, residual, 2 x 2 max-pool, ReLU; optionally biased by the latent."""
+    """Convolution, batch norm, residual, 2 x 2 max-pool, ReLU; the latent can be a bias, or channels of the input."""
 
     features: int
     dtype: Any = jnp.float32
 
     @nn.compact
     def __call__(
-        self, x: jax.Array, latent: jax.Array | None = None, *, train: bool, axis_name: str | None
+        self,
+        x: jax.Array,
+        bias: jax.Array | None = None,
+        tiled: jax.Array | None = None,
+        *,
+        train: bool,
+        axis_name: str | None,
     ) -> jax.Array:
-        """Maps ``[B, H, W, I]`` to ``[B, H/2, W/2, O]``; `latent` is ``[B, Z]`` or None."""
-        x = Conv(self.features, (3, 3), dtype=self.dtype)(x)
-        if latent is not None:
-            x = x + Dense(self.features, dtype=self.dtype)(latent)[:, None, None]
+        """Maps ``[B, H, W, I]`` to ``[B, H/2, W/2, O]``; `bias` and `tiled` are ``[B, Z]`` or None."""
+        if tiled is None:
+            x = Conv(self.features, (3, 3), dtype=self.dtype, name="Conv_0")(x)
+        else:
+            x = TiledConv(self.features, (3, 3), dtype=self.dtype, name="Conv_0")(x, tiled)
+        if bias is not None:
+            x = x + Dense(self.features, dtype=self.dtype)(bias)[:, None, None]
         x = BatchNorm(dtype=self.dtype)(x, train=train, axis_name=axis_name)
         x = ResidualBlock(self.features // 2, dtype=self.dtype)(x)
         return nn.relu(max_pool(x, 2, 2))
@@ -122,21 +131,18 @@ class UNet(nn.Module):
         mode = {"train": train, "axis_name": axis_name}
         folded = space_to_depth(frames.astype(self.dtype), config.stem)
         latent = latent.astype(self.dtype)
-        b, h, w, _ = folded.shape
+        _, h, w, _ = folded.shape
         size = 2 ** (len(config.channels) + 1)
         if (h, w) != (size, size):
             raise ValueError(
                 f"A U-Net of {len(config.channels)} levels needs {size} x {size} images after its stem, not {h} x {w}."
             )
-        x = folded
-        if config.latent_input == "tile":
-            tiled = jnp.broadcast_to(latent[:, None, None], (b, h, w, latent.shape[-1]))
-            x = jnp.concatenate([x, tiled], axis=-1)
         bias = latent if config.latent_input == "bias" else None
+        tiled = latent if config.latent_input == "tile" else None
 
-        skips = []
-        for features in config.channels:
-            x = DownBlock(features, self.dtype)(x, bias, **mode)
+        x, skips = folded, []
+        for level, features in enumerate(config.channels):
+            x = DownBlock(features, self.dtype)(x, bias, tiled if level == 0 else None, **mode)
             skips.append(x)
         x = Conv(config.bottleneck, (2, 2), padding="VALID", dtype=self.dtype, name="bottleneck")(x)
 
