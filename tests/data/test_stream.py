@@ -1,4 +1,5 @@
 import functools
+import itertools
 import shutil
 
 import chex
@@ -145,16 +146,101 @@ def test_a_stream_knows_no_actions(store):
     stream = make_stream(store)
     stream.windows(0)
     assert not [name for name in dir(stream) if "action" in name or "reward" in name]
-    assert set(stream.buffer(0).__dataclass_fields__) == {"frames", "starts", "num_starts"}
+    fields = {"frames", "starts", "num_starts", "phase", "first_step"}
+    assert set(stream.buffer(0).__dataclass_fields__) == fields
 
 
 def test_what_does_not_fit_is_refused(store):
-    with pytest.raises(ValueError, match="mode 'ring' is not available"):
-        make_stream(store, mode="ring")
+    with pytest.raises(ValueError, match="mode 'rign' is unknown"):
+        make_stream(store, mode="rign")
     with pytest.raises(data.StoreError, match="has 55 windows, too few for a batch of 56"):
         make_stream(store, batch_size=56)
     with pytest.raises(ValueError, match="not a multiple of 2 devices"):
         data.sample_starts(make_stream(store).buffer(0), jax.random.key(0), 0, 5, axis_size=2)
+
+
+# A ring
+
+
+@pytest.fixture
+def long_store(stores):
+    """40 episodes of 5 to 14 frames: 380 frames, 300 windows."""
+    return stores.make([5 + i % 10 for i in range(40)])
+
+
+RING = {"mode": "ring", "ring_frames": 8 * 15, "batch_size": 2}
+
+
+def test_a_ring_holds_eight_blocks_and_replaces_one_a_phase(long_store, stores):
+    stream = make_stream(long_store, **RING)
+    frames = [
+        set(stores.numbers(np.asarray(stream.buffer(phase * stream.steps_per_phase).frames)).tolist())
+        for phase in range(30)
+    ]
+    assert stream.buffer(0).frames.shape[0] == RING["ring_frames"]
+    for before, after in itertools.pairwise(frames):
+        assert len(before & after) > 0.5 * len(before)
+        assert len(after - before) <= 15
+    assert set().union(*frames) == set(range(380)) | {0}
+
+
+def test_a_ring_draws_every_window_about_as_often(long_store, stores):
+    stream = make_stream(long_store, **RING)
+    valid = set(long_store.starts("all").tolist())
+    phase = starts_of(stream, stores, range(stream.steps_per_phase))
+    assert len(set(phase.tolist())) == len(phase) == 2 * stream.steps_per_phase
+    passes = 60
+    drawn = starts_of(stream, stores, range(passes * 300 // 2))
+    assert set(drawn.tolist()) == valid
+    counts = np.bincount(drawn, minlength=380)[sorted(valid)]
+    assert counts.mean() == passes
+    assert counts.min() > passes / 2 and counts.max() < 2 * passes
+
+
+def test_a_ring_restored_at_any_step_gives_the_remaining_batches(long_store):
+    steps = range(0, 90)
+    stream = make_stream(long_store, **RING, seed=3)
+    uninterrupted = [np.asarray(stream.windows(step)) for step in steps]
+    for position in (1, 17, 40, 41, 89):
+        restored = make_stream(data.open_store(long_store.path), **RING, seed=3)
+        for step in steps[position:]:
+            np.testing.assert_array_equal(restored.windows(step), uninterrupted[step])
+    # Going back is allowed too.
+    np.testing.assert_array_equal(stream.windows(0), uninterrupted[0])
+
+
+def test_episodes_longer_than_a_block_lose_no_window(stores):
+    store = stores.make([100, 3, 64])
+    stream = make_stream(store, mode="ring", ring_frames=8 * 10, batch_size=1)
+    drawn = starts_of(stream, stores, range(40 * 163))
+    assert set(drawn.tolist()) == set(store.starts("all").tolist())
+
+
+def test_phases_of_a_ring_fit_dispatches(long_store):
+    stream = make_stream(long_store, **RING, align=4)
+    assert stream.steps_per_phase % 4 == 0
+    with pytest.raises(data.StoreError, match=r"too few windows for 50 batch\(es\) of 2; enlarge ring_frames"):
+        make_stream(long_store, **RING, align=50)
+    with pytest.raises(ValueError, match="a block of 2 frames holds no window of 3"):
+        make_stream(long_store, **RING | {"ring_frames": 16})
+
+
+def test_a_split_that_fits_the_ring_is_kept_whole(store):
+    stream = make_stream(store, mode="ring", ring_frames=78)
+    assert stream.steps_per_phase is None
+    np.testing.assert_array_equal(stream.windows(5), make_stream(store).windows(5))
+
+
+def test_a_damaged_store_stops_the_ring(long_store, monkeypatch):
+    stream = make_stream(long_store, **RING)
+    stream.buffer(0)
+
+    def fail(frames):
+        raise data.StoreError("chunk 3 is damaged")
+
+    monkeypatch.setattr(stream._ring._store, "observations_at", fail)
+    with pytest.raises(data.StoreError, match="chunk 3 is damaged"):
+        [stream.buffer(step) for step in range(3 * stream.steps_per_phase)]
 
 
 # Several devices
@@ -208,6 +294,20 @@ def test_device_buffers_are_not_copied_when_joined(store):
     sample = jax.jit(data.sample, static_argnames=("batch_size", "axis_size"))
     windows = sample(alone, stream.key, 3, batch_size=4, axis_index=1, axis_size=2)
     np.testing.assert_array_equal(windows, stream.windows(3)[1])
+
+
+@pytest.mark.skipif(jax.device_count() < 2, reason="needs 2 devices")
+def test_each_device_has_its_own_ring(long_store, stores):
+    devices = jax.devices()[:2]
+    stream = make_stream(long_store, **RING | {"ring_frames": 8 * 14}, devices=devices)
+    shards = [set(), set()]
+    for step in range(8 * 300):
+        windows = stores.numbers(stream.windows(step))
+        np.testing.assert_array_equal(windows, windows[..., :1] + np.arange(3))
+        for shard, starts in zip(shards, windows[..., 0], strict=True):
+            shard |= set(starts.tolist())
+    assert not shards[0] & shards[1]
+    assert shards[0] | shards[1] == set(long_store.starts("all").tolist())
 
 
 # Evaluation

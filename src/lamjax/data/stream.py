@@ -26,7 +26,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lamjax.data import windows
+from lamjax.data import ring, windows
 from lamjax.data.store import Episodes, Split, Store, StoreError, split_mask
 
 _FRAMES_PER_COPY = 4096  # host memory while a buffer fills: 50 MB of 64x64 pixels
@@ -41,11 +41,16 @@ class Buffer:
         starts: int32 [S], the frames at which a window may start.
         num_starts: int32 scalar, how many of `starts` count, so that buffers of equal shape can
             hold different numbers of windows; None means all.
+        phase: int32 scalar, for frames that come and go: which filling this is. Its windows come
+            in an order drawn from `fold_in(key, phase)`; None means that nothing changes.
+        first_step: int32 scalar, the step at which the phase began; None with `phase`.
     """
 
     frames: jax.Array
     starts: jax.Array
     num_starts: jax.Array | None = None
+    phase: jax.Array | None = None
+    first_step: jax.Array | None = None
 
 
 def sample(
@@ -92,7 +97,12 @@ def sample_starts(
     if batch_size % axis_size:
         raise ValueError(f"batch_size {batch_size} is not a multiple of {axis_size} devices")
     num_starts = buffer.starts.shape[0] if buffer.num_starts is None else buffer.num_starts
-    epoch, positions = windows.epoch_positions(step, batch_size // axis_size, num_starts)
+    share = batch_size // axis_size
+    if buffer.phase is None:
+        epoch, positions = windows.epoch_positions(step, share, num_starts)
+    else:
+        first = (jnp.asarray(step, jnp.int32) - buffer.first_step) * share
+        epoch, positions = buffer.phase, first + jnp.arange(share, dtype=jnp.int32)
     epoch_key = jax.random.fold_in(jax.random.fold_in(key, axis_index), epoch)
     return buffer.starts[windows.permute(positions, num_starts, epoch_key)]
 
@@ -111,9 +121,14 @@ class ObservationStream:
         split: "train", "test" or "all".
         batch_size: windows in a batch, over all devices.
         seed: of the order in which windows come.
-        mode: "resident" keeps every frame of the split in device memory.
+        mode: "resident" keeps every frame of the split in device memory. "ring" keeps
+            `ring_frames` of them and replaces an eighth at a time, while training goes on; a split
+            that fits is kept whole (see `lamjax.data.ring`).
+        ring_frames: frames that each device keeps, besides an eighth more that is on its way.
+        align: a phase of the ring has a multiple of so many steps, the steps of a dispatch.
         length: L, frames in a window.
-        mask_boundaries: False lets windows cross episode ends, as the LAPO reference does.
+        mask_boundaries: False lets windows cross episode ends, as the LAPO reference does; in a
+            ring, those within a block.
         devices: None for one buffer on the default device. Otherwise each device holds its own
             episodes, and every field of the buffer has a leading axis D, laid out for `pmap`.
 
@@ -121,6 +136,7 @@ class ObservationStream:
         key: JAX key made from the seed.
         num_starts: windows in an epoch over all devices, before the remainder is dropped.
         steps_per_epoch: of the device with the fewest windows.
+        steps_per_phase: steps between two replacements in a ring; None where nothing is replaced.
 
     Raises:
         StoreError: a device would hold fewer windows than its share of a batch.
@@ -134,13 +150,15 @@ class ObservationStream:
         batch_size: int,
         split: Split = "train",
         seed: int = 0,
-        mode: Literal["resident"] = "resident",
+        mode: Literal["resident", "ring"] = "resident",
+        ring_frames: int = 0,
+        align: int = 1,
         length: int = 3,
         mask_boundaries: bool = True,
         devices: Sequence[jax.Device] | None = None,
     ):
-        if mode != "resident":
-            raise ValueError(f"mode {mode!r} is not available; use 'resident'")
+        if mode not in ("resident", "ring"):
+            raise ValueError(f"mode {mode!r} is unknown; use 'resident' or 'ring'")
         axis_size = 1 if devices is None else len(devices)
         if batch_size % axis_size:
             raise ValueError(f"batch_size {batch_size} is not a multiple of {axis_size} devices")
@@ -148,20 +166,37 @@ class ObservationStream:
         self.seed = seed
         self.length = length
         self.key = jax.random.key(seed)
+        self._store, self._devices = store, devices
         chosen = np.flatnonzero(split_mask(store.episodes, split))
         shard_of = shard_episodes(store.episodes.length[chosen], axis_size)
-        shards = [_frames_of(store.episodes, chosen[shard_of == d]) for d in range(axis_size)]
-        starts = [
-            windows.valid_starts(store.is_first[frames], length=length, mask_boundaries=mask_boundaries)
-            for frames in shards
-        ]
+        owned = [chosen[shard_of == d] for d in range(axis_size)]
+        shards = [_frames_of(store.episodes, episodes) for episodes in owned]
+        starts = [_starts_in(store, frames, length, mask_boundaries) for frames in shards]
+        share = batch_size // axis_size
         self.num_starts = sum(len(s) for s in starts)
-        self.steps_per_epoch = min(len(s) for s in starts) // (batch_size // axis_size)
+        self.steps_per_epoch = min(len(s) for s in starts) // share
         if not self.steps_per_epoch:
             raise StoreError(
                 f"the {split} split of {store.path} has {self.num_starts} windows, too few for a "
                 f"batch of {batch_size} on {axis_size} device(s); record more or lower batch_size"
             )
+        self._sample = _jitted_sample if devices is None else _pmapped_sample(devices)
+        self.steps_per_phase = None
+        if mode == "ring" and max(len(frames) for frames in shards) > ring_frames:
+            capacity = ring_frames // ring.SLOTS
+            blocks = [
+                [ring.Block(piece, _starts_in(store, piece, length, mask_boundaries)) for piece in pieces]
+                for frames, episodes in zip(shards, owned, strict=True)
+                for pieces in [ring.cut(frames, store.episodes.length[episodes], capacity, length)]
+            ]
+            self.steps_per_phase = min(ring.steps_per_phase(shard, share, align) for shard in blocks)
+            if not self.steps_per_phase:
+                raise StoreError(
+                    f"an eighth of a ring of {ring_frames} frames has too few windows for {align} batch(es) of "
+                    f"{share}; enlarge ring_frames"
+                )
+            self._ring = _Ring(store, blocks, capacity, seed, devices)
+            return
         num_frames = max(len(frames) for frames in shards)
         most_starts = max(len(s) for s in starts)
         # Over devices each part is made with its leading axis: adding one later copies it.
@@ -175,16 +210,78 @@ class ObservationStream:
             for frames, s, device in zip(shards, starts, devices or [None], strict=True)
         ]
         self._buffer = buffers[0] if devices is None else _joined(buffers, devices)
-        self._sample = _jitted_sample if devices is None else _pmapped_sample(devices)
 
     def buffer(self, step: int) -> Buffer:
-        """What to sample from at a step; a resident buffer is the same at every step."""
-        del step
-        return self._buffer
+        """What to sample from at a step. A ring's buffer serves one phase: the next call may donate its frames."""
+        if self.steps_per_phase is None:
+            return self._buffer
+        return self._ring.buffer(step, self.steps_per_phase)
 
     def windows(self, step: int) -> jax.Array:
         """The batch of a step: [B, L, *obs_shape], or [D, B / D, L, *obs_shape] over devices."""
         return self._sample(self.buffer(step), self.key, np.int32(step), self.batch_size, self.length)
+
+
+class _Ring:
+    """The device's side of `lamjax.data.ring`: blocks in device memory, one replaced at a time."""
+
+    def __init__(
+        self,
+        store: Store,
+        blocks: list[list[ring.Block]],
+        capacity: int,
+        seed: int,
+        devices: Sequence[jax.Device] | None,
+    ):
+        self._store, self._blocks, self._capacity, self._seed, self._devices = store, blocks, capacity, seed, devices
+        self._lead = () if devices is None else (1,)
+        shape = (*self._lead, ring.SLOTS * capacity, *store.obs_shape)
+        self._frames = [jnp.zeros(shape, store.obs_dtype, device=device) for device in devices or [None]]
+        self._resident = [[ring.Block(*np.zeros((2, 0), np.int64))] * ring.SLOTS for _ in blocks]
+        # Two passes meet in a ring, so that a block can be there twice.
+        self._most_starts = ring.SLOTS * max(len(block.starts) for shard in blocks for block in shard)
+        self._prefetcher = ring.Prefetcher(self._load)
+        self._phase: int | None = None
+
+    def buffer(self, step: int, steps_per_phase: int) -> Buffer:
+        """The resident blocks of the phase that `step` is in."""
+        phase = step // steps_per_phase
+        if phase != self._phase:
+            next_one = self._phase is not None and phase == self._phase + 1
+            for index in range(phase + ring.SLOTS - 1 if next_one else phase, phase + ring.SLOTS):
+                self._put(index % ring.SLOTS, self._prefetcher.take(index))
+            self._prefetcher.ask(phase + ring.SLOTS)
+            self._phase = phase
+            self._buffer = self._gather(phase, phase * steps_per_phase)
+        return self._buffer
+
+    def _load(self, index: int) -> list[tuple[ring.Block, jax.Array]]:
+        """Reads entry `index` of each device's sequence and sends it there; runs in the prefetcher's thread."""
+        loaded = []
+        for shard, (blocks, device) in enumerate(zip(self._blocks, self._devices or [None], strict=True)):
+            block = blocks[ring.entry(self._seed, shard, index, len(blocks))]
+            piece = np.zeros((self._capacity, *self._store.obs_shape), self._store.obs_dtype)
+            piece[: len(block.frames)] = self._store.observations_at(block.frames)
+            piece = jax.device_put(piece.reshape(*self._lead, *piece.shape), device)
+            loaded.append((block, piece.block_until_ready()))
+        return loaded
+
+    def _put(self, slot: int, loaded: list[tuple[ring.Block, jax.Array]]) -> None:
+        for shard, (block, piece) in enumerate(loaded):
+            offset = np.int32(slot * self._capacity)
+            self._frames[shard] = _write(self._frames[shard], piece, offset, axis=len(self._lead))
+            self._resident[shard][slot] = block
+
+    def _gather(self, phase: int, first_step: int) -> Buffer:
+        buffers = []
+        for frames, resident, device in zip(self._frames, self._resident, self._devices or [None], strict=True):
+            offsets = np.arange(ring.SLOTS) * self._capacity
+            starts = np.concatenate([block.starts + offset for block, offset in zip(resident, offsets, strict=True)])
+            padded = np.pad(starts, (0, self._most_starts - len(starts))).astype(np.int32)
+            scalars = (np.full(self._lead, value, np.int32) for value in (len(starts), phase, first_step))
+            host = (padded.reshape(*self._lead, -1), *scalars)
+            buffers.append(Buffer(frames, *(jax.device_put(array, device) for array in host)))
+        return buffers[0] if self._devices is None else _joined(buffers, self._devices)
 
 
 class EvaluationWindows:
@@ -249,6 +346,12 @@ def shard_episodes(lengths: np.ndarray, num_shards: int) -> np.ndarray:
     # Twice the middle of each episode, so that the arithmetic stays in integers.
     middle = 2 * np.cumsum(lengths) - lengths
     return middle * num_shards // max(2 * int(lengths.sum()), 1)
+
+
+def _starts_in(store: Store, frames: np.ndarray, length: int, mask_boundaries: bool) -> np.ndarray:
+    """Where windows may start among `frames`, int64 [N] places in the store: not across a gap in them."""
+    pieces = np.cumsum(np.diff(frames, prepend=frames[:1]) != 1)
+    return windows.valid_starts(store.is_first[frames], pieces, length=length, mask_boundaries=mask_boundaries)
 
 
 def _frames_of(episodes: Episodes, chosen: np.ndarray) -> np.ndarray:
