@@ -43,11 +43,11 @@ run    = exec .venv/bin/lamjax $(strip $(1))
 option = $(if $($(1)),--$(2) $($(1)))
 common = --env $(ENV) $(call option,SEED,seed)
 
-.PHONY: help setup train test bench linear lint format record expert eval report lock clean
+.PHONY: help setup train test bench linear linear-grid lint format record expert eval report lock clean
 
 help:  ## list the targets (the default)
 	@echo "Usage: make <target> [VARIABLE=value ...]"
-	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  \1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 11
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  \1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 15
 	@echo "Variables (ENV=$(ENV) unless given):"
 	@echo "  train    ENV PRESET=paper|reference|cpu|smoke SEED SEEDS NAME EXPERT_FRAMES"
 	@echo "  record   ENV POLICY=expert|random|PATH FRAMES SEED      expert   ENV PRESET FRAMES SEED"
@@ -67,6 +67,9 @@ bench: setup  ## measure the throughput of each part (SIZE=cpu|paper)
 
 linear: setup  ## reproduce the linear theory's figures (FULL=1: every point, three seeds)
 	exec .venv/bin/python experiments/linear_lam/run.py $(if $(FULL),--full) $(ARGS)
+
+linear-grid: setup  ## check the theory on a non-linear model (FULL=1: the paper's updates)
+	exec .venv/bin/python experiments/linear_lam/grid.py $(if $(FULL),--full) $(ARGS)
 
 lint: setup  ## check style and formatting
 	.venv/bin/ruff check .

@@ -81,6 +81,16 @@ def load(path: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
+def store(path: Path, rows: Sequence[dict[str, str]]) -> None:
+    """Writes the CSV file in one move, so that a run that is cut off leaves the old one or the new one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.with_suffix(".tmp").open("w", newline="") as file:
+        writer = csv.DictWriter(file, rows[0].keys(), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+    path.with_suffix(".tmp").replace(path)
+
+
 def key(curve: str, x: float, seed: int) -> tuple[str, str, str]:
     return curve, f"{x:g}", str(seed)
 
@@ -103,12 +113,7 @@ def compute(panel: Panel, full: bool) -> list[dict[str, str]]:
             row |= {f"closed_{k}": f"{v:.6g}" for k, v in closed_form(panel, run).items()}
             row |= {"excess": f"{t.excess:.3g}", "steps": str(t.steps), "converged": str(t.converged)}
             rows.append(row | {"seconds": f"{seconds / len(part):.3f}"})
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with path.with_suffix(".tmp").open("w", newline="") as file:
-            writer = csv.DictWriter(file, rows[0].keys(), lineterminator="\n")
-            writer.writeheader()
-            writer.writerows(rows)
-        path.with_suffix(".tmp").replace(path)
+        store(path, rows)
     RESULTS.mkdir(exist_ok=True)
     shutil.copyfile(path, RESULTS / path.name)
     return rows
@@ -183,7 +188,7 @@ def produce(panel: Panel, full: bool) -> None:
 
 def options() -> argparse.Namespace:
     parser = argparse.ArgumentParser()
-    parser.add_argument("--full", action="store_true", help="every point of the paper, three seeds")
+    parser.add_argument("--full", action="store_true", help="all points and three seeds; of grid.py all updates")
     args = parser.parse_args()
     # Compiled programs are kept: a second run, or a resumed one, does not compile again.
     jax.config.update("jax_compilation_cache_dir", str(HERE.parents[1] / ".jax_cache"))

@@ -1,4 +1,4 @@
-"""All panels of Figures 3 and 4, and what goes beyond; then the tables of docs/linear_lam.md."""
+"""All panels of Figures 3 and 4, and what goes beyond; then the numbers of docs/linear_lam.md."""
 
 import time
 
@@ -25,7 +25,7 @@ def main() -> None:
         produce(module.PANEL, full)
     policy_phase.produce()
     finite_data.produce(full)
-    tables.write([module.PANEL for module in MODULES])
+    tables.put(**tables.of_panels([module.PANEL for module in MODULES]))
     print(f"{time.perf_counter() - start:.0f} s")
 
 
