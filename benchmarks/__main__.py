@@ -102,7 +102,7 @@ def run_row(name: Row, args: Bench) -> dict[str, Any]:
 
             def clone(state: cloning.CloningState):
                 windows = sample(buffer, key, state.step, batch)
-                return cloning.train_step(state, windows[:, 1], dynamics.infer_latents(model, windows).continuous)
+                return cloning.train_step(state, windows[:, -2], dynamics.infer_latents(model, windows).continuous)
 
             state = cloning.init(key, preset.cloning, (64, 64, 3), preset.dynamics.latent_dim)
             call = Stepper(jax.jit(clone, donate_argnums=0), state)

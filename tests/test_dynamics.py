@@ -268,6 +268,26 @@ def test_copy_last_scale_divides_the_prediction_error(state, windows):
     np.testing.assert_allclose(metrics["loss"], 1 + metrics["commitment"], rtol=1e-4)
 
 
+@pytest.mark.parametrize("context", [0, 2])
+def test_both_models_see_the_context_and_predict_what_follows(windows, context):
+    """Windows of k + 2 frames; "changes" shows the inverse model the same frames as differences."""
+    fdm = UNetConfig(channels=(4, 6, 8), bottleneck=8, latent_input="bias", predict="change", shift=1)
+    config = dataclasses.replace(CONFIG, context=context, fdm=fdm, idm_input="changes")
+    longer = np.concatenate([windows[:, ::-1], windows], axis=1)[:4, -(context + 2) :]
+    state = init_dynamics(jax.random.key(0), config, (16, 16, 3))
+    errors = jax.jit(dynamics.evaluate)(state, longer)
+    copy_last = np.mean(np.square((longer[:, -2].astype(np.float64) - longer[:, -1]) / 255))
+    # predict="change" starts as o_t, the last frame but one.
+    np.testing.assert_allclose([errors["copy_last_mse"], errors["fdm_mse"]], [copy_last] * 2, rtol=1e-5)
+    plain = dataclasses.replace(state, config=dataclasses.replace(config, idm_input="frames"))
+    other = longer.copy()
+    other[:, 0] = 255 - other[:, 0]  # z depends on the oldest frame too, however it is shown
+    for seen in (state, plain):
+        assert np.abs(infer(seen, longer).continuous - infer(seen, other).continuous).max() > 1e-4
+    with pytest.raises(AssertionError):
+        dynamics.train_step(state, windows)
+
+
 def test_learning_rate_follows_lapo():
     config = DynamicsConfig()
     schedule = warmup_linear(config.learning_rate, 0.1, 0.01, config.warmup_steps, config.steps)

@@ -39,11 +39,12 @@ class DynamicsConfig:
       warmup_steps: linear steps from a tenth of the peak up to it; then linear down to a hundredth at the last step.
       weight_decay: AdamW's, on every parameter.
       max_grad_norm: clip of the global norm over both models.
+      context: k, frames before o_t that both models see; windows hold k + 2 frames. LAPO: 1.
       idm: trunk of the inverse model.
       fdm: the forward model.
       quantizer: the quantiser.
       idm_input: what the inverse model sees: "frames" are o_{t-1}, o_t, o_{t+1}, as in LAPO; "changes" are
-        o_t - o_{t-1}, o_t, o_{t+1} - o_t, from which a small network reads motion at once.
+        o_t - o_{t-1}, o_t, o_{t+1} - o_t, from which a small network reads motion at once (and so on, further back).
       augment: "none" is LAPO; "shift" moves all frames that the inverse model sees in training by one random
         translation a window, while the forward model sees them as they are: a latent that carries o_t itself is then
         of no use to it (see `shift_windows`).
@@ -59,6 +60,7 @@ class DynamicsConfig:
     warmup_steps: int = 50
     weight_decay: float = 0.01
     max_grad_norm: float = 2.0
+    context: int = 1
     idm: TrunkConfig = ImpalaConfig()
     fdm: UNetConfig = UNetConfig()
     quantizer: QuantizerConfig = QuantizerConfig()
@@ -69,6 +71,8 @@ class DynamicsConfig:
     dtype: Literal["float32", "bfloat16"] = "float32"
 
     def __post_init__(self):
+        if self.context < 0:
+            raise ValueError(f"dynamics.context must not be negative, not {self.context}.")
         if self.augment_pixels < 1:
             raise ValueError(f"dynamics.augment_pixels must be at least 1, not {self.augment_pixels}.")
 
@@ -76,6 +80,11 @@ class DynamicsConfig:
     def latent_dim(self) -> int:
         """Z."""
         return self.quantizer.latent_dim
+
+    @property
+    def window(self) -> int:
+        """Frames in a window: k before o_t, o_t, o_{t+1}."""
+        return self.context + 2
 
 
 @struct.dataclass
@@ -146,8 +155,9 @@ def init(key: jax.Array, config: DynamicsConfig, obs_shape: tuple[int, ...]) -> 
     """
     h, w, c = obs_shape
     key_idm, key_fdm, key_vq = jax.random.split(key, 3)
-    idm = _idm(config).init(key_idm, jnp.zeros((1, h, w, 3 * c)))["params"]
-    fdm = _fdm(config, c).init(key_fdm, jnp.zeros((1, h, w, 2 * c)), jnp.zeros((1, config.latent_dim)))
+    idm = _idm(config).init(key_idm, jnp.zeros((1, h, w, config.window * c)))["params"]
+    seen = jnp.zeros((1, h, w, (config.window - 1) * c))
+    fdm = _fdm(config, c).init(key_fdm, seen, jnp.zeros((1, config.latent_dim)))
     params = {"idm": idm, "fdm": fdm["params"]}
     return DynamicsState(
         params,
@@ -204,10 +214,10 @@ def shift_windows(keys: jax.Array, windows: jax.Array, pixels: int) -> jax.Array
 
 
 def _infer(params: Any, codebooks: Codebooks, frames: jax.Array, config: DynamicsConfig) -> Latents:
-    """`frames` float32 ``[B, 3, H, W, C]`` in [-0.5, 0.5]."""
+    """`frames` float32 ``[B, k + 2, H, W, C]`` in [-0.5, 0.5]."""
     if config.idm_input == "changes":
-        before, now, after = jnp.unstack(frames, axis=1)
-        frames = jnp.stack([now - before, now, after - now], axis=1)
+        changes = jnp.diff(frames, axis=1)
+        frames = jnp.concatenate([changes[:, :-1], frames[:, -2:-1], changes[:, -1:]], axis=1)
     z = _idm(config).apply({"params": params["idm"]}, join_frames(frames)).astype(jnp.float32)
     z_q, codes = quantizer.quantize(codebooks, jax.lax.stop_gradient(z), config.quantizer)
     return Latents(z, z_q if config.quantizer.enabled else z, codes)
@@ -221,7 +231,7 @@ def loss_fn(
     Args:
       params: what is differentiated.
       state: batch statistics, codebooks, config, and the step that augmentation is drawn from.
-      windows: uint8 ``[B, 3, H, W, C]``, o_{t-1}, o_t, o_{t+1}.
+      windows: uint8 ``[B, k + 2, H, W, C]``, o_{t-k}, ..., o_t, o_{t+1}.
       axis_name: devices that share batch statistics and draw shifts of their own.
 
     Returns:
@@ -237,14 +247,14 @@ def loss_fn(
     z, z_q = latents.continuous, latents.quantized
     prediction, updated = _fdm(config, frames.shape[-1]).apply(
         {"params": params["fdm"], "batch_stats": state.batch_stats},
-        join_frames(frames[:, :2]),
+        join_frames(frames[:, :-1]),
         quantizer.straight_through(z, z_q) if config.quantizer.enabled else z,
         train=True,
         axis_name=axis_name,
         mutable=["batch_stats"],
     )
-    fdm_mse = jnp.mean(jnp.square(prediction - frames[:, 2]))
-    copy_last_mse = jnp.mean(jnp.square(frames[:, 1] - frames[:, 2]))
+    fdm_mse = jnp.mean(jnp.square(prediction - frames[:, -1]))
+    copy_last_mse = jnp.mean(jnp.square(frames[:, -2] - frames[:, -1]))
     commitment = config.quantizer.commitment * quantizer.commitment_loss(z, z_q)
     scale = jax.lax.stop_gradient(parallel.pmean(copy_last_mse, axis_name)) + 1e-8
     loss = fdm_mse / (scale if config.loss_scale == "copy_last" else 1.0)
@@ -261,7 +271,7 @@ def train_step(
 
     Args:
       state: the training state.
-      windows: uint8 ``[B, 3, H, W, C]``; under `axis_name` each device's share of the batch.
+      windows: uint8 ``[B, k + 2, H, W, C]``; under `axis_name` each device's share of the batch.
       axis_name: devices over which gradients, batch statistics, code counts and metrics are reduced.
 
     Returns:
@@ -271,7 +281,7 @@ def train_step(
     """
     config = state.config
     chex.assert_rank(windows, 5)
-    chex.assert_axis_dimension(windows, 1, 3)
+    chex.assert_axis_dimension(windows, 1, config.window)
     grads, (batch_stats, latents, metrics) = jax.grad(loss_fn, has_aux=True)(state.params, state, windows, axis_name)
     grads, metrics = parallel.pmean((grads, metrics), axis_name)
     updates, opt_state = optimizer(config).update(grads, state.opt_state, state.params)
@@ -295,7 +305,7 @@ def train_step(
 
 
 def infer_latents(state: DynamicsState, windows: jax.Array) -> Latents:
-    """The latent actions of windows uint8 ``[B, 3, H, W, C]``, in evaluation mode."""
+    """The latent actions of windows uint8 ``[B, k + 2, H, W, C]``, in evaluation mode."""
     chex.assert_rank(windows, 5)
     return _infer(state.params, state.codebooks, normalise_obs(windows), state.config)
 
@@ -305,7 +315,7 @@ def predict_next(state: DynamicsState, frames: jax.Array, latent: jax.Array) -> 
 
     Args:
       state: the trained state.
-      frames: ``[B, 2, H, W, C]``, o_{t-1} and o_t, uint8, or float32 in [-0.5, 0.5].
+      frames: ``[B, k + 1, H, W, C]``, up to o_t, uint8, or float32 in [-0.5, 0.5].
       latent: float32 ``[B, Z]``, quantised latents.
 
     Returns:
@@ -318,14 +328,14 @@ def predict_next(state: DynamicsState, frames: jax.Array, latent: jax.Array) -> 
 
 
 def evaluate(state: DynamicsState, windows: jax.Array) -> dict[str, jax.Array]:
-    """Errors on held-out windows uint8 ``[B, 3, H, W, C]``, in evaluation mode.
+    """Errors on held-out windows uint8 ``[B, k + 2, H, W, C]``, in evaluation mode.
 
     Returns:
       ``fdm_mse`` and ``copy_last_mse`` float32 ``[]``, and ``code_counts`` float32 ``[N, M]``.
     """
     latents = infer_latents(state, windows)
-    prediction = predict_next(state, windows[:, :2], latents.quantized)
-    target, last = normalise_obs(windows[:, 2]), normalise_obs(windows[:, 1])
+    prediction = predict_next(state, windows[:, :-1], latents.quantized)
+    target, last = normalise_obs(windows[:, -1]), normalise_obs(windows[:, -2])
     return {
         "fdm_mse": jnp.mean(jnp.square(prediction - target)),
         "copy_last_mse": jnp.mean(jnp.square(last - target)),

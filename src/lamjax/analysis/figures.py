@@ -158,22 +158,23 @@ def latents(points: np.ndarray, labels: np.ndarray, names: list[str], title: str
 
 
 def strips(context: np.ndarray, truth: np.ndarray, prediction: np.ndarray) -> Figure:
-    """One-step predictions: both context frames, the next frame, the FDM's, and their absolute difference.
+    """One-step predictions: the context frames, the next frame, the FDM's, and their absolute difference.
 
     Args:
-        context: uint8 [k, 2, H, W, C], `o_{t-1}` and `o_t`.
+        context: uint8 [k, K, H, W, C], up to `o_t`; K is 2, or 1 for models without another context frame.
         truth: uint8 [k, H, W, C], `o_{t+1}`.
         prediction: uint8 [k, H, W, C], the FDM's output under the IDM's latent action.
     """
     difference = np.abs(truth.astype(int) - prediction)
     amplified = np.minimum(DIFFERENCE_GAIN * difference, 255).astype(np.uint8)
-    rows = np.stack([context[:, 0], context[:, 1], truth, prediction, amplified], axis=1)
+    rows = np.concatenate([context, np.stack([truth, prediction, amplified], axis=1)], axis=1)
     columns = ["context t−1", "context t", "truth t+1", "prediction", f"|difference| × {DIFFERENCE_GAIN}"]
+    columns = columns[2 - context.shape[1] :]
     ratio = np.square(difference).mean((1, 2, 3)) / np.maximum(
-        np.square(truth.astype(int) - context[:, 1]).mean((1, 2, 3)), 1e-9
+        np.square(truth.astype(int) - context[:, -1]).mean((1, 2, 3)), 1e-9
     )
     notes = [f"error {value:.2g} × copy-last" for value in ratio]
-    return _image_grid(rgb(rows), columns, notes, STRIP_PIXELS, notes_at=4)
+    return _image_grid(rgb(rows), columns, notes, STRIP_PIXELS, notes_at=len(columns) - 1)
 
 
 def rollouts(frames: np.ndarray, labels: list[str], max_frames: int = 8) -> Figure:
@@ -229,7 +230,11 @@ def cloning_loss(train: Curve | None, test: Curve | None, null: float | None) ->
 
 
 def return_by_labels(
-    decoded: np.ndarray, cloned: np.ndarray, random: float | None = None, expert: float | None = None
+    decoded: np.ndarray,
+    cloned: np.ndarray,
+    random: float | None = None,
+    expert: float | None = None,
+    others: dict[str, np.ndarray] | None = None,
 ) -> Figure:
     """Return of the decoded latent policy against the number of labelled transitions.
 
@@ -238,14 +243,18 @@ def return_by_labels(
         cloned: the same for behaviour cloning from pixels on the same labels; may be empty.
         random: return of a random policy.
         expert: return of the demonstrator.
+        others: the same for other ways from labels to a policy, by name.
     """
     fig, ax = _panel("Return against labels", "labelled transitions", "episode return")
     ax.set_xscale("log", base=2)
-    series = ((decoded, "latent policy, decoded", BLUE, "o"), (cloned, "behaviour cloning", VERMILLION, "s"))
+    series = [(decoded, "latent policy, decoded", BLUE, "o"), (cloned, "behaviour cloning", VERMILLION, "s")]
+    pairs = [(colour, marker) for marker in MARKERS[2:] for colour in (GREEN, PURPLE)]
+    series += [(points, label, *pair) for (label, points), pair in zip((others or {}).items(), pairs, strict=False)]
     for points, label, colour, marker in series:
         if len(points):
             x, y, error = np.asarray(points, float).T
-            ax.plot(x, y, color=colour, lw=THICK, marker=marker, ms=4, label=label)
+            width = THICK if colour in (BLUE, VERMILLION) else THIN
+            ax.plot(x, y, color=colour, lw=width, marker=marker, ms=4, label=label)
             ax.errorbar(x, y, np.nan_to_num(error), fmt="none", ecolor=colour, elinewidth=1.2, capsize=2)
     _reference(ax, expert, "expert", "--")
     _reference(ax, random, "random policy", ":")

@@ -21,7 +21,7 @@ def _infer(state: DynamicsState, windows: jax.Array) -> dynamics.Latents:
 
 
 def latents_of(state: DynamicsState, windows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Latents of windows uint8 ``[E, 3, H, W, C]``: continuous float32 ``[E, Z]`` and codes int32 ``[E, N, H]``."""
+    """Latents of windows uint8 ``[E, k + 2, H, W, C]``: continuous float32 ``[E, Z]`` and codes int32 ``[E, N, H]``."""
     continuous, codes = [], []
     for start in range(0, len(windows), BATCH):
         batch = windows[start : start + BATCH]
@@ -38,12 +38,12 @@ def to_uint8(frames: jax.Array) -> np.ndarray:
 
 
 def strips(state: DynamicsState, windows: np.ndarray) -> dict[str, np.ndarray]:
-    """Context, truth and prediction of windows uint8 ``[K, 3, H, W, C]``, all uint8."""
+    """Context (its last two frames), truth and prediction of windows uint8 ``[K, k + 2, H, W, C]``, all uint8."""
     latents = _infer(state, windows)
-    prediction = jax.jit(dynamics.predict_next)(state, windows[:, :2], latents.quantized)
+    prediction = jax.jit(dynamics.predict_next)(state, windows[:, :-1], latents.quantized)
     return {
-        "strip_context": windows[:, :2],
-        "strip_truth": windows[:, 2],
+        "strip_context": windows[:, :-1][:, -2:],
+        "strip_truth": windows[:, -1],
         "strip_prediction": to_uint8(prediction),
     }
 
@@ -52,7 +52,7 @@ def strips(state: DynamicsState, windows: np.ndarray) -> dict[str, np.ndarray]:
 def _imagine(state: DynamicsState, context: jax.Array, latent: jax.Array, steps: int) -> jax.Array:
     def step(frames, _):
         following = jnp.clip(dynamics.predict_next(state, frames, latent), -0.5, 0.5)
-        return jnp.stack([frames[:, 1], following], axis=1), following
+        return jnp.concatenate([frames[:, 1:], following[:, None]], axis=1), following
 
     frames = context.astype(jnp.float32) / 255 - 0.5
     return jax.lax.scan(step, frames, None, length=steps)[1].swapaxes(0, 1)
@@ -63,7 +63,7 @@ def imagined_rollouts(state: DynamicsState, context: np.ndarray, quantized: np.n
 
     Args:
       state: stage 1.
-      context: uint8 ``[2, H, W, C]``.
+      context: uint8 ``[k + 1, H, W, C]``.
       quantized: float32 ``[A, Z]``.
       steps: T.
 
@@ -72,7 +72,7 @@ def imagined_rollouts(state: DynamicsState, context: np.ndarray, quantized: np.n
     """
     frames = jnp.broadcast_to(context[None], (len(quantized), *context.shape))
     imagined = to_uint8(_imagine(state, frames, jnp.asarray(quantized), steps))
-    return np.concatenate([np.asarray(frames[:, 1:]), imagined], axis=1)
+    return np.concatenate([np.asarray(frames[:, -1:]), imagined], axis=1)
 
 
 def most_used(codes: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:

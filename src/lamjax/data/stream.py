@@ -294,6 +294,7 @@ class EvaluationWindows:
         seed: of the draw.
         split: "test", "train" or "all".
         length: L, frames in a window.
+        mask_boundaries: False also draws windows that cross episode ends.
 
     Attributes:
         starts: int32 [num_windows], first frames of the windows, ascending; for
@@ -313,8 +314,9 @@ class EvaluationWindows:
         seed: int = 0,
         split: Split = "test",
         length: int = 3,
+        mask_boundaries: bool = True,
     ):
-        starts = store.starts(split, length)
+        starts = store.starts(split, length, mask_boundaries)
         if not len(starts):
             raise StoreError(f"the {split} split of {store.path} has no windows; record more episodes")
         self.batch_size = min(batch_size, num_windows, len(starts))

@@ -118,7 +118,7 @@ class UNet(nn.Module):
         """Predicts the next frame.
 
         Args:
-          frames: float32 ``[B, H, W, 2C]`` in ``[-0.5, 0.5]``, o_{t-1} and o_t joined on channels.
+          frames: float32 ``[B, H, W, (k + 1) C]`` in ``[-0.5, 0.5]``, up to o_t, joined on channels.
           latent: float32 ``[B, Z]``, the (quantised) latent action.
           train: use and update batch statistics.
           axis_name: devices that share batch statistics.
@@ -147,7 +147,7 @@ class UNet(nn.Module):
         x = Conv(config.bottleneck, (2, 2), padding="VALID", dtype=self.dtype, name="bottleneck")(x)
 
         x = jnp.concatenate([x, latent[:, None, None]], axis=-1)
-        last = frames[..., self.out_channels :]
+        last = frames[..., -self.out_channels :]
         inputs = [folded]
         if config.shift:
             last = self.scroll(last, x[:, 0, 0])
