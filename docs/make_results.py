@@ -42,7 +42,8 @@ def rows(summary: dict) -> list[tuple[str, str, str]]:
     ]
     cloned = {n: f"{mean:.2f} ± {stderr:.2f}" for n, mean, stderr in offline["bc_curve"]}
     for n, mean, stderr in offline["curve"]:
-        found.append((f"return, decoded from {n} labels", f"{mean:.2f} ± {stderr:.2f}", f"cloning them {cloned[n]}"))
+        beside = f"cloning them {cloned[n]}" if n in cloned else ""
+        found.append((f"return, decoded from {n} labels", f"{mean:.2f} ± {stderr:.2f}", beside))
     frames = f"{online['frames']:,}"
     found.append((f"return, decoded by PPO in {frames} frames", _return(online), f"from scratch {_return(scratch)}"))
     found += [

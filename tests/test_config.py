@@ -66,11 +66,14 @@ def test_presets_differ_where_a_name_says_so():
     assert paper == RunConfig()
     assert reference.dynamics.quantizer.start == "reference" and not reference.analysis.mask_boundaries
     assert paper.dynamics.quantizer.start == "corrected" and paper.analysis.mask_boundaries
+    assert paper.analysis.mask_probes and paper.online.decoder.mask_boundaries
+    assert not reference.analysis.mask_probes and not reference.online.decoder.mask_boundaries
     # The reference differs in its defects and in nothing else.
     mended = dataclasses.replace(
         reference,
         dynamics=dataclasses.replace(reference.dynamics, quantizer=paper.dynamics.quantizer),
         analysis=paper.analysis,
+        online=paper.online,
     )
     assert mended == paper
     for bigger, smaller in ((paper, cpu), (cpu, smoke)):
@@ -119,7 +122,7 @@ def test_ppo_budgets(preset):
             fractions = [fraction for fraction, _ in schedule]
             assert (fractions[0], fractions[-1]) == (0.0, 1.0) and fractions == sorted(fractions), group
             assert all(0 <= rate < 0.1 for _, rate in schedule)
-    assert {group for group, _ in preset.online.ppo.learning_rates} == {"policy_head", "value_head", "fc"}
+    assert {group for group, _ in preset.online.ppo.learning_rates} == {"policy_head", "value_head", "fc", "convs"}
 
 
 def test_the_online_decoder_is_fitted(preset):
@@ -140,6 +143,7 @@ def test_episodes_and_labels(preset):
     assert offline.episodes % offline.num_envs == 0
     assert preset.eval_episodes % min(64, preset.eval_episodes) == 0
     assert list(offline.labels) == sorted(set(offline.labels)) and offline.labels[0] >= 1
+    assert set(offline.compare_at) <= set(offline.labels)
     # A tenth of the levels is held out; windows at episode ends are lost too.
     assert offline.labels[-1] <= preset.record.frames // 2
     assert preset.analysis.probe_train <= preset.record.frames // 2
@@ -159,6 +163,7 @@ def test_episodes_and_labels(preset):
         (lambda: RunConfig(log_every=0), "log_every must be at least 1, not 0"),
         (lambda: RunConfig(max_in_flight=0), "max_in_flight must be at least 1"),
         (lambda: RunConfig(analysis=config.AnalysisConfig(eval_every=0)), r"analysis\.eval_every must be at least 1"),
+        (lambda: dataclasses.replace(PRESETS["smoke"].dynamics, context=-1), r"dynamics\.context must not be negative"),
         (
             lambda: RunConfig(cloning=dataclasses.replace(PRESETS["smoke"].cloning, steps=0)),
             r"cloning\.steps must be at least 1",

@@ -12,3 +12,5 @@ def test_still_windows_show_the_middle_frame_alone():
     for frame in range(3):
         np.testing.assert_array_equal(still[:, frame], windows[:, 1])
     assert np.shares_memory(still, windows)
+    longer = pipeline._still(np.concatenate([windows[:, :1], windows], axis=1))
+    np.testing.assert_array_equal(longer, windows[:, 1:2].repeat(4, axis=1))  # o_t is the last frame but one

@@ -57,12 +57,14 @@ class AnalysisConfig:
       probe_test: windows of held-out levels that it is tested on, and that the held-out error is taken over.
       eval_every: steps between evaluations on held-out windows.
       mask_boundaries: False lets training windows cross episode ends, as the reference does.
+      mask_probes: False lets the probes' and held-out windows cross them too, as the reference does.
     """
 
     probe_train: int = 65_536
     probe_test: int = 16_384
     eval_every: int = 500
     mask_boundaries: bool = True
+    mask_probes: bool = True
 
 
 @dataclasses.dataclass(frozen=True)
@@ -123,10 +125,12 @@ class RunConfig:
             raise ValueError(f"eval_episodes ({self.eval_episodes}) must be a multiple of 64, or less.")
 
 
-# LAPO as the released code runs, defects included: the quantiser starts at zero counts, windows cross episode ends.
+# LAPO as the released code runs, defects included: the quantiser starts at zero counts, windows and the transitions of
+# the online decoder cross episode ends.
 _REFERENCE = RunConfig(
     dynamics=DynamicsConfig(quantizer=QuantizerConfig(start="reference")),
-    analysis=AnalysisConfig(mask_boundaries=False),
+    online=OnlineConfig(decoder=DecoderConfig(mask_boundaries=False)),
+    analysis=AnalysisConfig(mask_boundaries=False, mask_probes=False),
 )
 
 # Small strided networks that a laptop trains in minutes (docs/decisions.md says how they were found).
@@ -145,7 +149,16 @@ _CPU = RunConfig(
         loss_scale="copy_last",
     ),
     cloning=CloningConfig(steps=1500, batch_size=64, learning_rate=1e-3, warmup_steps=100, trunk=_CPU_TRUNK),
-    offline=OfflineConfig(labels=(16, 64, 256, 1024, 4096), steps=2000, learning_rate=1e-3, episodes=64, bc_steps=200),
+    offline=OfflineConfig(
+        labels=(16, 64, 256, 1024, 4096),
+        label_shares=(),
+        seeds=1,
+        compare_at=(1024,),
+        steps=2000,
+        learning_rate=1e-3,
+        episodes=64,
+        bc_steps=200,
+    ),
     online=OnlineConfig(
         ppo=dataclasses.replace(_CPU_PPO, grad_chunks=1, entropy_coef=0.0025, learning_rates=LEARNING_RATES),
         decoder=DecoderConfig(start=0.0, dense_until=0.2, stop=0.5, every=5),
@@ -177,7 +190,17 @@ _SMOKE = RunConfig(
         loss_scale="copy_last",
     ),
     cloning=CloningConfig(steps=20, batch_size=16, learning_rate=1e-3, warmup_steps=5, trunk=_SMOKE_TRUNK),
-    offline=OfflineConfig(labels=(16, 64), steps=50, batch_size=16, episodes=16, num_envs=16, bc_steps=5),
+    offline=OfflineConfig(
+        labels=(16, 64),
+        label_shares=(),
+        seeds=1,
+        compare_at=(64,),
+        steps=50,
+        batch_size=16,
+        episodes=16,
+        num_envs=16,
+        bc_steps=5,
+    ),
     online=OnlineConfig(
         ppo=dataclasses.replace(_SMOKE_PPO, learning_rates=LEARNING_RATES),
         decoder=DecoderConfig(start=0.0, dense_until=0.6, stop=0.8, every=2, batch_size=64, capacity=1024),

@@ -28,13 +28,12 @@ from lamjax.analysis import diagnosis, latents, probes, report
 from lamjax.cloning import CloningState
 from lamjax.config import RunConfig, ScratchConfig
 from lamjax.data.record import record
-from lamjax.data.store import LabelledSubset, Store, evaluation_actions, open_store
+from lamjax.data.store import LabelledSubset, Split, Store, evaluation_actions, open_store
 from lamjax.data.stream import Buffer, EvaluationWindows, ObservationStream, sample
-from lamjax.decoding import offline, online
+from lamjax.decoding import actions, offline, online
 from lamjax.dynamics import DynamicsState
 from lamjax.envs.evaluate import evaluate
 from lamjax.metrics import Progress, read_metrics
-from lamjax.models.policy import normalise_obs
 from lamjax.ppo import train as ppo
 from lamjax.ppo.agent import ScratchAgent
 from lamjax.ppo.train import PPOState
@@ -43,6 +42,14 @@ from lamjax.run import Run, RunError, Saver, restore, timed, train, write_json
 FUSE = 25  # optimizer steps in a dispatch where steps fuse
 STRIPS = 8
 IMAGINED = 8
+LABEL_SEEDS = 100_003  # between the seeds of two draws of labels: runs of neighbouring seeds share none
+LABELS_USED = {
+    "policy": "the policy decoded from",
+    "idm": "the policy, by a decoder of the inverse model fitted on",
+    "bc": "BC on",
+    "relabel": "the policy cloned from actions that were named after",
+}
+SAVED_AS = {"policy": "offline", "relabel": "relabel"}  # the policies that are kept, of the first draw
 
 
 @dataclasses.dataclass(frozen=True)
@@ -186,8 +193,9 @@ def evaluate_policy(
     num_envs: int,
     greedy: bool = False,
     distracted: bool = True,
+    draw: int = 0,
 ) -> dict[str, Any]:
-    """Plays fixed episodes on levels that depend on the run's seed alone, the same for every policy."""
+    """Plays fixed episodes on levels that depend on the run's seed and `draw` alone, the same for every policy."""
     env = make_env(run.env, min(num_envs, episodes), run.config, distracted=distracted)
     progress = Progress(f"evaluating {label}", episodes, unit="episode")
 
@@ -195,10 +203,9 @@ def evaluate_policy(
         progress.to(finished)
         run.check_stop()
 
+    key = stage_key(run.config, f"evaluation-{draw}" if draw else "evaluation")
     try:
-        returns, _ = evaluate(
-            logits_fn, params, env, episodes, stage_key(run.config, "evaluation"), greedy=greedy, progress=tick
-        )
+        returns, _ = evaluate(logits_fn, params, env, episodes, key, greedy=greedy, progress=tick)
         progress.to(episodes)
     finally:
         progress.close()
@@ -276,7 +283,8 @@ def _advance_dynamics(state: DynamicsState, buffer: Buffer, key: jax.Array, n: i
     """Takes n steps of stage 1 in one dispatch; `key` is the stream's."""
 
     def step(state: DynamicsState):
-        return dynamics.train_step(state, sample(buffer, key, state.step, state.config.batch_size))
+        windows = sample(buffer, key, state.step, state.config.batch_size, length=state.config.window)
+        return dynamics.train_step(state, windows)
 
     return loops.repeat(step, state, n)
 
@@ -286,10 +294,32 @@ def _advance_cloning(state: CloningState, buffer: Buffer, key: jax.Array, model:
     """Takes n steps of stage 2 in one dispatch; `key` is the stream's."""
 
     def step(state: CloningState):
-        windows = sample(buffer, key, state.step, state.config.batch_size)
-        return cloning.train_step(state, windows[:, 1], dynamics.infer_latents(model, windows).continuous)
+        windows = sample(buffer, key, state.step, state.config.batch_size, length=model.config.window)
+        return cloning.train_step(state, windows[:, -2], dynamics.infer_latents(model, windows).continuous)
 
     return loops.repeat(step, state, n)
+
+
+def training_stream(run: Run, store: Store, batch_size: int, seed: int) -> ObservationStream:
+    """The training windows of the store, in the order of `seed`."""
+    masked, length = run.config.analysis.mask_boundaries, run.config.dynamics.window
+    return ObservationStream(store, batch_size=batch_size, seed=seed, mask_boundaries=masked, length=length)
+
+
+def evaluation_windows(
+    run: Run, store: Store, num_windows: int, batch_size: int, split: Split = "test"
+) -> EvaluationWindows:
+    """A fixed set of windows, of the held-out levels unless another split is asked for."""
+    masked, length = run.config.analysis.mask_probes, run.config.dynamics.window
+    return EvaluationWindows(
+        store, num_windows=num_windows, batch_size=batch_size, split=split, mask_boundaries=masked, length=length
+    )
+
+
+def held_out_windows(run: Run, store: Store) -> EvaluationWindows:
+    """The windows of held-out levels that every stage is tested on."""
+    count = run.config.analysis.probe_test
+    return evaluation_windows(run, store, count, min(128, count))
 
 
 _init_dynamics = loops.jit_once(dynamics.init, static_argnums=(1, 2))
@@ -306,15 +336,8 @@ def dynamics_stage(run: Run, store: Store) -> DynamicsState:
     untrained = init_dynamics(run, store)
     if run.done("dynamics"):
         return restore(run, "dynamics", untrained, Saver(config))[1]
-    stream = ObservationStream(
-        store,
-        batch_size=config.batch_size,
-        seed=run.config.seed,
-        mask_boundaries=run.config.analysis.mask_boundaries,
-    )
-    held_out = EvaluationWindows(
-        store, num_windows=run.config.analysis.probe_test, batch_size=min(128, run.config.analysis.probe_test)
-    )
+    stream = training_stream(run, store, config.batch_size, run.config.seed)
+    held_out = held_out_windows(run, store)
 
     def test(state: DynamicsState) -> dict[str, float]:
         errors = held_out_errors(state, held_out)
@@ -360,7 +383,7 @@ def held_out_errors(state: DynamicsState, held_out: EvaluationWindows) -> dict[s
 
 def _still(windows: np.ndarray) -> np.ndarray:
     """Windows that show o_t in place of every frame; a view."""
-    return np.broadcast_to(windows[:, 1:2], windows.shape)
+    return np.broadcast_to(windows[:, -2:-1], windows.shape)
 
 
 def examine_dynamics(
@@ -369,9 +392,9 @@ def examine_dynamics(
     """Errors, codebook use and probes of stage 1, each beside its null; writes the arrays of the report's figures."""
     print("examining stage 1 on held-out levels", file=sys.stderr)
     merged = np.asarray(envs.merged_actions(run.env, store.manifest["num_actions"]))
-    fitting = EvaluationWindows(store, num_windows=run.config.analysis.probe_train, batch_size=1, split="train")
-    train_actions = evaluation_actions(store, fitting.starts)
-    test_actions = evaluation_actions(store, held_out.starts)
+    fitting = evaluation_windows(run, store, run.config.analysis.probe_train, 1, "train")
+    train_actions = evaluation_actions(store, fitting.starts, state.config.window)
+    test_actions = evaluation_actions(store, held_out.starts, state.config.window)
     results: dict[str, Any] = {}
     arrays: dict[str, np.ndarray] = {}
     # The last null shows the untrained model o_t three times: what the recorded policy gives away by itself.
@@ -400,6 +423,7 @@ def examine_dynamics(
         "codebook_perplexity": np.exp(-np.sum(shares * np.log(shares + 1e-10), -1)).tolist(),
         "dead_codes": (counts == 0).sum(-1).tolist(),
         "num_codes": counts.shape[-1],
+        "quantized": state.config.quantizer.enabled,
         **probes.agreement(test_codes, test_actions, merged, run.config.seed),
     }
     results |= diagnosis.judge_dynamics(results)
@@ -416,7 +440,7 @@ def examine_dynamics(
         "action_names": np.array(names),
         "merged_names": np.array(envs.merged_action_names(run.env, len(merged))),
         "code_counts": counts.astype(np.int64),
-        "rollout_frames": latents.imagined_rollouts(state, held_out.windows[rows[0]][:2], quantized),
+        "rollout_frames": latents.imagined_rollouts(state, held_out.windows[rows[0]][:-1], quantized),
         "rollout_labels": np.array([f"codes {' '.join(map(str, code.ravel()))}" for code in joint]),
     }
     np.savez_compressed(run.folder / "analysis.npz", **arrays)
@@ -434,19 +458,12 @@ def cloning_stage(run: Run, store: Store, model: DynamicsState) -> CloningState:
     )
     if run.done("cloning"):
         return restore(run, "cloning", state, Saver(config))[1]
-    stream = ObservationStream(
-        store,
-        batch_size=config.batch_size,
-        seed=run.config.seed + 1,
-        mask_boundaries=run.config.analysis.mask_boundaries,
-    )
-    held_out = EvaluationWindows(
-        store, num_windows=run.config.analysis.probe_test, batch_size=min(128, run.config.analysis.probe_test)
-    )
+    stream = training_stream(run, store, config.batch_size, run.config.seed + 1)
+    held_out = held_out_windows(run, store)
     targets, _ = latents.latents_of(model, held_out.windows)
 
     def test(state: CloningState) -> dict[str, float]:
-        predicted = policy_latents(state, held_out.windows[:, 1])
+        predicted = policy_latents(state, held_out.windows[:, -2])
         return {"test_loss": float(np.mean(np.square(predicted - targets)))}
 
     state, seconds = train(
@@ -520,79 +537,186 @@ def nulls_stage(run: Run, source: Source, num_actions: int) -> None:
 # Stage 3, offline
 
 
-def offline_stage(run: Run, store: Store, policy: CloningState, num_actions: int) -> None:
-    """Decodes the latent policy from N labels, for each N, beside behaviour cloning on the same labels."""
+@dataclasses.dataclass(frozen=True)
+class Labelled:
+    """One draw of labelled windows, and what the models say of them.
+
+    Attributes:
+      draw: its number.
+      obs: o_t, ``[L, *obs_shape]``.
+      actions: int32 ``[L]``.
+      latents: float32 ``[L, Z]`` of o_t by the "policy", and of the windows by the "idm" where it is decoded too.
+    """
+
+    draw: int
+    obs: np.ndarray
+    actions: np.ndarray
+    latents: dict[str, np.ndarray]
+
+
+def draw_labels(run: Run, store: Store, model: DynamicsState, policy: CloningState, count: int, draw: int) -> Labelled:
+    """Draws `count` labelled windows; fewer labels of the same draw are its first ones."""
+    seed = run.config.seed + LABEL_SEEDS * draw
+    subset = LabelledSubset(store, count, seed=seed, length=model.config.window)
+    windows = subset.windows()
+    obs = np.ascontiguousarray(windows[:, -2])
+    found = {"policy": policy_latents(policy, obs)}
+    if {"idm", "relabel"} & set(run.config.offline.methods):
+        found["idm"], _ = latents.latents_of(model, windows)
+    return Labelled(draw, obs, subset.actions, found)
+
+
+def offline_stage(run: Run, store: Store, model: DynamicsState, policy: CloningState, num_actions: int) -> None:
+    """Decodes by the protocol of `offline`: every method, at every number of labels, on every draw of them."""
     config = run.config.offline
     if run.done("decode_offline"):
         return
     with timed() as seconds:
-        available = len(store.starts("train"))
-        labels = [n for n in config.labels if n <= available]
-        if not labels:
+        available = len(store.starts("train", model.config.window))
+        counts = offline.label_counts(config, available)
+        if not counts:
             raise RunError(f"The store has {available} labelled windows, fewer than any of --offline.labels.")
-        partial = run.summary.setdefault("partial", {}).setdefault("decode_offline", {"curve": [], "bc_curve": []})
-        network = policies.DecodedPolicy(policy.config.trunk, policy.latent_dim, num_actions, config)
-        settings = {"episodes": config.episodes, "num_envs": config.num_envs}
-        for index, n in enumerate(labels):
-            subset = LabelledSubset(store, n, seed=run.config.seed)
-            obs, actions = subset.windows()[:, 1], subset.actions
-            key = jax.random.fold_in(stage_key(run.config, "offline"), n)
-            if index >= len(partial["curve"]):
-                decoder, _ = offline.fit(key, policy_latents(policy, obs), actions, config, num_actions)
-                params = {"policy": policy.params, "decoder": decoder}
-                found = evaluate_policy(
-                    run, f"the policy decoded from {n} labels", policies.Logits(network), params, **settings
-                )
-                policies.save_policy(run.folder / "policies" / f"offline-{n}", network, params, found)
-                partial["curve"].append([n, found["return_mean"], found["return_stderr"]])
-                run.write_summary()
-            if index >= len(partial["bc_curve"]):
-                agent, params = clone_actions(run, key, obs, actions, num_actions)
-                found = evaluate_policy(run, f"BC on {n} labels", policies.Logits(agent), params, **settings)
-                partial["bc_curve"].append([n, found["return_mean"], found["return_stderr"]])
-                run.write_summary()
-        curve = partial["curve"]
+        partial = run.summary.setdefault("partial", {}).setdefault("decode_offline", {"by_seed": {}})
+        by_seed: dict[str, list[list[float]]] = partial["by_seed"]
+        stream = functools.cache(
+            lambda: training_stream(run, store, run.config.cloning.batch_size, run.config.seed + 2)
+        )
+
+        def missing(method: str, plays: tuple[str, ...], count: int, draw: int) -> list[str]:
+            measured = {play: by_seed.get(offline.curve_name(method, play), []) for play in plays}
+            return [play for play in plays if [count, draw] not in [row[:2] for row in measured[play]]]
+
+        for draw in range(config.seeds):
+            labelled = functools.cache(lambda draw=draw: draw_labels(run, store, model, policy, counts[-1], draw))
+            for count in counts:
+                for method, plays in offline.variants(config, count).items():
+                    if not (plays := missing(method, plays, count, draw)):
+                        continue
+                    network, params = offline_policy(run, method, count, labelled(), model, policy, stream, num_actions)
+                    for play in plays:
+                        found = evaluate_policy(
+                            run,
+                            f"{LABELS_USED[method]} {count} labels, {play}",
+                            policies.Logits(network),
+                            params,
+                            episodes=config.episodes,
+                            num_envs=config.num_envs,
+                            greedy=play == "greedy",
+                            draw=draw,
+                        )
+                        if (play, draw) == ("sampled", 0) and method in SAVED_AS:
+                            folder = run.folder / "policies" / f"{SAVED_AS[method]}-{count}"
+                            policies.save_policy(folder, network, params, found)
+                        rows = by_seed.setdefault(offline.curve_name(method, play), [])
+                        rows.append([count, draw, found["return_mean"], found["return_stderr"]])
+                        partial |= {name: offline.over_seeds(rows) for name, rows in by_seed.items()}
+                        run.write_summary()
         results = {
-            "curve": curve,
-            "bc_curve": partial["bc_curve"],
+            "curve": [],
+            "bc_curve": [],
+            **partial,
+            "seeds": config.seeds,
+            "stderr_over": "seeds" if config.seeds > 1 else "episodes",
             "episodes": config.episodes,
             "seconds": seconds(),
-            "normalised": [[n, envs.normalised_return(run.env, mean)] for n, mean, _ in curve],
+            "normalised": [[n, envs.normalised_return(run.env, mean)] for n, mean, _ in partial["curve"]],
         }
     run.summary.pop("partial")
     run.finish("decode_offline", results | diagnosis.judge_offline(results, run.summary["nulls"]))
 
 
+def offline_policy(
+    run: Run,
+    method: offline.Method,
+    count: int,
+    labelled: Labelled,
+    model: DynamicsState,
+    policy: CloningState,
+    stream: Callable[[], ObservationStream],
+    num_actions: int,
+) -> tuple[policies.Network, Any]:
+    """The policy that a method makes of the first `count` labels of a draw, and its parameters."""
+    config = run.config.offline
+    key = jax.random.fold_in(stage_key(run.config, "offline"), count)
+    if labelled.draw:
+        key = jax.random.fold_in(key, labelled.draw)
+    if method == "bc":
+        return clone_actions(run, key, labelled.obs[:count], labelled.actions[:count], num_actions)
+    seen = labelled.latents["policy" if method == "policy" else "idm"]
+    decoder, _ = offline.fit(key, seen, labelled.actions, config, num_actions, count)
+    if method == "relabel":
+        name, obs_shape = f"relabel-{count}-{labelled.draw}", labelled.obs.shape[1:]
+        return relabel(run, name, key, model, decoder, stream(), obs_shape, num_actions)
+    network = policies.DecodedPolicy(policy.config.trunk, policy.latent_dim, num_actions, config)
+    return network, {"policy": policy.params, "decoder": decoder}
+
+
+_init_actions = loops.jit_once(actions.init, static_argnums=(1, 2, 3, 4))
+_step_actions = jax.jit(actions.train_step, donate_argnums=0)
+
+
 def clone_actions(
-    run: Run, key: jax.Array, obs: np.ndarray, actions: np.ndarray, num_actions: int
+    run: Run, key: jax.Array, obs: np.ndarray, taken: np.ndarray, num_actions: int
 ) -> tuple[ScratchAgent, Any]:
     """Behaviour cloning from scratch on labelled observations: the null of offline decoding."""
-    cloning_config, config = run.config.cloning, run.config.offline
-    agent = ScratchAgent(cloning_config.trunk, num_actions)
-    params = loops.jit_once(agent.init, static_argnums=1)(key, obs.shape[1:])
-    tx = optax.adamw(cloning_config.learning_rate, weight_decay=cloning_config.weight_decay)
-    batch = min(cloning_config.batch_size, len(obs))
-
-    @functools.partial(jax.jit, donate_argnums=0)
-    def step(carry: Any, obs: jax.Array, actions: jax.Array):
-        params, opt_state = carry
-
-        def loss_fn(params: Any) -> jax.Array:
-            logits, _ = agent.network.apply({"params": params}, normalise_obs(obs))
-            return optax.softmax_cross_entropy_with_integer_labels(logits, actions).mean()
-
-        updates, opt_state = tx.update(jax.grad(loss_fn)(params), opt_state, params)
-        return optax.apply_updates(params, updates), opt_state
-
-    carry = (params, tx.init(params))
+    config = run.config.cloning
+    state = _init_actions(key, config, num_actions, obs.shape[1:], False)
     rng = np.random.default_rng(run.config.seed)
-    for number in range(config.bc_steps):
-        rows = rng.choice(len(obs), batch, replace=False)
-        carry = step(carry, obs[rows], actions[rows])
+    for number in range(run.config.offline.bc_steps):
+        rows = rng.integers(len(obs), size=config.batch_size)  # of one size, so that it compiles once
+        state, _ = _step_actions(state, obs[rows], taken[rows])
         if number % run.config.max_in_flight == 0:
-            jax.block_until_ready(carry)
+            jax.block_until_ready(state)
             run.check_stop()
-    return agent, carry[0]
+    return state.agent, state.params
+
+
+@functools.partial(jax.jit, donate_argnums=0, static_argnums=(5, 6))
+def _advance_named(
+    state: actions.ActionState,
+    buffer: Buffer,
+    key: jax.Array,
+    model: DynamicsState,
+    decoder: Any,
+    config: offline.OfflineConfig,
+    n: int,
+):
+    """Takes n steps of cloning named actions in one dispatch; `key` is the stream's."""
+
+    def step(state: actions.ActionState):
+        windows = sample(buffer, key, state.step, state.config.batch_size, length=model.config.window)
+        named = actions.name_actions(model, decoder, windows, config, state.agent.num_actions)
+        return actions.train_step(state, windows[:, -2], named)
+
+    return loops.repeat(step, state, n)
+
+
+def relabel(
+    run: Run,
+    name: str,
+    key: jax.Array,
+    model: DynamicsState,
+    decoder: Any,
+    stream: ObservationStream,
+    obs_shape: tuple[int, ...],
+    num_actions: int,
+) -> tuple[ScratchAgent, Any]:
+    """LAPO+'s second half: the decoded inverse model names every training window's action, and a policy clones them."""
+    config, settings = run.config.cloning, run.config.offline
+    state, _ = train(
+        run,
+        name,
+        _init_actions(key, config, num_actions, obs_shape, True),
+        lambda state, position, n: _advance_named(
+            state, stream.buffer(position), stream.key, model, decoder, settings, n
+        ),
+        config.steps,
+        saver=Saver(config),
+        log_every=run.config.log_every,
+        fuse=_fuse(),
+        show=("loss", "accuracy"),
+    )
+    return state.agent, state.params
 
 
 # Stage 3, online, and PPO from scratch
@@ -728,7 +852,7 @@ def run_pipeline(run: Run, source: Source, data: Path) -> Path:
     checkpointed()
     nulls_stage(run, source, num_actions)
     checkpointed()
-    offline_stage(run, store, policy, num_actions)
+    offline_stage(run, store, model, policy, num_actions)
     checkpointed()
     scratch_stage(run, "ppo_scratch", run.config.scratch)
     checkpointed()
@@ -758,9 +882,8 @@ def aggregate(folders: list[Path]) -> Path:
         if all(summary["stages"][stage].get(name) is not None for summary in summaries for name in names)
     }
     curves = [dict((n, mean) for n, mean, _ in s["stages"]["decode_offline"]["curve"]) for s in summaries]
-    stages["decode_offline"] = {
-        "curve": [[n, *over_seeds([curve[n] for curve in curves]).values()] for n in curves[0]],
-    }
+    common = [n for n in curves[0] if all(n in curve for curve in curves)]
+    stages["decode_offline"] = {"curve": [[n, *over_seeds([curve[n] for curve in curves]).values()] for n in common]}
     path = folders[0].with_name(f"{folders[0].name.rpartition('-s')[0]}-aggregate.json")
     write_json(path, {"seeds": [summary["seed"] for summary in summaries], "stages": stages})
     return path

@@ -61,8 +61,8 @@ def decoded_logits(network: DecodedPolicy, params: Any, obs: jax.Array) -> jax.A
 
 
 def hybrid_logits(network: HybridAgent, params: Any, obs: jax.Array) -> jax.Array:
-    """Logits ``[B, A]`` of the hybrid actor; params ``{"params": ..., "frozen": ...}``."""
-    return network.apply(params["params"], network.encode(params["frozen"], obs))[0]
+    """Logits ``[B, A]`` of the hybrid actor; params ``{"params": ..., "frozen": ...}``, unless nothing is frozen."""
+    return network.apply(params["params"], network.encode(params.get("frozen", {}), obs))[0]
 
 
 LOGITS = {ScratchAgent: actor_critic_logits, DecodedPolicy: decoded_logits, HybridAgent: hybrid_logits}

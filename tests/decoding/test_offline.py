@@ -1,5 +1,6 @@
-"""Offline decoding: a decoder of planted latents, also of very small ones."""
+"""Offline decoding: a decoder of planted latents, also of very small ones, and what the protocol measures."""
 
+import chex
 import jax
 import numpy as np
 import pytest
@@ -44,3 +45,58 @@ def test_latents_without_information_give_the_frequencies():
 def test_episodes_must_fill_the_environments():
     with pytest.raises(ValueError, match="multiple"):
         OfflineConfig(episodes=100, num_envs=64)
+
+
+def test_padding_changes_nothing_and_compiles_once():
+    """Rows beyond the count are never seen, whatever they hold, and one program fits every number of labels."""
+    z, actions = planted(64, 1.0, 0)
+    poisoned = np.where(np.arange(64)[:, None] < 24, z, np.nan), np.where(np.arange(64) < 24, actions, 4)
+    fit = jax.jit(chex.assert_max_traces(offline.fit.__wrapped__, n=1), static_argnums=(3, 4))
+    exact, loss = fit(jax.random.key(0), *poisoned, CONFIG, 5, 24)
+    assert np.isfinite(loss)
+    np.testing.assert_allclose(exact["mean"], z[:24].mean(0), rtol=1e-5)
+    np.testing.assert_allclose(exact["scale"], z[:24].std() + 1e-6, rtol=1e-5)
+    seen = np.argmax(offline.decode(exact, z[:24], CONFIG, 5), -1)
+    assert np.mean(seen == actions[:24]) == 1.0
+    again, _ = fit(jax.random.key(0), z, actions, CONFIG, 5, 24)
+    chex.assert_trees_all_equal(exact, again)
+    more, _ = fit(jax.random.key(0), z, actions, CONFIG, 5, 64)
+    assert np.any(more["mean"] != exact["mean"])
+
+
+def test_counts_are_labels_and_shares_that_the_data_holds():
+    config = OfflineConfig(labels=(16, 4096, 100), label_shares=(0.01, 0.1))
+    assert offline.label_counts(config, 10_000) == [16, 100, 1000, 4096]  # 1 % is among them already
+    assert offline.label_counts(config, 50) == [5, 16]  # half a window rounds to none
+    assert offline.label_counts(OfflineConfig(), 2_600_000)[-1] == 26_000
+
+
+def test_curves_over_draws_by_hand():
+    rows = [(64, 0, 5.0, 9.0), (16, 0, 1.0, 9.0), (16, 1, 2.0, 9.0), (16, 2, 6.0, 9.0)]
+    few, one = offline.over_seeds(rows)
+    assert few == [16, pytest.approx(3.0), pytest.approx(np.sqrt(7.0 / 3))]  # variance (4 + 1 + 9) / 2
+    assert one == [64, 5.0, 9.0]  # a single draw has the error over its episodes
+
+
+def test_what_is_measured_where():
+    config = OfflineConfig(methods=("policy", "bc", "idm", "relabel"), compare_at=(64,))
+    assert offline.variants(config, 16) == {"policy": ("sampled",), "bc": ("sampled",)}
+    assert offline.variants(config, 64) == dict.fromkeys(config.methods, ("sampled", "greedy"))
+    everywhere = OfflineConfig(methods=("policy",), play=("sampled",))
+    assert offline.variants(everywhere, 16) == {"policy": ("sampled",)}
+    names = [offline.curve_name(method, play) for method in ("policy", "bc", "relabel") for play in config.play]
+    assert names == ["curve", "greedy_curve", "bc_curve", "bc_greedy_curve", "relabel_curve", "relabel_greedy_curve"]
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"seeds": 0}, r"offline\.seeds must be at least 1"),
+        ({"label_shares": (0.0,)}, r"offline\.label_shares must lie in"),
+        ({"methods": ("idm",)}, 'must hold "policy"'),
+        ({"play": ("greedy",)}, 'must hold "policy"'),
+    ],
+)
+def test_settings_that_do_not_fit_are_refused(settings, message):
+    with pytest.raises(ValueError, match=message):
+        OfflineConfig(**settings)

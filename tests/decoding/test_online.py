@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lamjax import cloning, dynamics, envs, loops
+from lamjax import cloning, dynamics, envs, loops, policies
 from lamjax.cloning import CloningConfig
 from lamjax.decoding import online
 from lamjax.decoding.online import LEARNING_RATES, DecoderConfig, HybridAgent, OnlineConfig, Pairs
@@ -90,6 +90,47 @@ def test_update_trains_the_heads_alone_and_stops_collecting(model, policy, env):
     )
 
 
+def test_without_a_decoder_the_rl_head_stands_alone_and_does_not_wait(policy):
+    config = dataclasses.replace(CONFIG, decoder=dataclasses.replace(CONFIG.decoder, enabled=False))
+    agent = online.make_agent(policy, config, 15)
+    params, frozen = agent.init(jax.random.key(2), policy)
+    assert set(frozen) == {"convs"}
+    obs = jnp.asarray(np.random.default_rng(0).integers(0, 256, (3, 64, 64, 3), np.uint8))
+    features = agent.encode(frozen, obs)
+    params["policy_head"]["bias"] = jnp.arange(15.0)
+    np.testing.assert_allclose(agent.apply(params, features)[0], np.tile(np.arange(15.0), (3, 1)))  # not halved
+    assert not any(online.refits(config, k) or online.collects(config, k) for k in range(1, 17))
+    rates = dict(online.ppo_config(config).learning_rates)
+    assert rates["policy_head"] == ((0.0, 0.0), (pytest.approx(0.00375), 2.5e-3), (1.0, 0.0))
+    assert rates["fc"] == ((0.0, 0.0), (pytest.approx(0.0375), 1e-3), (1.0, 0.0))
+    assert online.ppo_config(CONFIG) == CONFIG.ppo
+    plain = ((0.0, 5e-4), (1.0, 0.0))
+    assert online.without_wait(plain) == plain
+
+
+@pytest.mark.parametrize("supervised", [True, False])
+def test_all_layers_start_as_the_last_ones_and_have_gradients(policy, supervised, tmp_path):
+    head = HybridAgent(TRUNK, STAGE1.latent_dim, 15, (16,), supervised)
+    every = dataclasses.replace(head, train="all")
+    obs = jnp.asarray(np.random.default_rng(0).integers(0, 256, (6, 64, 64, 3), np.uint8))
+    (params, frozen), (last, last_frozen) = every.init(jax.random.key(2), policy), head.init(jax.random.key(2), policy)
+    assert set(params) == {"fc", "policy_head", "value_head", "convs"}
+    features = every.encode(frozen, obs)
+    assert features["obs"].dtype == jnp.uint8
+    chex.assert_trees_all_close(every.apply(params, features), head.apply(last, head.encode(last_frozen, obs)))
+    # A copy: moving the trained convolutions leaves what the decoder sees where it was.
+    grads = jax.grad(lambda p: every.apply(p, features)[1].sum())(params)
+    assert all(np.any(leaf) for leaf in jax.tree.leaves(grads["convs"]))
+    moved = {**params, "convs": jax.tree.map(lambda x: x + 0.1, params["convs"])}
+    logits, value = every.apply(moved, features)
+    assert np.any(np.abs(value - every.apply(params, features)[1]) > 1e-3)
+    np.testing.assert_allclose(logits, every.apply(params, features)[0])  # the RL head is still zero
+    # Also where nothing is frozen the actor is one that can be saved and played.
+    policies.save_policy(tmp_path, every, {"params": moved, "frozen": frozen}, {})
+    logits_fn, loaded, _ = policies.load_policy(tmp_path)
+    np.testing.assert_allclose(logits_fn(loaded, obs), logits, atol=1e-6)
+
+
 def test_refit_schedule_of_the_paper():
     """Facts of the reference: after updates 3 to 12, then 20, 40, 60 and 80."""
     fits = [k for k in range(1, 977) if online.refits(OnlineConfig(), k)]
@@ -118,6 +159,30 @@ def test_pairs_hold_the_action_between_the_last_two_frames_and_mask_episode_ends
     window = obs[1:4, 1][None]
     expected = dynamics.infer_latents(model, window).continuous[0]
     np.testing.assert_allclose(pairs.latent[2 * 1 + 1], expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("context", [0, 2])
+def test_pairs_of_models_with_another_context(context):
+    """z of (o_{t-k}, ..., o_{t+1}) beside a_t, and no window across an episode's end unless asked for."""
+    steps, n = 7, 2
+    config = dataclasses.replace(STAGE1, context=context)
+    model = init_dynamics(jax.random.key(0), config, (64, 64, 3))
+    obs = np.random.default_rng(0).integers(0, 256, (steps, n, 64, 64, 3), np.uint8)
+    action = np.arange(steps * n, dtype=np.int32).reshape(steps, n)
+    done = np.zeros((steps, n), bool)
+    done[3, 1] = True
+    pairs = online.add_pairs(Pairs.init(16, STAGE1.latent_dim), model, obs, action, done)
+    count = steps - 1 - context
+    assert int(pairs.written) == count * n
+    np.testing.assert_array_equal(pairs.action[: count * n], action[context:-1].ravel())
+    # o_{t+1} of the step that ended the episode is already of the next one.
+    crosses = [any(t <= 3 < t + context + 1 for t in [start]) for start in range(count)]
+    np.testing.assert_array_equal(pairs.valid[1 : count * n : 2], ~np.array(crosses))
+    assert pairs.valid[0 : count * n : 2].all()
+    expected = dynamics.infer_latents(model, obs[1 : 3 + context, 1][None]).continuous[0]
+    np.testing.assert_allclose(pairs.latent[2 * 1 + 1], expected, atol=1e-5)
+    unmasked = online.add_pairs(Pairs.init(16, STAGE1.latent_dim), model, obs, action, done, masked=False)
+    assert unmasked.valid[: count * n].all()
 
 
 def test_ring_keeps_the_newest(model):

@@ -32,3 +32,12 @@ def start():
         return subprocess.Popen([sys.executable, "-m", "lamjax", *argv], env=env, **pipes)
 
     return call
+
+
+@pytest.fixture(scope="session")
+def recorded(tmp_path_factory):
+    """The store of a few hundred frames of random coinrun, for stages that are run alone."""
+    path = tmp_path_factory.mktemp("recorded") / "store"
+    argv = ["record", "--policy", "random", "--frames", "1024", "--num-envs", "16", "--out", str(path)]
+    assert main(argv) == 0
+    return path

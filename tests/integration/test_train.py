@@ -91,6 +91,10 @@ def test_figures_fit_together(summary):
     offline = stages["decode_offline"]
     for curve in (offline["curve"], offline["bc_curve"]):
         assert [n for n, *_ in curve] == list(SMOKE.offline.labels)
+    for name in ("greedy_curve", "bc_greedy_curve", "idm_curve", "idm_greedy_curve"):
+        assert [n for n, *_ in offline[name]] == list(SMOKE.offline.compare_at)
+    assert offline["seeds"] == 1 and offline["stderr_over"] == "episodes"
+    assert offline["by_seed"]["curve"] == [[n, 0, *rest] for n, *rest in offline["curve"]]
     for (n, normalised), (m, mean, _) in zip(offline["normalised"], offline["curve"], strict=True):
         assert n == m and normalised == pytest.approx(envs.normalised_return("coinrun", mean))
     for stage in ("decode_online", "ppo_scratch"):

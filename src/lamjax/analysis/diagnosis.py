@@ -80,7 +80,8 @@ def diagnose(summary: dict[str, Any]) -> list[dict[str, str]]:
                 "--dynamics.fdm.predict change --dynamics.loss-scale copy_last, or more steps",
             )
         codes = dynamics["num_codes"]
-        for n, perplexity in enumerate(dynamics["codebook_perplexity"]):
+        # Without a quantiser a codebook follows the latents, for measures alone.
+        for n, perplexity in enumerate(dynamics["codebook_perplexity"] if dynamics.get("quantized", True) else ()):
             if perplexity < MIN_PERPLEXITY_SHARE * codes:
                 used = codes - dynamics["dead_codes"][n]
                 say(

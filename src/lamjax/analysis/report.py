@@ -162,6 +162,8 @@ def _fdm_error(run: Run) -> Figure | None:
 
 
 def _perplexity(run: Run) -> Figure | None:
+    if run.stage("dynamics").get("quantized") is False:
+        return None
     count = 0
     while run.curve("dynamics", f"perplexity_{count}"):
         count += 1
@@ -185,7 +187,8 @@ def _probe(run: Run) -> Figure | None:
 
 def _code_usage(run: Run) -> Figure | None:
     fields = run.fields("code_counts")
-    return figures.code_usage(fields[0]) if fields else None
+    unused = run.stage("dynamics").get("quantized") is False
+    return figures.code_usage(fields[0]) if fields and not unused else None
 
 
 def _latents(run: Run, name: str, title: str) -> Figure | None:
@@ -226,11 +229,23 @@ def _reference_returns(run: Run) -> tuple[float, float]:
     return tuple(number(run.null(name).get("mean")) for name in ("random_return", "expert_return"))
 
 
+# Other ways from labels to a policy than decoding the latent policy and behaviour cloning, both sampled.
+OFFLINE_CURVES = {
+    "greedy_curve": "latent policy, decoded, greedy",
+    "bc_greedy_curve": "behaviour cloning, greedy",
+    "idm_curve": "decoder of the IDM's latents",
+    "idm_greedy_curve": "decoder of the IDM's latents, greedy",
+    "relabel_curve": "actions named by the IDM, cloned",
+    "relabel_greedy_curve": "actions named by the IDM, cloned, greedy",
+}
+
+
 def _by_labels(run: Run) -> Figure | None:
     partial = (run.summary.get("partial") or {}).get("decode_offline") or {}
     stage = run.stage("decode_offline") or partial
     decoded, cloned = _points(stage.get("curve"), 3), _points(stage.get("bc_curve"), 3)
-    return figures.return_by_labels(decoded, cloned, *_reference_returns(run)) if len(decoded) else None
+    others = {label: _points(stage.get(name), 3) for name, label in OFFLINE_CURVES.items() if stage.get(name)}
+    return figures.return_by_labels(decoded, cloned, *_reference_returns(run), others) if len(decoded) else None
 
 
 def _by_frames(run: Run) -> Figure | None:
@@ -263,7 +278,7 @@ FIGURES = {
         _perplexity,
         "Codebook perplexity",
         "Effective number of codes in use, per codebook; 1 is a collapsed codebook.",
-        "the metrics of stage 1",
+        "the metrics of stage 1, with its quantiser",
     ),
     "probe": Plot(
         _probe,
@@ -277,7 +292,7 @@ FIGURES = {
         _code_usage,
         "Code usage",
         "Share of the held-out windows that each code is chosen for.",
-        "the analysis of stage 1",
+        "the analysis of stage 1, with its quantiser",
     ),
     "latents_trained": Plot(
         lambda run: _latents(run, "latents", "Trained IDM"),
@@ -314,8 +329,9 @@ FIGURES = {
     "return_by_labels": Plot(
         _by_labels,
         "Return against labels",
-        "Return of the policy whose decoder was fitted on that many labelled transitions, and of behaviour cloning on "
-        "the same ones. Bars: one standard error.",
+        "Return of the policy whose decoder was fitted on that many labelled transitions, of behaviour cloning on the "
+        "same ones, and of other ways from these labels to a policy where they were measured. Bars: one standard "
+        "error, over draws of the labels where there are several, else over episodes.",
         "the result of offline decoding",
     ),
     "return_by_frames": Plot(
@@ -543,6 +559,11 @@ _ELSEWHERE = {"stages", "nulls", "diagnosis", "banner", "command", "verdict"}
 _COLUMNS = {
     "decode_offline.curve": ("labels", "mean", "stderr"),
     "decode_offline.bc_curve": ("labels", "mean", "stderr"),
+    **{f"decode_offline.{name}": ("labels", "mean", "stderr") for name in OFFLINE_CURVES},
+    **{
+        f"decode_offline.by_seed.{name}": ("labels", "draw", "mean", "stderr")
+        for name in ("curve", "bc_curve", *OFFLINE_CURVES)
+    },
     "decode_offline.normalised": ("labels", "normalised"),
     "decode_online.curve": ("frames", "mean"),
     "ppo_scratch.curve": ("frames", "mean"),

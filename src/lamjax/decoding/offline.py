@@ -1,22 +1,30 @@
 """Stage 3, offline: a decoder from latent to real actions, fitted on a few labelled transitions.
 
-The decoder is fitted on what the *policy* says at the labelled observations, because that is what it will see when it
-acts; a decoder fitted on the inverse model's latents meets off-manifold inputs there.
+The paper gives no protocol. This one: N windows are labelled, drawn at random from the training levels, as many times
+over as there are seeds; on each draw every method is fitted, and plays the same fixed number of episodes in each
+environment. LAPO's own order is to clone latents first and to decode the policy: the decoder is fitted on what the
+*policy* says at the labelled observations, because that is what it will see when it acts. A decoder fitted on the
+inverse model's latents, the other reading, meets off-manifold inputs there; it is measured beside it.
 
-Dimension keys: L labels, Z latent size, A actions.
+Dimension keys: L places for labels, N labels, Z latent size, A actions.
 """
 
 import dataclasses
 import functools
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, Literal
 
 import chex
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from lamjax.models.mlp import MLP
 from lamjax.optim import warmup_linear
+
+Method = Literal["policy", "idm", "bc", "relabel"]
+Play = Literal["sampled", "greedy"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,8 +33,17 @@ class OfflineConfig:
 
     Attributes:
       labels: numbers of labelled transitions to fit with.
+      label_shares: more of them, as shares of the training windows.
+      seeds: draws of the labels, each with evaluation levels of its own; what is reported is the mean over them.
+      methods: what is done with the labels. "policy": a decoder on the latents of the policy; "bc": cloning the labels
+        from scratch, the null; "idm": a decoder on the latents of the inverse model, put behind the policy; "relabel":
+        the order of LAPO+ (arXiv 2602.02762), which decodes the inverse model first, lets it name the action of every
+        training window, and clones these actions for as long as stage 2 took.
+      play: how the policies act.
+      compare_at: the numbers of labels at which anything but "policy" and "bc", both sampled, is measured; by default
+        all.
       steps: optimizer steps of one fit.
-      batch_size: labels in a step, at most all of them.
+      batch_size: labels in a step, drawn with replacement.
       learning_rate: the peak; warmed up over a tenth of the steps, then linear down to zero.
       weight_decay: AdamW's.
       hidden: widths of the decoder's hidden layers.
@@ -36,6 +53,11 @@ class OfflineConfig:
     """
 
     labels: tuple[int, ...] = (16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192)
+    label_shares: tuple[float, ...] = (0.01,)
+    seeds: int = 3
+    methods: tuple[Method, ...] = ("policy", "bc", "idm")
+    play: tuple[Play, ...] = ("sampled", "greedy")
+    compare_at: tuple[int, ...] = ()
     steps: int = 10_000
     batch_size: int = 128
     learning_rate: float = 2e-4
@@ -48,6 +70,49 @@ class OfflineConfig:
     def __post_init__(self):
         if self.episodes % self.num_envs:
             raise ValueError(f"episodes ({self.episodes}) must be a multiple of num_envs ({self.num_envs}).")
+        if self.seeds < 1:
+            raise ValueError(f"offline.seeds must be at least 1, not {self.seeds}.")
+        if not all(0 < share <= 1 for share in self.label_shares):
+            raise ValueError(f"offline.label_shares must lie in (0, 1], not {self.label_shares}.")
+        if "policy" not in self.methods or "sampled" not in self.play:
+            raise ValueError('offline.methods must hold "policy" and offline.play "sampled": they are the main curve.')
+
+
+def label_counts(config: OfflineConfig, windows: int) -> list[int]:
+    """The numbers of labels to fit with where so many training windows are there, ascending; too large ones go."""
+    shares = (round(share * windows) for share in config.label_shares)
+    return sorted({n for n in (*config.labels, *shares) if 1 <= n <= windows})
+
+
+def curve_name(method: Method, play: Play) -> str:
+    """What a curve is called in the summary: "curve" is the policy's, sampled; others are as "idm_greedy_curve"."""
+    parts = ("" if method == "policy" else method, "" if play == "sampled" else play, "curve")
+    return "_".join(part for part in parts if part)
+
+
+def variants(config: OfflineConfig, count: int) -> dict[Method, tuple[Play, ...]]:
+    """The methods at a number of labels, and how the policies act."""
+    if not config.compare_at or count in config.compare_at:
+        return dict.fromkeys(config.methods, config.play)
+    return {method: ("sampled",) for method in config.methods if method in ("policy", "bc")}
+
+
+def over_seeds(rows: Sequence[tuple[int, int, float, float]]) -> list[list[float]]:
+    """A curve from the returns of each draw.
+
+    Args:
+      rows: ``(N, seed, mean, standard error over episodes)`` of each number of labels and draw.
+
+    Returns:
+      ``[N, mean, standard error]`` for each N, ascending: over the draws, or over the episodes where one is there.
+    """
+    curve = []
+    for count in sorted({row[0] for row in rows}):
+        means = [mean for n, _, mean, _ in rows if n == count]
+        errors = [error for n, _, _, error in rows if n == count]
+        error = float(np.std(means, ddof=1) / np.sqrt(len(means))) if len(means) > 1 else errors[0]
+        curve.append([count, float(np.mean(means)), error])
+    return curve
 
 
 def decoder(config: OfflineConfig, num_actions: int) -> MLP:
@@ -57,9 +122,14 @@ def decoder(config: OfflineConfig, num_actions: int) -> MLP:
 
 @functools.partial(jax.jit, static_argnames=("config", "num_actions"))
 def fit(
-    key: jax.Array, latents: jax.Array, actions: jax.Array, config: OfflineConfig, num_actions: int
+    key: jax.Array,
+    latents: jax.Array,
+    actions: jax.Array,
+    config: OfflineConfig,
+    num_actions: int,
+    count: jax.Array | int | None = None,
 ) -> tuple[Any, jax.Array]:
-    """Fits a decoder by cross-entropy.
+    """Fits a decoder by cross-entropy. Compiled once for all numbers of labels that are padded to one size.
 
     Args:
       key: a typed PRNG key.
@@ -67,6 +137,7 @@ def fit(
       actions: int32 ``[L]``.
       config: the settings (static).
       num_actions: A (static).
+      count: int32 ``[]``, N, how many of the first rows count; all by default.
 
     Returns:
       The decoder's parameters, and the loss of the last step.
@@ -74,15 +145,19 @@ def fit(
     chex.assert_equal_shape_prefix([latents, actions], 1)
     network = decoder(config, num_actions)
     key_init, key_rows = jax.random.split(key)
+    count = latents.shape[0] if count is None else count
     # Latents of different runs differ in scale by orders of magnitude; the decoder should not have to.
-    params = {"mean": latents.mean(0), "scale": latents.std() + 1e-6, "net": network.init(key_init, latents[:1])}
+    counts = (jnp.arange(latents.shape[0]) < count)[:, None]
+    mean = jnp.where(counts, latents, 0).sum(0) / count
+    # The deviation of all numbers together, about their common mean.
+    scale = jnp.sqrt(jnp.where(counts, jnp.square(latents - mean.mean()), 0).sum() / (count * latents.shape[1]))
+    params = {"mean": mean, "scale": scale + 1e-6, "net": network.init(key_init, latents[:1])}
     schedule = warmup_linear(config.learning_rate, 0.01, 0.0, config.steps // 10, config.steps)
     tx = optax.adamw(schedule, weight_decay=config.weight_decay)
-    batch = min(config.batch_size, latents.shape[0])
 
     def step(carry, index):
         net, opt_state = carry
-        rows = jax.random.choice(jax.random.fold_in(key_rows, index), latents.shape[0], (batch,), replace=False)
+        rows = jax.random.randint(jax.random.fold_in(key_rows, index), (config.batch_size,), 0, count)
 
         def loss_fn(net):
             logits = decode({**params, "net": net}, latents[rows], config, num_actions)

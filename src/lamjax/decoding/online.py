@@ -4,13 +4,16 @@ Logits are the mean of two heads: the frozen latent policy followed by a decoder
 inverse model gives the latent of a transition, the environment its action), and an RL head that starts at zero. The
 convolutions are frozen, so their output is computed once a frame and no gradient passes through them.
 
+Two ablations: without the supervised decoder the RL head stands alone, on the latent policy's features ("RL only" in
+the paper's figure, of which no code was released); and PPO may train all layers instead of the last ones.
+
 Dimension keys: T steps, N environments, K capacity, Z latent size, A actions.
 """
 
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import flax.linen as nn
 import jax
@@ -28,13 +31,15 @@ from lamjax.models.mlp import MLP
 from lamjax.models.policy import normalise_obs
 from lamjax.models.trunk import TrunkConfig, make_trunk
 from lamjax.ppo import train as ppo
-from lamjax.ppo.train import PPOConfig, PPOState
+from lamjax.ppo.train import PPOConfig, PPOState, Schedule
 
-# LAPO's schedules as fractions of its 4M frames: heads first, then the layer under them.
+# LAPO's schedules as fractions of its 4M frames: heads first, then the layer under them. The convolutions, which LAPO
+# freezes, get the rate of PPO from scratch where they are trained.
 LEARNING_RATES = (
     ("policy_head", ((0.0, 0.0), (0.00875, 0.0), (0.0125, 2.5e-3), (1.0, 0.0))),
     ("value_head", ((0.0, 0.0), (0.00625, 0.0), (0.0125, 2.5e-3), (1.0, 0.0))),
     ("fc", ((0.0, 0.0), (0.0125, 0.0), (0.05, 1e-3), (1.0, 0.0))),
+    ("convs", ((0.0, 0.0), (0.0125, 0.0), (0.05, 5e-4), (1.0, 0.0))),
 )
 
 
@@ -43,6 +48,8 @@ class DecoderConfig:
     """The supervised decoder's settings; the defaults are LAPO's, frames as fractions of the budget.
 
     Attributes:
+      enabled: False leaves it out ("RL only"): the RL head acts alone, and since there is nothing to wait for, PPO's
+        schedules start where they first rise (`ppo_config`).
       hidden: widths of the hidden layers.
       start: before this no fit.
       dense_until: until here a fit after every update.
@@ -53,8 +60,10 @@ class DecoderConfig:
       learning_rate: Adam's.
       label_smoothing: of the cross-entropy.
       capacity: K, pairs kept at most, the newest ones (the reference keeps all).
+      mask_boundaries: False also fits on transitions across an episode's end, as the reference does.
     """
 
+    enabled: bool = True
     hidden: tuple[int, ...] = (192, 128, 64)
     start: float = 0.0025
     dense_until: float = 0.0125
@@ -65,6 +74,7 @@ class DecoderConfig:
     learning_rate: float = 1e-3
     label_smoothing: float = 0.05
     capacity: int = 400_000
+    mask_boundaries: bool = True
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,10 +84,30 @@ class OnlineConfig:
     Attributes:
       ppo: PPO's.
       decoder: the decoder's.
+      train: "head" is LAPO: PPO trains a copy of the fully connected layer and the heads on it; "all" also trains a
+        copy of the convolutions, at the rate of the group "convs", while the decoder goes on reading the frozen ones.
     """
 
     ppo: PPOConfig = PPOConfig(learning_rates=LEARNING_RATES)
     decoder: DecoderConfig = DecoderConfig()
+    train: Literal["head", "all"] = "head"
+
+
+def without_wait(points: Schedule) -> Schedule:
+    """A schedule that begins where it first rises: ((0, 0), (a, 0), (b, r), ...) to ((0, 0), (b - a, r), ...)."""
+    rises = next((index for index, (_, rate) in enumerate(points) if rate > 0), 0)
+    if rises == 0:
+        return points
+    wait = points[rises - 1][0]
+    return ((0.0, 0.0), *((x if x == 1 else x - wait, rate) for x, rate in points[rises:]))
+
+
+def ppo_config(config: OnlineConfig) -> PPOConfig:
+    """PPO's settings. With a supervised decoder the RL head waits for it; alone it has nothing to wait for."""
+    if config.decoder.enabled:
+        return config.ppo
+    rates = tuple((group, without_wait(points)) for group, points in config.ppo.learning_rates)
+    return dataclasses.replace(config.ppo, learning_rates=rates)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,12 +119,16 @@ class HybridAgent:
       latent_dim: Z.
       num_actions: A.
       decoder_hidden: widths of the decoder's hidden layers.
+      supervised: whether there is a decoder; else the RL head stands alone.
+      train: "head" or "all" layers (see `OnlineConfig`).
     """
 
     trunk: TrunkConfig
     latent_dim: int
     num_actions: int
     decoder_hidden: tuple[int, ...]
+    supervised: bool = True
+    train: Literal["head", "all"] = "head"
 
     @property
     def decoder(self) -> MLP:
@@ -105,8 +139,9 @@ class HybridAgent:
         """The surgery on stage 2's policy.
 
         Returns:
-          What PPO trains: a copy of the fully connected layer, a policy head of zeros, the value head; and what is
-          frozen: convolutions, that layer, the latent head, and a decoder that starts at random.
+          What PPO trains: a copy of the fully connected layer, a policy head of zeros, the value head, and a copy of
+          the convolutions where all layers are trained; and what is frozen: convolutions, that layer, the latent head,
+          and a decoder that starts at random, as far as they are used.
         """
         trunk, head = policy.params["trunk_net"], policy.params["latent_head"]
         features = self.trunk.features
@@ -115,35 +150,39 @@ class HybridAgent:
             "policy_head": {"kernel": jnp.zeros((features, self.num_actions)), "bias": jnp.zeros(self.num_actions)},
             "value_head": jax.tree.map(jnp.copy, policy.params["value_head"]),
         }
-        frozen = {
-            "convs": trunk["convs"],
-            "fc": trunk["fc"],
-            "latent_head": head,
-            "decoder": self.decoder.init(key, jnp.zeros((1, self.latent_dim)))["params"],
-        }
+        frozen = {}
+        if self.train == "all":
+            params["convs"] = jax.tree.map(jnp.copy, trunk["convs"])
+        if self.supervised:
+            decoder = self.decoder.init(key, jnp.zeros((1, self.latent_dim)))["params"]
+            frozen = {"fc": trunk["fc"], "latent_head": head, "decoder": decoder}
+        if self.supervised or self.train == "head":
+            frozen["convs"] = trunk["convs"]
         return params, frozen
 
     def _fc(self, params: Any, x: jax.Array) -> jax.Array:
         return nn.relu(Dense(self.trunk.features).apply({"params": params}, x))
 
-    def encode(self, frozen: dict[str, Any], obs: jax.Array) -> dict[str, jax.Array]:
-        """The convolutions' output and the decoder's logits, both fixed during an update."""
+    def _convs(self, params: Any, obs: jax.Array) -> jax.Array:
         trunk = make_trunk(self.trunk)
-        convs = trunk.apply(
-            {"params": {"convs": frozen["convs"], "fc": frozen["fc"]}},
-            normalise_obs(obs),
-            method=lambda m, x: m.convs(x),
-        )
-        convs = nn.relu(convs)
-        latent = Dense(self.latent_dim).apply({"params": frozen["latent_head"]}, self._fc(frozen["fc"], convs))
-        return {"convs": convs, "decoded": self.decoder.apply({"params": frozen["decoder"]}, latent)}
+        return nn.relu(trunk.apply({"params": {"convs": params}}, normalise_obs(obs), method=lambda m, x: m.convs(x)))
+
+    def encode(self, frozen: dict[str, Any], obs: jax.Array) -> dict[str, jax.Array]:
+        """What is fixed during an update: the convolutions' output, or observations, and the decoder's logits."""
+        features = {"obs": obs} if self.train == "all" else {"convs": self._convs(frozen["convs"], obs)}
+        if self.supervised:
+            convs = features["convs"] if self.train == "head" else self._convs(frozen["convs"], obs)
+            latent = Dense(self.latent_dim).apply({"params": frozen["latent_head"]}, self._fc(frozen["fc"], convs))
+            features["decoded"] = self.decoder.apply({"params": frozen["decoder"]}, latent)
+        return features
 
     def apply(self, params: dict[str, Any], features: dict[str, jax.Array]) -> tuple[jax.Array, jax.Array]:
-        """Logits ``[B, A]``, the mean of the two heads, and values ``[B]``."""
-        x = self._fc(params["fc"], features["convs"])
+        """Logits ``[B, A]``, the mean of the two heads or the RL head's alone, and values ``[B]``."""
+        convs = self._convs(params["convs"], features["obs"]) if self.train == "all" else features["convs"]
+        x = self._fc(params["fc"], convs)
         logits = x @ params["policy_head"]["kernel"] + params["policy_head"]["bias"][None]
         value = x @ params["value_head"]["kernel"] + params["value_head"]["bias"][None]
-        return (logits + features["decoded"]) / 2, value[:, 0]
+        return (logits + features["decoded"]) / 2 if self.supervised else logits, value[:, 0]
 
 
 @struct.dataclass
@@ -192,7 +231,8 @@ class OnlineState:
 
 def make_agent(policy: CloningState, config: OnlineConfig, num_actions: int) -> HybridAgent:
     """The agent for a latent policy."""
-    return HybridAgent(policy.config.trunk, policy.latent_dim, num_actions, config.decoder.hidden)
+    hidden, supervised = config.decoder.hidden, config.decoder.enabled
+    return HybridAgent(policy.config.trunk, policy.latent_dim, num_actions, hidden, supervised, config.train)
 
 
 def init(key: jax.Array, config: OnlineConfig, policy: CloningState, env: VectorEnv) -> OnlineState:
@@ -200,14 +240,16 @@ def init(key: jax.Array, config: OnlineConfig, policy: CloningState, env: Vector
     key_agent, key_ppo = jax.random.split(key)
     agent = make_agent(policy, config, env.num_actions)
     params, frozen = agent.init(key_agent, policy)
-    capacity = min(config.decoder.capacity, config.ppo.total_frames)
+    capacity = min(config.decoder.capacity, config.ppo.total_frames) if config.decoder.enabled else 1
     return OnlineState(
-        ppo.init(key_ppo, config.ppo, params, env), frozen, Pairs.init(capacity, policy.latent_dim), config
+        ppo.init(key_ppo, ppo_config(config), params, env), frozen, Pairs.init(capacity, policy.latent_dim), config
     )
 
 
-@jax.jit
-def add_pairs(pairs: Pairs, model: DynamicsState, obs: jax.Array, action: jax.Array, done: jax.Array) -> Pairs:
+@functools.partial(jax.jit, static_argnames="masked")
+def add_pairs(
+    pairs: Pairs, model: DynamicsState, obs: jax.Array, action: jax.Array, done: jax.Array, masked: bool = True
+) -> Pairs:
     """Infers the latents of a rollout's transitions and appends them to the ring.
 
     Args:
@@ -216,18 +258,22 @@ def add_pairs(pairs: Pairs, model: DynamicsState, obs: jax.Array, action: jax.Ar
       obs: ``[T, N, *obs_shape]``.
       action: int32 ``[T, N]``, taken at those observations.
       done: bool ``[T, N]``, the step ended an episode.
+      masked: False takes transitions across an episode's end for valid (static).
 
     Returns:
-      The ring with ``(T - 2) N`` more pairs: z of (o_{t-1}, o_t, o_{t+1}) beside a_t.
+      The ring with ``(T - 1 - k) N`` more pairs, k being the model's context: z of (o_{t-k}, ..., o_{t+1}) beside a_t.
     """
+    context, length = model.config.context, model.config.window
 
     def infer(_, t):
-        window = jax.lax.dynamic_slice_in_dim(obs, t, 3).swapaxes(0, 1)
+        window = jax.lax.dynamic_slice_in_dim(obs, t, length).swapaxes(0, 1)
         return None, dynamics.infer_latents(model, window).continuous
 
-    steps = obs.shape[0] - 2
+    steps = obs.shape[0] - length + 1
     _, latent = jax.lax.scan(infer, None, jnp.arange(steps))
-    valid = ~(done[:-2] | done[1:-1])
+    # A window crosses an episode's end if any of its steps but the last frame's own ended one.
+    ended = jnp.stack([done[offset : offset + steps] for offset in range(context + 1)]).any(0)
+    valid = ~ended if masked else jnp.ones_like(ended)
     capacity = pairs.action.shape[0]
     size = steps * obs.shape[1]
     if size > capacity:
@@ -235,7 +281,7 @@ def add_pairs(pairs: Pairs, model: DynamicsState, obs: jax.Array, action: jax.Ar
     slots = (pairs.written + jnp.arange(size)) % capacity
     return Pairs(
         pairs.latent.at[slots].set(latent.reshape(size, -1)),
-        pairs.action.at[slots].set(action[1:-1].reshape(-1)),
+        pairs.action.at[slots].set(action[context:-1].reshape(-1)),
         pairs.valid.at[slots].set(valid.reshape(-1)),
         pairs.written + size,
     )
@@ -283,7 +329,7 @@ def refits(config: OnlineConfig, updates_done: int) -> bool:
     """Whether the decoder is refitted after update number `updates_done` (counted from 1)."""
     decoder = config.decoder
     fraction = updates_done * config.ppo.num_envs * config.ppo.num_steps / config.ppo.total_frames
-    if not decoder.start < fraction < decoder.stop:
+    if not (decoder.enabled and decoder.start < fraction < decoder.stop):
         return False
     return fraction < decoder.dense_until or updates_done % decoder.every == 0
 
@@ -291,7 +337,7 @@ def refits(config: OnlineConfig, updates_done: int) -> bool:
 def collects(config: OnlineConfig, updates_done: int) -> bool:
     """Whether update number `updates_done` still feeds the decoder: some later (or this) update refits it."""
     fraction = updates_done * config.ppo.num_envs * config.ppo.num_steps / config.ppo.total_frames
-    return fraction < config.decoder.stop
+    return config.decoder.enabled and fraction < config.decoder.stop
 
 
 def update(
@@ -323,7 +369,8 @@ def update(
     pairs, frozen = state.pairs, state.frozen
     metrics["decoder_accuracy"] = jnp.float32(np.nan)
     if collecting:
-        pairs = add_pairs(pairs, model, rollout.obs, rollout.action, rollout.done)
+        masked = state.config.decoder.mask_boundaries
+        pairs = add_pairs(pairs, model, rollout.obs, rollout.action, rollout.done, masked)
     if refits(state.config, number):
         key = parallel.device_key(jax.random.fold_in(jax.random.fold_in(new.key, number), 2), None)
         decoder, metrics["decoder_accuracy"] = fit_decoder(key, pairs, agent, state.config.decoder)

@@ -1,0 +1,104 @@
+"""A policy cloned from actions: from a few labels (behaviour cloning, the null) or from many that a decoder named.
+
+    loss = mean -log pi(a_t | o_t)
+
+LAPO+ (arXiv 2602.02762) turns LAPO's order round: the few labels decode the inverse model, which then names the action
+of every training window, and the policy is cloned from these.
+
+Dimension keys: B batch, A actions.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import struct
+
+from lamjax import dynamics
+from lamjax.cloning import CloningConfig
+from lamjax.decoding import offline
+from lamjax.decoding.offline import OfflineConfig
+from lamjax.dynamics import DynamicsState
+from lamjax.models.policy import normalise_obs
+from lamjax.optim import warmup_linear
+from lamjax.ppo.agent import ScratchAgent
+
+
+@struct.dataclass
+class ActionState:
+    """Everything that cloning of actions carries.
+
+    Attributes:
+      params: the agent's parameters, float32.
+      opt_state: AdamW's moments, float32.
+      step: int32 ``[]``, steps done.
+      agent: the actor-critic, whose value head is not trained (static).
+      config: stage 2's settings (static).
+      decays: whether the learning rate warms up and decays as stage 2's, or stays at its peak (static).
+    """
+
+    params: Any
+    opt_state: Any
+    step: jax.Array
+    agent: ScratchAgent = struct.field(pytree_node=False)
+    config: CloningConfig = struct.field(pytree_node=False)
+    decays: bool = struct.field(pytree_node=False)
+
+
+def _optimizer(config: CloningConfig, decays: bool) -> optax.GradientTransformation:
+    rate = config.learning_rate
+    if decays:
+        rate = warmup_linear(rate, 0.01, 0.0, config.warmup_steps, config.steps)
+    return optax.adamw(rate, weight_decay=config.weight_decay)
+
+
+def init(
+    key: jax.Array, config: CloningConfig, num_actions: int, obs_shape: tuple[int, ...], decays: bool = True
+) -> ActionState:
+    """Starts a policy on observations of `obs_shape` with A actions, with stage 2's trunk, from scratch."""
+    agent = ScratchAgent(config.trunk, num_actions)
+    params = agent.init(key, obs_shape)
+    return ActionState(params, _optimizer(config, decays).init(params), jnp.zeros((), jnp.int32), agent, config, decays)
+
+
+def train_step(state: ActionState, obs: jax.Array, actions: jax.Array) -> tuple[ActionState, dict[str, jax.Array]]:
+    """One step of cloning. Pure, as `dynamics.train_step`.
+
+    Args:
+      state: the training state.
+      obs: ``[B, *obs_shape]``.
+      actions: int32 ``[B]``.
+
+    Returns:
+      The new state and metrics, float32 ``[]``: ``loss`` (nats) and ``accuracy``.
+    """
+
+    def loss_fn(params: Any) -> tuple[jax.Array, jax.Array]:
+        logits, _ = state.agent.network.apply({"params": params}, normalise_obs(obs))
+        loss = optax.softmax_cross_entropy_with_integer_labels(logits, actions).mean()
+        return loss, jnp.mean((jnp.argmax(logits, -1) == actions).astype(jnp.float32))
+
+    (loss, accuracy), grads = jax.value_and_grad(loss_fn, has_aux=True)(state.params)
+    updates, opt_state = _optimizer(state.config, state.decays).update(grads, state.opt_state, state.params)
+    params = optax.apply_updates(state.params, updates)
+    return state.replace(params=params, opt_state=opt_state, step=state.step + 1), {"loss": loss, "accuracy": accuracy}
+
+
+def name_actions(
+    model: DynamicsState, decoder: Any, windows: jax.Array, config: OfflineConfig, num_actions: int
+) -> jax.Array:
+    """The likeliest actions of windows, by a decoder of the inverse model's latents.
+
+    Args:
+      model: stage 1.
+      decoder: what `offline.fit` gave on its latents.
+      windows: ``[B, k + 2, *obs_shape]``.
+      config: the decoder's settings.
+      num_actions: A.
+
+    Returns:
+      int32 ``[B]``, the action at o_t.
+    """
+    latents = dynamics.infer_latents(model, windows).continuous
+    return jnp.argmax(offline.decode(decoder, latents, config, num_actions), -1).astype(jnp.int32)

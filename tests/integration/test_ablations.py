@@ -1,0 +1,196 @@
+"""Each ablation is a field that one command sets, and the stages that it touches run with it."""
+
+import dataclasses
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from lamjax import checkpoint, pipeline, policies
+from lamjax.analysis import report
+from lamjax.cli import parse
+from lamjax.config import PRESETS
+from lamjax.data import open_store
+from lamjax.run import InterruptedRunError, Run
+
+SMOKE = PRESETS["smoke"]
+SHORT = [
+    *("--dynamics.steps", "2", "--cloning.steps", "4", "--log-every", "1", "--analysis.eval-every", "2"),
+    *("--analysis.probe-train", "64", "--analysis.probe-test", "32", "--eval-episodes", "2"),
+    *("--offline.labels", "16", "--offline.steps", "3", "--offline.bc-steps", "2", "--offline.compare-at"),
+    *("--offline.episodes", "2", "--offline.num-envs", "2"),
+]
+
+
+def settings(*options):
+    return parse("train", ["--preset", "smoke", *SHORT, *options]).config
+
+
+# What each command changes, beside the default.
+FIELDS = {
+    ("--dynamics.quantizer.no-enabled",): lambda c: (c.dynamics.quantizer.enabled, False),
+    ("--dynamics.quantizer.start", "reference"): lambda c: (c.dynamics.quantizer.start, "reference"),
+    ("--dynamics.quantizer.codes", "8"): lambda c: (c.dynamics.quantizer.codes, 8),
+    ("--dynamics.quantizer.commitment", "0.25"): lambda c: (c.dynamics.quantizer.commitment, 0.25),
+    ("--dynamics.context", "2"): lambda c: (c.dynamics.context, 2),
+    ("--analysis.no-mask-boundaries",): lambda c: (c.analysis.mask_boundaries, False),
+    ("--analysis.no-mask-probes",): lambda c: (c.analysis.mask_probes, False),
+    ("--online.decoder.no-enabled",): lambda c: (c.online.decoder.enabled, False),
+    ("--online.decoder.no-mask-boundaries",): lambda c: (c.online.decoder.mask_boundaries, False),
+    ("--online.train", "all"): lambda c: (c.online.train, "all"),
+    ("--offline.methods", "policy", "relabel"): lambda c: (c.offline.methods, ("policy", "relabel")),
+    ("--offline.play", "sampled"): lambda c: (c.offline.play, ("sampled",)),
+    ("--offline.label-shares", "0.01", "0.1"): lambda c: (c.offline.label_shares, (0.01, 0.1)),
+    ("--offline.seeds", "5"): lambda c: (c.offline.seeds, 5),
+}
+
+
+@pytest.mark.parametrize("options", FIELDS, ids=" ".join)
+def test_one_command_sets_it(options):
+    field = FIELDS[options]
+    found, expected = field(settings(*options))
+    assert found == expected != field(settings())[0]
+
+
+@pytest.fixture
+def play_briefly(monkeypatch):
+    """Evaluations of a moment: what policies are worth is not the question here."""
+
+    def evaluate(logits_fn, policy, env, episodes, key, *, greedy=False, progress=None):
+        obs, _ = env.reset(key)
+        logits = np.asarray(logits_fn(policy, obs))
+        assert logits.shape == (env.num_envs, env.num_actions) and np.isfinite(logits).all()
+        draw = float(jax.random.uniform(key))
+        return np.full(episodes, draw + greedy, np.float32), np.ones(episodes, np.int32)
+
+    monkeypatch.setattr(pipeline, "evaluate", evaluate)
+
+
+METHODS = ("--offline.methods", "policy", "bc", "idm", "relabel", "--offline.seeds", "2")
+CHAINS = {
+    "no VQ": ("--dynamics.quantizer.no-enabled", *METHODS),
+    "context": (
+        *("--dynamics.context", "2", "--dynamics.idm-input", "changes", "--analysis.no-mask-probes"),
+        *("--offline.methods", "policy", "idm", "--offline.play", "sampled"),
+        *("--online.ppo.total-frames", "2048", "--online.decoder.no-mask-boundaries"),
+    ),
+}
+
+
+def train_stages(run, store):
+    model = pipeline.dynamics_stage(run, store)
+    return model, pipeline.cloning_stage(run, store, model)
+
+
+@pytest.mark.parametrize("name", CHAINS)
+def test_stages_1_and_2_and_offline_decoding(name, recorded, tmp_path, play_briefly, monkeypatch):
+    drawn = ("perplexity", "code_usage", "strips", "return_by_labels")  # all of them take ten seconds
+    monkeypatch.setattr(report, "FIGURES", {figure: report.FIGURES[figure] for figure in drawn})
+    monkeypatch.setattr(report, "render", lambda run, embedded: " ".join(shown.missing for shown in embedded.values()))
+    monkeypatch.setattr(report, "_rollout_arrays", lambda run: None)
+    config, store = settings(*CHAINS[name]), open_store(recorded)
+    with Run(tmp_path, "coinrun", config, {"env": "coinrun", "diagnosis": []}) as run:
+        model, policy = train_stages(run, store)
+        run.summary["nulls"]["random_return"] = {"mean": 0.0, "stderr": 0.0, "episodes": 2}
+        pipeline.offline_stage(run, store, model, policy, 15)
+        dynamics, found = run.done("dynamics"), run.done("decode_offline")
+        warned = pipeline.diagnosis.diagnose({"stages": {"dynamics": {**dynamics, "codebook_perplexity": [0.1, 0.1]}}})
+        assert any("collapsed" in warning["text"] for warning in warned) == (name != "no VQ")
+    page = report.write(tmp_path).read_text()
+    assert ("Code usage: missing" in page) == (name == "no VQ")
+    for measure in ("code_nmi", "code_purity", "probe_accuracy_merged", "fdm_ratio"):
+        assert np.isfinite(dynamics[measure])
+    assert dynamics["quantized"] == (name != "no VQ")
+    shapes = np.load(tmp_path / "analysis.npz")
+    assert shapes["strip_context"].shape[1] == min(config.dynamics.context + 1, 2)
+    assert shapes["rollout_frames"].shape[1] == 13
+    if name == "context":
+        assert found["stderr_over"] == "episodes" and found["seeds"] == 1
+        with Run(tmp_path, "coinrun", config, {}) as run:
+            pipeline.online_stage(run, model, policy)
+        _, saved, _ = checkpoint.restore_arrays(tmp_path / "checkpoints" / "decode_online")
+        # One update of 2048 frames feeds the decoder before it stops at 0.8 of the budget.
+        assert saved["pairs.written"] == (config.online.ppo.num_steps - 3) * config.online.ppo.num_envs
+        return
+    # Two draws of the labels, each on levels of its own, the same for every method; greedy adds one (see above).
+    draws = [float(jax.random.uniform(pipeline.stage_key(config, stage))) for stage in ("evaluation", "evaluation-1")]
+    mean, error = np.mean(draws), np.abs(draws[0] - draws[1]) / 2
+    for curve in ("curve", "bc_curve", "idm_curve", "relabel_curve"):
+        assert found[curve] == [[16, pytest.approx(mean, abs=1e-6), pytest.approx(error, abs=1e-6)]]
+        greedy = found[curve.replace("curve", "greedy_curve")]
+        assert greedy == [[16, pytest.approx(mean + 1, abs=1e-6), pytest.approx(error, abs=1e-6)]]
+    assert found["stderr_over"] == "seeds"
+    assert {path.name for path in (tmp_path / "policies").iterdir()} == {"offline-16", "relabel-16"}
+    assert policies.load_policy(tmp_path / "policies" / "relabel-16")[2]["return_mean"] == pytest.approx(draws[0])
+
+
+@dataclasses.dataclass
+class _Like:
+    config: object
+
+
+def untrained_policy(config, store):
+    init = pipeline.loops.jit_once(pipeline.cloning.init, static_argnums=(1, 2, 3))
+    return init(jax.random.key(0), config.cloning, store.obs_shape, config.dynamics.latent_dim)
+
+
+def test_offline_decoding_resumes_where_it_stopped(recorded, tmp_path, play_briefly, monkeypatch):
+    """Stopped before every evaluation in turn, also inside the cloning of named actions, it ends with the same."""
+    config, store = settings(*METHODS, "--checkpoint-every", "0"), open_store(recorded)
+    model = pipeline.init_dynamics(_Like(config), store)
+    policy = untrained_policy(config, store)
+    evaluate, seen = pipeline.evaluate, []
+
+    def stage(folder):
+        with Run(folder, "coinrun", config, {}) as run:
+            run.summary["nulls"]["random_return"] = {"mean": 0.0}
+            pipeline.offline_stage(run, store, model, policy, 15)
+        return run.done("decode_offline")
+
+    def fingerprint(logits_fn, params, env, episodes, key, **options):
+        """A return that depends on every weight of the policy."""
+        obs = np.full((env.num_envs, *env.obs_shape), 100, np.uint8)
+        value = np.float32(np.asarray(logits_fn(params, obs)).std())
+        if value not in seen and stopping:
+            seen.append(value)
+            raise InterruptedRunError(15)
+        return np.full(episodes, value), evaluate(logits_fn, params, env, episodes, key, **options)[1]
+
+    monkeypatch.setattr(pipeline, "evaluate", fingerprint)
+    stopping = False
+    whole = stage(tmp_path / "whole")
+    stopping = True
+    for _ in range(8):
+        with pytest.raises(InterruptedRunError):
+            stage(tmp_path / "stopped")
+    found = stage(tmp_path / "stopped")
+    assert {**found, "seconds": 0} == {**whole, "seconds": 0}
+    values = [row[2] for rows in found["by_seed"].values() for row in rows]
+    assert len(set(values)) == 8  # four methods on two draws
+
+
+def test_online_decoding_of_all_layers_by_rl_alone(recorded, tmp_path, play_briefly):
+    config = settings("--online.train", "all", "--online.decoder.no-enabled", "--online.ppo.total-frames", "2048")
+    store = open_store(recorded)
+    model = pipeline.init_dynamics(_Like(config), store)
+    policy = untrained_policy(config, store)
+    convs = jax.device_get(policy.params["trunk_net"]["convs"])
+    with Run(tmp_path, "coinrun", config, {}) as run:
+        pipeline.online_stage(run, model, policy)
+        assert run.done("decode_online")["frames"] == 2048
+    _, params, _ = policies.load_policy(tmp_path / "policies" / "decode_online")
+    moved = jax.tree.map(lambda a, b: np.abs(a - b).max(), params["params"]["convs"], convs)
+    assert max(jax.tree.leaves(moved)) > 0 and "frozen" not in params
+    rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert rows and not any("decoder_accuracy" in row for row in rows)
+    _, saved, _ = checkpoint.restore_arrays(tmp_path / "checkpoints" / "decode_online")
+    assert saved["pairs.written"] == 0
+
+
+def test_every_preset_plays_what_it_compares():
+    """The default protocol: both readings of the decoder, sampled and greedy, beside cloning the labels."""
+    for preset in PRESETS.values():
+        assert {"policy", "bc", "idm"} <= set(preset.offline.methods)
+        assert set(preset.offline.play) == {"sampled", "greedy"}
+    assert PRESETS["paper"].offline.label_shares == (0.01,) and not PRESETS["paper"].offline.compare_at
