@@ -112,7 +112,7 @@ def run_row(name: Row, args: Bench) -> dict[str, Any]:
         env = envs.make("coinrun", config.ppo.num_envs)
         agent = ScratchAgent(config.trunk, env.num_actions)
         state = ppo.init(key, config.ppo, agent.init(key, env.obs_shape), env)
-        if loops.fuses_steps():
+        if loops.fuses_steps(config.trunk):
             update = jax.jit(lambda s: ppo.update(s, agent, env), donate_argnums=0)
         else:
             update = functools.partial(ppo.update, agent=agent, env=env, scan=loops.host_scan)

@@ -4,6 +4,10 @@ import numpy as np
 import pytest
 
 from lamjax import loops
+from lamjax.models.grid import GridConfig, GridFDMConfig
+from lamjax.models.impala import ImpalaConfig
+from lamjax.models.mlp import MLPConfig, MLPFDMConfig
+from lamjax.models.unet import UNetConfig
 
 
 def step(carry, xs):
@@ -48,9 +52,13 @@ def test_host_scan_takes_keys():
     np.testing.assert_array_equal(drawn, jax.vmap(jax.random.normal)(keys))
 
 
-def test_steps_fuse_everywhere_but_on_a_cpu():
-    assert [loops.fuses_steps(backend) for backend in ("cpu", "gpu", "tpu")] == [False, True, True]
-    assert loops.fuses_steps() == (jax.default_backend() != "cpu")
+def test_steps_of_convolutions_fuse_everywhere_but_on_a_cpu():
+    backends = ("cpu", "gpu", "tpu")
+    for network in (ImpalaConfig(), UNetConfig()):
+        assert [loops.fuses_steps(network, backend=backend) for backend in backends] == [False, True, True]
+        assert loops.fuses_steps(MLPConfig(), network) == (jax.default_backend() != "cpu")
+    for network in (MLPConfig(), MLPFDMConfig(), GridConfig(), GridFDMConfig()):
+        assert all(loops.fuses_steps(network, backend=backend) for backend in backends)
 
 
 def test_jit_once_computes_the_same():

@@ -16,7 +16,7 @@ import tyro
 from tyro.conf import Positional, arg
 
 from lamjax import linear_cli
-from lamjax.config import PRESET_NOTES, PRESETS, RunConfig, default_preset
+from lamjax.config import PRESET_NOTES, PRESETS, RunConfig
 from lamjax.data.import_common import Done
 from lamjax.data.import_parquet import Columns
 
@@ -29,13 +29,14 @@ class Train:
     """Records or finds trajectories, trains the three stages, and writes a run folder with a report.
 
     Attributes:
-      env: a Procgen game (coinrun ... starpilot).
-      preset: paper, reference, cpu or smoke; by default cpu on a CPU and paper elsewhere.
+      env: a Procgen game (coinrun ... starpilot), minatar/breakout ..., or cartpole.
+      preset: paper, reference, cpu or smoke; by default cpu on a CPU and paper elsewhere. MinAtar and cartpole have cpu
+        and smoke.
       name: the run folder's name; by default <preset>-s<seed>.
       seeds: trains this many seeds, one run folder each, and writes an aggregate.
       policy: whom to record: expert, random, or a policy folder; by default the expert if there is one.
       store: trajectories to learn from, recorded or imported before, instead of recording a policy.
-      expert_frames: where no expert is shipped, trains one with so many frames first.
+      expert_frames: where there is no expert, trains one with so many frames first.
       runs: where run folders lie.
       data: where recorded trajectories lie.
       config: the settings of the preset.
@@ -228,43 +229,27 @@ class Experts:
 
 def train(args: Train) -> None:
     """`lamjax train`."""
-    from lamjax import envs, pipeline
-    from lamjax.run import Run
+    from lamjax import pipeline, whole
+    from lamjax.run import read_json
 
-    envs.check_name(args.env)
-    # Also says at once whether Procgen is there, and whether the environment can be distracted.
-    num_actions = pipeline.make_env(args.env, 1, args.config).num_actions
-    policy, banner = args.policy, None
-    if args.store and policy:
-        raise ValueError("--store and --policy exclude each other: learn from trajectories, or record a policy.")
-    if policy is None and not args.store:
-        policy = "expert"
-        if not pipeline.has_expert(args.env, args.runs):
-            if args.expert_frames:
-                expert(Expert(args.env, args.preset, frames=args.expert_frames, runs=args.runs, config=args.config))
-            else:
-                policy = "random"
-                banner = (
-                    f"No expert is shipped for {args.env}: a random policy was recorded, so stages 2 and 3 imitate "
-                    f"random play. Train an expert first with EXPERT_FRAMES=2000000 (--expert-frames 2000000)."
-                )
-                print(banner, file=sys.stderr)
-    if args.store:
-        source = pipeline.store_source(args.env, args.store, num_actions)
-    else:
-        source = pipeline.find_source(args.env, policy, args.runs, num_actions)
     folders = []
     for seed in range(args.config.seed, args.config.seed + args.seeds):
-        config = dataclasses.replace(args.config, seed=seed)
-        base = args.name or args.preset
-        name = args.name if args.name and args.seeds == 1 else f"{base}-s{seed}"
-        header = pipeline.header(args.env, args.preset, name, _command(), config) | {"banner": banner}
-        with Run(args.runs / args.env / name, args.env, config, header, source.name) as run:
-            page = pipeline.run_pipeline(run, source, args.data)
-            folders.append(run.folder)
-            for stage, results in run.summary["stages"].items():
-                print(f"{stage:15s} {results.get('verdict', 'done')}")
-        print(f"report: {page}")
+        folder = whole.train(
+            args.env,
+            preset=args.preset,
+            config=dataclasses.replace(args.config, seed=seed),
+            name=f"{args.name}-s{seed}" if args.name and args.seeds > 1 else args.name,
+            policy=args.policy,
+            store=args.store,
+            expert_frames=args.expert_frames,
+            runs=args.runs,
+            data=args.data,
+            command=_command(),
+        )
+        folders.append(folder)
+        for stage, results in read_json(folder / "summary.json")["stages"].items():
+            print(f"{stage:15s} {results.get('verdict', 'done')}")
+        print(f"report: {folder / 'report.html'}")
     if args.seeds > 1:
         print(f"aggregate: {pipeline.aggregate(folders)}")
 
@@ -302,26 +287,20 @@ def record(args: Record) -> None:
 
 def expert(args: Expert) -> None:
     """`lamjax expert`."""
-    from lamjax import envs, experts, pipeline
-    from lamjax.run import Run
+    from lamjax import envs, whole
 
-    envs.check_name(args.env)
-    # A demonstrator sees the frames without a distractor when it is recorded, and so it learns from them.
-    config = dataclasses.replace(args.config, record=dataclasses.replace(args.config.record, distractor="none"))
-    if args.frames:
-        ppo = dataclasses.replace(config.expert.ppo, total_frames=args.frames)
-        config = dataclasses.replace(config, expert=dataclasses.replace(config.expert, ppo=ppo))
-    header = pipeline.header(args.env, args.preset, args.name, _command(), config)
-    start = None
-    if args.start:
-        folder = str(experts.folder(args.env)) if args.start == "expert" else args.start
-        start = pipeline.find_source(args.env, folder, args.runs, envs.make(args.env, 1).num_actions)
-    with Run(args.runs / args.env / args.name, args.env, config, header, start and start.name) as run:
-        pipeline.scratch_stage(run, "expert", config.expert, start)
-        results = run.summary["stages"]["expert"]
-        shown = {k: results[k] for k in ("return_mean", "return_stderr", "episodes", "normalised", "frames")}
-        print(json.dumps(shown))
-        print(f"policy: {run.folder / 'policies' / 'expert'}", file=sys.stderr)
+    results = whole.train_expert(
+        envs.check_name(args.env),
+        args.config,
+        preset=args.preset,
+        name=args.name,
+        frames=args.frames,
+        start=args.start,
+        runs=args.runs,
+        command=_command(),
+    )
+    print(json.dumps({k: results[k] for k in ("return_mean", "return_stderr", "episodes", "normalised", "frames")}))
+    print(f"policy: {results['policy']}", file=sys.stderr)
 
 
 def evaluate(args: Eval) -> None:
@@ -500,33 +479,33 @@ def _usage() -> str:
     return f"usage: lamjax <verb> [options]; lamjax <verb> --help tells the options\n\n{verbs}\n\npresets:\n{presets}"
 
 
-def _preset_of(argv: list[str], default: str) -> str:
-    """The preset that the command names: its settings are the defaults of every other option."""
+def _option(argv: list[str], name: str) -> str | None:
+    """An option's value before the others are parsed: the defaults of all others depend on it."""
     for index, word in enumerate(argv):
-        if word == "--preset" and index + 1 < len(argv):
+        if word == name and index + 1 < len(argv):
             return argv[index + 1]
-        if word.startswith("--preset="):
+        if word.startswith(f"{name}="):
             return word.partition("=")[2]
-    return default
+    return None
 
 
 def parse(verb: str, argv: list[str]) -> Any:
-    """The options of a verb.
+    """The options of a verb; the preset and the environment that the command names give their defaults.
 
     Raises:
       RunError: if the preset is unknown.
+      UnknownEnvError: if the environment is.
     """
-    from lamjax.run import RunError
-
     cls, _ = VERBS[verb]
     if cls is linear_cli.Linear:
         return linear_cli.parse(argv)
     default = cls()
     if hasattr(default, "preset"):
-        preset = _preset_of(argv, default_preset() if verb != "import-torch" else default.preset)
-        if preset not in PRESETS:
-            raise RunError(f"There is no preset called {preset!r}: choose one of {', '.join(PRESETS)}.")
-        default = dataclasses.replace(default, preset=preset, config=PRESETS[preset])
+        from lamjax import whole
+
+        asked = _option(argv, "--preset") or (default.preset if cls is ImportTorch else None)
+        preset, config = whole.preset_of(_option(argv, "--env") or default.env, asked)
+        default = dataclasses.replace(default, preset=preset, config=config)
     return tyro.cli(
         cls,
         args=argv,

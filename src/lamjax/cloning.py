@@ -16,7 +16,7 @@ from flax import struct
 
 from lamjax import parallel
 from lamjax.models.impala import ImpalaConfig
-from lamjax.models.policy import LatentPolicy, normalise_obs
+from lamjax.models.policy import LatentPolicy, ObsStats, normalise_obs
 from lamjax.models.trunk import TrunkConfig
 from lamjax.optim import warmup_linear
 
@@ -54,6 +54,7 @@ class CloningState:
       step: int32 ``[]``, steps done.
       latent_dim: Z (static).
       config: the settings (static).
+      obs_stats: how observations that are not uint8 are standardised (see `normalise_obs`); constant.
     """
 
     params: Any
@@ -61,6 +62,7 @@ class CloningState:
     step: jax.Array
     latent_dim: int = struct.field(pytree_node=False)
     config: CloningConfig = struct.field(pytree_node=False)
+    obs_stats: ObsStats = None
 
 
 def _schedule(config: CloningConfig) -> optax.Schedule:
@@ -81,10 +83,17 @@ def _policy(config: CloningConfig, latent_dim: int) -> LatentPolicy:
     return LatentPolicy(config.trunk, latent_dim, jnp.dtype(config.dtype))
 
 
-def init(key: jax.Array, config: CloningConfig, obs_shape: tuple[int, ...], latent_dim: int) -> CloningState:
-    """Starts stage 2 for observations of `obs_shape` and latents of size `latent_dim`."""
+def init(
+    key: jax.Array,
+    config: CloningConfig,
+    obs_shape: tuple[int, ...],
+    latent_dim: int,
+    obs_stats: ObsStats = None,
+) -> CloningState:
+    """Starts stage 2 for observations of `obs_shape` and latents of size `latent_dim`; `obs_stats` as for stage 1."""
     params = _policy(config, latent_dim).init(key, jnp.zeros((1, *obs_shape)))["params"]
-    return CloningState(params, optimizer(config).init(params), jnp.zeros((), jnp.int32), latent_dim, config)
+    stats = jax.tree.map(jnp.copy, obs_stats)  # a copy: states are donated
+    return CloningState(params, optimizer(config).init(params), jnp.zeros((), jnp.int32), latent_dim, config, stats)
 
 
 def train_step(
@@ -105,7 +114,8 @@ def train_step(
     latents = jax.lax.stop_gradient(latents)
 
     def loss_fn(params: Any) -> jax.Array:
-        predicted, _ = _policy(state.config, state.latent_dim).apply({"params": params}, normalise_obs(obs))
+        inputs = normalise_obs(obs, state.obs_stats)
+        predicted, _ = _policy(state.config, state.latent_dim).apply({"params": params}, inputs)
         return jnp.mean(jnp.square(predicted - latents))
 
     loss, grads = jax.value_and_grad(loss_fn)(state.params)
@@ -122,4 +132,5 @@ def train_step(
 
 def predict_latents(state: CloningState, obs: jax.Array) -> jax.Array:
     """The latent actions that the policy takes at observations ``[B, *obs_shape]``: float32 ``[B, Z]``."""
-    return _policy(state.config, state.latent_dim).apply({"params": state.params}, normalise_obs(obs))[0]
+    inputs = normalise_obs(obs, state.obs_stats)
+    return _policy(state.config, state.latent_dim).apply({"params": state.params}, inputs)[0]

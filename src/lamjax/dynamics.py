@@ -3,13 +3,16 @@
     z_t = IDM(o_{t-1}, o_t, o_{t+1}),  z^q_t = VQ(z_t),  o^_{t+1} = FDM(o_{t-1}, o_t, z^q_t)
     loss = mean (o^_{t+1} - o_{t+1})^2 + 0.05 mean (z_t - sg z^q_t)^2
 
-Dimension keys: B batch, H, W, C frame, Z latent size, N codebooks, M codes.
+Observations are images or grids ``[H, W, C]``, or vectors ``[C]``; which, only the networks in the config know.
+
+Dimension keys: B batch, H, W, C frame, S a frame's shape but for C, Z latent size, N codebooks, M codes.
 """
 
 import dataclasses
 from typing import Any, Literal
 
 import chex
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import optax
@@ -17,12 +20,13 @@ from flax import struct
 
 from lamjax import parallel
 from lamjax.models import quantizer
+from lamjax.models.fdm import FDMConfig, make_fdm
 from lamjax.models.idm import IDM
 from lamjax.models.impala import ImpalaConfig
-from lamjax.models.policy import normalise_obs
+from lamjax.models.policy import ObsStats, normalise_obs
 from lamjax.models.quantizer import Codebooks, QuantizerConfig
 from lamjax.models.trunk import TrunkConfig
-from lamjax.models.unet import UNet, UNetConfig
+from lamjax.models.unet import UNetConfig
 from lamjax.optim import warmup_linear
 
 _AUGMENT = 0x5417F7  # the constant that random shifts are drawn from
@@ -62,7 +66,7 @@ class DynamicsConfig:
     max_grad_norm: float = 2.0
     context: int = 1
     idm: TrunkConfig = ImpalaConfig()
-    fdm: UNetConfig = UNetConfig()
+    fdm: FDMConfig = UNetConfig()
     quantizer: QuantizerConfig = QuantizerConfig()
     idm_input: Literal["frames", "changes"] = "frames"
     augment: Literal["none", "shift"] = "none"
@@ -98,6 +102,7 @@ class DynamicsState:
       opt_state: AdamW's moments, float32.
       step: int32 ``[]``, steps done.
       config: the settings (static).
+      obs_stats: how observations that are not uint8 are standardised (see `normalise_obs`); constant.
     """
 
     params: dict[str, Any]
@@ -106,6 +111,7 @@ class DynamicsState:
     opt_state: Any
     step: jax.Array
     config: DynamicsConfig = struct.field(pytree_node=False)
+    obs_stats: ObsStats = None
 
 
 @struct.dataclass
@@ -135,37 +141,46 @@ def _idm(config: DynamicsConfig) -> IDM:
     return IDM(config.idm, config.latent_dim, jnp.dtype(config.dtype))
 
 
-def _fdm(config: DynamicsConfig, channels: int) -> UNet:
-    return UNet(config.fdm, channels, jnp.dtype(config.dtype))
+def _fdm(config: DynamicsConfig, channels: int) -> nn.Module:
+    return make_fdm(config.fdm, channels, jnp.dtype(config.dtype))
 
 
 def join_frames(frames: jax.Array) -> jax.Array:
-    """Joins time and channels: ``[B, T, H, W, C] -> [B, H, W, T * C]``, oldest first."""
-    b, t, h, w, c = frames.shape
-    return frames.transpose(0, 2, 3, 1, 4).reshape(b, h, w, t * c)
+    """Joins time and channels: ``[B, T, *S, C] -> [B, *S, T * C]``, oldest first."""
+    b, t, *shape, c = frames.shape
+    return jnp.moveaxis(frames, 1, -2).reshape(b, *shape, t * c)
 
 
-def init(key: jax.Array, config: DynamicsConfig, obs_shape: tuple[int, ...]) -> DynamicsState:
+def init(
+    key: jax.Array, config: DynamicsConfig, obs_shape: tuple[int, ...], obs_stats: ObsStats = None
+) -> DynamicsState:
     """Starts stage 1.
 
     Args:
       key: a typed PRNG key.
       config: the settings.
-      obs_shape: shape of one observation, ``(H, W, C)``.
+      obs_shape: shape of one observation, ``(H, W, C)``, or ``(C,)`` with networks for vectors.
+      obs_stats: what `models.policy.obs_stats` tells of the training observations, for types other than uint8.
+
+    Raises:
+      ValueError: if vectors are to be shifted.
     """
-    h, w, c = obs_shape
+    *shape, c = obs_shape
+    if config.augment == "shift" and len(obs_shape) != 3:
+        raise ValueError(f"Observations of shape {obs_shape} cannot be shifted: set --dynamics.augment none.")
     key_idm, key_fdm, key_vq = jax.random.split(key, 3)
-    idm = _idm(config).init(key_idm, jnp.zeros((1, h, w, config.window * c)))["params"]
-    seen = jnp.zeros((1, h, w, (config.window - 1) * c))
+    idm = _idm(config).init(key_idm, jnp.zeros((1, *shape, config.window * c)))["params"]
+    seen = jnp.zeros((1, *shape, (config.window - 1) * c))
     fdm = _fdm(config, c).init(key_fdm, seen, jnp.zeros((1, config.latent_dim)))
     params = {"idm": idm, "fdm": fdm["params"]}
     return DynamicsState(
         params,
-        fdm["batch_stats"],
+        fdm.get("batch_stats", {}),
         quantizer.init(key_vq, config.quantizer),
         optimizer(config).init(params),
         jnp.zeros((), jnp.int32),
         config,
+        jax.tree.map(jnp.copy, obs_stats),  # a copy: states are donated
     )
 
 
@@ -214,7 +229,7 @@ def shift_windows(keys: jax.Array, windows: jax.Array, pixels: int) -> jax.Array
 
 
 def _infer(params: Any, codebooks: Codebooks, frames: jax.Array, config: DynamicsConfig) -> Latents:
-    """`frames` float32 ``[B, k + 2, H, W, C]`` in [-0.5, 0.5]."""
+    """`frames` float32 ``[B, k + 2, *S, C]``, normalised."""
     if config.idm_input == "changes":
         changes = jnp.diff(frames, axis=1)
         frames = jnp.concatenate([changes[:, :-1], frames[:, -2:-1], changes[:, -1:]], axis=1)
@@ -231,14 +246,14 @@ def loss_fn(
     Args:
       params: what is differentiated.
       state: batch statistics, codebooks, config, and the step that augmentation is drawn from.
-      windows: uint8 ``[B, k + 2, H, W, C]``, o_{t-k}, ..., o_t, o_{t+1}.
+      windows: ``[B, k + 2, *S, C]``, o_{t-k}, ..., o_t, o_{t+1}; uint8, or float32 that `obs_stats` standardise.
       axis_name: devices that share batch statistics and draw shifts of their own.
 
     Returns:
       The loss, and new batch statistics, latents, and metrics (see `train_step`).
     """
     config = state.config
-    frames = normalise_obs(windows)
+    frames = normalise_obs(windows, state.obs_stats)
     seen = frames
     if config.augment == "shift":
         keys = augmentation_keys(state.step, len(windows), axis_name)
@@ -261,7 +276,7 @@ def loss_fn(
     if config.quantizer.enabled:
         loss = loss + commitment
     metrics = {"loss": loss, "fdm_mse": fdm_mse, "copy_last_mse": copy_last_mse, "commitment": commitment}
-    return loss, (updated["batch_stats"], latents, metrics)
+    return loss, (updated.get("batch_stats", {}), latents, metrics)
 
 
 def train_step(
@@ -271,16 +286,16 @@ def train_step(
 
     Args:
       state: the training state.
-      windows: uint8 ``[B, k + 2, H, W, C]``; under `axis_name` each device's share of the batch.
+      windows: ``[B, k + 2, *S, C]`` as in `loss_fn`; under `axis_name` each device's share of the batch.
       axis_name: devices over which gradients, batch statistics, code counts and metrics are reduced.
 
     Returns:
-      The new state and metrics, float32 ``[]``: ``loss``, ``fdm_mse`` and ``copy_last_mse`` (pixels in [-0.5, 0.5]),
-      ``commitment`` (weighted), ``grad_norm`` (before the clip), ``learning_rate``, and for each codebook n
-      ``perplexity_n`` and ``used_codes_n`` of this batch.
+      The new state and metrics, float32 ``[]``: ``loss``, ``fdm_mse`` and ``copy_last_mse`` (pixels in [-0.5, 0.5],
+      or standardised numbers), ``commitment`` (weighted), ``grad_norm`` (before the clip), ``learning_rate``, and for
+      each codebook n ``perplexity_n`` and ``used_codes_n`` of this batch.
     """
     config = state.config
-    chex.assert_rank(windows, 5)
+    chex.assert_rank(windows, {3, 5})
     chex.assert_axis_dimension(windows, 1, config.window)
     grads, (batch_stats, latents, metrics) = jax.grad(loss_fn, has_aux=True)(state.params, state, windows, axis_name)
     grads, metrics = parallel.pmean((grads, metrics), axis_name)
@@ -305,9 +320,9 @@ def train_step(
 
 
 def infer_latents(state: DynamicsState, windows: jax.Array) -> Latents:
-    """The latent actions of windows uint8 ``[B, k + 2, H, W, C]``, in evaluation mode."""
-    chex.assert_rank(windows, 5)
-    return _infer(state.params, state.codebooks, normalise_obs(windows), state.config)
+    """The latent actions of windows ``[B, k + 2, *S, C]`` (see `loss_fn`), in evaluation mode."""
+    chex.assert_rank(windows, {3, 5})
+    return _infer(state.params, state.codebooks, normalise_obs(windows, state.obs_stats), state.config)
 
 
 def predict_next(state: DynamicsState, frames: jax.Array, latent: jax.Array) -> jax.Array:
@@ -315,27 +330,28 @@ def predict_next(state: DynamicsState, frames: jax.Array, latent: jax.Array) -> 
 
     Args:
       state: the trained state.
-      frames: ``[B, k + 1, H, W, C]``, up to o_t, uint8, or float32 in [-0.5, 0.5].
+      frames: ``[B, k + 1, *S, C]``, up to o_t, as they are observed; instead of uint8 also float32 in [-0.5, 0.5].
       latent: float32 ``[B, Z]``, quantised latents.
 
     Returns:
-      float32 ``[B, H, W, C]``, pixels in [-0.5, 0.5].
+      float32 ``[B, *S, C]``, pixels in [-0.5, 0.5], or standardised numbers.
     """
-    chex.assert_rank(frames, 5)
+    chex.assert_rank(frames, {3, 5})
+    joined = join_frames(normalise_obs(frames, state.obs_stats))
     return _fdm(state.config, frames.shape[-1]).apply(
-        {"params": state.params["fdm"], "batch_stats": state.batch_stats}, join_frames(normalise_obs(frames)), latent
+        {"params": state.params["fdm"], "batch_stats": state.batch_stats}, joined, latent
     )
 
 
 def evaluate(state: DynamicsState, windows: jax.Array) -> dict[str, jax.Array]:
-    """Errors on held-out windows uint8 ``[B, k + 2, H, W, C]``, in evaluation mode.
+    """Errors on held-out windows ``[B, k + 2, *S, C]`` (see `loss_fn`), in evaluation mode.
 
     Returns:
       ``fdm_mse`` and ``copy_last_mse`` float32 ``[]``, and ``code_counts`` float32 ``[N, M]``.
     """
     latents = infer_latents(state, windows)
     prediction = predict_next(state, windows[:, :-1], latents.quantized)
-    target, last = normalise_obs(windows[:, -1]), normalise_obs(windows[:, -2])
+    last, target = jnp.unstack(normalise_obs(windows[:, -2:], state.obs_stats), axis=1)
     return {
         "fdm_mse": jnp.mean(jnp.square(prediction - target)),
         "copy_last_mse": jnp.mean(jnp.square(last - target)),

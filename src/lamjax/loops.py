@@ -1,7 +1,7 @@
 """One decision, made in one place: whether repeated steps become one dispatch or a loop on the host.
 
 XLA:CPU runs a convolution's backward pass inside ``lax.scan`` 14 to 23 times slower than outside it, so on a CPU the
-host loops over jitted steps; elsewhere the steps fuse into one ``lax.scan``.
+host loops over jitted steps of networks that convolve; all others fuse into one ``lax.scan``.
 """
 
 import functools
@@ -34,6 +34,14 @@ def repeat(step: Callable[[Any], tuple[Any, Any]], state: Any, n: int) -> tuple[
     return state, jax.tree.map(lambda x: x.mean(0), metrics)
 
 
-def fuses_steps(backend: str | None = None) -> bool:
-    """True where repeated training steps should run as one ``lax.scan``: everywhere but on a CPU."""
-    return (backend or jax.default_backend()) != "cpu"
+def fuses_steps(*networks: Any, backend: str | None = None) -> bool:
+    """Whether repeated steps of these networks' training should run as one ``lax.scan``.
+
+    Args:
+      *networks: configs of trunks and forward models, which say by ``convolves`` whether XLA's convolution is theirs.
+      backend: by default JAX's.
+
+    Returns:
+      True on any accelerator, and on a CPU where none of them convolves.
+    """
+    return (backend or jax.default_backend()) != "cpu" or not any(network.convolves for network in networks)

@@ -34,13 +34,14 @@ from lamjax.decoding import actions, offline, online
 from lamjax.dynamics import DynamicsState
 from lamjax.envs.evaluate import evaluate
 from lamjax.metrics import Progress, read_metrics
+from lamjax.models.policy import ObsStats, obs_stats
 from lamjax.ppo import train as ppo
 from lamjax.ppo.agent import ScratchAgent
 from lamjax.ppo.train import PPOState
 from lamjax.run import Run, RunError, Saver, restore, timed, train, write_json
 
 FUSE = 25  # optimizer steps in a dispatch where steps fuse
-STRIPS = 8
+STRIPS = {1: 256, 3: 8}  # held-out predictions that are shown, by the rank of an observation
 IMAGINED = 8
 LABEL_SEEDS = 100_003  # between the seeds of two draws of labels: runs of neighbouring seeds share none
 LABELS_USED = {
@@ -270,12 +271,12 @@ def record_stage(run: Run, source: Source, data: Path) -> Store:
 # Stage 1
 
 
-def _fuse() -> int:
-    return FUSE if loops.fuses_steps() else 1
+def _fuse(*networks: Any) -> int:
+    return FUSE if loops.fuses_steps(*networks) else 1
 
 
-def _scan() -> Callable:
-    return jax.lax.scan if loops.fuses_steps() else loops.host_scan
+def _scan(*networks: Any) -> Callable:
+    return jax.lax.scan if loops.fuses_steps(*networks) else loops.host_scan
 
 
 @functools.partial(jax.jit, donate_argnums=0, static_argnums=3)
@@ -325,9 +326,17 @@ def held_out_windows(run: Run, store: Store) -> EvaluationWindows:
 _init_dynamics = loops.jit_once(dynamics.init, static_argnums=(1, 2))
 
 
+def training_stats(store: Store) -> ObsStats:
+    """How the store's observations are standardised: by those of the training levels, unless they are uint8."""
+    if store.obs_dtype == np.uint8:
+        return None
+    return obs_stats(store.observations_at(store.starts("train", 1)))
+
+
 def init_dynamics(run: Run, store: Store) -> DynamicsState:
     """Stage 1 before its first step: the same for the same seed, and the probe's null."""
-    return _init_dynamics(stage_key(run.config, "dynamics"), run.config.dynamics, store.obs_shape)
+    key = stage_key(run.config, "dynamics")
+    return _init_dynamics(key, run.config.dynamics, store.obs_shape, training_stats(store))
 
 
 def dynamics_stage(run: Run, store: Store) -> DynamicsState:
@@ -352,7 +361,7 @@ def dynamics_stage(run: Run, store: Store) -> DynamicsState:
         config.steps,
         saver=Saver(config),
         log_every=run.config.log_every,
-        fuse=_fuse(),
+        fuse=_fuse(config.idm, config.fdm),
         evaluate=test,
         eval_every=run.config.analysis.eval_every,
         show=("fdm_mse", "test_fdm_ratio", "perplexity_0"),
@@ -428,9 +437,8 @@ def examine_dynamics(
     }
     results |= diagnosis.judge_dynamics(results)
 
-    rows = np.random.default_rng(run.config.seed).choice(
-        len(held_out.windows), min(STRIPS, len(held_out.windows)), False
-    )
+    shown = min(STRIPS[len(store.obs_shape)], len(held_out.windows))
+    rows = np.random.default_rng(run.config.seed).choice(len(held_out.windows), shown, False)
     joint, first = latents.most_used(test_codes, IMAGINED)
     quantized = np.asarray(dynamics.infer_latents(state, jnp.asarray(held_out.windows[first])).quantized)
     names = envs.ACTION_NAMES if run.env in envs.PROCGEN_GAMES else [str(a) for a in range(len(merged))]
@@ -454,7 +462,7 @@ def cloning_stage(run: Run, store: Store, model: DynamicsState) -> CloningState:
     """Clones the latent policy."""
     config = run.config.cloning
     state = loops.jit_once(cloning.init, static_argnums=(1, 2, 3))(
-        stage_key(run.config, "cloning"), config, store.obs_shape, run.config.dynamics.latent_dim
+        stage_key(run.config, "cloning"), config, store.obs_shape, run.config.dynamics.latent_dim, model.obs_stats
     )
     if run.done("cloning"):
         return restore(run, "cloning", state, Saver(config))[1]
@@ -474,7 +482,7 @@ def cloning_stage(run: Run, store: Store, model: DynamicsState) -> CloningState:
         config.steps,
         saver=Saver(config),
         log_every=run.config.log_every,
-        fuse=_fuse(),
+        fuse=_fuse(config.trunk, run.config.dynamics.idm),
         evaluate=test,
         eval_every=run.config.analysis.eval_every,
         show=("loss", "test_loss"),
@@ -641,14 +649,14 @@ def offline_policy(
     if labelled.draw:
         key = jax.random.fold_in(key, labelled.draw)
     if method == "bc":
-        return clone_actions(run, key, labelled.obs[:count], labelled.actions[:count], num_actions)
+        return clone_actions(run, key, labelled.obs[:count], labelled.actions[:count], num_actions, policy.obs_stats)
     seen = labelled.latents["policy" if method == "policy" else "idm"]
     decoder, _ = offline.fit(key, seen, labelled.actions, config, num_actions, count)
     if method == "relabel":
         name, obs_shape = f"relabel-{count}-{labelled.draw}", labelled.obs.shape[1:]
         return relabel(run, name, key, model, decoder, stream(), obs_shape, num_actions)
     network = policies.DecodedPolicy(policy.config.trunk, policy.latent_dim, num_actions, config)
-    return network, {"policy": policy.params, "decoder": decoder}
+    return network, policies.decoded_params(policy, decoder)
 
 
 _init_actions = loops.jit_once(actions.init, static_argnums=(1, 2, 3, 4))
@@ -656,11 +664,11 @@ _step_actions = jax.jit(actions.train_step, donate_argnums=0)
 
 
 def clone_actions(
-    run: Run, key: jax.Array, obs: np.ndarray, taken: np.ndarray, num_actions: int
+    run: Run, key: jax.Array, obs: np.ndarray, taken: np.ndarray, num_actions: int, stats: ObsStats = None
 ) -> tuple[ScratchAgent, Any]:
-    """Behaviour cloning from scratch on labelled observations: the null of offline decoding."""
+    """Behaviour cloning from scratch on labelled observations (standardised by `stats`): offline decoding's null."""
     config = run.config.cloning
-    state = _init_actions(key, config, num_actions, obs.shape[1:], False)
+    state = _init_actions(key, config, num_actions, obs.shape[1:], False, stats)
     rng = np.random.default_rng(run.config.seed)
     for number in range(run.config.offline.bc_steps):
         rows = rng.integers(len(obs), size=config.batch_size)  # of one size, so that it compiles once
@@ -668,7 +676,7 @@ def clone_actions(
         if number % run.config.max_in_flight == 0:
             jax.block_until_ready(state)
             run.check_stop()
-    return state.agent, state.params
+    return state.agent, state.policy
 
 
 @functools.partial(jax.jit, donate_argnums=0, static_argnums=(5, 6))
@@ -706,17 +714,17 @@ def relabel(
     state, _ = train(
         run,
         name,
-        _init_actions(key, config, num_actions, obs_shape, True),
+        _init_actions(key, config, num_actions, obs_shape, True, model.obs_stats),
         lambda state, position, n: _advance_named(
             state, stream.buffer(position), stream.key, model, decoder, settings, n
         ),
         config.steps,
         saver=Saver(config),
         log_every=run.config.log_every,
-        fuse=_fuse(),
+        fuse=_fuse(config.trunk, model.config.idm),
         show=("loss", "accuracy"),
     )
-    return state.agent, state.params
+    return state.agent, state.policy
 
 
 # Stage 3, online, and PPO from scratch
@@ -755,7 +763,7 @@ def online_stage(run: Run, model: DynamicsState, policy: CloningState) -> None:
         run,
         "decode_online",
         state,
-        lambda state, position, n: online.update(state, model, agent, env, scan=_scan()),
+        lambda state, position, n: online.update(state, model, agent, env, scan=_scan(policy.config.trunk)),
         config.ppo.num_updates,
         saver=_ppo_saver(config, env, lambda s: s.ppo, lambda s, inner: s.replace(ppo=inner)),
         unit=config.ppo.num_envs * config.ppo.num_steps,
@@ -793,7 +801,7 @@ def scratch_stage(run: Run, stage: str, config: ScratchConfig, start: Source | N
         run,
         stage,
         state,
-        lambda state, position, n: ppo.update(state, agent, env, scan=_scan()),
+        lambda state, position, n: ppo.update(state, agent, env, scan=_scan(config.trunk)),
         config.ppo.num_updates,
         saver=_ppo_saver(config, env, lambda s: s, lambda s, inner: inner),
         unit=config.ppo.num_envs * config.ppo.num_steps,

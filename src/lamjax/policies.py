@@ -15,8 +15,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from lamjax import checkpoint
+from lamjax.cloning import CloningState
 from lamjax.decoding.offline import OfflineConfig, decode
 from lamjax.decoding.online import HybridAgent
+from lamjax.models.grid import GridConfig
 from lamjax.models.impala import ImpalaConfig
 from lamjax.models.mlp import MLPConfig
 from lamjax.models.policy import LatentPolicy, normalise_obs
@@ -54,9 +56,16 @@ def actor_critic_logits(network: ScratchAgent, params: Any, obs: jax.Array) -> j
     return network.apply(params, obs)[0]
 
 
+def decoded_params(policy: CloningState, decoder: Any) -> dict[str, Any]:
+    """What a `DecodedPolicy` computes with: stage 2's policy, a decoder, and how observations are standardised."""
+    stats = {} if policy.obs_stats is None else {"obs_stats": policy.obs_stats}
+    return {"policy": policy.params, "decoder": decoder, **stats}
+
+
 def decoded_logits(network: DecodedPolicy, params: Any, obs: jax.Array) -> jax.Array:
-    """Logits ``[B, A]`` of a latent policy and its decoder; params ``{"policy": ..., "decoder": ...}``."""
-    latents, _ = LatentPolicy(network.trunk, network.latent_dim).apply({"params": params["policy"]}, normalise_obs(obs))
+    """Logits ``[B, A]`` of a latent policy and its decoder; params as of `decoded_params`."""
+    inputs = normalise_obs(obs, params.get("obs_stats"))
+    latents, _ = LatentPolicy(network.trunk, network.latent_dim).apply({"params": params["policy"]}, inputs)
     return decode(params["decoder"], latents, network.decoder, network.num_actions)
 
 
@@ -133,7 +142,7 @@ def load_policy(folder: Path) -> tuple[Logits, Any, dict[str, Any]]:
         raise PolicyError(f"{folder} does not hold a policy of ours, or is damaged ({error!r}).") from error
 
 
-_CONFIGS = {"ImpalaConfig": ImpalaConfig, "MLPConfig": MLPConfig, "OfflineConfig": OfflineConfig}
+_CONFIGS = {cls.__name__: cls for cls in (ImpalaConfig, GridConfig, MLPConfig, OfflineConfig)}
 
 
 def _to_json(value: Any) -> Any:

@@ -5,7 +5,7 @@ import numpy as np
 from lamjax import loops
 from lamjax.models.impala import ImpalaConfig
 from lamjax.models.mlp import MLPConfig
-from lamjax.models.policy import ActorCritic, LatentPolicy, normalise_obs
+from lamjax.models.policy import ActorCritic, LatentPolicy, normalise_obs, obs_stats
 
 TRUNK = MLPConfig(hidden=(16,), features=32)
 
@@ -59,3 +59,14 @@ def test_outputs_are_float32_under_bfloat16():
     for module in (ActorCritic(TRUNK, 5, jnp.bfloat16), LatentPolicy(TRUNK, 6, jnp.bfloat16)):
         out, variables = jax.eval_shape(module.init_with_output, jax.random.key(0), obs)
         assert {leaf.dtype for leaf in jax.tree.leaves((out, variables))} == {jnp.dtype("float32")}
+
+
+def test_observations_are_standardised_by_what_was_seen():
+    obs = np.random.default_rng(0).normal(3, [[0.1, 2.0, 0.0]], (500, 3)).astype(np.float32)
+    stats = obs_stats(obs)
+    out = np.asarray(normalise_obs(jnp.asarray(obs), stats))
+    np.testing.assert_allclose(out.mean(0), 0, atol=1e-4)
+    np.testing.assert_allclose(out.std(0), [1, 1, 0], atol=1e-4)  # what never changes is not blown up
+    windows = jnp.asarray(obs[:12]).reshape(4, 3, 3)
+    np.testing.assert_allclose(normalise_obs(windows, stats).reshape(12, 3), out[:12])
+    assert obs_stats(np.zeros((5, 4, 4, 3), np.uint8)) is None

@@ -189,6 +189,43 @@ def rollouts(frames: np.ndarray, labels: list[str], max_frames: int = 8) -> Figu
     return _image_grid(rgb(frames[:, times]), [f"frame {time}" for time in times], labels, FILM_PIXELS)
 
 
+def vector_changes(context: np.ndarray, truth: np.ndarray, prediction: np.ndarray, max_panels: int = 8) -> Figure:
+    """One-step predictions of vectors: for each number its predicted change against the true one.
+
+    Args:
+        context: float [k, 2, D], `o_{t-1}` and `o_t`, standardised.
+        truth: float [k, D], `o_{t+1}`.
+        prediction: float [k, D], the FDM's output under the IDM's latent action.
+        max_panels: of more numbers the first are shown.
+    """
+    true, predicted = truth - context[:, 1], prediction - context[:, 1]
+    fig, axes = _panels(min(truth.shape[1], max_panels), "true change", "predicted")
+    for index, ax in enumerate(axes):
+        x, y = true[:, index], predicted[:, index]
+        error = np.square(x - y).mean() / max(np.square(x).mean(), 1e-12)
+        ax.set_title(f"number {index}: error {error:.2g} × copy-last", fontsize=SMALL_FONT, color=INK, loc="left")
+        ax.axline((0, 0), slope=1, color=INK, ls="--", lw=THIN)
+        ax.scatter(x, y, s=9, c=BLUE, alpha=0.5, lw=0, rasterized=True)
+    return fig
+
+
+def vector_rollouts(frames: np.ndarray, labels: list[str], max_panels: int = 8) -> Figure:
+    """What the FDM imagines from one vector when each latent action is held: a panel a number, a line an action.
+
+    Args:
+        frames: float [A, T, D], standardised.
+        labels: [A].
+        max_panels: of more numbers the first are shown.
+    """
+    fig, axes = _panels(min(frames.shape[2], max_panels), "step", "")
+    for index, ax in enumerate(axes):
+        ax.set_title(f"number {index}", fontsize=SMALL_FONT, color=INK, loc="left")
+        for row, label in enumerate(labels):
+            style = "-" if row < len(CLASSES) else "--"
+            ax.plot(frames[row, :, index], color=CLASSES[row % len(CLASSES)], ls=style, lw=THICK, label=_plain(label))
+    return _legend(fig)
+
+
 def rollout_gif(frames: np.ndarray, labels: list[str], max_bytes: int = GIF_BYTES) -> bytes:
     """An animation of what the FDM imagines from one frame when each latent action is held.
 
@@ -385,6 +422,24 @@ def _panel(title: str, xlabel: str, ylabel: str, size: tuple[float, float] = PAN
     ax.grid(True, color=GRID, lw=THIN)
     ax.set_axisbelow(True)
     return fig, ax
+
+
+def _panels(count: int, xlabel: str, ylabel: str, columns: int = 4) -> tuple[Figure, list[Axes]]:
+    """Small panels in rows of at most `columns`, in the style of all."""
+    columns, rows = min(count, columns), -(-count // columns)
+    fig = Figure(figsize=(2.5 * columns, 2.5 * rows), layout="constrained", facecolor="white")
+    axes = fig.subplots(rows, columns, squeeze=False).ravel()
+    for ax in axes[count:]:
+        ax.set_axis_off()
+    for ax in axes[:count]:
+        ax.set_xlabel(xlabel, fontsize=SMALL_FONT, color=INK)
+        ax.set_ylabel(ylabel, fontsize=SMALL_FONT, color=INK)
+        ax.tick_params(which="both", labelsize=SMALL_FONT, color=MUTED, labelcolor=INK, width=THIN)
+        ax.spines[["top", "right"]].set_visible(False)
+        ax.spines[["left", "bottom"]].set(color=MUTED, linewidth=THIN)
+        ax.grid(True, color=GRID, lw=THIN)
+        ax.set_axisbelow(True)
+    return fig, list(axes[:count])
 
 
 def _legend(fig: Figure) -> Figure:

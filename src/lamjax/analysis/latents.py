@@ -11,6 +11,7 @@ import numpy as np
 
 from lamjax import dynamics
 from lamjax.dynamics import DynamicsState
+from lamjax.models.policy import normalise_obs
 
 BATCH = 256
 
@@ -21,7 +22,7 @@ def _infer(state: DynamicsState, windows: jax.Array) -> dynamics.Latents:
 
 
 def latents_of(state: DynamicsState, windows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Latents of windows uint8 ``[E, k + 2, H, W, C]``: continuous float32 ``[E, Z]`` and codes int32 ``[E, N, H]``."""
+    """Latents of windows ``[E, k + 2, *obs_shape]``: continuous float32 ``[E, Z]`` and codes int32 ``[E, N, H]``."""
     continuous, codes = [], []
     for start in range(0, len(windows), BATCH):
         batch = windows[start : start + BATCH]
@@ -38,23 +39,31 @@ def to_uint8(frames: jax.Array) -> np.ndarray:
 
 
 def strips(state: DynamicsState, windows: np.ndarray) -> dict[str, np.ndarray]:
-    """Context (its last two frames), truth and prediction of windows uint8 ``[K, k + 2, H, W, C]``, all uint8."""
+    """Context (its last two frames), truth and prediction of windows ``[K, k + 2, *obs_shape]``.
+
+    Of uint8 as they are, else standardised.
+    """
     latents = _infer(state, windows)
     prediction = jax.jit(dynamics.predict_next)(state, windows[:, :-1], latents.quantized)
+    pixels = windows.dtype == np.uint8
+    shown = windows if pixels else np.asarray(normalise_obs(windows, state.obs_stats))
     return {
-        "strip_context": windows[:, :-1][:, -2:],
-        "strip_truth": windows[:, -1],
-        "strip_prediction": to_uint8(prediction),
+        "strip_context": shown[:, :-1][:, -2:],
+        "strip_truth": shown[:, -1],
+        "strip_prediction": to_uint8(prediction) if pixels else np.asarray(prediction),
     }
 
 
 @functools.partial(jax.jit, static_argnames="steps")
 def _imagine(state: DynamicsState, context: jax.Array, latent: jax.Array, steps: int) -> jax.Array:
+    pixels, imagining = context.dtype == jnp.uint8, state.replace(obs_stats=None)  # frames are normalised once
+
     def step(frames, _):
-        following = jnp.clip(dynamics.predict_next(state, frames, latent), -0.5, 0.5)
+        following = dynamics.predict_next(imagining, frames, latent)
+        following = jnp.clip(following, -0.5, 0.5) if pixels else following
         return jnp.concatenate([frames[:, 1:], following[:, None]], axis=1), following
 
-    frames = context.astype(jnp.float32) / 255 - 0.5
+    frames = normalise_obs(context, state.obs_stats)
     return jax.lax.scan(step, frames, None, length=steps)[1].swapaxes(0, 1)
 
 
@@ -63,16 +72,18 @@ def imagined_rollouts(state: DynamicsState, context: np.ndarray, quantized: np.n
 
     Args:
       state: stage 1.
-      context: uint8 ``[k + 1, H, W, C]``.
+      context: ``[k + 1, *obs_shape]``.
       quantized: float32 ``[A, Z]``.
       steps: T.
 
     Returns:
-      uint8 ``[A, T + 1, H, W, C]``, the last true frame first.
+      ``[A, T + 1, *obs_shape]``, the last true frame first; of uint8 as they are, else standardised.
     """
     frames = jnp.broadcast_to(context[None], (len(quantized), *context.shape))
-    imagined = to_uint8(_imagine(state, frames, jnp.asarray(quantized), steps))
-    return np.concatenate([np.asarray(frames[:, -1:]), imagined], axis=1)
+    imagined = _imagine(state, frames, jnp.asarray(quantized), steps)
+    if context.dtype == np.uint8:
+        return np.concatenate([np.asarray(frames[:, -1:]), to_uint8(imagined)], axis=1)
+    return np.concatenate([np.asarray(normalise_obs(frames[:, -1:], state.obs_stats)), imagined], axis=1)
 
 
 def most_used(codes: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:

@@ -204,20 +204,26 @@ def _latents(run: Run, name: str, title: str) -> Figure | None:
 
 def _strips(run: Run) -> Figure | None:
     fields = run.fields("strip_context", "strip_truth", "strip_prediction")
-    return figures.strips(*(array[:6] for array in fields)) if fields else None
+    if not fields:
+        return None
+    if fields[1].ndim == 2:
+        return figures.vector_changes(*fields)
+    return figures.strips(*(array[:6] for array in fields))
 
 
 def _rollout_arrays(run: Run) -> tuple[np.ndarray, list[str]] | None:
     fields = run.fields("rollout_frames")
-    if not fields:
+    if not fields or fields[0].ndim != 5:
         return None
     labels = [str(label) for label in run.arrays.get("rollout_labels", [])]
     return fields[0], labels or [f"latent action {index}" for index in range(len(fields[0]))]
 
 
 def _rollouts(run: Run) -> Figure | None:
-    arrays = _rollout_arrays(run)
-    return figures.rollouts(*arrays) if arrays else None
+    if arrays := _rollout_arrays(run):
+        return figures.rollouts(*arrays)
+    fields = run.fields("rollout_frames", "rollout_labels")
+    return figures.vector_rollouts(fields[0], [str(label) for label in fields[1]]) if fields else None
 
 
 def _cloning(run: Run) -> Figure | None:
@@ -311,7 +317,7 @@ FIGURES = {
         "Predictions",
         "Held-out windows: both context frames, the frame that followed, the forward model's prediction under the "
         "inferred latent action, and their absolute difference, brightened. Above the difference stands the window's "
-        "error relative to repeating the last frame.",
+        "error relative to repeating the last frame. Of vectors: each number's predicted change against the true one.",
         "the analysis of stage 1",
     ),
     "rollouts": Plot(

@@ -20,7 +20,7 @@ from lamjax.cloning import CloningConfig
 from lamjax.decoding import offline
 from lamjax.decoding.offline import OfflineConfig
 from lamjax.dynamics import DynamicsState
-from lamjax.models.policy import normalise_obs
+from lamjax.models.policy import ObsStats, normalise_obs
 from lamjax.optim import warmup_linear
 from lamjax.ppo.agent import ScratchAgent
 
@@ -36,6 +36,7 @@ class ActionState:
       agent: the actor-critic, whose value head is not trained (static).
       config: stage 2's settings (static).
       decays: whether the learning rate warms up and decays as stage 2's, or stays at its peak (static).
+      obs_stats: how observations that are not uint8 are standardised (see `normalise_obs`); constant.
     """
 
     params: Any
@@ -44,6 +45,12 @@ class ActionState:
     agent: ScratchAgent = struct.field(pytree_node=False)
     config: CloningConfig = struct.field(pytree_node=False)
     decays: bool = struct.field(pytree_node=False)
+    obs_stats: ObsStats = None
+
+    @property
+    def policy(self) -> dict[str, Any]:
+        """The agent's parameters, with how observations are standardised."""
+        return self.params if self.obs_stats is None else {**self.params, "obs_stats": self.obs_stats}
 
 
 def _optimizer(config: CloningConfig, decays: bool) -> optax.GradientTransformation:
@@ -54,12 +61,19 @@ def _optimizer(config: CloningConfig, decays: bool) -> optax.GradientTransformat
 
 
 def init(
-    key: jax.Array, config: CloningConfig, num_actions: int, obs_shape: tuple[int, ...], decays: bool = True
+    key: jax.Array,
+    config: CloningConfig,
+    num_actions: int,
+    obs_shape: tuple[int, ...],
+    decays: bool = True,
+    obs_stats: ObsStats = None,
 ) -> ActionState:
     """Starts a policy on observations of `obs_shape` with A actions, with stage 2's trunk, from scratch."""
     agent = ScratchAgent(config.trunk, num_actions)
     params = agent.init(key, obs_shape)
-    return ActionState(params, _optimizer(config, decays).init(params), jnp.zeros((), jnp.int32), agent, config, decays)
+    stats = jax.tree.map(jnp.copy, obs_stats)  # a copy: states are donated
+    opt_state = _optimizer(config, decays).init(params)
+    return ActionState(params, opt_state, jnp.zeros((), jnp.int32), agent, config, decays, stats)
 
 
 def train_step(state: ActionState, obs: jax.Array, actions: jax.Array) -> tuple[ActionState, dict[str, jax.Array]]:
@@ -75,7 +89,7 @@ def train_step(state: ActionState, obs: jax.Array, actions: jax.Array) -> tuple[
     """
 
     def loss_fn(params: Any) -> tuple[jax.Array, jax.Array]:
-        logits, _ = state.agent.network.apply({"params": params}, normalise_obs(obs))
+        logits, _ = state.agent.network.apply({"params": params}, normalise_obs(obs, state.obs_stats))
         loss = optax.softmax_cross_entropy_with_integer_labels(logits, actions).mean()
         return loss, jnp.mean((jnp.argmax(logits, -1) == actions).astype(jnp.float32))
 

@@ -28,7 +28,7 @@ from lamjax.dynamics import DynamicsState
 from lamjax.envs.api import VectorEnv
 from lamjax.models.init import Dense
 from lamjax.models.mlp import MLP
-from lamjax.models.policy import normalise_obs
+from lamjax.models.policy import ObsStats, normalise_obs
 from lamjax.models.trunk import TrunkConfig, make_trunk
 from lamjax.ppo import train as ppo
 from lamjax.ppo.train import PPOConfig, PPOState, Schedule
@@ -158,20 +158,27 @@ class HybridAgent:
             frozen = {"fc": trunk["fc"], "latent_head": head, "decoder": decoder}
         if self.supervised or self.train == "head":
             frozen["convs"] = trunk["convs"]
+        if policy.obs_stats is not None:
+            frozen["obs_stats"] = policy.obs_stats
         return params, frozen
 
     def _fc(self, params: Any, x: jax.Array) -> jax.Array:
         return nn.relu(Dense(self.trunk.features).apply({"params": params}, x))
 
-    def _convs(self, params: Any, obs: jax.Array) -> jax.Array:
+    def _convs(self, params: Any, obs: jax.Array, stats: ObsStats = None) -> jax.Array:
         trunk = make_trunk(self.trunk)
-        return nn.relu(trunk.apply({"params": {"convs": params}}, normalise_obs(obs), method=lambda m, x: m.convs(x)))
+        inputs = normalise_obs(obs, stats)
+        return nn.relu(trunk.apply({"params": {"convs": params}}, inputs, method=lambda m, x: m.convs(x)))
 
     def encode(self, frozen: dict[str, Any], obs: jax.Array) -> dict[str, jax.Array]:
         """What is fixed during an update: the convolutions' output, or observations, and the decoder's logits."""
-        features = {"obs": obs} if self.train == "all" else {"convs": self._convs(frozen["convs"], obs)}
+        stats = frozen.get("obs_stats")
+        if self.train == "all":
+            features = {"obs": obs if stats is None else normalise_obs(obs, stats)}
+        else:
+            features = {"convs": self._convs(frozen["convs"], obs, stats)}
         if self.supervised:
-            convs = features["convs"] if self.train == "head" else self._convs(frozen["convs"], obs)
+            convs = features["convs"] if self.train == "head" else self._convs(frozen["convs"], obs, stats)
             latent = Dense(self.latent_dim).apply({"params": frozen["latent_head"]}, self._fc(frozen["fc"], convs))
             features["decoded"] = self.decoder.apply({"params": frozen["decoder"]}, latent)
         return features
@@ -376,3 +383,44 @@ def update(
         decoder, metrics["decoder_accuracy"] = fit_decoder(key, pairs, agent, state.config.decoder)
         frozen = {**frozen, "decoder": decoder}
     return state.replace(ppo=new, frozen=frozen, pairs=pairs), metrics
+
+
+def learn(
+    state: OnlineState, model: DynamicsState, agent: HybridAgent, env: VectorEnv
+) -> tuple[OnlineState, dict[str, jax.Array]]:
+    """All updates in one ``lax.scan``: what `update` decides on the host is decided here by ``lax.cond``.
+
+    Args:
+      state: the state at its start.
+      model: stage 1.
+      agent: see `make_agent`.
+      env: N environments that are JAX.
+
+    Returns:
+      The state after, and the metrics of `update`, ``[updates]``.
+    """
+    config, numbers = state.config, range(1, state.config.ppo.num_updates + 1)
+    collecting = jnp.array([collects(config, number) for number in numbers])
+    refitting = jnp.array([refits(config, number) for number in numbers])
+    masked = config.decoder.mask_boundaries
+
+    def step(state: OnlineState, scheduled: tuple[jax.Array, ...]):
+        number, collect, refit = scheduled
+        rollout = ppo.collect(agent, env, state.ppo, state.frozen, keep_obs=True)
+        new, metrics = ppo.improve(state.ppo, agent, rollout)
+        pairs = jax.lax.cond(
+            collect,
+            lambda pairs: add_pairs(pairs, model, rollout.obs, rollout.action, rollout.done, masked),
+            lambda pairs: pairs,
+            state.pairs,
+        )
+        key = jax.random.fold_in(jax.random.fold_in(new.key, number), 2)
+        decoder, metrics["decoder_accuracy"] = jax.lax.cond(
+            refit,
+            lambda pairs: fit_decoder(key, pairs, agent, config.decoder),
+            lambda pairs: (state.frozen["decoder"], jnp.float32(np.nan)),
+            pairs,
+        )
+        return state.replace(ppo=new, frozen={**state.frozen, "decoder": decoder}, pairs=pairs), metrics
+
+    return jax.lax.scan(step, state, (jnp.array(numbers), collecting, refitting))

@@ -6,6 +6,7 @@ from lamjax.envs.procgen import Procgen, ProcgenNotInstalledError
 from lamjax.envs.registry import (
     ACTION_NAMES,
     PROCGEN_GAMES,
+    PROCGEN_SHAPE,
     UnknownEnvError,
     check_name,
     env_names,
@@ -13,12 +14,15 @@ from lamjax.envs.registry import (
     merged_action_names,
     merged_actions,
     normalised_return,
+    obs_shape,
+    register,
 )
 from lamjax.envs.wrappers import Distracted
 
 __all__ = [
     "ACTION_NAMES",
     "PROCGEN_GAMES",
+    "PROCGEN_SHAPE",
     "Distracted",
     "Gymnax",
     "Procgen",
@@ -31,4 +35,6 @@ __all__ = [
     "merged_action_names",
     "merged_actions",
     "normalised_return",
+    "obs_shape",
+    "register",
 ]

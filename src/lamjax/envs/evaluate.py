@@ -39,6 +39,37 @@ def _play(logits_fn, policy, env, per_env, greedy, carry, key):
     return carry
 
 
+def _start(env: VectorEnv, per_env: int, key: jax.Array):
+    """N environments before their first step, and the key of the steps."""
+    key_reset, key = jax.random.split(key)
+    n = env.num_envs
+    zeros, counts = jnp.zeros(n), jnp.zeros(n, jnp.int32)
+    table = jnp.zeros((n, per_env))
+    return (*env.reset(key_reset), zeros, counts, table, table.astype(jnp.int32), counts), key
+
+
+def play_all(
+    logits_fn: Callable[[Any, jax.Array], jax.Array],
+    policy: Any,
+    env: VectorEnv,
+    per_env: int,
+    key: jax.Array,
+    *,
+    greedy: bool = False,
+) -> tuple[jax.Array, jax.Array]:
+    """As `evaluate`, as one pure function: returns float32 and lengths int32, both ``[N, per_env]``."""
+    carry, key = _start(env, per_env, key)
+
+    def chunk(numbered):
+        number, carry = numbered
+        carry = _play(logits_fn, policy, env, per_env, greedy, carry, jax.random.fold_in(key, number))
+        return number + 1, carry
+
+    unfinished = lambda numbered: jnp.any(numbered[1][3] < per_env)  # noqa: E731
+    _, carry = jax.lax.while_loop(unfinished, chunk, (jnp.zeros((), jnp.int32), carry))
+    return carry[4], carry[5]
+
+
 def evaluate(
     logits_fn: Callable[[Any, jax.Array], jax.Array],
     policy: Any,
@@ -70,10 +101,7 @@ def evaluate(
     if episodes % n:
         raise ValueError(f"episodes ({episodes}) must be a multiple of the number of environments ({n}).")
     per_env = episodes // n
-    key_reset, key = jax.random.split(key)
-    obs, env_state = env.reset(key_reset)
-    zeros, counts = jnp.zeros(n), jnp.zeros(n, jnp.int32)
-    carry = (obs, env_state, zeros, counts, jnp.zeros((n, per_env)), jnp.zeros((n, per_env), jnp.int32), counts)
+    carry, key = _start(env, per_env, key)
     chunk = 0
     while (finished := int(carry[3].sum())) < episodes:
         if progress:

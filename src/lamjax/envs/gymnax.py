@@ -10,7 +10,10 @@ import numpy as np
 class Gymnax:
     """N copies of a gymnax-compatible environment, vmapped.
 
-    Any object with gymnax's ``reset(key, params)`` and six-value ``step(key, state, action, params)`` will do.
+    Any object with gymnax's ``reset(key, params)`` and six-value ``step(key, state, action, params)`` will do, if its
+    actions are discrete and its observations are images or grids ``[H, W, C]``, or vectors ``[D]``. Images of booleans,
+    or of floats whose space is bounded by 0 and 1 (MinAtar), are shown as uint8 pixels in [0, 255]; vectors as float32.
+    Two batches of one environment object under one object of parameters are equal, so that ``jit`` compiles once.
     """
 
     def __init__(self, env: Any, num_envs: int, *, params: Any = None, name: str | None = None):
@@ -21,6 +24,9 @@ class Gymnax:
           num_envs: N, copies to step together.
           params: the environment's parameters; None takes its ``default_params``.
           name: what reports call it; by default the environment's own name.
+
+        Raises:
+          ValueError: if `num_envs` is not positive, the actions are continuous, or observations have another shape.
         """
         if num_envs < 1:
             raise ValueError(f"num_envs must be at least 1, not {num_envs}.")
@@ -29,15 +35,42 @@ class Gymnax:
         self.params = env.default_params if params is None else params
         self.name = name or env.name
         self.env_params: dict[str, Any] = {}
-        space = env.observation_space(self.params)
-        self.obs_shape = tuple(space.shape)
-        self.obs_dtype = jax.eval_shape(env.reset, jax.random.key(0), self.params)[0].dtype
-        self.num_actions = int(env.action_space(self.params).n)
+        space, actions = env.observation_space(self.params), env.action_space(self.params)
+        if not hasattr(actions, "n"):
+            raise ValueError(f"{self.name} has continuous actions: wrap it into an environment with discrete ones.")
+        self.num_actions = int(actions.n)
+        shown = jax.eval_shape(env.reset, jax.random.key(0), self.params)[0]
+        self.obs_shape = tuple(shown.shape)
+        if len(self.obs_shape) not in (1, 3):
+            raise ValueError(
+                f"{self.name} shows observations of shape {self.obs_shape}: "
+                "reshape them to vectors [D] or images [H, W, C]."
+            )
+        bounds = [np.asarray(getattr(space, name, np.nan)) for name in ("low", "high")]
+        unit = shown.dtype == bool or all((bound == value).all() for bound, value in zip(bounds, (0, 1), strict=True))
+        self._to_pixels = len(self.obs_shape) == 3 and shown.dtype != np.uint8 and unit
+        self.obs_dtype = self._show(jnp.zeros((), shown.dtype)).dtype
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Gymnax) and self._identity == other._identity
+
+    def __hash__(self) -> int:
+        return hash(self._identity)
+
+    @property
+    def _identity(self) -> tuple[Any, ...]:
+        return id(self.env), id(self.params), self.num_envs, self.name
+
+    def _show(self, obs: jax.Array) -> jax.Array:
+        if self._to_pixels:
+            return jnp.round(255 * obs.astype(jnp.float32)).astype(jnp.uint8)
+        return obs if obs.dtype == jnp.uint8 else obs.astype(jnp.float32)
 
     def reset(self, key: jax.Array, params: Any = None):
         """See `VectorEnv.reset`."""
         params = self.params if params is None else params
-        return jax.vmap(self.env.reset, in_axes=(0, None))(jax.random.split(key, self.num_envs), params)
+        obs, state = jax.vmap(self.env.reset, in_axes=(0, None))(jax.random.split(key, self.num_envs), params)
+        return self._show(obs), state
 
     def step(self, key: jax.Array, state: Any, action: jax.Array, params: Any = None):
         """See `VectorEnv.step`; here ``final_observation`` is the true last observation."""
@@ -46,8 +79,9 @@ class Gymnax:
         obs, state, reward, terminated, truncated, info = jax.vmap(self.env.step, in_axes=(0, 0, 0, None))(
             keys, state, action, params
         )
-        info = {"final_observation": info["final_observation"], "final_is_exact": jnp.ones((), jnp.bool_)}
-        return obs, state, reward.astype(jnp.float32), terminated, truncated, info
+        final = self._show(info["final_observation"])
+        info = {"final_observation": final, "final_is_exact": jnp.ones((), jnp.bool_)}
+        return self._show(obs), state, reward.astype(jnp.float32), terminated, truncated, info
 
     def get_state(self, state: Any) -> dict[str, np.ndarray]:
         """The state's leaves on the host, by their position."""

@@ -6,6 +6,7 @@ of its demonstrations. The time-outs and the effect of each action come from the
 
 import dataclasses
 import difflib
+import functools
 from typing import Any
 
 from lamjax.envs.api import VectorEnv
@@ -72,11 +73,14 @@ PROCGEN_GAMES: dict[str, Game] = {
     "starpilot": Game(1.5251881, 66.98625, _aliases(_ALL, "9a9999")),
 }
 
+PROCGEN_SHAPE = (64, 64, 3)
+
 GYMNAX_ENVS: dict[str, str] = {
     "cartpole": "CartPole-v1",
     "minatar/asterix": "Asterix-MinAtar",
     "minatar/breakout": "Breakout-MinAtar",
     "minatar/freeway": "Freeway-MinAtar",
+    "minatar/seaquest": "Seaquest-MinAtar",
     "minatar/space_invaders": "SpaceInvaders-MinAtar",
 }
 
@@ -87,12 +91,12 @@ class UnknownEnvError(ValueError):
 
 def env_names() -> list[str]:
     """All names that `make` knows."""
-    return sorted(PROCGEN_GAMES) + sorted(GYMNAX_ENVS)
+    return sorted(PROCGEN_GAMES) + sorted(GYMNAX_ENVS) + sorted(_REGISTERED)
 
 
 def check_name(name: str) -> str:
     """Returns `name`, or raises `UnknownEnvError` with the names nearest to it."""
-    if name in PROCGEN_GAMES or name in GYMNAX_ENVS:
+    if name in PROCGEN_GAMES or name in GYMNAX_ENVS or name in _REGISTERED:
         return name
     near = difflib.get_close_matches(name, env_names(), n=3, cutoff=0.5)
     hint = f"did you mean {' or '.join(near)}?" if near else f"choose one of {', '.join(env_names())}."
@@ -125,10 +129,47 @@ def make(
 def _make(name: str, num_envs: int, **params: Any) -> VectorEnv:
     if name in PROCGEN_GAMES:
         return Procgen(name, num_envs, time_limit=PROCGEN_GAMES[name].time_limit, **params)
+    env, env_params = _REGISTERED[name] if name in _REGISTERED else _gymnax(name, **params)
+    return Gymnax(env, num_envs, params=env_params, name=name)
+
+
+_REGISTERED: dict[str, tuple[Any, Any]] = {}
+
+
+def register(env: Any, *, name: str | None = None, params: Any = None) -> str:
+    """Makes an environment object known by name, to `make` and to everything that takes a name; again replaces it.
+
+    Args:
+      env: an object with gymnax's ``reset``, six-value ``step``, ``default_params`` and spaces (see `Gymnax`).
+      name: by default the environment's own; it becomes part of paths.
+      params: its parameters instead of ``default_params``.
+
+    Returns:
+      The name.
+
+    Raises:
+      ValueError: if the name is that of an environment of the package, or `Gymnax` cannot show the environment.
+    """
+    name = name or env.name
+    if name in PROCGEN_GAMES or name in GYMNAX_ENVS:
+        raise ValueError(f"{name!r} is an environment of the package: register yours under another name.")
+    params = env.default_params if params is None else params
+    Gymnax(env, 1, params=params, name=name)
+    _REGISTERED[name] = env, params
+    return name
+
+
+@functools.cache
+def _gymnax(name: str, **params: Any) -> tuple[Any, Any]:
+    """The environment object and its parameters: one for all batches, which then compare equal."""
     import gymnax  # slow to import (it pulls in plotting), and needed by these names alone
 
-    env, env_params = gymnax.make(GYMNAX_ENVS[name], **params)
-    return Gymnax(env, num_envs, params=env_params, name=name)
+    return gymnax.make(GYMNAX_ENVS[name], **params)
+
+
+def obs_shape(name: str) -> tuple[int, ...]:
+    """The shape of an environment's observations; Procgen need not be installed."""
+    return PROCGEN_SHAPE if check_name(name) in PROCGEN_GAMES else make(name, 1).obs_shape
 
 
 def merged_actions(name: str, num_actions: int) -> tuple[int, ...]:

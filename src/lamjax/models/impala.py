@@ -4,7 +4,7 @@ Dimension keys: B batch, H and W image size, C channels, F features.
 """
 
 import dataclasses
-from typing import Any
+from typing import Any, ClassVar
 
 import flax.linen as nn
 import jax
@@ -26,6 +26,8 @@ class ImpalaConfig:
       pool: True shrinks by a max-pool after the stage's convolution, as IMPALA does; False by the convolution's own
         stride, which costs a quarter.
     """
+
+    convolves: ClassVar[bool] = True  # see `loops`
 
     channels: tuple[int, ...] = (64, 128, 128)
     strides: tuple[int, ...] = (2, 2, 2)

@@ -1,7 +1,7 @@
-"""Multilayer perceptrons: the decoders of latent actions, and the trunk for vector observations."""
+"""Multilayer perceptrons: the decoders of latent actions, and the trunk and forward model for vector observations."""
 
 import dataclasses
-from typing import Any
+from typing import Any, ClassVar
 
 import flax.linen as nn
 import jax
@@ -19,8 +19,23 @@ class MLPConfig:
       features: width F of the last.
     """
 
+    convolves: ClassVar[bool] = False  # see `loops`
+
     hidden: tuple[int, ...] = (256,)
     features: int = 256
+
+
+@dataclasses.dataclass(frozen=True)
+class MLPFDMConfig:
+    """Sizes of a forward model for vector observations.
+
+    Attributes:
+      hidden: widths of the hidden layers.
+    """
+
+    convolves: ClassVar[bool] = False
+
+    hidden: tuple[int, ...] = (256, 256)
 
 
 class MLP(nn.Module):
@@ -51,3 +66,31 @@ class MLPTrunk(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         """Applies the trunk."""
         return nn.relu(self.fc(nn.relu(self.convs(x.reshape(x.shape[0], -1)))))
+
+
+class MLPFDM(nn.Module):
+    """A forward model for vectors ``[D]`` that predicts their change."""
+
+    config: MLPFDMConfig
+    out_channels: int
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(
+        self, frames: jax.Array, latent: jax.Array, *, train: bool = False, axis_name: str | None = None
+    ) -> jax.Array:
+        """Predicts o_{t+1}; see `UNet`. Nothing here depends on the batch: `train` and `axis_name` change nothing.
+
+        Args:
+          frames: float32 ``[B, (k + 1) D]``, o_{t-k} to o_t joined.
+          latent: float32 ``[B, Z]``.
+          train: as for `UNet`.
+          axis_name: as for `UNet`.
+
+        Returns:
+          float32 ``[B, D]``, which starts as o_t.
+        """
+        x = nn.relu(MLP(self.config.hidden, self.dtype)(jnp.concatenate([frames, latent], -1).astype(self.dtype)))
+        zero = nn.initializers.zeros
+        change = nn.Dense(self.out_channels, kernel_init=zero, bias_init=zero, name="head_change")(x)
+        return frames[..., -self.out_channels :] + change.astype(jnp.float32)

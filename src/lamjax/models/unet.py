@@ -4,7 +4,7 @@ Dimension keys: B batch, H and W image size, C image channels, Z latent size.
 """
 
 import dataclasses
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import flax.linen as nn
 import jax
@@ -31,6 +31,8 @@ class UNetConfig:
         added not to o_t but to o_t filtered by one predicted row of taps down and one across, which start as the
         identity, so that a scrolling view need not be redrawn; 0 leaves this out.
     """
+
+    convolves: ClassVar[bool] = True  # see `loops`
 
     channels: tuple[int, ...] = (24, 48, 96, 192, 384)
     bottleneck: int = 768

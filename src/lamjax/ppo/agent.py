@@ -39,5 +39,8 @@ class ScratchAgent:
         return obs
 
     def apply(self, params: Any, features: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """Observations ``[B, *obs_shape]`` to logits ``[B, A]`` and values ``[B]``, float32."""
-        return self.network.apply({"params": params}, normalise_obs(features))
+        """Observations ``[B, *obs_shape]`` to logits ``[B, A]`` and values ``[B]``, float32.
+
+        Parameters that were cloned from recorded observations may say by ``obs_stats`` how to standardise them.
+        """
+        return self.network.apply({"params": params}, normalise_obs(features, params.get("obs_stats")))

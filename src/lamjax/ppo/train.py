@@ -351,3 +351,22 @@ def update(
       that ended, ``episodes`` (how many), ``episode_return`` and ``episode_length`` (means, NaN where none ended).
     """
     return improve(state, agent, collect(agent, env, state, frozen, axis_name), scan=scan, axis_name=axis_name)
+
+
+def learn(
+    state: PPOState, agent: Agent, env: VectorEnv, frozen: Any = None, updates: int | None = None
+) -> tuple[PPOState, dict[str, jax.Array]]:
+    """Updates in one ``lax.scan``, for an environment that is JAX: ``jit`` it, or ``vmap`` it over states.
+
+    Args:
+      state: the training state.
+      agent: see `update`.
+      env: see `update`.
+      frozen: see `update`.
+      updates: how many; by default all of the config.
+
+    Returns:
+      The state after, and the metrics of `update`, ``[updates]``.
+    """
+    length = state.config.num_updates if updates is None else updates
+    return jax.lax.scan(lambda s, _: update(s, agent, env, frozen), state, length=length)

@@ -1,0 +1,172 @@
+"""The stages as pure functions, for environments that are JAX: ``jit`` one, or ``vmap`` it over seeds.
+
+The steps are those of `dynamics`, `cloning`, `decoding` and `ppo`; what `pipeline` adds on the host (stores on disk,
+checkpoints, reports) is left out, and a stage is one ``lax.scan``. Everything random follows from the key, so a row of
+``jax.vmap(f)(keys)`` is what ``f(key)`` gives.
+
+    env = envs.make("cartpole", 64)
+    params, _ = fused.learn(key, env, config.expert)                        # a demonstrator
+    played = fused.record(key, env, policies.Logits(agent), params, 1024)
+    train, test = fused.split(played)
+    model, _ = fused.train_dynamics(key, config.dynamics, train)            # stage 1
+    policy, _ = fused.train_cloning(key, config.cloning, train, model)      # stage 2
+    agent, params, _ = fused.decode_online(key, config.online, policy, model, env)  # stage 3
+
+Dimension keys: T steps, N environments, F = N T frames, L labels, E windows.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+
+from lamjax import cloning, dynamics, policies
+from lamjax.cloning import CloningConfig, CloningState
+from lamjax.config import ScratchConfig
+from lamjax.data import stream
+from lamjax.data.stream import Buffer
+from lamjax.decoding import offline, online
+from lamjax.decoding.offline import OfflineConfig
+from lamjax.decoding.online import HybridAgent, OnlineConfig
+from lamjax.dynamics import DynamicsConfig, DynamicsState
+from lamjax.envs import evaluate as evaluation
+from lamjax.envs.api import VectorEnv
+from lamjax.models.policy import ObsStats
+from lamjax.policies import DecodedPolicy
+from lamjax.ppo import train as ppo
+from lamjax.ppo.agent import ScratchAgent
+
+LogitsFn = Callable[[Any, jax.Array], jax.Array]
+
+
+@struct.dataclass
+class Played:
+    """Recorded transitions ``[N, T, ...]``; `done` says that the step ended an episode."""
+
+    obs: jax.Array
+    action: jax.Array
+    reward: jax.Array
+    done: jax.Array
+
+
+def learn(key: jax.Array, env: VectorEnv, config: ScratchConfig) -> tuple[Any, dict[str, jax.Array]]:
+    """PPO from scratch.
+
+    Returns:
+      The parameters of ``ScratchAgent(config.trunk, env.num_actions)``, and metrics ``[updates]`` (see `ppo.update`).
+    """
+    agent = ScratchAgent(config.trunk, env.num_actions)
+    key_params, key = jax.random.split(key)
+    state = ppo.init(key, config.ppo, agent.init(key_params, env.obs_shape), env)
+    state, metrics = ppo.learn(state, agent, env)
+    return state.params, metrics
+
+
+def record(key: jax.Array, env: VectorEnv, logits_fn: LogitsFn, params: Any, steps: int) -> Played:
+    """Plays `steps` steps of sampled actions in each of the N environments."""
+    key_reset, key = jax.random.split(key)
+
+    def step(carry, step_key):
+        obs, env_state = carry
+        key_action, key_env = jax.random.split(step_key)
+        action = jax.random.categorical(key_action, logits_fn(params, obs)).astype(jnp.int32)
+        following, env_state, reward, terminated, truncated, _ = env.step(key_env, env_state, action)
+        return (following, env_state), Played(obs, action, reward, terminated | truncated)
+
+    _, played = jax.lax.scan(step, env.reset(key_reset), jax.random.split(key, steps))
+    return jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1), played)
+
+
+def split(played: Played, held_out: float = 0.1) -> tuple[Played, Played]:
+    """Training and held-out transitions: of different environments."""
+    n = played.action.shape[0]
+    first = min(max(round((1 - held_out) * n), 1), n - 1)
+    return tuple(jax.tree.map(lambda x, part=part: x[part], played) for part in (slice(first), slice(first, n)))
+
+
+def buffer(played: Played, length: int = 3) -> Buffer:
+    """What stages 1 and 2 sample from: windows of `length` frames that cross no episode's end."""
+    n, t = played.done.shape
+    frames = played.obs.reshape(n * t, *played.obs.shape[2:])
+    ended = jnp.stack([played.done[:, i : t - length + 1 + i] for i in range(length - 1)]).any(0)
+    valid = jnp.pad(~ended, ((0, 0), (0, length - 1))).reshape(-1)
+    starts = jnp.nonzero(valid, size=n * t, fill_value=0)[0].astype(jnp.int32)
+    return Buffer(frames, starts, valid.sum().astype(jnp.int32))
+
+
+def stats(played: Played) -> ObsStats:
+    """As `models.policy.obs_stats`, inside ``jit``."""
+    if played.obs.dtype == jnp.uint8:
+        return None
+    flat = played.obs.reshape(-1, *played.obs.shape[2:])
+    scale = flat.std(0)
+    return {"mean": flat.mean(0), "scale": jnp.where(scale > 1e-6, scale, 1.0)}
+
+
+def windows(key: jax.Array, played: Played, count: int, length: int = 3) -> tuple[jax.Array, jax.Array]:
+    """Draws windows ``[E, length, *obs_shape]`` and the actions at their last frames but one, int32 ``[E]``.
+
+    Without replacement while `count` is at most the number of windows; it must be.
+    """
+    source = buffer(played, length)
+    starts = stream.sample_starts(source, key, jnp.zeros((), jnp.int32), count)
+    return stream.gather(source.frames, starts, length), played.action.reshape(-1)[starts + length - 2]
+
+
+def labelled(key: jax.Array, played: Played, count: int) -> tuple[jax.Array, jax.Array]:
+    """Draws labelled observations ``[L, *obs_shape]`` and their actions, as `decode_offline` takes them."""
+    drawn, actions = windows(key, played, count)
+    return drawn[:, 1], actions
+
+
+def train_dynamics(
+    key: jax.Array, config: DynamicsConfig, played: Played
+) -> tuple[DynamicsState, dict[str, jax.Array]]:
+    """Stage 1 on the transitions' frames: the state, and metrics ``[steps]`` (see `dynamics.train_step`)."""
+    source, (key_init, key) = buffer(played, config.window), jax.random.split(key)
+    state = dynamics.init(key_init, config, played.obs.shape[2:], stats(played))
+
+    def step(state: DynamicsState, _):
+        drawn = stream.sample(source, key, state.step, config.batch_size, length=config.window)
+        return dynamics.train_step(state, drawn)
+
+    return jax.lax.scan(step, state, length=config.steps)
+
+
+def train_cloning(
+    key: jax.Array, config: CloningConfig, played: Played, model: DynamicsState
+) -> tuple[CloningState, dict[str, jax.Array]]:
+    """Stage 2 on the transitions' frames: the state, and metrics ``[steps]`` (see `cloning.train_step`)."""
+    source, (key_init, key) = buffer(played, model.config.window), jax.random.split(key)
+    state = cloning.init(key_init, config, played.obs.shape[2:], model.config.latent_dim, model.obs_stats)
+
+    def step(state: CloningState, _):
+        seen = stream.sample(source, key, state.step, config.batch_size, length=model.config.window)
+        return cloning.train_step(state, seen[:, -2], dynamics.infer_latents(model, seen).continuous)
+
+    return jax.lax.scan(step, state, length=config.steps)
+
+
+def decode_offline(
+    key: jax.Array, config: OfflineConfig, policy: CloningState, obs: jax.Array, actions: jax.Array, num_actions: int
+) -> tuple[DecodedPolicy, Any]:
+    """Stage 3 from labels: observations ``[L, *obs_shape]`` and actions int32 ``[L]``; a network and its parameters."""
+    decoder, _ = offline.fit(key, cloning.predict_latents(policy, obs), actions, config, num_actions)
+    network = DecodedPolicy(policy.config.trunk, policy.latent_dim, num_actions, config)
+    return network, policies.decoded_params(policy, decoder)
+
+
+def decode_online(
+    key: jax.Array, config: OnlineConfig, policy: CloningState, model: DynamicsState, env: VectorEnv
+) -> tuple[HybridAgent, Any, dict[str, jax.Array]]:
+    """Stage 3 by PPO: the agent, its parameters for `policies.Logits`, and metrics ``[updates]``."""
+    agent = online.make_agent(policy, config, env.num_actions)
+    state, metrics = online.learn(online.init(key, config, policy, env), model, agent, env)
+    return agent, {"params": state.ppo.params, "frozen": state.frozen}, metrics
+
+
+def evaluate(key: jax.Array, env: VectorEnv, logits_fn: LogitsFn, params: Any, per_env: int) -> jax.Array:
+    """Raw returns float32 ``[N, per_env]``: as `envs.evaluate`, each environment plays the same number of episodes."""
+    return evaluation.play_all(logits_fn, params, env, per_env, key)[0]

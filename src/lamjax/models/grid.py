@@ -1,0 +1,129 @@
+"""Small convolutional networks for grids such as MinAtar's 10 x 10 x C: a trunk and a forward model.
+
+Their convolutions are matrix products over 3 x 3 patches. At this size that is as fast on a CPU as XLA's convolution
+(29 ms against 38 for a gradient of 1,024 grids), keeps its speed inside ``lax.scan`` (30 against 132), and under
+``vmap`` over seeds it is one batched product.
+
+Dimension keys: B batch, H and W grid size, C channels, F features, Z latent size.
+"""
+
+import dataclasses
+from typing import Any, ClassVar
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from lamjax.models.init import Dense
+
+
+@dataclasses.dataclass(frozen=True)
+class GridConfig:
+    """Sizes of a trunk for grids.
+
+    Attributes:
+      channels: output channels of each 3 x 3 convolution, which leaves the grid its size; there may be none.
+      hidden: widths of the fully connected layers before the last.
+      features: width F of the last.
+    """
+
+    convolves: ClassVar[bool] = False  # by XLA's convolution, see `loops`
+
+    channels: tuple[int, ...] = (16,)
+    hidden: tuple[int, ...] = ()
+    features: int = 128
+
+
+@dataclasses.dataclass(frozen=True)
+class GridFDMConfig:
+    """Sizes of a forward model for grids.
+
+    Attributes:
+      channels: channels of every layer.
+      blocks: residual layers after the first; an output cell sees ``2 * blocks + 3`` cells of a side.
+    """
+
+    convolves: ClassVar[bool] = False
+
+    channels: int = 32
+    blocks: int = 2
+
+
+def patches(x: jax.Array) -> jax.Array:
+    """The 3 x 3 neighbourhood of each cell, zeros beyond the border: ``[B, H, W, C] -> [B, H, W, 9C]``."""
+    h, w = x.shape[1:3]
+    padded = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
+    return jnp.concatenate([padded[:, i : i + h, j : j + w] for i in range(3) for j in range(3)], axis=-1)
+
+
+class GridConvs(nn.Module):
+    """All layers but the last: grids to flat, rectified features.
+
+    An empty cell is 0 here, not -0.5: hundreds of equal inputs would drown the few that tell something.
+    """
+
+    config: GridConfig
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Maps grids ``[B, H, W, C]``, floats in [-0.5, 0.5], to ``[B, K]``, non-negative."""
+        x = x + 0.5
+        for channels in self.config.channels:
+            x = nn.relu(Dense(channels, dtype=self.dtype)(patches(x)))
+        x = x.reshape(x.shape[0], -1)
+        for width in self.config.hidden:
+            x = nn.relu(Dense(width, dtype=self.dtype)(x))
+        return x
+
+
+class GridTrunk(nn.Module):
+    """Convolutions, then one fully connected layer: ``[B, H, W, C] -> [B, F]``, non-negative."""
+
+    config: GridConfig
+    dtype: Any = jnp.float32
+
+    def setup(self):
+        """Names the two parts as `Impala` does."""
+        self.convs = GridConvs(self.config, self.dtype)
+        self.fc = Dense(self.config.features, dtype=self.dtype)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Applies the trunk."""
+        return nn.relu(self.fc(self.convs(x)))
+
+
+class GridFDM(nn.Module):
+    """A forward model that predicts the change of each cell; the latent is added, mapped linearly, to every layer."""
+
+    config: GridFDMConfig
+    out_channels: int
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(
+        self, frames: jax.Array, latent: jax.Array, *, train: bool = False, axis_name: str | None = None
+    ) -> jax.Array:
+        """Predicts o_{t+1}; see `UNet`. Nothing here depends on the batch: `train` and `axis_name` change nothing.
+
+        Args:
+          frames: float32 ``[B, H, W, (k + 1) C]``, o_{t-k} to o_t joined on channels.
+          latent: float32 ``[B, Z]``.
+          train: as for `UNet`.
+          axis_name: as for `UNet`.
+
+        Returns:
+          float32 ``[B, H, W, C]``, which starts as o_t.
+        """
+        channels = self.config.channels
+
+        def layer(x: jax.Array) -> jax.Array:
+            bias = Dense(channels, dtype=self.dtype)(latent.astype(self.dtype))
+            return nn.relu(Dense(channels, dtype=self.dtype)(patches(x)) + bias[:, None, None])
+
+        x = layer(frames.astype(self.dtype) + 0.5)  # an empty cell is 0, as in `GridConvs`
+        for _ in range(self.config.blocks):
+            x = x + layer(x)
+        zero = nn.initializers.zeros
+        change = nn.Dense(self.out_channels, kernel_init=zero, bias_init=zero, name="head_change")(x)
+        return frames[..., -self.out_channels :] + change.astype(jnp.float32)

@@ -1,0 +1,127 @@
+"""The stages as pure functions: a row of what is vmapped over seeds is the run of that seed."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from lamjax import envs, fused, policies
+from lamjax.config import VECTOR_PRESETS, ScratchConfig
+from lamjax.decoding import online
+from lamjax.decoding.online import DecoderConfig
+from lamjax.models.mlp import MLPConfig, MLPFDMConfig
+from lamjax.ppo.agent import ScratchAgent
+from tests.envs.toys import Counter
+
+N, STEPS = 8, 40
+TRUNK = MLPConfig(hidden=(8,), features=8)
+SMOKE = VECTOR_PRESETS["smoke"]
+PPO = dataclasses.replace(
+    SMOKE.scratch.ppo, total_frames=4 * N * 8, num_envs=N, num_steps=8, num_epochs=2, num_minibatches=2
+)
+DYNAMICS = dataclasses.replace(
+    SMOKE.dynamics, steps=30, batch_size=16, idm=TRUNK, fdm=MLPFDMConfig(hidden=(8,)), learning_rate=3e-3
+)
+CLONING = dataclasses.replace(SMOKE.cloning, steps=20, batch_size=16, trunk=TRUNK)
+OFFLINE = dataclasses.replace(SMOKE.offline, steps=20, hidden=(8,))
+ONLINE = dataclasses.replace(
+    SMOKE.online,
+    ppo=dataclasses.replace(PPO, learning_rates=online.LEARNING_RATES),
+    decoder=DecoderConfig(hidden=(8,), start=0.0, dense_until=0.3, stop=0.8, every=2, batch_size=16),
+)
+
+
+@pytest.fixture(scope="module")
+def env():
+    return envs.Gymnax(Counter([3, 5, 7], [False, True, False]), N)
+
+
+@pytest.fixture(scope="module")
+def played(env):
+    return fused.record(jax.random.key(0), env, policies.uniform_logits(2), {}, STEPS)
+
+
+def whole(key, env):
+    """Everything that a run does."""
+    keys = jax.random.split(key, 6)
+    params, ppo = fused.learn(keys[0], env, ScratchConfig(TRUNK, PPO))
+    expert = policies.Logits(ScratchAgent(TRUNK, env.num_actions))
+    train, held_out = fused.split(fused.record(keys[1], env, expert, params, STEPS))
+    model, dynamics = fused.train_dynamics(keys[2], DYNAMICS, train)
+    policy, cloning = fused.train_cloning(keys[3], CLONING, train, model)
+    network, decoded = fused.decode_offline(keys[4], OFFLINE, policy, *fused.labelled(keys[4], train, 16), 2)
+    _, _, hybrid = fused.decode_online(keys[5], ONLINE, policy, model, env)
+    return {
+        "ppo": ppo["policy_loss"],
+        "held_out": held_out,
+        "dynamics": dynamics["loss"],
+        "cloning": cloning["loss"],
+        "returns": fused.evaluate(keys[5], env, policies.Logits(network), decoded, 2),
+        "episodes": hybrid["episodes"],
+        "decoder_accuracy": hybrid["decoder_accuracy"],
+    }
+
+
+def test_a_row_of_many_seeds_is_the_run_of_its_seed(env):
+    keys = jax.random.split(jax.random.key(0), 3)
+    rows = jax.device_get(jax.jit(jax.vmap(lambda key: whole(key, env)))(keys))
+    alone = jax.device_get(jax.jit(lambda key: whole(key, env))(keys[1]))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a[1], b, rtol=1e-3, atol=1e-4), rows, alone)
+    assert not np.array_equal(rows["dynamics"][0], rows["dynamics"][1])
+    assert np.isfinite(rows["dynamics"]).all() and rows["dynamics"][:, -1].max() < rows["dynamics"][:, 0].min()
+    # The schedule of the decoder's fits: after 32 frames of 64, none from 0.8 of 256 on.
+    expected = [online.refits(ONLINE, number) for number in range(1, 5)]
+    np.testing.assert_array_equal(np.isfinite(alone["decoder_accuracy"]), expected)
+    assert any(expected) and not all(expected)
+
+
+def test_recorded_transitions_are_those_of_the_environment(played):
+    obs, action, reward, done = jax.device_get((played.obs, played.action, played.reward, played.done))
+    assert obs.shape == (N, STEPS, 3) and done.shape == (N, STEPS)
+    time, length = obs[..., 0], obs[..., 1]
+    np.testing.assert_array_equal(done, time == length - 1)
+    np.testing.assert_array_equal(time[:, 1:], np.where(done[:, :-1], 0, time[:, :-1] + 1))
+    np.testing.assert_array_equal(reward, np.where(action == 1, 10, 1))
+
+
+def test_windows_cross_no_end_and_carry_the_middle_action(played):
+    drawn, actions = jax.device_get(fused.windows(jax.random.key(0), played, 50))
+    time, episode = drawn[..., 0], drawn[..., 2]
+    np.testing.assert_array_equal(np.diff(time, axis=1), 1)
+    assert (episode == episode[:, :1]).all()
+    source = fused.buffer(played)
+    done = np.asarray(played.done)
+    count = sum(not done[n, t : t + 2].any() for n in range(N) for t in range(STEPS - 2))
+    assert int(source.num_starts) == count > 50
+    starts = np.asarray(source.starts)[:count]
+    assert len(set(starts.tolist())) == count
+    # (time, episode, environment) tells a frame: the label is the action that was taken there.
+    flat = np.asarray(played.obs).reshape(-1, 3)
+    for window, action in zip(drawn[:10], actions[:10], strict=True):
+        rows = np.flatnonzero((flat == window[1]).all(1))
+        assert action in np.asarray(played.action).reshape(-1)[rows]
+
+
+def test_split_keeps_environments_apart(played):
+    train, held_out = fused.split(played, 0.25)
+    assert train.action.shape[0] == 6 and held_out.action.shape[0] == 2
+    np.testing.assert_array_equal(jnp.concatenate([train.obs, held_out.obs]), played.obs)
+    assert fused.split(played, 0.0)[1].action.shape[0] == 1
+
+
+def test_stats_are_those_of_the_host(played):
+    from lamjax.models.policy import obs_stats
+
+    found = fused.stats(played)
+    expected = obs_stats(np.asarray(played.obs).reshape(-1, 3))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4), found, expected)
+
+
+def test_returns_are_those_of_whole_episodes(env):
+    returns = fused.evaluate(
+        jax.random.key(0), env, lambda params, obs: jnp.zeros((len(obs), 2)).at[:, 1].set(50), {}, 3
+    )
+    # 3, 5 and 7 steps in turn at 10 each, whichever comes first.
+    np.testing.assert_array_equal(np.sort(returns, axis=1), np.tile([30.0, 50.0, 70.0], (N, 1)))
