@@ -12,7 +12,7 @@ import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 import jax
 import numpy as np
@@ -20,6 +20,7 @@ import tyro
 
 import lamjax
 from benchmarks import linear
+from benchmarks import ppo as pure_ppo
 from lamjax import cloning, dynamics, envs, loops
 from lamjax.config import PRESETS
 from lamjax.data.stream import Buffer, sample
@@ -27,7 +28,8 @@ from lamjax.data.windows import valid_starts
 from lamjax.ppo import train as ppo
 from lamjax.ppo.agent import ScratchAgent
 
-Row = Literal["stage1", "stage2", "ppo", "loader", "linear"]
+Row = Literal["stage1", "stage2", "ppo", "loader", "ppo_cartpole", "ppo_breakout", "linear"]
+PURE = {"ppo_cartpole": "cartpole", "ppo_breakout": "minatar/breakout"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,7 +45,7 @@ class Bench:
     """
 
     size: Literal["cpu", "paper"] = "cpu"
-    only: tuple[Row, ...] = ("stage1", "stage2", "ppo", "loader", "linear")
+    only: tuple[Row, ...] = get_args(Row)
     batch: Annotated[int | None, tyro.conf.arg(metavar="INT")] = None
     samples: int = 30
     out: Path = Path(__file__).parent / "results" / "latest.json"
@@ -85,6 +87,8 @@ def run_row(name: Row, args: Bench) -> dict[str, Any]:
     """One row of the table."""
     if name == "linear":
         return linear.row(max(3, args.samples // 5))
+    if name in PURE:
+        return pure_ppo.row(name, PURE[name], max(3, args.samples // 3))
     preset = PRESETS[args.size]
     key = jax.random.key(0)
     if name in ("stage1", "stage2", "loader"):
@@ -138,7 +142,7 @@ def main() -> None:
     args = tyro.cli(Bench, prog="python -m benchmarks")
     device = jax.devices()[0]
     git = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True)
-    head = f"{'part':8s} {'size':6s} {'batch':>5s} {'rate':>12s} {'':10s} "
+    head = f"{'part':12s} {'size':6s} {'batch':>5s} {'rate':>12s} {'':10s} "
     print(head + f"{'p10 ms':>9s} {'median':>9s} {'p90':>9s} {'compile s':>10s}")
     rows = []
     for name in args.only:
@@ -146,13 +150,15 @@ def main() -> None:
         rows.append(row)
         ms = row["step_ms"]
         print(
-            f"{name:8s} {row['size']:6s} {row['batch']:5d} {row['rate']:12.1f} {row['unit']:10s} "
+            f"{name:12s} {row['size']:6s} {row['batch']:5d} {row['rate']:12.1f} {row['unit']:10s} "
             f"{ms['p10']:9.1f} {ms['median']:9.1f} {ms['p90']:9.1f} {row['compile_s']:10.1f}",
             flush=True,
         )
+        if name in PURE:
+            print(f"{'':12s} a plain one-function PPO, same networks and batches: {row['plain_rate']:.1f} frames/s")
         if name == "linear":
             print(
-                f"{'':8s} {row['speedup_over_one_by_one']:.1f} times as fast as point by point; "
+                f"{'':12s} {row['speedup_over_one_by_one']:.1f} times as fast as point by point; "
                 f"{row['gflops']:.0f} GFLOP/s where matrix products reach {row['matmul_gflops']:.0f}"
             )
     result = {

@@ -14,7 +14,7 @@ import pytest
 
 from lamjax import checkpoint, cli, run
 from lamjax.cli import main
-from lamjax.config import PRESETS
+from lamjax.config import GRID_PRESETS, PRESETS, VECTOR_PRESETS
 from lamjax.data import StoreWriter, open_store
 from lamjax.envs import PROCGEN_GAMES
 from lamjax.experts import available
@@ -82,6 +82,8 @@ def test_an_unknown_game_lists_near_names(fails, verb):
 def test_a_bad_preset_lists_the_presets(fails):
     for argv in (["train", "--preset", "huge"], ["expert", "--preset=huge"]):
         assert fails(*argv) == "There is no preset called 'huge': choose one of paper, reference, cpu, smoke."
+    sentence = "There is no preset called 'paper' for observations of shape (4,): choose one of cpu, smoke."
+    assert fails("train", "--env", "cartpole", "--preset", "paper") == sentence
 
 
 @pytest.mark.parametrize("verb", cli.VERBS)
@@ -134,6 +136,13 @@ def test_the_preset_gives_the_defaults_and_options_override_them():
     )
     assert cli.parse("train", ["--preset=paper"]).config == PRESETS["paper"]
     assert cli.parse("expert", []).config == PRESETS["cpu"]  # these tests run on a CPU
+
+
+def test_the_environment_decides_which_table_the_preset_is_from():
+    args = cli.parse("train", ["--env", "minatar/breakout", "--dynamics.fdm.blocks", "3"])
+    assert args.preset == "cpu" and args.config.dynamics.idm == GRID_PRESETS["cpu"].dynamics.idm
+    assert args.config.dynamics.fdm == dataclasses.replace(GRID_PRESETS["cpu"].dynamics.fdm, blocks=3)
+    assert cli.parse("expert", ["--env=cartpole", "--preset", "smoke"]).config == VECTOR_PRESETS["smoke"]
 
 
 # Policies

@@ -10,7 +10,15 @@ import pytest
 
 import lamjax
 from lamjax import checkpoint, cli, config
-from lamjax.config import PRESET_NOTES, PRESETS, RunConfig, default_preset
+from lamjax.config import (
+    GRID_PRESETS,
+    PRESET_NOTES,
+    PRESETS,
+    VECTOR_PRESETS,
+    RunConfig,
+    default_preset,
+    presets_for,
+)
 from lamjax.decoding.online import DecoderConfig, HybridAgent, OnlineConfig, collects, refits
 from lamjax.models.impala import ImpalaConfig
 from lamjax.models.mlp import MLPConfig
@@ -21,6 +29,8 @@ from lamjax.run import Run, Saver
 
 SOURCE = Path(lamjax.__file__).parent
 FRAME = 64  # pixels of a side of Procgen's frames
+TABLES = {"images": PRESETS, "grids": GRID_PRESETS, "vectors": VECTOR_PRESETS}
+ALL = {f"{kind}-{name}": preset for kind, table in TABLES.items() for name, preset in table.items()}
 
 
 def parts(value, name=""):
@@ -32,9 +42,9 @@ def parts(value, name=""):
             yield from parts(inner, f"{name}.{field.name}".lstrip("."))
 
 
-@pytest.fixture(params=PRESETS)
+@pytest.fixture(params=ALL)
 def preset(request):
-    return PRESETS[request.param]
+    return ALL[request.param]
 
 
 def test_the_four_presets():
@@ -46,7 +56,7 @@ def test_the_four_presets():
 def test_presets_are_hashable_values(preset):
     copy = dataclasses.replace(preset)
     assert copy == preset and hash(copy) == hash(preset)
-    assert len({hash(p) for p in PRESETS.values()}) == len(PRESETS)
+    assert len({hash(p) for p in ALL.values()}) == len(ALL)
     for name, part in parts(preset):
         assert dataclasses.is_dataclass(part), name
         with pytest.raises(dataclasses.FrozenInstanceError):
@@ -59,6 +69,21 @@ def test_presets_are_json(preset):
     for (name, a), (_, b) in zip(parts(preset), parts(dataclasses.replace(preset)), strict=True):
         assert checkpoint.as_json(a) == checkpoint.as_json(b), name
     assert checkpoint.differing_field(values, checkpoint.as_json(dataclasses.replace(preset, seed=5))) is not None
+
+
+def test_each_kind_of_observation_has_presets_of_its_own():
+    assert presets_for((64, 64, 3)) is PRESETS
+    assert presets_for((10, 10, 4)) is presets_for((32, 16, 1)) is GRID_PRESETS
+    assert presets_for((4,)) is VECTOR_PRESETS
+    for table in (GRID_PRESETS, VECTOR_PRESETS):
+        assert list(table) == ["cpu", "smoke"] and default_preset(table) == "cpu"
+        # Nothing of them convolves in XLA's way, so their steps fuse on every backend.
+        for preset in table.values():
+            networks = (preset.dynamics.idm, preset.dynamics.fdm, preset.cloning.trunk, preset.scratch.trunk)
+            assert not any(network.convolves for network in networks)
+        assert table["cpu"].train_expert and not table["smoke"].train_expert
+        assert table["cpu"].expert.ppo.total_frames > table["cpu"].scratch.ppo.total_frames
+    assert not any(preset.train_expert for preset in PRESETS.values())
 
 
 def test_presets_differ_where_a_name_says_so():
@@ -95,7 +120,9 @@ def test_steps_and_schedules(preset):
     assert preset.checkpoint_every > 0 and preset.max_in_flight >= 1
 
 
-def test_images_fit_the_networks(preset):
+@pytest.mark.parametrize("name", PRESETS)
+def test_images_fit_the_networks(name):
+    preset = PRESETS[name]
     trunks = [preset.dynamics.idm, preset.cloning.trunk, preset.scratch.trunk, preset.expert.trunk]
     for trunk in trunks:
         side = FRAME / trunk.stem
@@ -191,7 +218,7 @@ def documented(cls):
     return {name.strip() for group in names for name in group.split(",")}
 
 
-CLASSES = {type(part) for preset in PRESETS.values() for _, part in parts(preset)} | {
+CLASSES = {type(part) for preset in ALL.values() for _, part in parts(preset)} | {
     *(cls for cls, _ in cli.VERBS.values()),
     *(MLPConfig, DecoderConfig, OnlineConfig, DecodedPolicy, ScratchAgent, HybridAgent, Saver),
 }

@@ -1,4 +1,5 @@
 import functools
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -126,3 +127,76 @@ def test_bad_arguments_are_refused():
 def test_close_is_harmless(env):
     env.close()
     env.reset(jax.random.key(0))
+
+
+# What is shown
+
+
+@pytest.mark.parametrize("name", ["minatar/asterix", "minatar/breakout"])
+def test_minatar_is_shown_as_pixels(name):
+    env = envs.make(name, N)
+    assert env.obs_dtype == jnp.uint8 and env.obs_shape[:2] == (10, 10)
+    key = jax.random.key(0)
+    obs, state = env.reset(key)
+    obs, _, _, _, _, info = jax.jit(env.step)(key, state, jnp.zeros(N, jnp.int32))
+    assert obs.dtype == info["final_observation"].dtype == jnp.uint8
+    alone, _ = env.env.reset(jax.random.split(key, N)[2], env.params)
+    np.testing.assert_array_equal(env.reset(key)[0][2], 255 * np.asarray(alone, np.uint8))
+    assert set(np.unique(obs)) == {0, 255}
+
+
+class Shown:
+    """Shows whatever it is given."""
+
+    name = "shown"
+    default_params = None
+
+    def __init__(self, obs, low=None, high=None, actions=2):
+        self.obs, self.space = obs, SimpleNamespace(shape=obs.shape, low=low, high=high)
+        self.actions = SimpleNamespace(n=actions) if actions else SimpleNamespace(low=-1.0, high=1.0)
+
+    def observation_space(self, params):
+        return self.space
+
+    def action_space(self, params):
+        return self.actions
+
+    def reset(self, key, params):
+        return jnp.asarray(self.obs), jnp.zeros(())
+
+
+@pytest.mark.parametrize(
+    ("obs", "bounds", "expected"),
+    [
+        pytest.param(np.ones((2, 3, 1), bool), (None, None), np.uint8(255), id="booleans"),
+        pytest.param(np.full((2, 3, 1), 0.5, np.float32), (0, 1), np.uint8(128), id="unit images"),
+        pytest.param(np.full((2, 3, 1), 7, np.uint8), (0, 1), np.uint8(7), id="pixels"),
+        pytest.param(np.full((2, 3, 1), 0.5, np.float32), (0, 2), np.float32(0.5), id="other images"),
+        pytest.param(np.full((4,), 0.5, np.float32), (0, 1), np.float32(0.5), id="vectors"),
+        pytest.param(np.full((4,), 3, np.int32), (0, 9), np.float32(3), id="vectors of integers"),
+    ],
+)
+def test_observations_become_pixels_or_floats(obs, bounds, expected):
+    env = Gymnax(Shown(obs, *bounds), 2)
+    shown, _ = env.reset(jax.random.key(0))
+    assert shown.dtype == env.obs_dtype == expected.dtype and shown.shape == (2, *obs.shape)
+    np.testing.assert_array_equal(shown, np.full((2, *obs.shape), expected))
+
+
+def test_what_cannot_be_learned_from_is_refused():
+    with pytest.raises(ValueError, match=r"^shown has continuous actions: [^.]*\.$"):
+        Gymnax(Shown(np.zeros(3, np.float32), actions=None), 1)
+    with pytest.raises(ValueError, match=r"^shown shows observations of shape \(3, 4\): reshape [^.]*\.$"):
+        Gymnax(Shown(np.zeros((3, 4), np.float32)), 1)
+
+
+def test_batches_of_one_environment_are_equal_and_compile_once():
+    assert envs.make("cartpole", 3) == envs.make("cartpole", 3)
+    assert hash(envs.make("cartpole", 3)) == hash(envs.make("cartpole", 3))
+    toy = Counter([3])
+    params = toy.default_params
+    first = Gymnax(toy, 2, params=params)
+    assert first == Gymnax(toy, 2, params=params)
+    others = (Gymnax(toy, 3, params=params), Gymnax(Counter([3]), 2, params=params))
+    others += (Gymnax(toy, 2, params=Counter([4]).default_params), Gymnax(toy, 2, params=params, name="another"))
+    assert all(first != other for other in others)

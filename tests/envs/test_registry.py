@@ -6,6 +6,7 @@ import pytest
 
 from lamjax import envs
 from lamjax.envs.registry import GYMNAX_ENVS, Game
+from tests.envs.toys import Counter
 
 CLASSES = {
     "bigfish": 9,
@@ -46,7 +47,7 @@ def test_a_name_far_from_all_gets_the_whole_list():
 
 
 def test_every_name_is_known():
-    assert set(envs.env_names()) == set(CLASSES) | set(GYMNAX_ENVS)
+    assert set(envs.env_names()) >= set(CLASSES) | set(GYMNAX_ENVS)
     assert len(envs.env_names()) == len(set(envs.env_names()))
     for name in envs.env_names():
         assert envs.check_name(name) == name
@@ -68,6 +69,30 @@ def test_procgen_names_make_real_procgen():
         assert (env.name, env.num_envs, env.num_actions, env.obs_shape) == (name, 3, 15, (64, 64, 3))
         assert env.time_limit == envs.PROCGEN_GAMES[name].time_limit
         assert env.env_params == {"num_levels": 7, "start_level": 2, "distribution_mode": "hard"}
+
+
+def test_shapes_are_known_by_name():
+    assert envs.obs_shape("maze") == envs.make("maze", 1).obs_shape == envs.PROCGEN_SHAPE
+    assert envs.obs_shape("minatar/breakout") == (10, 10, 4)
+    assert envs.obs_shape("cartpole") == (4,)
+    with pytest.raises(envs.UnknownEnvError):
+        envs.obs_shape("coinrum")
+
+
+def test_an_environment_of_ones_own_is_known_by_its_name():
+    toy = Counter([3, 2])
+    assert envs.register(toy, name="mine") == "mine"
+    assert envs.check_name("mine") == "mine" and "mine" in envs.env_names()
+    env = envs.make("mine", 4)
+    assert env.env is toy and (env.name, env.num_envs, env.obs_shape) == ("mine", 4, (3,))
+    assert env == envs.make("mine", 4)
+    envs.register(Counter([9]), name="mine")  # replaced
+    assert envs.make("mine", 1).params.lengths.tolist() == [9]
+    envs.register(toy, name="mine", params=Counter([7]).default_params)
+    assert envs.make("mine", 1).params.lengths.tolist() == [7]
+    assert (envs.merged_actions("mine", 2), envs.normalised_return("mine", 1.0)) == ((0, 1), None)
+    with pytest.raises(ValueError, match=r"^'maze' is an environment of the package: [^.]*\.$"):
+        envs.register(toy, name="maze")
 
 
 # Returns

@@ -55,7 +55,7 @@ def test_learns_the_probes(bench, probe, obs, value, good_action):
 
 
 def test_learns_cartpole():
-    """Seen over 4 keys: 500 of 500 steps an episode after 123k frames, about 40 in the first eighth of them."""
+    """CartPole-v1 counts as solved at 475 of 500 (gym). About 40 in the first eighth of the frames."""
     env = envs.make("cartpole", 16)
     config = PPOConfig(
         total_frames=80 * 2048,
@@ -73,13 +73,13 @@ def test_learns_cartpole():
     @jax.jit
     def learn(key):
         state = ppo.init(key, config, agent.init(key, env.obs_shape), env)
-        return jax.lax.scan(lambda state, _: ppo.update(state, agent, env), state, length=config.num_updates)[1]
+        return ppo.learn(state, agent, env)[1]
 
     metrics = jax.device_get(learn(jax.random.key(0)))
     last = slice(-20, None)
     episodes = metrics["episodes"][last]
     mean = (np.nan_to_num(metrics["episode_return"][last]) * episodes).sum() / episodes.sum()
-    assert mean >= 400
+    assert mean >= 475
     assert np.nanmean(metrics["episode_return"][:3]) < 60  # it had to be learned
     np.testing.assert_array_equal(metrics["episode_return"][last], metrics["episode_length"][last])
 

@@ -100,7 +100,7 @@ class Distracted:
         if len(env.obs_shape) != 3 or np.dtype(env.obs_dtype) != np.uint8:
             raise ValueError(
                 f"A distractor needs uint8 frames, and {env.name} shows {np.dtype(env.obs_dtype)} of shape "
-                f"{env.obs_shape}: use a Procgen game."
+                f"{env.obs_shape}: use a Procgen or MinAtar game."
             )
         self.env = env
         self.kind = kind
