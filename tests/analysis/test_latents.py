@@ -9,6 +9,8 @@ from lamjax import dynamics
 from lamjax.analysis import latents
 from lamjax.dynamics import DynamicsConfig
 from lamjax.models.impala import ImpalaConfig
+from lamjax.models.mlp import MLPConfig, MLPFDMConfig
+from lamjax.models.policy import normalise_obs, obs_stats
 from lamjax.models.quantizer import QuantizerConfig
 from lamjax.models.unet import UNetConfig
 
@@ -106,3 +108,27 @@ def test_strips_show_context_truth_and_prediction(state, windows):
     inferred = dynamics.infer_latents(state, windows[:3])
     want = latents.to_uint8(dynamics.predict_next(state, windows[:3, :2], inferred.quantized)).astype(int)
     assert np.abs(strips["strip_prediction"].astype(int) - want).max() <= 1
+
+
+def test_vectors_are_shown_standardised():
+    config = DynamicsConfig(
+        steps=10, idm=MLPConfig((8,), 8), fdm=MLPFDMConfig((8,)), quantizer=QuantizerConfig(codes=8, dim=2)
+    )
+    windows = np.random.default_rng(0).normal([5, -100, 0.1], [1, 10, 0.01], (20, 3, 3)).astype(np.float32)
+    state = dynamics.init(jax.random.key(0), config, (3,), obs_stats(windows.reshape(-1, 3)))
+    rng = np.random.default_rng(1)
+    state = state.replace(params=jax.tree.map(lambda x: x + 0.1 * rng.normal(size=x.shape).astype("f"), state.params))
+    shown = latents.strips(state, windows)
+    seen = np.concatenate([shown["strip_context"], shown["strip_truth"][:, None]], axis=1)
+    np.testing.assert_allclose(seen, normalise_obs(windows, state.obs_stats), atol=1e-5)
+    z = dynamics.infer_latents(state, windows).quantized
+    np.testing.assert_allclose(shown["strip_prediction"], dynamics.predict_next(state, windows[:, :2], z), atol=1e-5)
+
+    imagined = latents.imagined_rollouts(state, windows[0, :2], np.asarray(z[:2]), steps=3)
+    assert imagined.shape == (2, 4, 3) and imagined.dtype == np.float32
+    np.testing.assert_allclose(imagined[:, 0], seen[[0, 0], 1], atol=1e-5)  # the last true one
+    np.testing.assert_allclose(imagined[0, 1], shown["strip_prediction"][0], atol=1e-4)
+    # The step after is predicted from the one imagined, which is standardised already.
+    frames = np.stack([seen[0, 1], imagined[0, 1]])[None]
+    plain = state.replace(obs_stats=None)
+    np.testing.assert_allclose(imagined[0, 2], dynamics.predict_next(plain, frames, z[:1])[0], atol=1e-4)

@@ -355,3 +355,26 @@ def test_strips_embed_the_frames_pixel_by_pixel(complete):
     svg = page.source.split('id="figure-strips"')[1].split("</figure>")[0]
     assert svg.count("<image") == 15 and "pixelated" in svg
     assert f'width="{5 * (192 + 8) - 8}"' in svg
+
+
+def test_vectors_are_drawn_as_curves_not_as_frames(tmp_path):
+    rng = np.random.default_rng(0)
+    truth = rng.normal(size=(20, 3))
+    vectors = {
+        "strip_context": rng.normal(size=(20, 2, 3)),
+        "strip_truth": truth,
+        "strip_prediction": truth,
+        "rollout_frames": rng.normal(size=(4, 13, 3)),
+        "rollout_labels": np.array([f"code {i}" for i in range(4)]),
+    }
+    np.savez(tmp_path / "analysis.npz", **vectors)
+    page = report.write(tmp_path).read_text()
+    assert "rollouts_animated" not in page and not (tmp_path / "figures" / "rollouts.gif").exists()
+    assert {path.stem for path in (tmp_path / "figures").iterdir()} == {"strips", "rollouts"}
+    changes = figures.vector_changes(vectors["strip_context"], truth, truth + 1)
+    assert len(changes.axes) == 3
+    x, y = changes.axes[1].collections[0].get_offsets().T
+    np.testing.assert_allclose(x, truth[:, 1] - vectors["strip_context"][:, 1, 1])
+    np.testing.assert_allclose(y, x + 1)
+    imagined = figures.vector_rollouts(vectors["rollout_frames"], list(vectors["rollout_labels"]))
+    np.testing.assert_array_equal(imagined.axes[2].lines[3].get_ydata(), vectors["rollout_frames"][3, :, 2])
