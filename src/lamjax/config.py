@@ -21,7 +21,7 @@ from lamjax.models.mlp import MLPConfig, MLPFDMConfig
 from lamjax.models.quantizer import QuantizerConfig
 from lamjax.models.trunk import TrunkConfig
 from lamjax.models.unet import UNetConfig
-from lamjax.ppo.train import PPOConfig
+from lamjax.ppo.train import PPOConfig, Schedule
 
 
 @dataclasses.dataclass(frozen=True)
@@ -229,8 +229,8 @@ _PURE_PPO = PPOConfig(
     entropy_coef=0.01,
     bootstrap_truncation=True,
 )
-# LAPO's schedules wait for less than one update where there are 64 in all: here the decoder comes first.
-_WARM_RATES = (
+# Vectors in 64 updates: LAPO's schedules wait for less than one of them, and PPO undid what the decoder had found.
+_SLOW_RATES = (
     ("policy_head", ((0.0, 0.0), (0.05, 0.0), (0.15, 1e-3), (1.0, 0.0))),
     ("value_head", ((0.0, 2.5e-3), (1.0, 0.0))),
     ("fc", ((0.0, 0.0), (0.05, 0.0), (0.15, 3e-4), (1.0, 0.0))),
@@ -277,6 +277,7 @@ def _with_networks(
     frames: int,
     expert_frames: int,
     learning_rate: float,
+    online_rates: tuple[tuple[str, Schedule], ...] = LEARNING_RATES,
 ) -> RunConfig:
     """A preset with these networks: PPO for so many frames in stage 3 and from scratch, and for an expert."""
     ppo = dataclasses.replace(ppo, total_frames=frames, learning_rates=(("", ((0.0, learning_rate), (1.0, 0.0))),))
@@ -284,7 +285,7 @@ def _with_networks(
         config,
         dynamics=dataclasses.replace(config.dynamics, idm=idm, fdm=fdm, quantizer=quantizer),
         cloning=dataclasses.replace(config.cloning, trunk=policy),
-        online=dataclasses.replace(config.online, ppo=dataclasses.replace(ppo, learning_rates=_WARM_RATES)),
+        online=dataclasses.replace(config.online, ppo=dataclasses.replace(ppo, learning_rates=online_rates)),
         scratch=ScratchConfig(policy, ppo),
         expert=ScratchConfig(policy, dataclasses.replace(ppo, total_frames=expert_frames)),
     )
@@ -326,6 +327,7 @@ _VECTOR_CPU = _with_networks(
     frames=131_072,
     expert_frames=262_144,
     learning_rate=3e-3,
+    online_rates=_SLOW_RATES,
 )
 _VECTOR_SMOKE = _with_networks(
     _PURE_SMOKE,
