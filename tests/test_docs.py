@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -32,5 +33,9 @@ def test_a_table_holds_every_return_beside_its_null(path):
 def test_links_of_the_readme_lead_somewhere():
     text = (ROOT / "README.md").read_text()
     for part in text.split("](")[1:]:
-        target = part.partition(")")[0]
-        assert target.startswith("http") or (ROOT / target).exists(), target
+        target, _, heading = part.partition(")")[0].partition("#")
+        if target.startswith("http"):
+            continue
+        assert (ROOT / target).exists(), target
+        headings = re.findall(r"^#+ (.*)$", (ROOT / target).read_text(), re.M) if heading else []
+        assert not heading or heading in [h.lower().replace(" ", "-") for h in headings], heading
