@@ -3,7 +3,9 @@
     z_t = IDM(o_{t-1}, o_t, o_{t+1}),  z^q_t = VQ(z_t),  o^_{t+1} = FDM(o_{t-1}, o_t, z^q_t)
     loss = mean (o^_{t+1} - o_{t+1})^2 + 0.05 mean (z_t - sg z^q_t)^2
 
-Dimension keys: B batch, H, W, C frame, Z latent size, N codebooks, M codes.
+With a few labels, optionally, a linear head on z_t also names the action: + weight * cross-entropy (`action_weight`).
+
+Dimension keys: B batch, L labelled windows, H, W, C frame, Z latent size, N codebooks, M codes, A actions.
 """
 
 import dataclasses
@@ -19,6 +21,7 @@ from lamjax import parallel
 from lamjax.models import quantizer
 from lamjax.models.idm import IDM
 from lamjax.models.impala import ImpalaConfig
+from lamjax.models.init import Dense
 from lamjax.models.policy import normalise_obs
 from lamjax.models.quantizer import Codebooks, QuantizerConfig
 from lamjax.models.trunk import TrunkConfig
@@ -26,6 +29,7 @@ from lamjax.models.unet import UNet, UNetConfig
 from lamjax.optim import warmup_linear
 
 _AUGMENT = 0x5417F7  # the constant that random shifts are drawn from
+_AUGMENT_LABELLED = 0x1ABE1  # and those of labelled windows
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,6 +54,12 @@ class DynamicsConfig:
       augment_pixels: the largest shift along each axis, in pixels.
       loss_scale: "none" is LAPO's loss; "copy_last" divides the prediction error by that of copying o_t, so that
         games whose frames barely change learn as fast as others.
+      action_weight: 0 is LAPO; above it, this weight times the cross-entropy (nats) of a linear head on z that names
+        the action of labelled windows joins the loss. LAOM (arXiv 2502.00379) uses 0.01 beside a prediction error of
+        order 1; that of pixels is far smaller unless `loss_scale` is "copy_last".
+      labelled: the training windows that have a label: a share of them below 1, their number from 1 on.
+      labelled_batch: labelled windows in a step, over all devices, besides the `batch_size` others; only the inverse
+        model sees them.
       dtype: type of the activations; losses, statistics, the quantiser and the optimizer stay float32.
     """
 
@@ -66,16 +76,33 @@ class DynamicsConfig:
     augment: Literal["none", "shift"] = "none"
     augment_pixels: int = 4
     loss_scale: Literal["none", "copy_last"] = "none"
+    action_weight: float = 0.0
+    labelled: float = 0.01
+    labelled_batch: int = 32
     dtype: Literal["float32", "bfloat16"] = "float32"
 
     def __post_init__(self):
         if self.augment_pixels < 1:
             raise ValueError(f"dynamics.augment_pixels must be at least 1, not {self.augment_pixels}.")
+        if not 0 <= self.action_weight < float("inf"):
+            raise ValueError(f"dynamics.action_weight must not be negative or infinite, not {self.action_weight}.")
+        if not self.labelled > 0 or (self.labelled > 1 and self.labelled != int(self.labelled)):
+            raise ValueError(
+                f"dynamics.labelled must be a share between 0 and 1, or a whole number of windows, not {self.labelled}."
+            )
+        if self.labelled_batch < 1:
+            raise ValueError(f"dynamics.labelled_batch must be at least 1, not {self.labelled_batch}.")
 
     @property
     def latent_dim(self) -> int:
         """Z."""
         return self.quantizer.latent_dim
+
+    def num_labelled(self, windows: int) -> int:
+        """How many of so many training windows have a label; 0 where actions are not predicted."""
+        if not self.action_weight:
+            return 0
+        return int(self.labelled) if self.labelled >= 1 else max(1, round(self.labelled * windows))
 
 
 @struct.dataclass
@@ -83,7 +110,7 @@ class DynamicsState:
     """Everything that stage 1 carries.
 
     Attributes:
-      params: ``{"idm": ..., "fdm": ...}``, float32.
+      params: ``{"idm": ..., "fdm": ...}``, and ``"action_head"`` where actions are predicted, float32.
       batch_stats: running statistics of the forward model's batch norms.
       codebooks: the quantiser.
       opt_state: AdamW's moments, float32.
@@ -130,25 +157,41 @@ def _fdm(config: DynamicsConfig, channels: int) -> UNet:
     return UNet(config.fdm, channels, jnp.dtype(config.dtype))
 
 
+def _head_logits(params: Any, z: jax.Array) -> jax.Array:
+    return Dense(params["linear"]["bias"].shape[0]).apply({"params": params}, z)
+
+
 def join_frames(frames: jax.Array) -> jax.Array:
     """Joins time and channels: ``[B, T, H, W, C] -> [B, H, W, T * C]``, oldest first."""
     b, t, h, w, c = frames.shape
     return frames.transpose(0, 2, 3, 1, 4).reshape(b, h, w, t * c)
 
 
-def init(key: jax.Array, config: DynamicsConfig, obs_shape: tuple[int, ...]) -> DynamicsState:
+def init(
+    key: jax.Array, config: DynamicsConfig, obs_shape: tuple[int, ...], num_actions: int | None = None
+) -> DynamicsState:
     """Starts stage 1.
 
     Args:
       key: a typed PRNG key.
       config: the settings.
       obs_shape: shape of one observation, ``(H, W, C)``.
+      num_actions: A; needed with `action_weight` alone, and without it ignored.
+
+    Raises:
+      ValueError: if actions are to be predicted and it is not known how many there are.
     """
     h, w, c = obs_shape
     key_idm, key_fdm, key_vq = jax.random.split(key, 3)
     idm = _idm(config).init(key_idm, jnp.zeros((1, h, w, 3 * c)))["params"]
     fdm = _fdm(config, c).init(key_fdm, jnp.zeros((1, h, w, 2 * c)), jnp.zeros((1, config.latent_dim)))
     params = {"idm": idm, "fdm": fdm["params"]}
+    if config.action_weight:
+        if num_actions is None:
+            raise ValueError("dynamics.action_weight predicts discrete actions: give `num_actions`.")
+        # A key of its own: both models start as they do without the head.
+        key_head, z = jax.random.fold_in(key_idm, 1), jnp.zeros((1, config.latent_dim))
+        params["action_head"] = Dense(num_actions).init(key_head, z)["params"]
     return DynamicsState(
         params,
         fdm["batch_stats"],
@@ -159,7 +202,7 @@ def init(key: jax.Array, config: DynamicsConfig, obs_shape: tuple[int, ...]) -> 
     )
 
 
-def augmentation_keys(step: jax.Array, batch: int, axis_name: str | None = None) -> jax.Array:
+def augmentation_keys(step: jax.Array, batch: int, axis_name: str | None = None, constant: int = _AUGMENT) -> jax.Array:
     """A key for each window of a batch, typed keys ``[B]``: a pure function of the step and the window's place.
 
     The state carries no key, so that checkpoints with and without augmentation are of one form: the draws follow from a
@@ -170,9 +213,10 @@ def augmentation_keys(step: jax.Array, batch: int, axis_name: str | None = None)
       step: int32 ``[]``, steps done.
       batch: B, windows on this device.
       axis_name: devices that share the batch, in their order.
+      constant: what the draws start from.
     """
     first = 0 if axis_name is None else jax.lax.axis_index(axis_name) * batch
-    key = jax.random.fold_in(jax.random.key(_AUGMENT), step)
+    key = jax.random.fold_in(jax.random.key(constant), step)
     return jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, first + jnp.arange(batch))
 
 
@@ -213,8 +257,31 @@ def _infer(params: Any, codebooks: Codebooks, frames: jax.Array, config: Dynamic
     return Latents(z, z_q if config.quantizer.enabled else z, codes)
 
 
+def _action_loss(params: Any, z: jax.Array, actions: jax.Array, axis_name: str | None) -> tuple[jax.Array, jax.Array]:
+    """Cross-entropy and accuracy of the linear head, each a mean over the labelled windows of all devices.
+
+    Each device's share is such that its mean over devices is that mean, whichever device holds how many labels; the
+    loss function's gradient, which is averaged over devices too, is then that of the mean over the joined batch.
+
+    Args:
+      params: the head's.
+      z: float32 ``[L, Z]``.
+      actions: int32 ``[L]``, -1 where unknown.
+      axis_name: devices.
+    """
+    logits = _head_logits(params, z)
+    known = (actions >= 0).astype(jnp.float32)
+    count = jnp.maximum(parallel.pmean(known.sum(), axis_name), 1e-8)
+    nats = optax.softmax_cross_entropy_with_integer_labels(logits, jnp.maximum(actions, 0))
+    return jnp.sum(known * nats) / count, jnp.sum(known * (jnp.argmax(logits, -1) == actions)) / count
+
+
 def loss_fn(
-    params: Any, state: DynamicsState, windows: jax.Array, axis_name: str | None = None
+    params: Any,
+    state: DynamicsState,
+    windows: jax.Array,
+    axis_name: str | None = None,
+    labelled: tuple[jax.Array, jax.Array] | None = None,
 ) -> tuple[jax.Array, tuple[Any, Latents, dict[str, jax.Array]]]:
     """Stage 1's training loss.
 
@@ -223,17 +290,26 @@ def loss_fn(
       state: batch statistics, codebooks, config, and the step that augmentation is drawn from.
       windows: uint8 ``[B, 3, H, W, C]``, o_{t-1}, o_t, o_{t+1}.
       axis_name: devices that share batch statistics and draw shifts of their own.
+      labelled: windows ``[L, 3, H, W, C]`` and the actions at their o_t, int32 ``[L]``, -1 where unknown.
 
     Returns:
-      The loss, and new batch statistics, latents, and metrics (see `train_step`).
+      The loss, and new batch statistics, latents of `windows`, and metrics (see `train_step`).
     """
     config = state.config
+
+    def seen_by_idm(windows: jax.Array, constant: int) -> jax.Array:
+        if config.augment == "shift":
+            keys = augmentation_keys(state.step, len(windows), axis_name, constant)
+            windows = shift_windows(keys, windows, config.augment_pixels)
+        return normalise_obs(windows)
+
     frames = normalise_obs(windows)
-    seen = frames
-    if config.augment == "shift":
-        keys = augmentation_keys(state.step, len(windows), axis_name)
-        seen = normalise_obs(shift_windows(keys, windows, config.augment_pixels))
+    seen = seen_by_idm(windows, _AUGMENT)
+    if labelled is not None:
+        seen = jnp.concatenate([seen, seen_by_idm(labelled[0], _AUGMENT_LABELLED)])
     latents = _infer(params, state.codebooks, seen, config)
+    labelled_z = latents.continuous[len(windows) :]
+    latents = jax.tree.map(lambda x: x[: len(windows)], latents)
     z, z_q = latents.continuous, latents.quantized
     prediction, updated = _fdm(config, frames.shape[-1]).apply(
         {"params": params["fdm"], "batch_stats": state.batch_stats},
@@ -250,29 +326,51 @@ def loss_fn(
     loss = fdm_mse / (scale if config.loss_scale == "copy_last" else 1.0)
     if config.quantizer.enabled:
         loss = loss + commitment
-    metrics = {"loss": loss, "fdm_mse": fdm_mse, "copy_last_mse": copy_last_mse, "commitment": commitment}
-    return loss, (updated["batch_stats"], latents, metrics)
+    metrics = {"fdm_mse": fdm_mse, "copy_last_mse": copy_last_mse, "commitment": commitment}
+    if labelled is not None:
+        action_loss, action_accuracy = _action_loss(params["action_head"], labelled_z, labelled[1], axis_name)
+        loss = loss + config.action_weight * action_loss
+        metrics |= {"action_loss": action_loss, "action_accuracy": action_accuracy}
+    return loss, (updated["batch_stats"], latents, {"loss": loss} | metrics)
 
 
 def train_step(
-    state: DynamicsState, windows: jax.Array, *, axis_name: str | None = None
+    state: DynamicsState,
+    windows: jax.Array,
+    labelled: tuple[jax.Array, jax.Array] | None = None,
+    *,
+    axis_name: str | None = None,
 ) -> tuple[DynamicsState, dict[str, jax.Array]]:
     """One step of stage 1. Pure: jit it (donating the state), vmap it over seeds, or pmap it with an `axis_name`.
 
     Args:
       state: the training state.
       windows: uint8 ``[B, 3, H, W, C]``; under `axis_name` each device's share of the batch.
+      labelled: with `action_weight`, windows ``[L, 3, H, W, C]`` and the action at the o_t of each, int32 ``[L]`` in
+        ``[0, A)``, or -1 where it is unknown; without any label the action loss is 0. They train the inverse model
+        and the head alone: not the forward model, its batch statistics or the codebooks.
       axis_name: devices over which gradients, batch statistics, code counts and metrics are reduced.
 
     Returns:
       The new state and metrics, float32 ``[]``: ``loss``, ``fdm_mse`` and ``copy_last_mse`` (pixels in [-0.5, 0.5]),
-      ``commitment`` (weighted), ``grad_norm`` (before the clip), ``learning_rate``, and for each codebook n
-      ``perplexity_n`` and ``used_codes_n`` of this batch.
+      ``commitment`` (weighted), ``grad_norm`` (before the clip), ``learning_rate``, for each codebook n
+      ``perplexity_n`` and ``used_codes_n`` of this batch, and with `labelled` ``action_loss`` (nats, not weighted) and
+      ``action_accuracy``.
+
+    Raises:
+      ValueError: if there are labels and the state has no head that could learn from them.
     """
     config = state.config
     chex.assert_rank(windows, 5)
     chex.assert_axis_dimension(windows, 1, 3)
-    grads, (batch_stats, latents, metrics) = jax.grad(loss_fn, has_aux=True)(state.params, state, windows, axis_name)
+    if labelled is not None:
+        if not config.action_weight:
+            raise ValueError("Labels are used with dynamics.action_weight above 0 alone: set it, or give no labels.")
+        chex.assert_shape(labelled[0], (None, *windows.shape[1:]))
+        chex.assert_shape(labelled[1], labelled[0].shape[:1])
+    grads, (batch_stats, latents, metrics) = jax.grad(loss_fn, has_aux=True)(
+        state.params, state, windows, axis_name, labelled
+    )
     grads, metrics = parallel.pmean((grads, metrics), axis_name)
     updates, opt_state = optimizer(config).update(grads, state.opt_state, state.params)
     counts = parallel.psum(quantizer.hits(latents.codes, config.quantizer), axis_name)
@@ -298,6 +396,11 @@ def infer_latents(state: DynamicsState, windows: jax.Array) -> Latents:
     """The latent actions of windows uint8 ``[B, 3, H, W, C]``, in evaluation mode."""
     chex.assert_rank(windows, 5)
     return _infer(state.params, state.codebooks, normalise_obs(windows), state.config)
+
+
+def predict_actions(state: DynamicsState, latents: jax.Array) -> jax.Array:
+    """What the action head says of latents float32 ``[B, Z]`` (`Latents.continuous`): logits float32 ``[B, A]``."""
+    return _head_logits(state.params["action_head"], latents)
 
 
 def predict_next(state: DynamicsState, frames: jax.Array, latent: jax.Array) -> jax.Array:
