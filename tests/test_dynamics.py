@@ -10,6 +10,7 @@ import pytest
 
 from lamjax import dynamics
 from lamjax.analysis import latents, probes
+from lamjax.data.clean import clean
 from lamjax.dynamics import DynamicsConfig
 from lamjax.loops import jit_once
 from lamjax.models.impala import ImpalaConfig
@@ -381,6 +382,28 @@ def test_labels_teach_the_action_where_something_else_moves_more(supervised):
     head = np.asarray(dynamics.predict_actions(trained, test_z)).argmax(1)
     assert found["known"] > 0.9 > 0.35 > found["unknown"]
     assert np.mean(head == test_actions) > 0.9
+
+
+# Cleaning
+
+
+def test_cleaned_frames_are_what_both_models_see(supervised, noisy, labelled):
+    """Training, errors, latents and predictions are those of frames that were cleaned before."""
+    cleaning = supervised.replace(config=dataclasses.replace(SUPERVISED, clean="median"))
+    clean_noisy, clean_labelled = (np.asarray(clean(jnp.asarray(x), "median")) for x in (noisy, labelled[0]))
+    assert (clean_noisy != noisy).mean() > 0.5
+    loss = jax.jit(lambda state, *given: dynamics.loss_fn(state.params, state, given[0], None, given[1])[1][2])
+    ours, theirs = loss(cleaning, noisy, labelled), loss(supervised, clean_noisy, (clean_labelled, labelled[1]))
+    chex.assert_trees_all_close(ours, theirs, rtol=1e-5)
+    evaluate = jax.jit(dynamics.evaluate)
+    chex.assert_trees_all_close(evaluate(cleaning, noisy), evaluate(supervised, clean_noisy), rtol=1e-5)
+    found = infer(cleaning, noisy)
+    chex.assert_trees_all_close(found, infer(supervised, clean_noisy), rtol=1e-5, atol=1e-6)
+    predict = jax.jit(dynamics.predict_next)
+    # Floats, such as imagined frames, are not cleaned again.
+    floats = noisy[:, :2].astype(np.float32) / 255 - 0.5
+    ours = predict(cleaning, floats, found.quantized)
+    np.testing.assert_allclose(ours, predict(supervised, noisy[:, :2], found.quantized), atol=1e-6)
 
 
 def test_labels_without_a_head_and_a_head_without_actions_are_refused(tiny, windows, labelled):

@@ -18,6 +18,7 @@ import optax
 from flax import struct
 
 from lamjax import parallel
+from lamjax.data.clean import Cleaning, clean
 from lamjax.models import quantizer
 from lamjax.models.idm import IDM
 from lamjax.models.impala import ImpalaConfig
@@ -48,6 +49,8 @@ class DynamicsConfig:
       quantizer: the quantiser.
       idm_input: what the inverse model sees: "frames" are o_{t-1}, o_t, o_{t+1}, as in LAPO; "changes" are
         o_t - o_{t-1}, o_t, o_{t+1} - o_t, from which a small network reads motion at once.
+      clean: "none" is LAPO; "median" and "level" take noise of single pixels, or light that changes as one, out of all
+        frames that either model sees, in training and in inference (see `lamjax.data.clean`).
       augment: "none" is LAPO; "shift" moves all frames that the inverse model sees in training by one random
         translation a window, while the forward model sees them as they are: a latent that carries o_t itself is then
         of no use to it (see `shift_windows`).
@@ -73,6 +76,7 @@ class DynamicsConfig:
     fdm: UNetConfig = UNetConfig()
     quantizer: QuantizerConfig = QuantizerConfig()
     idm_input: Literal["frames", "changes"] = "frames"
+    clean: Cleaning = "none"
     augment: Literal["none", "shift"] = "none"
     augment_pixels: int = 4
     loss_scale: Literal["none", "copy_last"] = "none"
@@ -247,6 +251,11 @@ def shift_windows(keys: jax.Array, windows: jax.Array, pixels: int) -> jax.Array
     return jax.vmap(shift)(keys, windows)
 
 
+def clean_frames(config: DynamicsConfig, frames: jax.Array) -> jax.Array:
+    """What the models see of frames ``[B, T, H, W, C]``, the second being o_t; floats count as cleaned already."""
+    return clean(frames, config.clean) if config.clean != "none" and frames.dtype == jnp.uint8 else frames
+
+
 def _infer(params: Any, codebooks: Codebooks, frames: jax.Array, config: DynamicsConfig) -> Latents:
     """`frames` float32 ``[B, 3, H, W, C]`` in [-0.5, 0.5]."""
     if config.idm_input == "changes":
@@ -303,10 +312,11 @@ def loss_fn(
             windows = shift_windows(keys, windows, config.augment_pixels)
         return normalise_obs(windows)
 
+    windows = clean_frames(config, windows)
     frames = normalise_obs(windows)
     seen = seen_by_idm(windows, _AUGMENT)
     if labelled is not None:
-        seen = jnp.concatenate([seen, seen_by_idm(labelled[0], _AUGMENT_LABELLED)])
+        seen = jnp.concatenate([seen, seen_by_idm(clean_frames(config, labelled[0]), _AUGMENT_LABELLED)])
     latents = _infer(params, state.codebooks, seen, config)
     labelled_z = latents.continuous[len(windows) :]
     latents = jax.tree.map(lambda x: x[: len(windows)], latents)
@@ -395,7 +405,8 @@ def train_step(
 def infer_latents(state: DynamicsState, windows: jax.Array) -> Latents:
     """The latent actions of windows uint8 ``[B, 3, H, W, C]``, in evaluation mode."""
     chex.assert_rank(windows, 5)
-    return _infer(state.params, state.codebooks, normalise_obs(windows), state.config)
+    frames = normalise_obs(clean_frames(state.config, windows))
+    return _infer(state.params, state.codebooks, frames, state.config)
 
 
 def predict_actions(state: DynamicsState, latents: jax.Array) -> jax.Array:
@@ -408,27 +419,29 @@ def predict_next(state: DynamicsState, frames: jax.Array, latent: jax.Array) -> 
 
     Args:
       state: the trained state.
-      frames: ``[B, 2, H, W, C]``, o_{t-1} and o_t, uint8, or float32 in [-0.5, 0.5].
+      frames: ``[B, 2, H, W, C]``, o_{t-1} and o_t, uint8, or float32 in [-0.5, 0.5], which are not cleaned again.
       latent: float32 ``[B, Z]``, quantised latents.
 
     Returns:
       float32 ``[B, H, W, C]``, pixels in [-0.5, 0.5].
     """
     chex.assert_rank(frames, 5)
+    frames = clean_frames(state.config, frames)
     return _fdm(state.config, frames.shape[-1]).apply(
         {"params": state.params["fdm"], "batch_stats": state.batch_stats}, join_frames(normalise_obs(frames)), latent
     )
 
 
 def evaluate(state: DynamicsState, windows: jax.Array) -> dict[str, jax.Array]:
-    """Errors on held-out windows uint8 ``[B, 3, H, W, C]``, in evaluation mode.
+    """Errors on held-out windows uint8 ``[B, 3, H, W, C]``, in evaluation mode; after cleaning, if there is any.
 
     Returns:
       ``fdm_mse`` and ``copy_last_mse`` float32 ``[]``, and ``code_counts`` float32 ``[N, M]``.
     """
-    latents = infer_latents(state, windows)
-    prediction = predict_next(state, windows[:, :2], latents.quantized)
-    target, last = normalise_obs(windows[:, 2]), normalise_obs(windows[:, 1])
+    frames = normalise_obs(clean_frames(state.config, windows))
+    latents = infer_latents(state, frames)
+    prediction = predict_next(state, frames[:, :2], latents.quantized)
+    target, last = frames[:, 2], frames[:, 1]
     return {
         "fdm_mse": jnp.mean(jnp.square(prediction - target)),
         "copy_last_mse": jnp.mean(jnp.square(last - target)),

@@ -38,9 +38,10 @@ def to_uint8(frames: jax.Array) -> np.ndarray:
 
 
 def strips(state: DynamicsState, windows: np.ndarray) -> dict[str, np.ndarray]:
-    """Context, truth and prediction of windows uint8 ``[K, 3, H, W, C]``, all uint8."""
+    """Context, truth and prediction of windows uint8 ``[K, 3, H, W, C]``, all uint8 and as stage 1 sees them."""
     latents = _infer(state, windows)
     prediction = jax.jit(dynamics.predict_next)(state, windows[:, :2], latents.quantized)
+    windows = np.asarray(dynamics.clean_frames(state.config, jnp.asarray(windows)))
     return {
         "strip_context": windows[:, :2],
         "strip_truth": windows[:, 2],
@@ -54,7 +55,7 @@ def _imagine(state: DynamicsState, context: jax.Array, latent: jax.Array, steps:
         following = jnp.clip(dynamics.predict_next(state, frames, latent), -0.5, 0.5)
         return jnp.stack([frames[:, 1], following], axis=1), following
 
-    frames = context.astype(jnp.float32) / 255 - 0.5
+    frames = dynamics.clean_frames(state.config, context).astype(jnp.float32) / 255 - 0.5
     return jax.lax.scan(step, frames, None, length=steps)[1].swapaxes(0, 1)
 
 
