@@ -293,6 +293,28 @@ def test_a_field_on_one_side_alone_is_named():
     assert checkpoint.differing_field({"a": [1, {"b": 2}]}, {"a": [1, {"b": 2}]}) is None
 
 
+def test_settings_of_an_older_version_have_the_defaults_of_what_came_later(saved):
+    """A field that a checkpoint knows nothing of was off when it was saved."""
+
+    @dataclasses.dataclass(frozen=True)
+    class Wider(Inner):
+        extra: tuple[str, ...] = ("a",)
+
+    @dataclasses.dataclass(frozen=True)
+    class Newer(Config):
+        inner: Inner = Wider()
+        weight: float = 0.0
+
+    assert checkpoint.restore(saved, make_state(0), config=Newer()).step > 0
+    for changed, message in (
+        (Newer(weight=0.5), "weight is 0.0 there and 0.5 here"),
+        (Newer(inner=Wider(extra=())), r"inner\.extra is \['a'\] there and \[\] here"),
+        (Newer(steps=11), "steps is 10 there and 11 here"),
+    ):
+        with pytest.raises(CheckpointError, match=message):
+            checkpoint.restore(saved, make_state(0), config=changed)
+
+
 def test_wrong_shape_dtype_and_missing_leaf_are_named(saved):
     state = make_state(0)
 

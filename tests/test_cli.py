@@ -12,9 +12,9 @@ import jax
 import numpy as np
 import pytest
 
-from lamjax import checkpoint, cli, run
+from lamjax import checkpoint, cli, pipeline, run
 from lamjax.cli import main
-from lamjax.config import GRID_PRESETS, PRESETS, VECTOR_PRESETS
+from lamjax.config import GRID_PRESETS, PRESETS, VECTOR_PRESETS, RecordConfig
 from lamjax.data import StoreWriter, open_store
 from lamjax.envs import PROCGEN_GAMES
 from lamjax.experts import available
@@ -84,6 +84,29 @@ def test_a_bad_preset_lists_the_presets(fails):
         assert fails(*argv) == "There is no preset called 'huge': choose one of paper, reference, cpu, smoke."
     sentence = "There is no preset called 'paper' for observations of shape (4,): choose one of cpu, smoke."
     assert fails("train", "--env", "cartpole", "--preset", "paper") == sentence
+
+
+@pytest.mark.parametrize("verb", ["record", "eval"])
+def test_levels_and_distractors_are_honoured(verb, fails, monkeypatch):
+    made = []
+
+    def make_env(name, num_envs, config):
+        made.append((name, num_envs, config.record))
+        raise ValueError("enough")
+
+    monkeypatch.setattr(pipeline, "make_env", make_env)
+    levels = ["--num-levels", "5", "--start-level", "7", "--distribution-mode", "hard"]
+    distractor = ["--distractor", "overlay", "--distractor-strength", "0.25"]
+    assert fails(verb, "--env", "maze", "--num-envs", "3", *levels, *distractor) == "enough"
+    ((name, num_envs, played),) = made
+    assert (name, num_envs) == ("maze", 3)
+    assert (played.num_levels, played.start_level, played.distribution_mode) == (5, 7, "hard")
+    assert (played.distractor, played.distractor_strength) == ("overlay", 0.25)
+    assert pipeline.recording_name("random", dataclasses.replace(played, frames=64), 2) == (
+        "random-64-s2-hard5from7-overlay0.25"
+    )
+    assert pipeline.recording_name("random", RecordConfig(frames=64), 2) == "random-64-s2"
+    assert fails(verb, "--distractor", "noise", "--distractor-strength", "2").endswith("at most 1, not 2.0.")
 
 
 @pytest.mark.parametrize("verb", cli.VERBS)

@@ -10,14 +10,16 @@ import pytest
 
 from lamjax import dynamics
 from lamjax.analysis import latents, probes
+from lamjax.data.clean import clean
 from lamjax.dynamics import DynamicsConfig
 from lamjax.loops import jit_once
 from lamjax.models.impala import ImpalaConfig
+from lamjax.models.mlp import MLPConfig
 from lamjax.models.quantizer import QuantizerConfig
 from lamjax.models.unet import UNetConfig
 from lamjax.optim import warmup_linear
 
-init_dynamics = jit_once(dynamics.init, static_argnums=(1, 2))
+init_dynamics = jit_once(dynamics.init, static_argnums=(1, 2, 3))
 
 
 CONFIG = DynamicsConfig(
@@ -34,10 +36,10 @@ infer = jax.jit(dynamics.infer_latents)
 MOVES = np.array([(0, 0), (0, 2), (0, -2), (2, 0), (-2, 0)])
 
 
-def moving_square(rng: np.random.Generator, n: int) -> tuple[np.ndarray, np.ndarray]:
+def moving_square(rng: np.random.Generator, n: int, starts: int = 5) -> tuple[np.ndarray, np.ndarray]:
     """Windows uint8 ``[n, 3, 16, 16, 3]`` of a square on noise-free ground; the action moves it by two pixels."""
     actions = rng.integers(len(MOVES), size=(n, 2))
-    position = rng.integers(4, 9, size=(n, 2))
+    position = rng.integers(4, 4 + starts, size=(n, 2))
     frames = np.full((n, 3, 16, 16, 3), 30, np.uint8)
     for t in range(3):
         for i, (y, x) in enumerate(position):
@@ -257,6 +259,178 @@ def test_two_devices_compute_what_one_computes_with_augmentation(state, noisy):
 def test_a_shift_of_no_pixels_is_refused():
     with pytest.raises(ValueError, match=r"dynamics\.augment_pixels must be at least 1, not 0"):
         DynamicsConfig(augment="shift", augment_pixels=0)
+
+
+# Action prediction
+
+# Small enough to compile in a second; one book of four codes has no room for two things that move.
+TINY = dataclasses.replace(
+    CONFIG,
+    steps=400,
+    idm=MLPConfig((32,), 64),
+    idm_input="changes",
+    fdm=UNetConfig(channels=(8, 16), bottleneck=16, stem=2, latent_input="bias", predict="change"),
+    quantizer=QuantizerConfig(codebooks=1, latents=1, dim=8, codes=4, decay=0.95),
+)
+SUPERVISED = dataclasses.replace(TINY, action_weight=0.5)
+step = jax.jit(dynamics.train_step)
+
+
+@pytest.fixture(scope="module")
+def tiny() -> dynamics.DynamicsState:
+    return init_dynamics(jax.random.key(0), TINY, (16, 16, 3), len(MOVES))
+
+
+@pytest.fixture(scope="module")
+def supervised() -> dynamics.DynamicsState:
+    return init_dynamics(jax.random.key(0), SUPERVISED, (16, 16, 3), len(MOVES))
+
+
+@pytest.fixture(scope="module")
+def labelled() -> tuple[np.ndarray, np.ndarray]:
+    """Eight windows, of which four have a label; three of these lie in the first half."""
+    frames, actions = moving_square(np.random.default_rng(2), 8)
+    return frames, np.where([1, 0, 1, 1, 0, 0, 0, 1], actions, -1).astype(np.int32)
+
+
+def unknown(labelled: tuple[np.ndarray, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    return labelled[0], np.full_like(labelled[1], -1)
+
+
+def test_without_action_prediction_there_is_no_head(tiny, supervised):
+    """Off, a state has the leaves it always had; on, both models start as they do without."""
+    assert not DynamicsConfig().action_weight
+    assert tiny.params.keys() == {"idm", "fdm"}
+    assert supervised.params.keys() == {"idm", "fdm", "action_head"}
+    chex.assert_trees_all_equal({name: supervised.params[name] for name in tiny.params}, tiny.params)
+
+
+def test_the_action_loss_is_the_cross_entropy_of_the_labelled_windows(tiny, supervised, windows, labelled):
+    frames, actions = labelled
+    _, metrics = step(supervised, windows, labelled)
+    head = jax.device_get(supervised.params["action_head"]["linear"])
+    z = infer(supervised, frames).continuous
+    logits = np.asarray(z) @ head["kernel"] + head["bias"]
+    np.testing.assert_allclose(dynamics.predict_actions(supervised, z), logits, rtol=1e-4)
+    known = actions >= 0
+    share = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
+    nats = -np.log(share[known, actions[known]]).mean()
+    np.testing.assert_allclose(metrics["action_loss"], nats, rtol=1e-5)
+    np.testing.assert_allclose(metrics["action_accuracy"], np.mean(logits.argmax(1)[known] == actions[known]))
+    plain, (_, _, plain_metrics) = jax.jit(dynamics.loss_fn)(tiny.params, tiny, windows)
+    assert "action_loss" not in plain_metrics
+    np.testing.assert_allclose(metrics["loss"], plain + 0.5 * nats, rtol=1e-5)
+    _, none = step(supervised, windows, unknown(labelled))
+    assert float(none["action_loss"]) == float(none["action_accuracy"]) == 0
+    np.testing.assert_allclose(none["loss"], plain, rtol=1e-5)
+
+
+def test_labels_train_the_inverse_model_and_the_head_alone(supervised, windows, labelled):
+    given, _ = step(supervised, windows, labelled)
+    without, _ = step(supervised, windows, unknown(labelled))
+    for part in ("batch_stats", "codebooks"):
+        chex.assert_trees_all_equal(getattr(given, part), getattr(without, part))
+    # The first update follows the gradient's sign: what it did to the forward model does not depend on labels.
+    gap = jax.tree.map(lambda a, b: float(jnp.abs(a - b).max()), given.params, without.params)
+    largest = {part: max(jax.tree.leaves(gaps)) for part, gaps in gap.items()}
+    assert largest["fdm"] < 1e-6 < 1e-5 < min(largest["idm"], largest["action_head"])
+
+
+def test_devices_with_unequal_labels_compute_what_one_computes(supervised, windows, labelled):
+    """The mean is over all labels, not over the means of devices, one of which has three labels and the other one."""
+    halves = jax.tree.map(lambda x: x.reshape(2, -1, *x.shape[1:]), (windows, labelled))
+
+    def loss(windows, labelled, axis_name=None):
+        return dynamics.loss_fn(supervised.params, supervised, windows, axis_name, labelled)[1][2]["action_loss"]
+
+    each = jax.jit(jax.vmap(lambda w, x: loss(w, x, "devices"), axis_name="devices"))(*halves)
+    one = jax.jit(loss)(windows, labelled)
+    np.testing.assert_allclose(each.mean(), one, rtol=1e-5)
+    assert abs(float(each[0]) - float(each[1])) > 0.1  # 3 of 4 labels against 1
+
+
+def test_seeds_with_labels_can_be_vmapped(supervised, windows, labelled):
+    states = jax.tree.map(lambda x: jnp.stack([x, x]), supervised)
+    _, metrics = jax.eval_shape(jax.vmap(dynamics.train_step, in_axes=(0, None, None)), states, windows, labelled)
+    assert metrics["action_loss"].shape == metrics["loss"].shape == (2,)
+
+
+def test_labels_teach_the_action_where_something_else_moves_more(supervised):
+    """The action moves a square that is fainter, in one channel; in the others a bright one moves at random.
+
+    The prediction error asks for the bright one alone, as exogenous noise above the signal does in the theory; with
+    labels for a quarter of the windows the latent tells the other one's move.
+    """
+    rng = np.random.default_rng(3)
+
+    def two_squares(n):
+        frames, _ = moving_square(rng, n)
+        own, actions = moving_square(rng, n, starts=1)
+        frames[..., 2] = own[..., 0] // 2
+        return frames, actions.astype(np.int32)
+
+    (train, actions), (test, test_actions) = two_squares(4096), two_squares(512)
+    found = {}
+    for name in ("unknown", "known"):
+        trained, rng = supervised, np.random.default_rng(4)
+        for _ in range(SUPERVISED.steps):
+            rows, few = rng.integers(len(train), size=32), rng.integers(1024, size=8)
+            labels = (train[few], actions[few])
+            trained, _ = step(trained, train[rows], labels if name == "known" else unknown(labels))
+        (z, _), (test_z, _) = (latents.latents_of(trained, frames) for frames in (train, test))
+        found[name], _ = probes.accuracies(jax.random.key(0), z, actions, test_z, test_actions, range(len(MOVES)))
+    head = np.asarray(dynamics.predict_actions(trained, test_z)).argmax(1)
+    assert found["known"] > 0.9 > 0.35 > found["unknown"]
+    assert np.mean(head == test_actions) > 0.9
+
+
+# Cleaning
+
+
+def test_cleaned_frames_are_what_both_models_see(supervised, noisy, labelled):
+    """Training, errors, latents and predictions are those of frames that were cleaned before."""
+    cleaning = supervised.replace(config=dataclasses.replace(SUPERVISED, clean="median"))
+    clean_noisy, clean_labelled = (np.asarray(clean(jnp.asarray(x), "median")) for x in (noisy, labelled[0]))
+    assert (clean_noisy != noisy).mean() > 0.5
+    loss = jax.jit(lambda state, *given: dynamics.loss_fn(state.params, state, given[0], None, given[1])[1][2])
+    ours, theirs = loss(cleaning, noisy, labelled), loss(supervised, clean_noisy, (clean_labelled, labelled[1]))
+    chex.assert_trees_all_close(ours, theirs, rtol=1e-5)
+    evaluate = jax.jit(dynamics.evaluate)
+    chex.assert_trees_all_close(evaluate(cleaning, noisy), evaluate(supervised, clean_noisy), rtol=1e-5)
+    found = infer(cleaning, noisy)
+    chex.assert_trees_all_close(found, infer(supervised, clean_noisy), rtol=1e-5, atol=1e-6)
+    predict = jax.jit(dynamics.predict_next)
+    # Floats, such as imagined frames, are not cleaned again.
+    floats = noisy[:, :2].astype(np.float32) / 255 - 0.5
+    ours = predict(cleaning, floats, found.quantized)
+    np.testing.assert_allclose(ours, predict(supervised, noisy[:, :2], found.quantized), atol=1e-6)
+
+
+def test_labels_without_a_head_and_a_head_without_actions_are_refused(tiny, windows, labelled):
+    with pytest.raises(ValueError, match=r"dynamics\.action_weight above 0 alone"):
+        dynamics.train_step(tiny, windows, labelled)
+    with pytest.raises(ValueError, match="give `num_actions`"):
+        dynamics.init(jax.random.key(0), SUPERVISED, (16, 16, 3))
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"action_weight": -1.0}, "action_weight must not be negative or infinite, not -1.0"),
+        ({"labelled": 0.0}, "labelled must be a share between 0 and 1, or a whole number of windows, not 0.0"),
+        ({"labelled": 12.5}, "not 12.5"),
+        ({"labelled_batch": 0}, "labelled_batch must be at least 1, not 0"),
+    ],
+)
+def test_impossible_labels_are_refused(settings, message):
+    with pytest.raises(ValueError, match=message):
+        DynamicsConfig(**settings)
+
+
+def test_labels_are_a_share_or_a_number():
+    counts = [dataclasses.replace(SUPERVISED, labelled=n).num_labelled(1000) for n in (0.01, 0.0001, 1, 64.0)]
+    assert counts == [10, 1, 1, 64]
+    assert DynamicsConfig().num_labelled(1000) == 0
 
 
 def test_copy_last_scale_divides_the_prediction_error(state, windows):

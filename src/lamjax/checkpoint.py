@@ -102,6 +102,19 @@ def differing_field(ours: Any, theirs: Any, prefix: str = "") -> str | None:
     return None if ours == theirs else f"{prefix[:-1]} is {theirs!r} there and {ours!r} here"
 
 
+def completed(config: Any, saved: Mapping[str, Any]) -> dict[str, Any]:
+    """Saved settings, with the defaults of those fields that came to `config` after they were saved."""
+    filled = dict(saved)
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if field.name not in filled and field.default is not dataclasses.MISSING:
+            default = dataclasses.asdict(field.default) if dataclasses.is_dataclass(field.default) else field.default
+            filled[field.name] = json.loads(json.dumps(default))
+        elif dataclasses.is_dataclass(value) and isinstance(filled.get(field.name), Mapping):
+            filled[field.name] = completed(value, filled[field.name])
+    return filled
+
+
 def as_json(config: Any) -> Any:
     """A config dataclass as JSON values (tuples become lists)."""
     return json.loads(json.dumps(dataclasses.asdict(config)))
@@ -159,7 +172,7 @@ def restore(folder: Path, template: Any, *, config: Any) -> Restored | None:
     Args:
       folder: where the checkpoints of one stage lie.
       template: a pytree of the saved one's structure, shapes and dtypes.
-      config: what the caller's state is made from.
+      config: what the caller's state is made from; a field that the checkpoint was saved without has its default.
 
     Returns:
       The checkpoint, or None where the folder holds none.
@@ -172,7 +185,7 @@ def restore(folder: Path, template: Any, *, config: Any) -> Restored | None:
     if found is None:
         return None
     step, arrays, note = found
-    if field := differing_field(as_json(config), note["config"]):
+    if field := differing_field(as_json(config), completed(config, note["config"])):
         raise CheckpointError(f"The checkpoint {folder / str(step)} is of another configuration: {field}.")
     host = {name.removeprefix(_HOST): array for name, array in arrays.items() if name.startswith(_HOST)}
     tree = {name: array for name, array in arrays.items() if not name.startswith(_HOST)}

@@ -10,15 +10,16 @@ import signal
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import tyro
 from tyro.conf import Positional, arg
 
 from lamjax import linear_cli
-from lamjax.config import PRESET_NOTES, PRESETS, RunConfig
+from lamjax.config import PRESET_NOTES, PRESETS, RecordConfig, RunConfig
 from lamjax.data.import_common import Done
 from lamjax.data.import_parquet import Columns
+from lamjax.envs.wrappers import Distractor
 
 Settings = Annotated[RunConfig, arg(name="")]
 _RUNS, _DATA = Path("runs"), Path("data")
@@ -65,6 +66,11 @@ class Record:
       out: the store's folder; by default data/<env>/<policy>-<frames>-s<seed>.
       seed: of the recording.
       num_envs: environments that play together.
+      num_levels: levels to play; 0 means all.
+      start_level: the first level's seed.
+      distribution_mode: Procgen's difficulty.
+      distractor: exogenous noise over every frame that is recorded; the policy sees the frames without it.
+      distractor_strength: in (0, 1].
       runs: where run folders (and experts trained here) lie.
       data: where recorded trajectories lie.
     """
@@ -75,6 +81,11 @@ class Record:
     out: Path | None = None
     seed: int = 0
     num_envs: int = 64
+    num_levels: int = 0
+    start_level: int = 0
+    distribution_mode: Literal["easy", "hard"] = "easy"
+    distractor: Distractor = "none"
+    distractor_strength: float = 0.1
     runs: Path = _RUNS
     data: Path = _DATA
 
@@ -114,6 +125,11 @@ class Eval:
       seed: of levels and actions.
       greedy: takes the most likely action; otherwise samples.
       json: prints JSON alone.
+      num_levels: levels to play; 0 means all.
+      start_level: the first level's seed.
+      distribution_mode: Procgen's difficulty.
+      distractor: exogenous noise over every frame that the policy sees.
+      distractor_strength: in (0, 1].
       runs: where run folders (and experts trained here) lie.
     """
 
@@ -124,6 +140,11 @@ class Eval:
     seed: int = 0
     greedy: bool = False
     json: bool = False
+    num_levels: int = 0
+    start_level: int = 0
+    distribution_mode: Literal["easy", "hard"] = "easy"
+    distractor: Distractor = "none"
+    distractor_strength: float = 0.1
     runs: Path = _RUNS
 
 
@@ -258,14 +279,15 @@ def record(args: Record) -> None:
     """`lamjax record`."""
     import jax
 
-    from lamjax import envs, pipeline
+    from lamjax import pipeline
     from lamjax.data.record import record as write_store
     from lamjax.metrics import Progress
 
-    env = envs.make(args.env, args.num_envs)
+    config = _played(args, frames=args.frames, num_envs=args.num_envs)
+    env = pipeline.make_env(args.env, args.num_envs, RunConfig(record=config))
     source = pipeline.find_source(args.env, args.policy, args.runs, env.num_actions)
     label = args.policy if source.kind != "checkpoint" else f"checkpoint-{source.digest}"
-    path = args.out or args.data / args.env / f"{label}-{args.frames}-s{args.seed}"
+    path = args.out or args.data / args.env / pipeline.recording_name(label, config, args.seed)
     path.parent.mkdir(parents=True, exist_ok=True)
     progress = Progress(f"recording {args.env} ({source.kind})", args.frames, unit="frame")
     try:
@@ -283,6 +305,12 @@ def record(args: Record) -> None:
         progress.close()
         env.close()
     print(path)
+
+
+def _played(args: Record | Eval, **others: Any) -> RecordConfig:
+    """The levels and the distractor that a verb names."""
+    names = ("num_levels", "start_level", "distribution_mode", "distractor", "distractor_strength")
+    return RecordConfig(**{name: getattr(args, name) for name in names}, **others)
 
 
 def expert(args: Expert) -> None:
@@ -307,13 +335,13 @@ def evaluate(args: Eval) -> None:
     """`lamjax eval`."""
     import jax
 
-    from lamjax import envs, pipeline
+    from lamjax import pipeline
     from lamjax.envs.evaluate import evaluate as play
     from lamjax.metrics import Progress
     from lamjax.run import finite
 
     num_envs = min(args.num_envs, args.episodes)
-    env = envs.make(args.env, num_envs)
+    env = pipeline.make_env(args.env, num_envs, RunConfig(record=_played(args)))
     source = pipeline.find_source(args.env, args.checkpoint, args.runs, env.num_actions)
     progress = Progress(f"evaluating {args.checkpoint}", args.episodes, unit="episode")
     try:

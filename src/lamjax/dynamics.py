@@ -3,9 +3,11 @@
     z_t = IDM(o_{t-1}, o_t, o_{t+1}),  z^q_t = VQ(z_t),  o^_{t+1} = FDM(o_{t-1}, o_t, z^q_t)
     loss = mean (o^_{t+1} - o_{t+1})^2 + 0.05 mean (z_t - sg z^q_t)^2
 
+With a few labels, optionally, a linear head on z_t also names the action: + weight * cross-entropy (`action_weight`).
 Observations are images or grids ``[H, W, C]``, or vectors ``[C]``; which, only the networks in the config know.
 
-Dimension keys: B batch, H, W, C frame, S a frame's shape but for C, Z latent size, N codebooks, M codes.
+Dimension keys: B batch, L labelled windows, H, W, C frame, S a frame's shape but for C, Z latent size, N codebooks,
+M codes, A actions.
 """
 
 import dataclasses
@@ -19,10 +21,12 @@ import optax
 from flax import struct
 
 from lamjax import parallel
+from lamjax.data.clean import Cleaning, clean
 from lamjax.models import quantizer
 from lamjax.models.fdm import FDMConfig, make_fdm
 from lamjax.models.idm import IDM
 from lamjax.models.impala import ImpalaConfig
+from lamjax.models.init import Dense
 from lamjax.models.policy import ObsStats, normalise_obs
 from lamjax.models.quantizer import Codebooks, QuantizerConfig
 from lamjax.models.trunk import TrunkConfig
@@ -30,6 +34,7 @@ from lamjax.models.unet import UNetConfig
 from lamjax.optim import warmup_linear
 
 _AUGMENT = 0x5417F7  # the constant that random shifts are drawn from
+_AUGMENT_LABELLED = 0x1ABE1  # and those of labelled windows
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,12 +54,20 @@ class DynamicsConfig:
       quantizer: the quantiser.
       idm_input: what the inverse model sees: "frames" are o_{t-1}, o_t, o_{t+1}, as in LAPO; "changes" are
         o_t - o_{t-1}, o_t, o_{t+1} - o_t, from which a small network reads motion at once (and so on, further back).
+      clean: "none" is LAPO; "median" and "level" take noise of single pixels, or light that changes as one, out of all
+        frames that either model sees, in training and in inference (see `lamjax.data.clean`).
       augment: "none" is LAPO; "shift" moves all frames that the inverse model sees in training by one random
         translation a window, while the forward model sees them as they are: a latent that carries o_t itself is then
         of no use to it (see `shift_windows`).
       augment_pixels: the largest shift along each axis, in pixels.
       loss_scale: "none" is LAPO's loss; "copy_last" divides the prediction error by that of copying o_t, so that
         games whose frames barely change learn as fast as others.
+      action_weight: 0 is LAPO; above it, this weight times the cross-entropy (nats) of a linear head on z that names
+        the action of labelled windows joins the loss. LAOM (arXiv 2502.00379) uses 0.01 beside a prediction error of
+        order 1; that of pixels is far smaller unless `loss_scale` is "copy_last".
+      labelled: the training windows that have a label: a share of them below 1, their number from 1 on.
+      labelled_batch: labelled windows in a step, over all devices, besides the `batch_size` others; only the inverse
+        model sees them.
       dtype: type of the activations; losses, statistics, the quantiser and the optimizer stay float32.
     """
 
@@ -69,9 +82,13 @@ class DynamicsConfig:
     fdm: FDMConfig = UNetConfig()
     quantizer: QuantizerConfig = QuantizerConfig()
     idm_input: Literal["frames", "changes"] = "frames"
+    clean: Cleaning = "none"
     augment: Literal["none", "shift"] = "none"
     augment_pixels: int = 4
     loss_scale: Literal["none", "copy_last"] = "none"
+    action_weight: float = 0.0
+    labelled: float = 0.01
+    labelled_batch: int = 32
     dtype: Literal["float32", "bfloat16"] = "float32"
 
     def __post_init__(self):
@@ -79,6 +96,14 @@ class DynamicsConfig:
             raise ValueError(f"dynamics.context must not be negative, not {self.context}.")
         if self.augment_pixels < 1:
             raise ValueError(f"dynamics.augment_pixels must be at least 1, not {self.augment_pixels}.")
+        if not 0 <= self.action_weight < float("inf"):
+            raise ValueError(f"dynamics.action_weight must not be negative or infinite, not {self.action_weight}.")
+        if not self.labelled > 0 or (self.labelled > 1 and self.labelled != int(self.labelled)):
+            raise ValueError(
+                f"dynamics.labelled must be a share between 0 and 1, or a whole number of windows, not {self.labelled}."
+            )
+        if self.labelled_batch < 1:
+            raise ValueError(f"dynamics.labelled_batch must be at least 1, not {self.labelled_batch}.")
 
     @property
     def latent_dim(self) -> int:
@@ -90,13 +115,19 @@ class DynamicsConfig:
         """Frames in a window: k before o_t, o_t, o_{t+1}."""
         return self.context + 2
 
+    def num_labelled(self, windows: int) -> int:
+        """How many of so many training windows have a label; 0 where actions are not predicted."""
+        if not self.action_weight:
+            return 0
+        return int(self.labelled) if self.labelled >= 1 else max(1, round(self.labelled * windows))
+
 
 @struct.dataclass
 class DynamicsState:
     """Everything that stage 1 carries.
 
     Attributes:
-      params: ``{"idm": ..., "fdm": ...}``, float32.
+      params: ``{"idm": ..., "fdm": ...}``, and ``"action_head"`` where actions are predicted, float32.
       batch_stats: running statistics of the forward model's batch norms.
       codebooks: the quantiser.
       opt_state: AdamW's moments, float32.
@@ -145,6 +176,10 @@ def _fdm(config: DynamicsConfig, channels: int) -> nn.Module:
     return make_fdm(config.fdm, channels, jnp.dtype(config.dtype))
 
 
+def _head_logits(params: Any, z: jax.Array) -> jax.Array:
+    return Dense(params["linear"]["bias"].shape[0]).apply({"params": params}, z)
+
+
 def join_frames(frames: jax.Array) -> jax.Array:
     """Joins time and channels: ``[B, T, *S, C] -> [B, *S, T * C]``, oldest first."""
     b, t, *shape, c = frames.shape
@@ -152,7 +187,11 @@ def join_frames(frames: jax.Array) -> jax.Array:
 
 
 def init(
-    key: jax.Array, config: DynamicsConfig, obs_shape: tuple[int, ...], obs_stats: ObsStats = None
+    key: jax.Array,
+    config: DynamicsConfig,
+    obs_shape: tuple[int, ...],
+    obs_stats: ObsStats = None,
+    num_actions: int | None = None,
 ) -> DynamicsState:
     """Starts stage 1.
 
@@ -161,9 +200,10 @@ def init(
       config: the settings.
       obs_shape: shape of one observation, ``(H, W, C)``, or ``(C,)`` with networks for vectors.
       obs_stats: what `models.policy.obs_stats` tells of the training observations, for types other than uint8.
+      num_actions: A; needed with `action_weight` alone, and without it ignored.
 
     Raises:
-      ValueError: if vectors are to be shifted.
+      ValueError: if vectors are to be shifted, or actions to be predicted and it is not known how many there are.
     """
     *shape, c = obs_shape
     if config.augment == "shift" and len(obs_shape) != 3:
@@ -173,6 +213,12 @@ def init(
     seen = jnp.zeros((1, *shape, (config.window - 1) * c))
     fdm = _fdm(config, c).init(key_fdm, seen, jnp.zeros((1, config.latent_dim)))
     params = {"idm": idm, "fdm": fdm["params"]}
+    if config.action_weight:
+        if num_actions is None:
+            raise ValueError("dynamics.action_weight predicts discrete actions: give `num_actions`.")
+        # A key of its own: both models start as they do without the head.
+        key_head, z = jax.random.fold_in(key_idm, 1), jnp.zeros((1, config.latent_dim))
+        params["action_head"] = Dense(num_actions).init(key_head, z)["params"]
     return DynamicsState(
         params,
         fdm.get("batch_stats", {}),
@@ -184,7 +230,7 @@ def init(
     )
 
 
-def augmentation_keys(step: jax.Array, batch: int, axis_name: str | None = None) -> jax.Array:
+def augmentation_keys(step: jax.Array, batch: int, axis_name: str | None = None, constant: int = _AUGMENT) -> jax.Array:
     """A key for each window of a batch, typed keys ``[B]``: a pure function of the step and the window's place.
 
     The state carries no key, so that checkpoints with and without augmentation are of one form: the draws follow from a
@@ -195,9 +241,10 @@ def augmentation_keys(step: jax.Array, batch: int, axis_name: str | None = None)
       step: int32 ``[]``, steps done.
       batch: B, windows on this device.
       axis_name: devices that share the batch, in their order.
+      constant: what the draws start from.
     """
     first = 0 if axis_name is None else jax.lax.axis_index(axis_name) * batch
-    key = jax.random.fold_in(jax.random.key(_AUGMENT), step)
+    key = jax.random.fold_in(jax.random.key(constant), step)
     return jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, first + jnp.arange(batch))
 
 
@@ -228,6 +275,13 @@ def shift_windows(keys: jax.Array, windows: jax.Array, pixels: int) -> jax.Array
     return jax.vmap(shift)(keys, windows)
 
 
+def clean_frames(config: DynamicsConfig, frames: jax.Array) -> jax.Array:
+    """What the models see of frames ``[B, T, *S, C]``, o_t after k others; floats count as cleaned already."""
+    return (
+        clean(frames, config.clean, config.context) if config.clean != "none" and frames.dtype == jnp.uint8 else frames
+    )
+
+
 def _infer(params: Any, codebooks: Codebooks, frames: jax.Array, config: DynamicsConfig) -> Latents:
     """`frames` float32 ``[B, k + 2, *S, C]``, normalised."""
     if config.idm_input == "changes":
@@ -238,8 +292,31 @@ def _infer(params: Any, codebooks: Codebooks, frames: jax.Array, config: Dynamic
     return Latents(z, z_q if config.quantizer.enabled else z, codes)
 
 
+def _action_loss(params: Any, z: jax.Array, actions: jax.Array, axis_name: str | None) -> tuple[jax.Array, jax.Array]:
+    """Cross-entropy and accuracy of the linear head, each a mean over the labelled windows of all devices.
+
+    Each device's share is such that its mean over devices is that mean, whichever device holds how many labels; the
+    loss function's gradient, which is averaged over devices too, is then that of the mean over the joined batch.
+
+    Args:
+      params: the head's.
+      z: float32 ``[L, Z]``.
+      actions: int32 ``[L]``, -1 where unknown.
+      axis_name: devices.
+    """
+    logits = _head_logits(params, z)
+    known = (actions >= 0).astype(jnp.float32)
+    count = jnp.maximum(parallel.pmean(known.sum(), axis_name), 1e-8)
+    nats = optax.softmax_cross_entropy_with_integer_labels(logits, jnp.maximum(actions, 0))
+    return jnp.sum(known * nats) / count, jnp.sum(known * (jnp.argmax(logits, -1) == actions)) / count
+
+
 def loss_fn(
-    params: Any, state: DynamicsState, windows: jax.Array, axis_name: str | None = None
+    params: Any,
+    state: DynamicsState,
+    windows: jax.Array,
+    axis_name: str | None = None,
+    labelled: tuple[jax.Array, jax.Array] | None = None,
 ) -> tuple[jax.Array, tuple[Any, Latents, dict[str, jax.Array]]]:
     """Stage 1's training loss.
 
@@ -248,17 +325,27 @@ def loss_fn(
       state: batch statistics, codebooks, config, and the step that augmentation is drawn from.
       windows: ``[B, k + 2, *S, C]``, o_{t-k}, ..., o_t, o_{t+1}; uint8, or float32 that `obs_stats` standardise.
       axis_name: devices that share batch statistics and draw shifts of their own.
+      labelled: windows ``[L, k + 2, *S, C]`` and the actions at their o_t, int32 ``[L]``, -1 where unknown.
 
     Returns:
-      The loss, and new batch statistics, latents, and metrics (see `train_step`).
+      The loss, and new batch statistics, latents of `windows`, and metrics (see `train_step`).
     """
     config = state.config
+
+    def seen_by_idm(windows: jax.Array, constant: int) -> jax.Array:
+        if config.augment == "shift":
+            keys = augmentation_keys(state.step, len(windows), axis_name, constant)
+            windows = shift_windows(keys, windows, config.augment_pixels)
+        return normalise_obs(windows, state.obs_stats)
+
+    windows = clean_frames(config, windows)
     frames = normalise_obs(windows, state.obs_stats)
-    seen = frames
-    if config.augment == "shift":
-        keys = augmentation_keys(state.step, len(windows), axis_name)
-        seen = normalise_obs(shift_windows(keys, windows, config.augment_pixels))
+    seen = seen_by_idm(windows, _AUGMENT)
+    if labelled is not None:
+        seen = jnp.concatenate([seen, seen_by_idm(clean_frames(config, labelled[0]), _AUGMENT_LABELLED)])
     latents = _infer(params, state.codebooks, seen, config)
+    labelled_z = latents.continuous[len(windows) :]
+    latents = jax.tree.map(lambda x: x[: len(windows)], latents)
     z, z_q = latents.continuous, latents.quantized
     prediction, updated = _fdm(config, frames.shape[-1]).apply(
         {"params": params["fdm"], "batch_stats": state.batch_stats},
@@ -275,29 +362,51 @@ def loss_fn(
     loss = fdm_mse / (scale if config.loss_scale == "copy_last" else 1.0)
     if config.quantizer.enabled:
         loss = loss + commitment
-    metrics = {"loss": loss, "fdm_mse": fdm_mse, "copy_last_mse": copy_last_mse, "commitment": commitment}
-    return loss, (updated.get("batch_stats", {}), latents, metrics)
+    metrics = {"fdm_mse": fdm_mse, "copy_last_mse": copy_last_mse, "commitment": commitment}
+    if labelled is not None:
+        action_loss, action_accuracy = _action_loss(params["action_head"], labelled_z, labelled[1], axis_name)
+        loss = loss + config.action_weight * action_loss
+        metrics |= {"action_loss": action_loss, "action_accuracy": action_accuracy}
+    return loss, (updated.get("batch_stats", {}), latents, {"loss": loss} | metrics)
 
 
 def train_step(
-    state: DynamicsState, windows: jax.Array, *, axis_name: str | None = None
+    state: DynamicsState,
+    windows: jax.Array,
+    labelled: tuple[jax.Array, jax.Array] | None = None,
+    *,
+    axis_name: str | None = None,
 ) -> tuple[DynamicsState, dict[str, jax.Array]]:
     """One step of stage 1. Pure: jit it (donating the state), vmap it over seeds, or pmap it with an `axis_name`.
 
     Args:
       state: the training state.
       windows: ``[B, k + 2, *S, C]`` as in `loss_fn`; under `axis_name` each device's share of the batch.
+      labelled: with `action_weight`, windows ``[L, k + 2, *S, C]`` and the action at the o_t of each, int32 ``[L]`` in
+        ``[0, A)``, or -1 where it is unknown; without any label the action loss is 0. They train the inverse model
+        and the head alone: not the forward model, its batch statistics or the codebooks.
       axis_name: devices over which gradients, batch statistics, code counts and metrics are reduced.
 
     Returns:
       The new state and metrics, float32 ``[]``: ``loss``, ``fdm_mse`` and ``copy_last_mse`` (pixels in [-0.5, 0.5],
-      or standardised numbers), ``commitment`` (weighted), ``grad_norm`` (before the clip), ``learning_rate``, and for
-      each codebook n ``perplexity_n`` and ``used_codes_n`` of this batch.
+      or standardised numbers), ``commitment`` (weighted), ``grad_norm`` (before the clip), ``learning_rate``, for each
+      codebook n ``perplexity_n`` and ``used_codes_n`` of this batch, and with `labelled` ``action_loss`` (nats, not
+      weighted) and ``action_accuracy``.
+
+    Raises:
+      ValueError: if there are labels and the state has no head that could learn from them.
     """
     config = state.config
     chex.assert_rank(windows, {3, 5})
     chex.assert_axis_dimension(windows, 1, config.window)
-    grads, (batch_stats, latents, metrics) = jax.grad(loss_fn, has_aux=True)(state.params, state, windows, axis_name)
+    if labelled is not None:
+        if not config.action_weight:
+            raise ValueError("Labels are used with dynamics.action_weight above 0 alone: set it, or give no labels.")
+        chex.assert_shape(labelled[0], (None, *windows.shape[1:]))
+        chex.assert_shape(labelled[1], labelled[0].shape[:1])
+    grads, (batch_stats, latents, metrics) = jax.grad(loss_fn, has_aux=True)(
+        state.params, state, windows, axis_name, labelled
+    )
     grads, metrics = parallel.pmean((grads, metrics), axis_name)
     updates, opt_state = optimizer(config).update(grads, state.opt_state, state.params)
     counts = parallel.psum(quantizer.hits(latents.codes, config.quantizer), axis_name)
@@ -322,7 +431,13 @@ def train_step(
 def infer_latents(state: DynamicsState, windows: jax.Array) -> Latents:
     """The latent actions of windows ``[B, k + 2, *S, C]`` (see `loss_fn`), in evaluation mode."""
     chex.assert_rank(windows, {3, 5})
-    return _infer(state.params, state.codebooks, normalise_obs(windows, state.obs_stats), state.config)
+    frames = normalise_obs(clean_frames(state.config, windows), state.obs_stats)
+    return _infer(state.params, state.codebooks, frames, state.config)
+
+
+def predict_actions(state: DynamicsState, latents: jax.Array) -> jax.Array:
+    """What the action head says of latents float32 ``[B, Z]`` (`Latents.continuous`): logits float32 ``[B, A]``."""
+    return _head_logits(state.params["action_head"], latents)
 
 
 def predict_next(state: DynamicsState, frames: jax.Array, latent: jax.Array) -> jax.Array:
@@ -330,28 +445,31 @@ def predict_next(state: DynamicsState, frames: jax.Array, latent: jax.Array) -> 
 
     Args:
       state: the trained state.
-      frames: ``[B, k + 1, *S, C]``, up to o_t, as they are observed; instead of uint8 also float32 in [-0.5, 0.5].
+      frames: ``[B, k + 1, *S, C]``, up to o_t, as they are observed; instead of uint8 also float32 in [-0.5, 0.5],
+        which are not cleaned again.
       latent: float32 ``[B, Z]``, quantised latents.
 
     Returns:
       float32 ``[B, *S, C]``, pixels in [-0.5, 0.5], or standardised numbers.
     """
     chex.assert_rank(frames, {3, 5})
-    joined = join_frames(normalise_obs(frames, state.obs_stats))
+    joined = join_frames(normalise_obs(clean_frames(state.config, frames), state.obs_stats))
     return _fdm(state.config, frames.shape[-1]).apply(
         {"params": state.params["fdm"], "batch_stats": state.batch_stats}, joined, latent
     )
 
 
 def evaluate(state: DynamicsState, windows: jax.Array) -> dict[str, jax.Array]:
-    """Errors on held-out windows ``[B, k + 2, *S, C]`` (see `loss_fn`), in evaluation mode.
+    """Errors on held-out windows ``[B, k + 2, *S, C]`` (see `loss_fn`), in evaluation mode; after any cleaning.
 
     Returns:
       ``fdm_mse`` and ``copy_last_mse`` float32 ``[]``, and ``code_counts`` float32 ``[N, M]``.
     """
-    latents = infer_latents(state, windows)
-    prediction = predict_next(state, windows[:, :-1], latents.quantized)
-    last, target = jnp.unstack(normalise_obs(windows[:, -2:], state.obs_stats), axis=1)
+    frames = normalise_obs(clean_frames(state.config, windows), state.obs_stats)
+    state = state.replace(obs_stats=None)  # frames are normalised once
+    latents = infer_latents(state, frames)
+    prediction = predict_next(state, frames[:, :-1], latents.quantized)
+    last, target = frames[:, -2], frames[:, -1]
     return {
         "fdm_mse": jnp.mean(jnp.square(prediction - target)),
         "copy_last_mse": jnp.mean(jnp.square(last - target)),

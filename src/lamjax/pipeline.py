@@ -26,10 +26,18 @@ import lamjax
 from lamjax import cloning, dynamics, envs, experts, loops, policies
 from lamjax.analysis import diagnosis, latents, probes, report
 from lamjax.cloning import CloningState
-from lamjax.config import RunConfig, ScratchConfig
+from lamjax.config import RecordConfig, RunConfig, ScratchConfig
 from lamjax.data.record import record
-from lamjax.data.store import LabelledSubset, Split, Store, evaluation_actions, open_store
-from lamjax.data.stream import Buffer, EvaluationWindows, ObservationStream, sample
+from lamjax.data.store import LabelledSubset, Split, Store, evaluation_actions, evaluation_distractor, open_store
+from lamjax.data.stream import (
+    Buffer,
+    EvaluationWindows,
+    Labels,
+    ObservationStream,
+    sample,
+    sample_labelled,
+    upload_labels,
+)
 from lamjax.decoding import actions, offline, online
 from lamjax.dynamics import DynamicsState
 from lamjax.envs.evaluate import evaluate
@@ -217,15 +225,18 @@ def evaluate_policy(
 # Recording
 
 
+def recording_name(source: str, config: RecordConfig, seed: int) -> str:
+    """What the store of a recording is called."""
+    levels = f"-{config.distribution_mode}{config.num_levels}from{config.start_level}"
+    plain = (config.distribution_mode, config.num_levels, config.start_level) == ("easy", 0, 0)
+    name = f"{source}-{config.frames}-s{seed}" + ("" if plain else levels)
+    return name if config.distractor == "none" else f"{name}-{config.distractor}{config.distractor_strength:g}"
+
+
 def record_stage(run: Run, source: Source, data: Path) -> Store:
     """Finds the recorded trajectories, or records them."""
     config = run.config.record
-    levels = f"-{config.distribution_mode}{config.num_levels}from{config.start_level}"
-    plain = (config.distribution_mode, config.num_levels, config.start_level) == ("easy", 0, 0)
-    name = f"{source.name}-{config.frames}-s{run.config.seed}" + ("" if plain else levels)
-    if config.distractor != "none":
-        name += f"-{config.distractor}{config.distractor_strength:g}"
-    path = source.store or data / run.env / name
+    path = source.store or data / run.env / recording_name(source.name, config, run.config.seed)
     start = time.monotonic()
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -279,13 +290,17 @@ def _scan(*networks: Any) -> Callable:
     return jax.lax.scan if loops.fuses_steps(*networks) else loops.host_scan
 
 
-@functools.partial(jax.jit, donate_argnums=0, static_argnums=3)
-def _advance_dynamics(state: DynamicsState, buffer: Buffer, key: jax.Array, n: int):
-    """Takes n steps of stage 1 in one dispatch; `key` is the stream's."""
+@functools.partial(jax.jit, donate_argnums=0, static_argnums=4)
+def _advance_dynamics(state: DynamicsState, buffer: Buffer, labels: Labels | None, key: jax.Array, n: int):
+    """Takes n steps of stage 1 in one dispatch; `key` is the stream's, `labels` what it may know of actions."""
 
     def step(state: DynamicsState):
-        windows = sample(buffer, key, state.step, state.config.batch_size, length=state.config.window)
-        return dynamics.train_step(state, windows)
+        config = state.config
+        labelled = None
+        if labels is not None:
+            labelled = sample_labelled(labels, key, state.step, config.labelled_batch)
+        windows = sample(buffer, key, state.step, config.batch_size, length=config.window)
+        return dynamics.train_step(state, windows, labelled)
 
     return loops.repeat(step, state, n)
 
@@ -323,7 +338,7 @@ def held_out_windows(run: Run, store: Store) -> EvaluationWindows:
     return evaluation_windows(run, store, count, min(128, count))
 
 
-_init_dynamics = loops.jit_once(dynamics.init, static_argnums=(1, 2))
+_init_dynamics = loops.jit_once(dynamics.init, static_argnums=(1, 2, 4))
 
 
 def training_stats(store: Store) -> ObsStats:
@@ -336,7 +351,7 @@ def training_stats(store: Store) -> ObsStats:
 def init_dynamics(run: Run, store: Store) -> DynamicsState:
     """Stage 1 before its first step: the same for the same seed, and the probe's null."""
     key = stage_key(run.config, "dynamics")
-    return _init_dynamics(key, run.config.dynamics, store.obs_shape, training_stats(store))
+    return _init_dynamics(key, run.config.dynamics, store.obs_shape, training_stats(store), store.num_actions)
 
 
 def dynamics_stage(run: Run, store: Store) -> DynamicsState:
@@ -346,6 +361,10 @@ def dynamics_stage(run: Run, store: Store) -> DynamicsState:
     if run.done("dynamics"):
         return restore(run, "dynamics", untrained, Saver(config))[1]
     stream = training_stream(run, store, config.batch_size, run.config.seed)
+    # Off, stage 1 has no door to actions at all; on, it knows those of the subset and counts them.
+    num_labels = config.num_labelled(len(store.starts("train", config.window)))
+    subset = LabelledSubset(store, num_labels, seed=run.config.seed, length=config.window) if num_labels else None
+    labels = upload_labels(subset) if subset else None
     held_out = held_out_windows(run, store)
 
     def test(state: DynamicsState) -> dict[str, float]:
@@ -357,17 +376,18 @@ def dynamics_stage(run: Run, store: Store) -> DynamicsState:
         run,
         "dynamics",
         jax.tree.map(jnp.copy, untrained),
-        lambda state, position, n: _advance_dynamics(state, stream.buffer(position), stream.key, n),
+        lambda state, position, n: _advance_dynamics(state, stream.buffer(position), labels, stream.key, n),
         config.steps,
         saver=Saver(config),
         log_every=run.config.log_every,
         fuse=_fuse(config.idm, config.fdm),
         evaluate=test,
         eval_every=run.config.analysis.eval_every,
-        show=("fdm_mse", "test_fdm_ratio", "perplexity_0"),
+        show=("fdm_mse", "test_fdm_ratio", "perplexity_0", "action_accuracy"),
     )
     results = {
         "steps": config.steps,
+        "labels": subset.labels_used if subset else 0,
         "windows_per_s": config.steps * config.batch_size / seconds,
         "seconds": seconds,
     }
@@ -404,6 +424,9 @@ def examine_dynamics(
     fitting = evaluation_windows(run, store, run.config.analysis.probe_train, 1, "train")
     train_actions = evaluation_actions(store, fitting.starts, state.config.window)
     test_actions = evaluation_actions(store, held_out.starts, state.config.window)
+    train_shown, test_shown = (
+        evaluation_distractor(store, windows.starts, state.config.window) for windows in (fitting, held_out)
+    )
     results: dict[str, Any] = {}
     arrays: dict[str, np.ndarray] = {}
     # The last null shows the untrained model o_t three times: what the recorded policy gives away by itself.
@@ -420,9 +443,12 @@ def examine_dynamics(
             f"{prefix}linear_probe_accuracy_merged": linear_joined,
         }
         if prefix != "still_":
+            if store.distractor_dim:
+                read = probes.read_distractor(key, train_z, train_shown, test_z, test_shown)
+                results |= {prefix + name: value for name, value in read.items()}
             arrays["latents_untrained" if prefix else "latents"] = test_z
         if not prefix:
-            test_codes = codes
+            test_z_trained, test_codes = test_z, codes
     errors = held_out_errors(state, held_out)
     counts = errors.pop("code_counts")
     shares = counts / np.maximum(counts.sum(-1, keepdims=True), 1)
@@ -435,6 +461,9 @@ def examine_dynamics(
         "quantized": state.config.quantizer.enabled,
         **probes.agreement(test_codes, test_actions, merged, run.config.seed),
     }
+    if run.config.dynamics.action_weight:
+        logits = np.asarray(dynamics.predict_actions(state, jnp.asarray(test_z_trained)))
+        results |= probes.head_scores(logits, test_actions, merged)
     results |= diagnosis.judge_dynamics(results)
 
     shown = min(STRIPS[len(store.obs_shape)], len(held_out.windows))

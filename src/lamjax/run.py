@@ -97,7 +97,7 @@ class Run:
         path = self.folder / "config.json"
         if not path.exists():
             write_json(path, settings)
-        elif field := checkpoint.differing_field(settings, read_json(path)):
+        elif field := checkpoint.differing_field(settings, checkpoint.completed(self.config, read_json(path))):
             raise RunError(
                 f"{self.folder} was started with another configuration: {field}. "
                 "Use the same settings, or choose another --name."

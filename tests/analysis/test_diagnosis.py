@@ -169,3 +169,27 @@ def test_decoding_that_failed(summary, stage):
     verdict = "failed: no better than the random policy (2.70)"
     summary["stages"][stage] = {"ok": False, "verdict": verdict}
     assert only(diagnose(summary), stage) == "No better than the random policy (2.70)."
+
+
+def test_labels_of_stage_1_count_for_decoding(summary):
+    summary["stages"]["decode_offline"]["curve"] = OFFLINE["curve"]
+    for given, warns in ((0, False), (16, False), (17, True)):
+        summary["stages"]["dynamics"]["labels"] = given
+        found = [item for item in diagnose(summary) if "labels" in item["text"]]
+        assert bool(found) == warns
+    assert found[0]["stage"] == "decode_offline" and "Stage 1 saw 17 labels" in found[0]["text"]
+
+
+@pytest.mark.parametrize(
+    ("change", "untrained", "probe", "explains"),
+    [(0.5, 0.4, 0.41, True), (0.49, 0.4, 0.41, False), (0.6, 0.7, 0.41, False), (0.9, 0.1, 0.43, False)],
+)
+def test_latents_that_explain_the_distractor(summary, change, untrained, probe, explains):
+    summary["stages"]["dynamics"] |= {
+        "distractor_change_r2": change,
+        "untrained_distractor_change_r2": untrained,
+        "probe_accuracy_merged": probe,
+    }
+    text = " ".join(item["text"] for item in diagnose(summary))
+    assert ("explain the distractor, not the action" in text) == explains
+    assert ("no better than those of an untrained model" in text) == (probe < 0.42 and not explains)

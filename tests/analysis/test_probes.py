@@ -204,3 +204,40 @@ def test_shuffles_follow_the_seed(actions):
     first, again, other = (probes.agreement(codes, actions[:200], range(ACTIONS), seed) for seed in (0, 0, 1))
     assert first == again
     assert first["code_nmi"] == other["code_nmi"] and first["code_nmi_shuffled"] != other["code_nmi_shuffled"]
+
+
+def test_the_action_heads_scores_by_hand():
+    """Two aliases (1 and 2) that share most of the probability win together where neither wins alone."""
+    share = np.array([[0.4, 0.3, 0.3], [0.8, 0.1, 0.1]])
+    found = probes.head_scores(np.log(share) + 7.0, np.array([2, 0]), (0, 1, 1))
+    assert found["action_loss"] == pytest.approx(-np.log([0.3, 0.8]).mean())
+    assert (found["action_accuracy"], found["action_accuracy_merged"]) == (0.5, 1.0)
+
+
+# Distractors
+
+
+def shown_in(n, seed):
+    """Latents of which two numbers tell the change linearly, one the state through its square, the rest nothing."""
+    rng = np.random.default_rng(seed)
+    z = rng.normal(size=(n, 8)).astype(np.float32)
+    change, state = z[:, :2] * [3.0, 0.1], np.square(z[:, 2:3]) @ [[5.0, -1.0]]
+    return z, np.stack([state, state + change], axis=1).astype(np.float32)
+
+
+def test_probes_read_what_latents_tell_of_a_distractor():
+    found = probes.read_distractor(KEY, *shown_in(TRAIN, 0), *shown_in(TEST, 1))
+    assert found["linear_distractor_change_r2"] > 0.999 and found["distractor_change_r2"] > 0.95
+    assert found["distractor_state_r2"] > 0.9 and abs(found["linear_distractor_state_r2"]) < 0.05
+    z, shown = shown_in(TRAIN, 2)
+    nothing = probes.read_distractor(KEY, z[:, 3:], shown, *(x[:, 3:] if x.ndim == 2 else x for x in shown_in(TEST, 3)))
+    assert max(nothing.values()) < 0.05
+
+
+def test_r_squared_by_hand():
+    """The line through the training points misses one test point by 2, of a variance of 11; a constant is left out."""
+    x, ones = np.array([[0.0], [1.0], [2.0], [3.0]], np.float32), np.ones((4, 1), np.float32)
+    y = np.array([0.0, 2.0, 4.0, 4.0], np.float32)[:, None]
+    score = probes.r_squared(KEY, x, np.concatenate([2 * x, ones], 1), x, np.concatenate([y, 5 * ones], 1), ())
+    assert score == pytest.approx(1 - 4 / 11)
+    assert probes.r_squared(KEY, x, ones, x, ones, ()) == 0

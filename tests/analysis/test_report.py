@@ -240,6 +240,16 @@ def test_failed_stage_is_called_failed(tmp_path):
     assert ("span", "class", "badge failed") in page.attributes
 
 
+def test_what_latents_tell_of_a_distractor_stands_beside_the_action(tmp_path):
+    summary = copy.deepcopy(SUMMARY)
+    assert "The action or the distractor" not in Page(report.write(make_run(tmp_path / "a", summary, None, False))).text
+    values = {"distractor_change_r2": 0.81, "linear_distractor_change_r2": 0.72, "untrained_distractor_change_r2": 0.63}
+    summary["stages"]["dynamics"] |= values | {"probe_accuracy_merged": 0.541}
+    text = Page(report.write(make_run(tmp_path / "b", summary, None, False))).text
+    assert "The action or the distractor" in text and "action, aliases merged (accuracy) 54.1 %" in text
+    assert "change from o_t to o_{t+1} (R²) 0.81 0.72 0.63 –" in text
+
+
 def test_text_of_the_run_is_escaped(tmp_path):
     hostile = '<script src="http://x.invalid/a.js"></script>"\'&'
     summary = copy.deepcopy(SUMMARY) | {"name": hostile, "env": hostile, "command": hostile, "banner": hostile}

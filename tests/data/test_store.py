@@ -166,6 +166,63 @@ def test_a_subset_can_take_every_window_but_no_more(stores):
             data.LabelledSubset(store, n, split="all")
 
 
+# Distractors
+
+
+def write_distracted(path, stores, lengths):
+    """A store whose distractor state at frame i is (i, -i / 2)."""
+    with stores.writer(path, frames_per_chunk=8, distractor_dim=2) as writer:
+        for length in lengths:
+            numbers = np.arange(writer.num_frames, writer.num_frames + length)
+            shown = numbers[:, None] * [1.0, -0.5]
+            zeros = np.zeros(length, np.int64)
+            writer.append_episode(stores.frames(numbers), zeros, zeros, 0, "cut", distractor=shown)
+    return data.open_store(path)
+
+
+def test_the_state_of_a_distractor_is_kept_apart_and_read_at_the_last_two_frames(stores, tmp_path):
+    store = write_distracted(tmp_path / "store", stores, [10, 7])
+    assert (store.distractor_dim, store.manifest["version"]) == (2, 2)
+    shown = data.evaluation_distractor(store, [3, 12])
+    assert shown.dtype == np.float32
+    np.testing.assert_array_equal(shown[..., 0], [[4, 5], [13, 14]])
+    np.testing.assert_array_equal(shown[..., 1], [[-2, -2.5], [-6.5, -7]])
+    np.testing.assert_array_equal(stores.numbers(store.windows([3]))[0, 1:], shown[0, :, 0])
+    assert not [name for name in dir(data.ObservationStream(store, batch_size=2)) if "distractor" in name]
+
+
+def test_a_store_without_a_distractor_is_as_before(store):
+    assert (store.distractor_dim, store.manifest["version"]) == (0, 1)
+    assert "distractor_dim" not in store.manifest and not (store.path / "distractor").exists()
+    assert data.evaluation_distractor(store, [3, 12]).shape == (2, 2, 0)
+
+
+def test_damage_to_a_distractor_is_found(stores, tmp_path):
+    path = write_distracted(tmp_path / "store", stores, [10]).path
+    chunk = path / "distractor" / "c.0.0"
+    content = bytearray(chunk.read_bytes())
+    content[len(content) // 2] ^= 1
+    chunk.write_bytes(content)
+    with pytest.raises(data.StoreError, match="chunk 0 of distractor"):
+        data.evaluation_distractor(data.open_store(path), [0])
+    chunk.unlink()
+    with pytest.raises(data.StoreError, match=r"chunk 0 of distractor .* is missing"):
+        data.open_store(path)
+
+
+def test_a_distractor_is_given_exactly_where_there_is_one(stores, tmp_path):
+    episode = (stores.frames(range(3)), np.zeros(3, int), np.zeros(3), 0, "cut")
+    with stores.writer(tmp_path / "with", distractor_dim=2) as writer:
+        for shown, message in ((None, "exactly if"), (np.zeros((3, 1)), r"distractor must be float32 \(3, 2\)")):
+            with pytest.raises(ValueError, match=message):
+                writer.append_episode(*episode, distractor=shown)
+        writer.append_episode(*episode, distractor=np.zeros((3, 2)))
+    with stores.writer(tmp_path / "without") as writer:
+        with pytest.raises(ValueError, match="exactly if"):
+            writer.append_episode(*episode, distractor=np.zeros((3, 2)))
+        writer.append_episode(*episode)
+
+
 # Writing
 
 
@@ -403,8 +460,8 @@ def test_other_folders_and_versions_are_refused(store, tmp_path):
     file.write_text(json.dumps(manifest | {"format": "other"}))
     with pytest.raises(data.StoreError, match="not of a lamjax trajectory store"):
         data.open_store(store.path)
-    file.write_text(json.dumps(manifest | {"version": 2}))
-    with pytest.raises(data.StoreError, match="format version 2 but this lamjax reads version 1"):
+    file.write_text(json.dumps(manifest | {"version": 3}))
+    with pytest.raises(data.StoreError, match="format version 3 but this lamjax reads versions 1 and 2"):
         data.open_store(store.path)
     file.write_text(json.dumps(manifest | {"num_frames": 39}))
     with pytest.raises(data.StoreError, match="not what was written"):

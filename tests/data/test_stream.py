@@ -313,6 +313,50 @@ def test_each_device_has_its_own_ring(long_store, stores):
 # Evaluation
 
 
+# Labels
+
+
+def test_labelled_windows_come_with_their_actions(stores):
+    store = stores.make([6] * 30)
+    subset = data.LabelledSubset(store, 40, seed=1)
+    labels = data.upload_labels(subset)
+    assert subset.labels_used == 40
+    sample = jax.jit(data.sample_labelled, static_argnums=3)
+    frames, actions = sample(labels, jax.random.key(0), 3, 4000)
+    numbers = stores.numbers(frames)
+    np.testing.assert_array_equal(numbers, numbers[:, :1] + np.arange(3))
+    assert set(numbers[:, 0].tolist()) == set(subset.starts.tolist())  # all of them, and no other
+    np.testing.assert_array_equal(actions, stores.actions(numbers[:, 1]))
+    again, _ = sample(labels, jax.random.key(0), 3, 4000)
+    np.testing.assert_array_equal(again, frames)
+    later, _ = sample(labels, jax.random.key(0), 4, 4000)
+    assert not np.array_equal(later, frames)
+
+
+def test_labels_are_dealt_to_devices(stores):
+    subset = data.LabelledSubset(stores.make([20, 20], level_seeds=[1, 1]), 9, seed=0)
+    labels = data.upload_labels(subset, jax.local_devices()[:2])
+    assert labels.actions.shape == (2, 5) and labels.frames.shape[:2] == (2, 15)
+    sample = jax.pmap(
+        lambda x: data.sample_labelled(x, jax.random.key(0), 0, 128, axis_index=jax.lax.axis_index("d"), axis_size=2),
+        "d",
+    )
+    frames, actions = jax.device_get(sample(labels))
+    numbers = np.stack([stores.numbers(part) for part in frames])
+    np.testing.assert_array_equal(actions, stores.actions(numbers[..., 1]))
+    ours, theirs = (set(part[:, 0].tolist()) for part in numbers)
+    assert ours | theirs == set(subset.starts.tolist()) and len(ours) == len(theirs) == 5
+    assert ours & theirs == {subset.starts[0]}  # nine do not deal evenly
+
+
+def test_continuous_labels_are_refused(stores, tmp_path):
+    with data.StoreWriter(tmp_path / "linear", env="linear", obs_shape=(4,), action_dim=2) as writer:
+        writer.append_episode(stores.frames(range(9)), np.zeros((9, 2)), np.zeros(9), 1, "cut")
+    subset = data.LabelledSubset(data.open_store(tmp_path / "linear"), 3, split="all")
+    with pytest.raises(ValueError, match="labels must be discrete actions"):
+        data.upload_labels(subset)
+
+
 def test_evaluation_windows_are_fixed_and_full(stores):
     store = stores.make([6] * 60)
     windows = data.EvaluationWindows(store, num_windows=10, batch_size=4, split="test")

@@ -12,7 +12,7 @@ from lamjax import cli, envs, pipeline
 from lamjax.config import PRESETS, RecordConfig
 from lamjax.data import open_store
 from lamjax.data.record import record
-from lamjax.data.store import evaluation_actions
+from lamjax.data.store import evaluation_actions, evaluation_distractor
 from lamjax.envs import Distracted, Gymnax
 from lamjax.envs.wrappers import MAX_SPEED
 from lamjax.run import Run
@@ -265,6 +265,33 @@ def test_a_demonstrator_does_not_see_the_distractor(tmp_path):
     np.testing.assert_array_equal(clean.episodes.length, distracted.episodes.length)
     assert np.mean(clean.observations_at(every) != distracted.observations_at(every)) > 0.8
     assert distracted.env_params == {"distractor": "jitter", "distractor_strength": 0.25}
+
+
+def test_a_store_tells_where_the_overlay_is_in_each_frame(tmp_path):
+    env = wrapped("overlay")
+    record(tmp_path / "store", env, lambda params, obs: jnp.zeros((N, 2)), {}, 300, KEY, source={})
+    store = open_store(tmp_path / "store")
+    starts = store.starts("all")
+    windows, shown = store.windows(starts), evaluation_distractor(store, starts)
+    assert shown.shape == (len(starts), 2, env.distractor_dim) == (len(starts), 2, 2)
+    for window, places in zip(windows, shown, strict=True):
+        for frame, (y, x) in zip(window[1:], places.astype(int), strict=True):
+            square = frame[y : y + 4, x : x + 4]
+            assert square.shape[:2] == (4, 4) and (square == square[0, 0]).all()
+    assert np.abs(np.diff(shown, axis=1)).max() > 0
+
+
+def test_noise_has_no_state_to_tell(tmp_path):
+    env = wrapped("noise")
+    record(tmp_path / "store", env, lambda params, obs: jnp.zeros((N, 2)), {}, 64, KEY, source={})
+    assert open_store(tmp_path / "store").distractor_dim == env.distractor_dim == 0
+
+
+def test_jitter_tells_its_shift():
+    env = wrapped("jitter")
+    _, state = env.reset(KEY)
+    np.testing.assert_array_equal(env.shown(state), state.distractor.shift)
+    assert env.distractor_dim == 3
 
 
 def test_a_run_records_under_its_distractor(tmp_path):

@@ -8,6 +8,7 @@ from typing import Any
 Verdict = dict[str, Any]
 
 MIN_PROBE_LEAD = 0.02  # of a probe over its nulls; smaller leads are noise at a few thousand windows
+MIN_DISTRACTOR_R2 = 0.5  # of a distractor's change, read from latents: from here on they explain most of it
 MAX_GIVEN_AWAY = 0.15  # lead over the majority of what o_t alone tells of the action
 MIN_PERPLEXITY_SHARE = 0.05  # of the codes; below it a codebook has collapsed
 MAX_CLONING_RATIO = 0.9  # held-out error over variance
@@ -90,7 +91,17 @@ def diagnose(summary: dict[str, Any]) -> list[dict[str, str]]:
                     "--dynamics.quantizer.start corrected, a lower --dynamics.quantizer.decay, or more steps",
                 )
         lead = dynamics["probe_accuracy_merged"] - dynamics["untrained_probe_accuracy_merged"]
+        distractor = dynamics.get("distractor_change_r2", 0.0)
         given_away = dynamics["still_probe_accuracy_merged"] - dynamics["majority_accuracy_merged"]
+        explains = distractor >= MIN_DISTRACTOR_R2 and distractor > dynamics["untrained_distractor_change_r2"]
+        if explains and lead < MIN_PROBE_LEAD:
+            say(
+                "dynamics",
+                f"The latents explain the distractor, not the action: a probe reads {100 * distractor:.0f} % of the "
+                "variance of the distractor's change from them, and the actions no better than from those of an "
+                "untrained model.",
+                "--dynamics.action-weight with a few labels, or --dynamics.clean against noise and jitter",
+            )
         if given_away > MAX_GIVEN_AWAY:
             say(
                 "dynamics",
@@ -98,7 +109,7 @@ def diagnose(summary: dict[str, Any]) -> list[dict[str, str]]:
                 "of the actions: the recorded policy gives them away, so the probe cannot show what the latents know.",
                 "a less predictable recorded policy (--policy random, or a checkpoint trained with more entropy)",
             )
-        elif lead < MIN_PROBE_LEAD:
+        elif lead < MIN_PROBE_LEAD and not explains:
             say(
                 "dynamics",
                 "The latents tell the actions no better than those of an untrained model.",
@@ -112,6 +123,14 @@ def diagnose(summary: dict[str, Any]) -> list[dict[str, str]]:
             if share > 0
             else "The latent policy predicts latents no better than their mean.",
             "more cloning steps, or a recorded policy that is nearer to deterministic",
+        )
+    given = (stages.get("dynamics") or {}).get("labels", 0)
+    curve = (stages.get("decode_offline") or {}).get("curve")
+    if curve and min(n for n, *_ in curve) < given:
+        say(
+            "decode_offline",
+            f"Stage 1 saw {given} labels, so what is decoded from fewer than {given} is no result of few labels.",
+            f"compare with behaviour cloning on {given} labels",
         )
     for stage in ("decode_offline", "decode_online"):
         if (results := stages.get(stage)) and not results["ok"]:

@@ -41,12 +41,14 @@ def to_uint8(frames: jax.Array) -> np.ndarray:
 def strips(state: DynamicsState, windows: np.ndarray) -> dict[str, np.ndarray]:
     """Context (its last two frames), truth and prediction of windows ``[K, k + 2, *obs_shape]``.
 
-    Of uint8 as they are, else standardised.
+    Of uint8 as stage 1 sees them, else standardised.
     """
     latents = _infer(state, windows)
     prediction = jax.jit(dynamics.predict_next)(state, windows[:, :-1], latents.quantized)
     pixels = windows.dtype == np.uint8
-    shown = windows if pixels else np.asarray(normalise_obs(windows, state.obs_stats))
+    shown = np.asarray(
+        dynamics.clean_frames(state.config, jnp.asarray(windows)) if pixels else normalise_obs(windows, state.obs_stats)
+    )
     return {
         "strip_context": shown[:, :-1][:, -2:],
         "strip_truth": shown[:, -1],
@@ -63,7 +65,7 @@ def _imagine(state: DynamicsState, context: jax.Array, latent: jax.Array, steps:
         following = jnp.clip(following, -0.5, 0.5) if pixels else following
         return jnp.concatenate([frames[:, 1:], following[:, None]], axis=1), following
 
-    frames = normalise_obs(context, state.obs_stats)
+    frames = normalise_obs(dynamics.clean_frames(state.config, context), state.obs_stats)
     return jax.lax.scan(step, frames, None, length=steps)[1].swapaxes(0, 1)
 
 

@@ -1,11 +1,11 @@
-"""Do the latents tell the actions? Probes on frozen latents, held out by level, each beside its nulls.
+"""Do the latents tell the actions, or a distractor? Probes on frozen latents, held out by level, beside their nulls.
 
 Dimension keys: S training windows, E test windows, Z latent size, A actions, K merged actions, N codebooks, H latents
-of a codebook, J different joint codes.
+of a codebook, J different joint codes, D numbers that tell a distractor's state.
 """
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -43,9 +43,29 @@ def fit_probe(
     Returns:
       Predicted classes int32 ``[E]``.
     """
+    logits = _fitted(
+        key,
+        train_x,
+        train_y,
+        test_x,
+        (*hidden, num_classes),
+        lambda logits, y: optax.softmax_cross_entropy_with_integer_labels(logits, y),
+    )
+    return jnp.argmax(logits, axis=-1).astype(jnp.int32)
+
+
+def _fitted(
+    key: jax.Array,
+    train_x: jax.Array,
+    train_y: jax.Array,
+    test_x: jax.Array,
+    sizes: tuple[int, ...],
+    loss: Callable[[jax.Array, jax.Array], jax.Array],
+) -> jax.Array:
+    """What a network of these sizes, fitted on standardised inputs, says of the test set: ``[E, sizes[-1]]``."""
     mean, scale = train_x.mean(0), train_x.std(0) + 1e-6
     train_x, test_x = (train_x - mean[None]) / scale[None], (test_x - mean[None]) / scale[None]
-    network = MLP((*hidden, num_classes))
+    network = MLP(sizes)
     key_init, key_rows = jax.random.split(key)
     params = network.init(key_init, train_x[:1])
     batch = min(BATCH, train_x.shape[0])
@@ -55,16 +75,79 @@ def fit_probe(
     def step(carry, index):
         params, opt_state = carry
         rows = jax.random.randint(jax.random.fold_in(key_rows, index), (batch,), 0, train_x.shape[0])
-
-        def loss_fn(params):
-            logits = network.apply(params, train_x[rows])
-            return optax.softmax_cross_entropy_with_integer_labels(logits, train_y[rows]).mean()
-
-        updates, opt_state = tx.update(jax.grad(loss_fn)(params), opt_state, params)
+        gradient = jax.grad(lambda params: loss(network.apply(params, train_x[rows]), train_y[rows]).mean())(params)
+        updates, opt_state = tx.update(gradient, opt_state, params)
         return (optax.apply_updates(params, updates), opt_state), None
 
     (params, _), _ = jax.lax.scan(step, (params, tx.init(params)), jnp.arange(steps))
-    return jnp.argmax(network.apply(params, test_x), axis=-1).astype(jnp.int32)
+    return network.apply(params, test_x)
+
+
+@functools.partial(jax.jit, static_argnames="hidden")
+def _regress(
+    key: jax.Array, train_x: jax.Array, train_y: jax.Array, test_x: jax.Array, hidden: tuple[int, ...]
+) -> jax.Array:
+    sizes = (*hidden, train_y.shape[-1])
+    return _fitted(key, train_x, train_y, test_x, sizes, lambda found, y: jnp.square(found - y))
+
+
+def r_squared(
+    key: jax.Array,
+    train_z: np.ndarray,
+    train_y: np.ndarray,
+    test_z: np.ndarray,
+    test_y: np.ndarray,
+    hidden: tuple[int, ...] = HIDDEN,
+) -> float:
+    """How well a probe reads numbers from latents: the share of their variance on the test set that it explains.
+
+    ``R^2 = 1 - sum |y - y^|^2 / sum |y - mean y|^2``, over all numbers at once after each is divided by its deviation
+    on the training set; numbers that do not vary there are left out. 1 is perfect, 0 what their mean gives; below 0
+    the probe is worse on other levels than no probe.
+
+    Args:
+      key: a typed PRNG key.
+      train_z: float32 ``[S, Z]``.
+      train_y: float32 ``[S, D]``.
+      test_z: float32 ``[E, Z]``, of other levels.
+      test_y: float32 ``[E, D]``.
+      hidden: widths of the probe's hidden layers; without any the probe is the exact least-squares one.
+    """
+    varies = train_y.std(0) > 1e-6
+    if not varies.any():
+        return 0.0
+    mean, scale = train_y[:, varies].mean(0), train_y[:, varies].std(0)
+    train_y, test_y = ((y[:, varies] - mean) / scale for y in (train_y, test_y))
+    if hidden:
+        found = np.asarray(_regress(key, train_z, train_y, test_z, hidden))
+    else:
+        ones = lambda z: np.concatenate([z, np.ones((len(z), 1))], axis=1, dtype=np.float64)  # noqa: E731
+        found = ones(test_z) @ np.linalg.lstsq(ones(train_z), train_y, rcond=1e-6)[0]
+    return float(1 - np.square(test_y - found).sum() / max(np.square(test_y - test_y.mean(0)).sum(), 1e-12))
+
+
+def read_distractor(
+    key: jax.Array, train_z: np.ndarray, train_shown: np.ndarray, test_z: np.ndarray, test_shown: np.ndarray
+) -> dict[str, float]:
+    """How well latents tell a distractor: how it changed from o_t to o_{t+1}, and where it was at o_t.
+
+    Args:
+      key: a typed PRNG key.
+      train_z: float32 ``[S, Z]``.
+      train_shown: float32 ``[S, 2, D]``, its state at o_t and o_{t+1} (`evaluation_distractor`).
+      test_z: float32 ``[E, Z]``, of other levels.
+      test_shown: float32 ``[E, 2, D]``.
+
+    Returns:
+      `r_squared` as ``distractor_change_r2`` and ``distractor_state_r2``, and of linear probes the same with
+      ``linear_`` in front.
+    """
+    found = {}
+    for name, of in (("change", lambda shown: shown[:, 1] - shown[:, 0]), ("state", lambda shown: shown[:, 0])):
+        for prefix, hidden in (("", HIDDEN), ("linear_", ())):
+            score = r_squared(key, train_z, of(train_shown), test_z, of(test_shown), hidden)
+            found[f"{prefix}distractor_{name}_r2"] = score
+    return found
 
 
 def accuracies(
@@ -93,6 +176,29 @@ def accuracies(
     raw = fit_probe(key, train_z, train_actions, test_z, len(classes), hidden)
     joined = fit_probe(key, train_z, classes[train_actions], test_z, int(classes.max()) + 1, hidden)
     return float(np.mean(raw == test_actions)), float(np.mean(joined == classes[test_actions]))
+
+
+def head_scores(logits: np.ndarray, actions: np.ndarray, merged: Sequence[int]) -> dict[str, float]:
+    """How well stage 1's own action head names held-out actions; its null is `majority_accuracy`.
+
+    Args:
+      logits: float32 ``[E, A]``.
+      actions: int ``[E]``, true actions.
+      merged: the class of each action, length A; a class has the probability of all its actions.
+
+    Returns:
+      ``action_loss`` (nats), ``action_accuracy`` and ``action_accuracy_merged``.
+    """
+    classes = np.asarray(merged)
+    logits = logits - logits.max(1, keepdims=True)
+    share = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
+    joined = np.zeros((len(share), classes.max() + 1))
+    np.add.at(joined, (slice(None), classes), share)
+    return {
+        "action_loss": float(-np.log(share[np.arange(len(actions)), actions] + 1e-30).mean()),
+        "action_accuracy": float(np.mean(share.argmax(1) == actions)),
+        "action_accuracy_merged": float(np.mean(joined.argmax(1) == classes[actions])),
+    }
 
 
 def majority_accuracy(train_actions: np.ndarray, test_actions: np.ndarray) -> float:

@@ -489,6 +489,20 @@ def _headline_probe(run: Run) -> Headline:
     return Headline("Actions read from latents", text(value, "accuracy"), "aliased actions merged", nulls, beaten)
 
 
+def _distractor(run: Run) -> list[tuple[str, list[str]]]:
+    """What latents tell of a distractor beside what they tell of the action; empty without a distractor."""
+    stage = run.stage("dynamics")
+    if "distractor_change_r2" not in stage:
+        return []
+    names = {
+        "action, aliases merged (accuracy)": "probe_accuracy_merged",
+        "distractor's change from o_t to o_{t+1} (R²)": "distractor_change_r2",
+        "distractor's state at o_t (R²)": "distractor_state_r2",
+    }
+    kinds = ("", "linear_", "untrained_", "untrained_linear_")
+    return [(label, [text(stage.get(kind + key), key) for kind in kinds]) for label, key in names.items()]
+
+
 def _headline_offline(run: Run) -> Headline:
     stage = run.stage("decode_offline")
     curve, cloned = _points(stage.get("curve"), 3), _points(stage.get("bc_curve"), 3)
@@ -635,6 +649,7 @@ def render(run: Run, embedded: dict[str, Embedded]) -> str:
         outcomes=outcomes,
         headlines=[f(run) for f in (_headline_dynamics, _headline_probe, _headline_offline, _headline_online)],
         figures=embedded,
+        distractor=_distractor(run),
         cloning_numbers=_stage_numbers(run, "cloning"),
         tables=_tables(run.summary),
         config=json.dumps(run.config, indent=2, ensure_ascii=False) if run.config else "",

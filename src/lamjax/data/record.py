@@ -27,10 +27,15 @@ def _play(logits_fn, policy, env, carry, key):
         seen = getattr(env_state, "clean", obs)
         action = jax.random.categorical(key_action, logits_fn(policy, seen)).astype(jnp.int32)
         level_seed = getattr(env_state, "level_seed", None)
+        distractor = env.shown(env_state) if _distractor_dim(env) else None
         next_obs, env_state, reward, terminated, truncated, _ = env.step(key_env, env_state, action)
-        return (next_obs, env_state), (obs, action, reward, terminated, truncated, level_seed)
+        return (next_obs, env_state), (obs, action, reward, terminated, truncated, level_seed, distractor)
 
     return jax.lax.scan(step, carry, jax.random.split(key, CHUNK))
+
+
+def _distractor_dim(env: VectorEnv) -> int:
+    return getattr(env, "distractor_dim", 0)
 
 
 def record(
@@ -48,7 +53,8 @@ def record(
 
     Each environment's episodes are written as they end. When enough has been played the running episodes are written
     too, marked as cut, so that the store holds what was played and short episodes are not favoured. Under a distractor
-    (`Distracted`) the store holds the frames with it, and the policy acts on those without.
+    (`Distracted`) the store holds the frames with it, and apart from them what they show of it, for probes; the policy
+    acts on the frames without.
 
     Args:
       path: folder of the store; it must not exist, and appears only when the recording is complete.
@@ -72,16 +78,17 @@ def record(
         obs_shape=env.obs_shape,
         obs_dtype=np.dtype(env.obs_dtype),
         num_actions=env.num_actions,
+        distractor_dim=_distractor_dim(env),
         env_params=env.env_params,
         policy=source,
     ) as writer:
 
         def write(pieces: list[tuple[np.ndarray, ...]], ending: str) -> None:
             nonlocal episodes
-            obs, action, reward, seeds = (np.concatenate(part) for part in zip(*pieces, strict=True))
+            obs, action, reward, seeds, *distractor = (np.concatenate(part) for part in zip(*pieces, strict=True))
             # An environment without levels splits by the number of the episode.
             level = int(seeds[0]) if seeds[0] >= 0 else episodes
-            writer.append_episode(obs, action, reward, level, ending)
+            writer.append_episode(obs, action, reward, level, ending, distractor=distractor[0] if distractor else None)
             episodes += 1
 
         key_reset, key = jax.random.split(key)
@@ -90,16 +97,19 @@ def record(
         while chunk * CHUNK * num_envs < frames:
             carry, steps = _play(logits_fn, policy, env, carry, jax.random.fold_in(key, chunk))
             chunk += 1
-            obs, action, reward, terminated, truncated, seeds = (None if s is None else np.asarray(s) for s in steps)
+            obs, action, reward, terminated, truncated, seeds, distractor = (
+                None if s is None else np.asarray(s) for s in steps
+            )
             seeds = np.full(action.shape, -1, np.int32) if seeds is None else seeds
             done = terminated | truncated
+            kept = (obs, action, reward, seeds) + (() if distractor is None else (distractor,))
             for n in range(num_envs):
                 begin = 0
                 for end in (*(np.flatnonzero(done[:, n]) + 1), CHUNK):
                     if begin < end:
                         rows = slice(begin, end)
                         # Copies: a view would keep the whole dispatch in memory until the episode ends.
-                        running[n].append(tuple(x[rows, n].copy() for x in (obs, action, reward, seeds)))
+                        running[n].append(tuple(x[rows, n].copy() for x in kept))
                     if end > begin and done[end - 1, n]:
                         write(running[n], "terminated" if terminated[end - 1, n] else "truncated")
                         running[n] = []

@@ -7,13 +7,14 @@ A store holds N frames of E episodes, laid end to end in time order:
     is_first/       bool [N], True at the first frame of each episode
     actions/        int32 [N], or float32 [N, A]: the action taken at each observation
     rewards/        float32 [N], the reward of that action
+    distractor/     float32 [N, D], what each frame shows of a distractor; only in recordings under one
 
 zarr reads a missing chunk as zeros, and a checksum inside a chunk cannot tell that two chunks
 were swapped. So the manifest lists every file with its size and SHA-256 digest, and itself
 carries one; whatever does not match is a `StoreError` that names the file.
 
 Learning latent actions must not see actions. `Store` has no access to them: labels come from
-`LabelledSubset`, which counts them, and probes use `evaluation_actions`.
+`LabelledSubset`, which counts them, and probes use `evaluation_actions` and `evaluation_distractor`.
 """
 
 import collections
@@ -39,7 +40,7 @@ import tensorstore
 from lamjax.data import windows
 
 FORMAT = "lamjax-trajectories"
-VERSION = 1
+VERSIONS = (1, 2)  # 2 adds the array of a distractor; stores without one are still written as 1
 ENDINGS = ("terminated", "truncated", "cut")  # cut: the recording stopped, not the episode
 SPLITS = ("train", "test")
 
@@ -120,6 +121,7 @@ class StoreWriter:
         obs_dtype: dtype of the observations.
         num_actions: number of discrete actions; None for continuous ones.
         action_dim: length A of a continuous action; exactly one of the two is given.
+        distractor_dim: numbers D that tell a distractor's state; None where nothing distracts.
         env_params: what defines the environment beside its name; anything JSON can hold.
         policy: what chose the actions; anything JSON can hold.
         frames_per_chunk: observations in a chunk, the unit of compression and of digests.
@@ -144,6 +146,7 @@ class StoreWriter:
         obs_dtype: Any = np.uint8,
         num_actions: int | None = None,
         action_dim: int | None = None,
+        distractor_dim: int | None = None,
         env_params: Mapping[str, Any] | None = None,
         policy: Mapping[str, Any] | None = None,
         frames_per_chunk: int = 512,
@@ -162,7 +165,7 @@ class StoreWriter:
         self._episodes = {field.name: [] for field in dataclasses.fields(Episodes)}
         self._header = {
             "format": FORMAT,
-            "version": VERSION,
+            "version": 2 if distractor_dim else 1,
             "env": env,
             "env_params": dict(env_params or {}),
             "policy": dict(policy or {}),
@@ -170,7 +173,7 @@ class StoreWriter:
             "obs_dtype": np.dtype(obs_dtype).name,
             "num_actions": None if num_actions is None else int(num_actions),
             "action_dim": None if action_dim is None else int(action_dim),
-        }
+        } | ({"distractor_dim": int(distractor_dim)} if distractor_dim else {})
         _to_json(self._header)  # what JSON cannot hold fails here, not after hours of recording
 
     def __enter__(self) -> "StoreWriter":
@@ -253,6 +256,7 @@ class StoreWriter:
         ending: str,
         *,
         split: str | None = None,
+        distractor: np.ndarray | None = None,
     ) -> None:
         """Appends an episode of T >= 1 frames.
 
@@ -264,6 +268,7 @@ class StoreWriter:
             level_seed: decides the split; None where the source does not tell.
             ending: "terminated", "truncated", or "cut" where only the recording stopped.
             split: "train" or "test" where the source says so itself; needed without a level seed.
+            distractor: [T, distractor_dim], given exactly if the store has that array.
 
         Raises:
             ValueError: an array's shape, dtype or range, or another argument, does not fit.
@@ -287,6 +292,10 @@ class StoreWriter:
             "actions": _as_actions(np.asarray(actions), self._header["num_actions"]),
             "rewards": np.asarray(rewards, np.float32),
         }
+        if (distractor is None) == ("distractor_dim" in self._header):
+            raise ValueError("give an episode's distractor exactly if the store has a distractor_dim")
+        if distractor is not None:
+            rows["distractor"] = np.asarray(distractor, np.float32)
         for name, (shape, dtype) in _layout(self._header).items():
             if rows[name].shape != (length, *shape) or rows[name].dtype != dtype:
                 raise ValueError(
@@ -507,12 +516,13 @@ def _as_actions(actions: np.ndarray, num_actions: int | None) -> np.ndarray:
 def _layout(manifest: Mapping) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
     """Row shape and dtype of each array."""
     discrete = manifest["action_dim"] is None
+    dim = manifest.get("distractor_dim")
     return {
         "observations": (tuple(manifest["obs_shape"]), np.dtype(manifest["obs_dtype"])),
         "is_first": ((), np.dtype(bool)),
         "actions": (((), np.dtype(np.int32)) if discrete else ((manifest["action_dim"],), np.dtype(np.float32))),
         "rewards": ((), np.dtype(np.float32)),
-    }
+    } | ({"distractor": ((dim,), np.dtype(np.float32))} if dim else {})
 
 
 def _chunk_file(name: str, chunk: int, rank: int) -> str:
@@ -575,6 +585,7 @@ class Store:
         obs_shape, obs_dtype: of one observation.
         num_actions: number of discrete actions, None for continuous ones.
         action_dim: length of a continuous action, None for discrete ones.
+        distractor_dim: numbers that tell a distractor's state, 0 where there are none.
         episodes: `Episodes`.
     """
 
@@ -590,6 +601,7 @@ class Store:
         self.obs_dtype = np.dtype(manifest["obs_dtype"])
         self.num_actions: int | None = manifest["num_actions"]
         self.action_dim: int | None = manifest["action_dim"]
+        self.distractor_dim: int = manifest.get("distractor_dim", 0)
         columns = manifest["episodes"]
         self.episodes = Episodes(
             level_seed=np.asarray(columns["level_seed"], np.int64),
@@ -717,10 +729,10 @@ def _read_manifest(path: Path) -> dict[str, Any]:
         raise StoreError(f"{file} cannot be read; {_RESTORE}") from error
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
         raise StoreError(f"{file} is not of a lamjax trajectory store; check the path")
-    if manifest.get("version") != VERSION:
+    if manifest.get("version") not in VERSIONS:
         raise StoreError(
-            f"{path} has format version {manifest.get('version')} but this lamjax reads version "
-            f"{VERSION}; read it with {manifest.get('created_by')} or record the store again"
+            f"{path} has format version {manifest.get('version')} but this lamjax reads versions "
+            f"{' and '.join(map(str, VERSIONS))}; read it with {manifest.get('created_by')} or record the store again"
         )
     if manifest.get("sha256") != _manifest_digest(manifest):
         raise StoreError(f"{file} is not what was written; {_RESTORE}")
@@ -806,3 +818,20 @@ def evaluation_actions(store: Store, starts: np.ndarray, length: int = 3) -> np.
     """
     reader = _ArrayReader(store.path, "actions", store.manifest, store.verify)
     return reader.take(np.asarray(starts) + length - 2)
+
+
+def evaluation_distractor(store: Store, starts: np.ndarray, length: int = 3) -> np.ndarray:
+    """What a distractor looked like in any windows, for probes alone; D = 0 where the store tells of none.
+
+    Args:
+        store: where from.
+        starts: integers [B], first frames of windows.
+        length: frames in a window.
+
+    Returns:
+        float32 [B, 2, D], at the last frame but one and at the last of each window.
+    """
+    last = np.asarray(starts)[:, None] + np.arange(length - 2, length)[None, :]
+    if not store.distractor_dim:
+        return np.zeros((*last.shape, 0), np.float32)
+    return _ArrayReader(store.path, "distractor", store.manifest, store.verify).take(last)

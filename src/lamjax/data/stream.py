@@ -14,7 +14,9 @@ step sees the batches that the uninterrupted run would have seen.
     for step in range(num_steps):
         state, metrics = update(state, stream.buffer(step))
 
-Dimension keys: N: frames, S: window starts, B: batch, L: frames in a window, D: devices.
+A buffer has no actions. The few that training may see come from a `LabelledSubset`, with windows of their own.
+
+Dimension keys: N: frames, S: window starts, B: batch, L: frames in a window, D: devices, K: labelled windows.
 """
 
 import functools
@@ -27,8 +29,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from lamjax.data import ring, windows
-from lamjax.data.store import Episodes, Split, Store, StoreError, split_mask
+from lamjax.data.store import Episodes, LabelledSubset, Split, Store, StoreError, split_mask
 
+_LABELS = 2**31 - 2  # folds the labels' key out of the stream's; no number of a device reaches it
 _FRAMES_PER_COPY = 4096  # host memory while a buffer fills: 50 MB of 64x64 pixels
 
 
@@ -105,6 +108,73 @@ def sample_starts(
         epoch, positions = buffer.phase, first + jnp.arange(share, dtype=jnp.int32)
     epoch_key = jax.random.fold_in(jax.random.fold_in(key, axis_index), epoch)
     return buffer.starts[windows.permute(positions, num_starts, epoch_key)]
+
+
+@flax.struct.dataclass
+class Labels:
+    """Labelled windows in device memory. Over D devices, each field has a leading axis D.
+
+    Attributes:
+        frames: [K * L, *obs_shape], the windows end to end.
+        actions: int32 [K], the action taken at the last frame but one of each.
+    """
+
+    frames: jax.Array
+    actions: jax.Array
+
+
+def upload_labels(subset: LabelledSubset, devices: Sequence[jax.Device] | None = None) -> Labels:
+    """Puts the windows and labels of a subset on the device, or deals them to several in equal parts.
+
+    Where they cannot be dealt evenly, the first ones are dealt twice.
+
+    Raises:
+        ValueError: the actions are not discrete.
+    """
+    if subset.store.num_actions is None:
+        raise ValueError("labels must be discrete actions")
+    lead = () if devices is None else (1,)
+    shards = devices or [None]
+    share = -(-len(subset.starts) // len(shards))
+    rows = np.resize(np.arange(len(subset.starts)), (len(shards), share))
+    parts = []
+    for mine, device in zip(rows, shards, strict=True):
+        frames = (subset.starts[mine][:, None] + np.arange(subset.length)[None, :]).reshape(-1)
+        actions = jax.device_put(subset.actions[mine].reshape(*lead, -1), device)
+        parts.append(Labels(_upload(subset.store, frames, (*lead, len(frames)), device), actions))
+    return parts[0] if devices is None else _joined(parts, devices)
+
+
+def sample_labelled(
+    labels: Labels,
+    key: jax.Array,
+    step: jax.Array | int,
+    batch_size: int,
+    *,
+    axis_index: jax.Array | int = 0,
+    axis_size: int = 1,
+) -> tuple[jax.Array, jax.Array]:
+    """Labelled windows of a step, drawn with replacement; runs inside jit.
+
+    Args:
+        labels: those of this device.
+        key: the stream's JAX key, the same at every step and on every device.
+        step: int32 scalar, >= 0.
+        batch_size: windows over all devices; a multiple of `axis_size`.
+        axis_index: which device this is.
+        axis_size: D, number of devices.
+
+    Returns:
+        Windows [batch_size / axis_size, L, *obs_shape] and their actions, int32 [batch_size / axis_size].
+    """
+    if batch_size % axis_size:
+        raise ValueError(f"batch_size {batch_size} is not a multiple of {axis_size} devices")
+    for number in (_LABELS, axis_index, step):
+        key = jax.random.fold_in(key, number)
+    count = labels.actions.shape[0]
+    length = labels.frames.shape[0] // count
+    rows = jax.random.randint(key, (batch_size // axis_size,), 0, count)
+    return gather(labels.frames, rows * length, length), labels.actions[rows]
 
 
 def gather(frames: jax.Array, starts: jax.Array, length: int = 3) -> jax.Array:
@@ -401,8 +471,8 @@ def _pmapped_sample(devices: Sequence[jax.Device]):
     )
 
 
-def _joined(buffers: Sequence[Buffer], devices: Sequence[jax.Device]) -> Buffer:
-    """Puts together buffers that lie on one device each, [1, ...], without copying them."""
+def _joined(buffers: Sequence[Buffer | Labels], devices: Sequence[jax.Device]) -> Buffer | Labels:
+    """Puts together buffers, or labels, that lie on one device each, [1, ...], without copying them."""
     mesh = jax.sharding.Mesh(np.asarray(devices), ("devices",))
     sharding = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("devices"))
 

@@ -197,6 +197,22 @@ class Distracted:
             return jnp.concatenate([state.position, state.velocity], axis=-1)
         return state.shift if self.kind == "jitter" else jnp.zeros((self.num_envs, 0))
 
+    @property
+    def distractor_dim(self) -> int:
+        """How many numbers `shown` gives for each environment."""
+        return {"overlay": 2, "jitter": self.obs_shape[-1], "noise": 0}[self.kind]
+
+    def shown(self, state: DistractedState) -> jax.Array:
+        """What the frame that is shown now tells of the distractor, and a probe may try to read from latents.
+
+        Returns:
+          float32 ``[N, distractor_dim]``: the overlay's corner in whole pixels (y, x), or the channels' shift; nothing
+          of noise, which has a state of its own for every pixel.
+        """
+        if self.kind == "overlay":
+            return jnp.round(state.distractor.position)
+        return state.distractor.shift[:, : self.distractor_dim]
+
     def reset(self, key: jax.Array, params: Any = None) -> tuple[jax.Array, DistractedState]:
         """See `VectorEnv.reset`."""
         clean, state = self.env.reset(key, params)

@@ -194,8 +194,8 @@ def _as_config(default: Any, values: Mapping[str, Any]) -> Any:
       WeightsError: if a field is of another type, such as a trunk for vectors.
     """
     known = {field.name for field in dataclasses.fields(default)}
-    if odd := sorted(values.keys() ^ known):
-        raise WeightsError(f"The reference has no networks of this form: {odd[0]} is in only one of them.")
+    if odd := sorted(values.keys() - known):
+        raise WeightsError(f"The reference has no networks of this form: they have no {odd[0]}.")
 
     def value(name: str, new: Any) -> Any:
         if dataclasses.is_dataclass(getattr(default, name)):

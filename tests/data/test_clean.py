@@ -1,0 +1,85 @@
+"""Cleaning takes out the noise that has a form, and leaves the game."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from lamjax import envs
+from lamjax.data.clean import clean
+
+cleaned = jax.jit(clean, static_argnums=1)
+
+
+def test_the_median_is_that_of_the_nine_pixels_around():
+    windows = np.random.default_rng(0).integers(0, 256, (2, 3, 7, 6, 3), np.uint8)
+    padded = np.pad(windows, ((0, 0), (0, 0), (1, 1), (1, 1), (0, 0)), "edge")
+    around = np.stack([padded[:, :, y : y + 7, x : x + 6] for y in range(3) for x in range(3)])
+    found = cleaned(windows, "median")
+    assert found.dtype == jnp.uint8
+    np.testing.assert_array_equal(found, np.median(around, axis=0))
+
+
+def test_the_median_keeps_what_is_two_pixels_wide_and_drops_single_pixels():
+    windows = np.full((1, 2, 8, 8, 1), 50, np.uint8)
+    windows[0, :, 2:4] = 200  # a bar
+    with_pixel = windows.copy()
+    with_pixel[0, 1, 6, 3] = 255
+    np.testing.assert_array_equal(cleaned(with_pixel, "median"), windows)
+
+
+def test_levelling_takes_the_light_and_leaves_the_motion():
+    """Channels of each frame are lightened by hand; a square that moves through a third of the picture stays."""
+    rng = np.random.default_rng(1)
+    frames = np.broadcast_to(rng.integers(60, 190, (1, 1, 32, 32, 3)), (1, 3, 32, 32, 3)).astype(np.uint8)
+    for t in range(3):
+        frames[0, t, 4:20, 3 + 4 * t : 20 + 4 * t] = (200, 90, 60)
+    light = np.array([[[5, -7, 0], [3, 2, -40], [0, 11, 30]]])
+    found = cleaned((frames + light[:, :, None, None]).astype(np.uint8), "level")
+    # Everything is brought to the light of o_t.
+    np.testing.assert_array_equal(found, frames + light[:, 1, None, None][:, None])
+    np.testing.assert_array_equal(cleaned(frames, "level"), frames)
+    two = cleaned((frames + light[:, :, None, None]).astype(np.uint8)[:, :2], "level")
+    np.testing.assert_array_equal(two, found[:, :2])
+
+
+def test_none_leaves_everything_and_another_name_is_refused():
+    windows = np.random.default_rng(0).integers(0, 256, (2, 3, 5, 5, 3), np.uint8)
+    np.testing.assert_array_equal(cleaned(windows, "none"), windows)
+    with pytest.raises(ValueError, match="must be one of none, median, level, not 'wash'"):
+        clean(windows, "wash")
+
+
+def played(kind, strength, steps=24):
+    """Windows of coinrun under a distractor and without it, uint8 ``[B, 3, 64, 64, 3]`` each."""
+    env = envs.make("coinrun", 4, num_threads=0, distractor=kind, distractor_strength=strength)
+    obs, state = env.reset(jax.random.key(0))
+    step = jax.jit(env.step)
+    shown, plain = [obs], [state.clean]
+    actions = np.random.default_rng(0).integers(0, 15, (steps, 4)).astype(np.int32)
+    for t in range(steps):
+        obs, state, *_ = step(jax.random.key(t), state, actions[t])
+        shown.append(obs)
+        plain.append(state.clean)
+    env.close()
+    pairs = (np.stack([np.asarray(x) for x in frames], axis=1) for frames in (shown, plain))
+    return [np.concatenate([x[:, t : t + 3] for t in range(steps - 1)]) for x in pairs]
+
+
+def change(windows):
+    return np.diff(np.asarray(windows, np.float64)[:, 1:], axis=1)
+
+
+@pytest.mark.parametrize(
+    ("kind", "how", "noise_left", "game_left"), [("noise", "median", 0.25, 0.6), ("jitter", "level", 0.05, 0.9)]
+)
+def test_cleaning_takes_the_distractors_share_of_the_change_and_leaves_the_games(kind, how, noise_left, game_left):
+    """On real frames: the power of the change that the distractor adds, and of the game's own, after and before."""
+    shown, plain = played(kind, 0.1)
+    power = {
+        name: (np.square(change(ours) - change(theirs)).mean(), np.square(change(theirs)).mean())
+        for name, ours, theirs in (("before", shown, plain), ("after", cleaned(shown, how), cleaned(plain, how)))
+    }
+    (noise, game), (noise_after, game_after) = power["before"], power["after"]
+    assert noise_after < noise_left * noise
+    assert game_after > game_left * game
