@@ -19,7 +19,7 @@ from lamjax.models.quantizer import QuantizerConfig
 from lamjax.models.unet import UNetConfig
 from lamjax.optim import warmup_linear
 
-init_dynamics = jit_once(dynamics.init, static_argnums=(1, 2, 3))
+init_dynamics = jit_once(dynamics.init, static_argnums=(1, 2, 4))
 
 
 CONFIG = DynamicsConfig(
@@ -278,12 +278,12 @@ step = jax.jit(dynamics.train_step)
 
 @pytest.fixture(scope="module")
 def tiny() -> dynamics.DynamicsState:
-    return init_dynamics(jax.random.key(0), TINY, (16, 16, 3), len(MOVES))
+    return init_dynamics(jax.random.key(0), TINY, (16, 16, 3), None, len(MOVES))
 
 
 @pytest.fixture(scope="module")
 def supervised() -> dynamics.DynamicsState:
-    return init_dynamics(jax.random.key(0), SUPERVISED, (16, 16, 3), len(MOVES))
+    return init_dynamics(jax.random.key(0), SUPERVISED, (16, 16, 3), None, len(MOVES))
 
 
 @pytest.fixture(scope="module")

@@ -3,6 +3,7 @@ import functools
 import io
 import sys
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,6 +11,7 @@ import pytest
 
 from lamjax import envs
 from lamjax.envs import procgen
+from lamjax.envs.api import stepper
 from lamjax.envs.procgen import Procgen
 
 N = 4
@@ -337,3 +339,27 @@ def test_one_batch_for_each_device_under_pmap(env, actions):
         np.testing.assert_array_equal(obs[device], alone_obs)
         _, alone = play(env, state, order)
         equal(jax.tree.map(lambda x, device=device: x[device], both), jax.device_get(alone))
+
+
+def test_games_share_a_compiled_rollout():
+    """A stepper knows how many environments there are; which game, and when it times out, the state says."""
+    maze, bigfish = (Procgen(game, 2, time_limit=limit, num_threads=0) for game, limit in (("maze", 3), ("bigfish", 9)))
+    assert maze != bigfish and stepper(maze) == stepper(bigfish) != stepper(Procgen("maze", 3, time_limit=3))
+    assert hash(stepper(maze)) == hash(stepper(bigfish))
+    step = jax.jit(chex.assert_max_traces(lambda env, *given: env.step(*given), n=1), static_argnums=0)
+    for env in (maze, bigfish):
+        _, state = env.reset(jax.random.key(0))
+        _, twin = env.reset(jax.random.key(0))
+        action = jnp.array([7, 3], jnp.int32)
+        shared, own = step(stepper(env), jax.random.key(1), state, action), env.step(jax.random.key(1), twin, action)
+        np.testing.assert_array_equal(shared[0], own[0])
+        np.testing.assert_array_equal(shared[1].time_limit, env.time_limit)
+        env.close()
+
+
+def test_distracted_games_share_a_compiled_rollout():
+    pair = [envs.make(game, 2, num_threads=0, distractor="overlay") for game in ("maze", "bigfish")]
+    assert pair[0] != pair[1] and stepper(pair[0]) == stepper(pair[1])
+    assert stepper(pair[0]) != stepper(envs.make("maze", 2, num_threads=0, distractor="jitter"))
+    assert pair[0].env.name == "maze"  # the environment itself is left as it is
+    assert isinstance(stepper(envs.make("cartpole", 2)), envs.Gymnax)

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from lamjax.data.store import StoreWriter
-from lamjax.envs.api import VectorEnv
+from lamjax.envs.api import VectorEnv, stepper
 
 CHUNK = 32  # steps a dispatch: 64 environments' frames are 25 MB of host memory
 
@@ -95,7 +95,7 @@ def record(
         carry = env.reset(key_reset)
         chunk = 0
         while chunk * CHUNK * num_envs < frames:
-            carry, steps = _play(logits_fn, policy, env, carry, jax.random.fold_in(key, chunk))
+            carry, steps = _play(logits_fn, policy, stepper(env), carry, jax.random.fold_in(key, chunk))
             chunk += 1
             obs, action, reward, terminated, truncated, seeds, distractor = (
                 None if s is None else np.asarray(s) for s in steps

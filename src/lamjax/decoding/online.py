@@ -25,7 +25,7 @@ from flax import struct
 from lamjax import dynamics, parallel
 from lamjax.cloning import CloningState
 from lamjax.dynamics import DynamicsState
-from lamjax.envs.api import VectorEnv
+from lamjax.envs.api import VectorEnv, stepper
 from lamjax.models.init import Dense
 from lamjax.models.mlp import MLP
 from lamjax.models.policy import ObsStats, normalise_obs
@@ -371,7 +371,7 @@ def update(
     """
     number = int(state.ppo.update) + 1
     collecting = collects(state.config, number)
-    rollout = ppo.collect(agent, env, state.ppo, state.frozen, axis_name, keep_obs=collecting)
+    rollout = ppo.collect(agent, stepper(env), state.ppo, state.frozen, axis_name, keep_obs=collecting)
     new, metrics = ppo.improve(state.ppo, agent, rollout, scan=scan, axis_name=axis_name)
     pairs, frozen = state.pairs, state.frozen
     metrics["decoder_accuracy"] = jnp.float32(np.nan)

@@ -64,3 +64,12 @@ class VectorEnv(Protocol):
     def close(self) -> None:
         """Frees what the environments hold outside JAX."""
         ...
+
+
+def stepper(env: VectorEnv) -> Any:
+    """What a jitted rollout takes as its static argument: all of `env` that ``step`` depends on.
+
+    It has ``step`` and ``num_envs``, and equals that of any environment that steps alike, so that ``jit`` compiles a
+    rollout once for all Procgen games. Environments without a ``stepper`` are their own.
+    """
+    return getattr(env, "stepper", env)

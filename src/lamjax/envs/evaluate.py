@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lamjax.envs.api import VectorEnv
+from lamjax.envs.api import VectorEnv, stepper
 
 CHUNK = 32  # steps a dispatch: rarely more than a chunk is played after the last episode has ended
 
@@ -106,6 +106,6 @@ def evaluate(
     while (finished := int(carry[3].sum())) < episodes:
         if progress:
             progress(finished)
-        carry = _play(logits_fn, policy, env, per_env, greedy, carry, jax.random.fold_in(key, chunk))
+        carry = _play(logits_fn, policy, stepper(env), per_env, greedy, carry, jax.random.fold_in(key, chunk))
         chunk += 1
     return np.asarray(carry[4]).ravel(), np.asarray(carry[5]).ravel()

@@ -6,6 +6,7 @@ same rollout can run on several devices (one native batch each), which ordered e
 """
 
 import contextlib
+import dataclasses
 import io
 import itertools
 import os
@@ -34,12 +35,14 @@ class ProcgenState:
       handle: int32 ``[]``, the id of the native batch in this process.
       obs: uint8 ``[N, 64, 64, 3]``, the last frames, which become ``final_observation`` where an episode ends.
       time: int32 ``[N]``, steps taken in the running episode.
+      time_limit: int32 ``[]``, the game's time-out; with the handle all that tells a step which game it is.
       level_seed: int32 ``[N]``, the level each environment plays now.
     """
 
     handle: jax.Array
     obs: jax.Array
     time: jax.Array
+    time_limit: jax.Array
     level_seed: jax.Array
 
 
@@ -57,6 +60,50 @@ def _native_class():
                 'Procgen is not installed: run `pip install "lamjax[procgen]"` (Python 3.11 or 3.12).'
             ) from error
     return ProcgenGym3Env
+
+
+@dataclasses.dataclass(frozen=True)
+class ProcgenStepper:
+    """Steps N environments of whichever game their state names, so that all games share one compiled rollout.
+
+    Attributes:
+      num_envs: N.
+    """
+
+    num_envs: int
+
+    def _host_step(self, handle: np.ndarray, action: np.ndarray):
+        batch = _BATCHES[int(handle)]
+        batch.act(np.asarray(action, np.int32))
+        reward, obs, first = batch.observe()
+        info = batch.get_info()
+        complete = np.fromiter((i["prev_level_complete"] for i in info), np.bool_, self.num_envs)
+        return obs["rgb"].copy(), reward.astype(np.float32), first.copy(), complete & first, _level_seeds(batch)
+
+    def step(self, key: jax.Array, state: ProcgenState, action: jax.Array, params: Any = None):
+        """Steps the native batch; see `VectorEnv.step`. The game draws its randomness itself: `key` is not used."""
+        del key, params
+        n = self.num_envs
+        shapes = (
+            jax.ShapeDtypeStruct((n, *OBS_SHAPE), jnp.uint8),
+            jax.ShapeDtypeStruct((n,), jnp.float32),
+            jax.ShapeDtypeStruct((n,), jnp.bool_),
+            jax.ShapeDtypeStruct((n,), jnp.bool_),
+            jax.ShapeDtypeStruct((n,), jnp.int32),
+        )
+        obs, reward, done, complete, level_seed = io_callback(
+            self._host_step, shapes, state.handle, action.astype(jnp.int32)
+        )
+        time = state.time + 1
+        truncated = done & ~complete & (time >= state.time_limit)
+        info = {
+            "final_observation": state.obs,
+            "final_is_exact": jnp.zeros((), jnp.bool_),
+            "level_complete": complete,
+            "level_seed": level_seed,
+        }
+        state = state.replace(obs=obs, time=jnp.where(done, 0, time), level_seed=level_seed)
+        return obs, state, reward, done & ~truncated, truncated, info
 
 
 class Procgen:
@@ -110,6 +157,7 @@ class Procgen:
         self.name = game
         self.num_envs = num_envs
         self.time_limit = time_limit
+        self.stepper = ProcgenStepper(num_envs)
         self.env_params = {
             "num_levels": num_levels,
             "start_level": start_level,
@@ -143,14 +191,6 @@ class Procgen:
         _, obs, _ = _BATCHES[handle].observe()
         return np.int32(handle), obs["rgb"].copy(), _level_seeds(_BATCHES[handle])
 
-    def _host_step(self, handle: np.ndarray, action: np.ndarray):
-        batch = _BATCHES[int(handle)]
-        batch.act(np.asarray(action, np.int32))
-        reward, obs, first = batch.observe()
-        info = batch.get_info()
-        complete = np.fromiter((i["prev_level_complete"] for i in info), np.bool_, self.num_envs)
-        return obs["rgb"].copy(), reward.astype(np.float32), first.copy(), complete & first, _level_seeds(batch)
-
     def reset(self, key: jax.Array, params: Any = None) -> tuple[jax.Array, ProcgenState]:
         """Makes a new native batch seeded by `key`; see `VectorEnv.reset`. `close` frees it."""
         del params
@@ -161,32 +201,12 @@ class Procgen:
             jax.ShapeDtypeStruct((self.num_envs,), jnp.int32),
         )
         handle, obs, level_seed = io_callback(self._host_reset, shapes, rand_seed)
-        return obs, ProcgenState(handle, obs, jnp.zeros(self.num_envs, jnp.int32), level_seed)
+        time, time_limit = jnp.zeros(self.num_envs, jnp.int32), jnp.int32(self.time_limit)
+        return obs, ProcgenState(handle, obs, time, time_limit, level_seed)
 
     def step(self, key: jax.Array, state: ProcgenState, action: jax.Array, params: Any = None):
         """Steps the native batch; see `VectorEnv.step`. The game draws its randomness itself: `key` is not used."""
-        del key, params
-        n = self.num_envs
-        shapes = (
-            jax.ShapeDtypeStruct((n, *OBS_SHAPE), jnp.uint8),
-            jax.ShapeDtypeStruct((n,), jnp.float32),
-            jax.ShapeDtypeStruct((n,), jnp.bool_),
-            jax.ShapeDtypeStruct((n,), jnp.bool_),
-            jax.ShapeDtypeStruct((n,), jnp.int32),
-        )
-        obs, reward, done, complete, level_seed = io_callback(
-            self._host_step, shapes, state.handle, action.astype(jnp.int32)
-        )
-        time = state.time + 1
-        truncated = done & ~complete & (time >= self.time_limit)
-        info = {
-            "final_observation": state.obs,
-            "final_is_exact": jnp.zeros((), jnp.bool_),
-            "level_complete": complete,
-            "level_seed": level_seed,
-        }
-        state = ProcgenState(state.handle, obs, jnp.where(done, 0, time), level_seed)
-        return obs, state, reward, done & ~truncated, truncated, info
+        return self.stepper.step(key, state, action, params)
 
     def get_state(self, state: ProcgenState) -> dict[str, np.ndarray]:
         """Reads the native batch (about 38 kB an environment); call it between dispatches, never inside ``jit``."""
@@ -211,6 +231,7 @@ class Procgen:
             jnp.int32(handle),
             jnp.asarray(saved["obs"]),
             jnp.asarray(saved["time"]),
+            jnp.int32(self.time_limit),
             jnp.asarray(saved["level_seed"]),
         )
 

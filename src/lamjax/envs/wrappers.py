@@ -7,6 +7,7 @@ untouched: with the same keys and actions it plays out as it does without a dist
 Dimension keys: N environments, H, W, C frame, D what tells a distractor's state.
 """
 
+import copy
 from typing import Any, Literal, get_args
 
 import jax
@@ -14,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
-from lamjax.envs.api import VectorEnv
+from lamjax.envs.api import VectorEnv, stepper
 
 Distractor = Literal["none", "overlay", "noise", "jitter"]
 
@@ -117,7 +118,14 @@ class Distracted:
 
     @property
     def _settings(self) -> tuple[Any, ...]:
-        return self.env, self.kind, self.strength
+        return self.env, self.kind, self.strength, self.obs_shape
+
+    @property
+    def stepper(self) -> "Distracted":
+        """See `lamjax.envs.api.stepper`."""
+        alike = copy.copy(self)
+        alike.env = stepper(self.env)
+        return alike
 
     @property
     def _side(self) -> int:

@@ -18,7 +18,7 @@ import optax
 from flax import struct
 
 from lamjax import parallel
-from lamjax.envs.api import VectorEnv
+from lamjax.envs.api import VectorEnv, stepper
 from lamjax.ppo import losses
 from lamjax.ppo.gae import gae
 from lamjax.ppo.rollout import ActorState, EpisodeStats, init_actor, rollout
@@ -350,7 +350,7 @@ def update(
       ``entropy`` (nats), ``approx_kl``, ``clip_fraction``, ``grad_norm``, ``explained_variance``; and of the episodes
       that ended, ``episodes`` (how many), ``episode_return`` and ``episode_length`` (means, NaN where none ended).
     """
-    return improve(state, agent, collect(agent, env, state, frozen, axis_name), scan=scan, axis_name=axis_name)
+    return improve(state, agent, collect(agent, stepper(env), state, frozen, axis_name), scan=scan, axis_name=axis_name)
 
 
 def learn(
