@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lamjax import envs, fused, policies
+from lamjax import envs, fused, loops, policies
 from lamjax.config import VECTOR_PRESETS, ScratchConfig
 from lamjax.decoding import online
 from lamjax.decoding.online import DecoderConfig
@@ -65,9 +65,10 @@ def whole(key, env):
 
 
 def test_a_row_of_many_seeds_is_the_run_of_its_seed(env):
+    # Compiled without optimisations, which would take a minute.
     keys = jax.random.split(jax.random.key(0), 3)
-    rows = jax.device_get(jax.jit(jax.vmap(lambda key: whole(key, env)))(keys))
-    alone = jax.device_get(jax.jit(lambda key: whole(key, env))(keys[1]))
+    rows = jax.device_get(loops.jit_once(jax.vmap(lambda key: whole(key, env)))(keys))
+    alone = jax.device_get(loops.jit_once(lambda key: whole(key, env))(keys[1]))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a[1], b, rtol=1e-3, atol=1e-4), rows, alone)
     assert not np.array_equal(rows["dynamics"][0], rows["dynamics"][1])
     assert np.isfinite(rows["dynamics"]).all() and rows["dynamics"][:, -1].max() < rows["dynamics"][:, 0].min()
