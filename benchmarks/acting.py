@@ -49,7 +49,8 @@ def row(name: str, settings: Settings, torch_rate: float | None) -> dict[str, An
 
     collect = compiled(ppo.collect, agent, env, state, frozen)
     act = Stepper(lambda state: _acted(state, collect.call(state, frozen)), state)
-    act_ms = milliseconds(act, settings.repeats)
+    rollouts = max(5, settings.repeats // 3)  # each holds many steps
+    act_ms = milliseconds(act, rollouts)
     rollout = collect.call(act.state, frozen)
     minibatches = config.num_epochs * config.num_minibatches
     learn, learn_ms, learn_count = _learning(act.state, agent, rollout, config, settings)
@@ -61,7 +62,7 @@ def row(name: str, settings: Settings, torch_rate: float | None) -> dict[str, An
     programs = [((config.num_steps + 1) / 2, collect), (minibatches, learn)]
     details = {"acting_ms": acting * _median(act_ms), "learning_ms": learn_count * _median(learn_ms)}
     if name == "stage3":
-        infer, infer_ms = _inference(settings, acted, config.num_envs)
+        infer, infer_ms = _inference(settings, acted, config.num_envs, rollouts)
         share, steps = preset.online.decoder.stop, config.num_steps - 2
         parts.append((share * steps / (acted - 2), infer_ms))
         programs.append((share * steps, infer))
@@ -103,7 +104,7 @@ def _learning(state: ppo.PPOState, agent: Any, rollout: ppo.Rollout, config: PPO
     return program, milliseconds(step, settings.repeats), config.num_epochs * config.num_minibatches
 
 
-def _inference(settings: Settings, steps: int, num_envs: int):
+def _inference(settings: Settings, steps: int, num_envs: int, samples: int):
     """The inverse model on a rollout's transitions: the program, and milliseconds of its samples."""
     config = settings.preset.dynamics
     model: dynamics.DynamicsState = init_dynamics(jax.random.key(2), config, OBS)
@@ -111,4 +112,4 @@ def _inference(settings: Settings, steps: int, num_envs: int):
     obs = jnp.zeros((steps, num_envs, *OBS), jnp.uint8)
     action, done = jnp.zeros((steps, num_envs), jnp.int32), jnp.zeros((steps, num_envs), bool)
     program = compiled(online.add_pairs, pairs, model, obs, action, done)
-    return program, milliseconds(lambda: program.call(pairs, model, obs, action, done), settings.repeats)
+    return program, milliseconds(lambda: program.call(pairs, model, obs, action, done), samples)

@@ -40,6 +40,13 @@ def _frames(*shape: int) -> torch.Tensor:
     return torch.randint(0, 256, (*shape, *OBS), dtype=torch.uint8, device=_device())
 
 
+def _compiled_on_gpu(function: Callable) -> Callable:
+    """For what torch.compile does not make faster on two CPU cores: 0.85 s against 0.83 in stage 2, batch 32, and 5.8 s
+    against 5.2 in stage 3, a minibatch of 256. Stage 1 takes 1.5 s compiled and 2.0 s as it is.
+    """
+    return function if _device().type == "cpu" else torch.compile(function)
+
+
 def _descending(loss: Callable[[], torch.Tensor], optimizer: Any, clipped: Any = (), limit: float = 0.0) -> Callable:
     """A training step that is awaited."""
 
@@ -62,7 +69,7 @@ def _stage1(settings: Settings) -> float:
 def _stage2(settings: Settings) -> float:
     idm, _, policy = _models()
     idm.eval()
-    loss = torch.compile(lambda obs: torch_lapo.cloning_loss(idm, policy, obs, LAYOUT))
+    loss = _compiled_on_gpu(lambda obs: torch_lapo.cloning_loss(idm, policy, obs, LAYOUT))
     parameters = [p for name, p in policy.named_parameters() if not name.startswith("value_head")]
     obs, optimizer = _frames(settings.batch_size, 3), torch_lapo.adamw(parameters, 2e-4)
     return _rate(_descending(lambda: loss(obs), optimizer), settings)
@@ -99,7 +106,7 @@ def _ppo(settings: Settings, name: str) -> float:
     size = config.num_envs * config.num_steps // config.num_minibatches
     batch = {name: torch.randn(size, device=_device()) for name in ("log_prob", "value", "advantage", "target")}
     batch |= {"obs": _frames(size), "action": torch.randint(0, 15, (size,), device=_device())}
-    loss = torch.compile(lambda: torch_lapo.ppo_loss(agent, batch, LAYOUT))
+    loss = _compiled_on_gpu(lambda: torch_lapo.ppo_loss(agent, batch, LAYOUT))
     clipped = [p for p in agent.parameters() if p.requires_grad]
     learning = _descending(loss, torch.optim.Adam(trained, lr=5e-4), clipped, 0.5)
     act_ms, learn_ms = (float(np.median(measure.milliseconds(part, settings.repeats))) for part in (acting, learning))
