@@ -11,6 +11,7 @@ POLICY        =
 CHECKPOINT    =
 EPISODES      =
 SIZE          =
+ONLY          =
 FULL          =
 ARGS          =
 ACCEL        ?= auto
@@ -62,8 +63,8 @@ train: setup  ## record, learn, decode and report: a whole run in runs/<ENV>/<NA
 test: setup  ## run the test suite
 	exec .venv/bin/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile $(ARGS)
 
-bench: setup  ## measure the throughput of each part (SIZE=cpu|paper)
-	exec .venv/bin/python -m benchmarks $(call option,SIZE,size) $(ARGS)
+bench: setup  ## measure the throughput of each part (SIZE=cpu|paper ONLY="stage1 linear")
+	exec .venv/bin/python -m benchmarks $(call option,SIZE,size) $(call option,ONLY,only) $(ARGS)
 
 linear: setup  ## reproduce the linear theory's figures (FULL=1: every point, three seeds)
 	exec .venv/bin/python experiments/linear_lam/run.py $(if $(FULL),--full) $(ARGS)

@@ -1,176 +1,108 @@
-"""Measures the throughput of the stages, PPO and the loader, and writes a table and a JSON file.
+"""Measures the throughput of the stages, PPO, the loader and the linear sweep; writes a table and a JSON file.
 
-Each row times dispatches that are awaited one by one, after a warm-up that is reported as compile seconds.
+Each figure is taken from dispatches that are awaited one by one, after a warm-up. Beside it stand the rate of the same
+work in PyTorch, where that is installed, and how far it is from what the device's matrix products and copies reach.
 """
 
-import dataclasses
 import functools
 import json
-import os
 import platform
 import subprocess
-import time
 from collections.abc import Callable
-from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Any
 
 import jax
-import numpy as np
 import tyro
 
 import lamjax
-from benchmarks import linear
-from benchmarks import ppo as pure_ppo
-from lamjax import cloning, dynamics, envs, loops
-from lamjax.config import PRESETS
-from lamjax.data.stream import Buffer, sample
-from lamjax.data.windows import valid_starts
-from lamjax.ppo import train as ppo
-from lamjax.ppo.agent import ScratchAgent
+from benchmarks import acting, linear, loading, measure, ppo, training
+from benchmarks.settings import Settings
 
-Row = Literal["stage1", "stage2", "ppo", "loader", "ppo_cartpole", "ppo_breakout", "linear"]
-PURE = {"ppo_cartpole": "cartpole", "ppo_breakout": "minatar/breakout"}
-
-
-@dataclasses.dataclass(frozen=True)
-class Bench:
-    """Measures throughput; the sizes are those of a preset.
-
-    Attributes:
-      size: cpu or paper, the preset whose networks are measured.
-      only: rows to measure.
-      batch: windows in a batch of stages 1 and 2; by default the preset's.
-      samples: dispatches behind each figure.
-      out: the JSON file.
-    """
-
-    size: Literal["cpu", "paper"] = "cpu"
-    only: tuple[Row, ...] = get_args(Row)
-    batch: Annotated[int | None, tyro.conf.arg(metavar="INT")] = None
-    samples: int = 30
-    out: Path = Path(__file__).parent / "results" / "latest.json"
+MEASURED: dict[str, Callable[[Settings, float | None], dict[str, Any]]] = {
+    "stage1": functools.partial(training.row, "stage1"),
+    "stage2": functools.partial(training.row, "stage2"),
+    "stage3": functools.partial(acting.row, "stage3"),
+    "ppo": functools.partial(acting.row, "ppo"),
+    "loader": loading.loader,
+    "ring": loading.refilled,
+    "ppo_cartpole": functools.partial(ppo.row, "ppo_cartpole", "cartpole"),
+    "ppo_breakout": functools.partial(ppo.row, "ppo_breakout", "minatar/breakout"),
+    "linear": linear.row,
+}
 
 
-def measure(call: Callable[[], Any], samples: int) -> tuple[float, list[float]]:
-    """Seconds of the first call, and milliseconds of each of the next ones."""
-    start = time.perf_counter()
-    jax.block_until_ready(call())
-    compile_s = time.perf_counter() - start
-    jax.block_until_ready(call())
-    times = []
-    for _ in range(samples):
-        start = time.perf_counter()
-        jax.block_until_ready(call())
-        times.append(1e3 * (time.perf_counter() - start))
-    return compile_s, times
+def torch_rates(settings: Settings) -> tuple[Callable[[str], float | None], str | None]:
+    """What gives PyTorch's rate of a row, and the version; says once why where there is none."""
+    nothing = lambda name: None  # noqa: E731
+    if not settings.torch:
+        return nothing, None
+    if settings.size != "paper":
+        print("PyTorch's program has LAPO's networks: SIZE=paper compares with it.")
+        return nothing, None
+    try:
+        import torch
+    except ImportError:
+        print("PyTorch is not installed, so there is nothing to compare with: pip install torch.")
+        return nothing, None
+    from benchmarks import reference
+
+    wrong = reference.disagreements()
+    if wrong:
+        print(f"PyTorch's program misses the golden file in {', '.join(wrong)}: no ratios.")
+        return nothing, torch.__version__
+    return lambda name: reference.rate(name, settings), torch.__version__
 
 
-def frames_buffer(n: int) -> Buffer:
-    """Random frames, episodes of 100."""
-    rng = np.random.default_rng(0)
-    frames = rng.integers(0, 256, (n, 64, 64, 3), np.uint8)
-    return Buffer(jax.device_put(frames), jax.device_put(valid_starts(np.arange(n) % 100 == 0)))
-
-
-class Stepper:
-    """Calls ``step(state, ...) -> (state, metrics)`` again and again on its own state."""
-
-    def __init__(self, step: Callable, state: Any):
-        self._step, self._state = step, state
-
-    def __call__(self) -> Any:
-        self._state, metrics = self._step(self._state)
-        return metrics
-
-
-def run_row(name: Row, args: Bench) -> dict[str, Any]:
-    """One row of the table."""
-    if name == "linear":
-        return linear.row(max(3, args.samples // 5))
-    if name in PURE:
-        return pure_ppo.row(name, PURE[name], max(3, args.samples // 3))
-    preset = PRESETS[args.size]
-    key = jax.random.key(0)
-    if name in ("stage1", "stage2", "loader"):
-        buffer = frames_buffer(8192)
-        batch = args.batch or preset.dynamics.batch_size
-        model = dynamics.init(key, preset.dynamics, (64, 64, 3))
-        unit, count = "windows/s", batch
-        if name == "loader":
-            draw = jax.jit(functools.partial(sample, batch_size=batch))
-            call = Stepper(lambda step: (step + 1, draw(buffer, key, step)), 0)
-        elif name == "stage1":
-            step = jax.jit(lambda s: dynamics.train_step(s, sample(buffer, key, s.step, batch)), donate_argnums=0)
-            call = Stepper(step, model)
-        else:
-
-            def clone(state: cloning.CloningState):
-                windows = sample(buffer, key, state.step, batch)
-                return cloning.train_step(state, windows[:, -2], dynamics.infer_latents(model, windows).continuous)
-
-            state = cloning.init(key, preset.cloning, (64, 64, 3), preset.dynamics.latent_dim)
-            call = Stepper(jax.jit(clone, donate_argnums=0), state)
-        compile_s, times = measure(call, args.samples)
-    else:
-        config = preset.scratch
-        env = envs.make("coinrun", config.ppo.num_envs)
-        agent = ScratchAgent(config.trunk, env.num_actions)
-        state = ppo.init(key, config.ppo, agent.init(key, env.obs_shape), env)
-        if loops.fuses_steps(config.trunk):
-            update = jax.jit(lambda s: ppo.update(s, agent, env), donate_argnums=0)
-        else:
-            update = functools.partial(ppo.update, agent=agent, env=env, scan=loops.host_scan)
-        unit, count = "frames/s", config.ppo.num_envs * config.ppo.num_steps
-        batch = count // config.ppo.num_minibatches
-        compile_s, times = measure(Stepper(update, state), max(3, args.samples // 5))
-        env.close()
-    p10, median, p90 = (float(x) for x in np.percentile(times, [10, 50, 90]))
-    return {
-        "name": name,
-        "size": args.size,
-        "batch": batch,
-        "dtype": preset.dynamics.dtype,
-        "rate": 1e3 * count / median,
-        "unit": unit,
-        "step_ms": {"p10": p10, "median": median, "p90": p90},
-        "compile_s": compile_s,
-    }
+def line(row: dict[str, Any]) -> str:
+    """A row as it is printed."""
+    ms, ratio, fraction = row["step_ms"], row["ratio"], row["roofline_fraction"]
+    peak = row["peak_bytes"]
+    return (
+        f"{row['name']:12s} {row['size']:6s} {row['batch']:6d} {row['rate']:12.1f} {row['unit']:10s} "
+        f"{f'{ratio:.2f}x' if ratio else '-':>7s} {ms['p10']:10.1f} {ms['median']:10.1f} {ms['p90']:10.1f} "
+        f"{row['compile_s']:9.1f} {f'{fraction:.0%}' if fraction else '-':>8s} "
+        f"{f'{peak / 2**20:.0f}' if peak else '-':>8s}"
+    )
 
 
 def main() -> None:
     """Parses the options, measures, prints the table."""
-    args = tyro.cli(Bench, prog="python -m benchmarks")
-    device = jax.devices()[0]
+    settings = tyro.cli(Settings, prog="python -m benchmarks")
+    # Has an effect on CPUs alone, where convolutions hardly use a second core and two devices do.
+    jax.config.update("jax_num_cpu_devices", settings.host_devices)
+
+    rate, torch_version = torch_rates(settings)
+    device = measure.device()
     git = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True)
-    head = f"{'part':12s} {'size':6s} {'batch':>5s} {'rate':>12s} {'':10s} "
-    print(head + f"{'p10 ms':>9s} {'median':>9s} {'p90':>9s} {'compile s':>10s}")
+    print(
+        f"{device['count']} {device['kind']}, {device['cpus']} cores: matrix products "
+        f"{device['matmul_gflops']['float32']:.0f} GFLOP/s, copies {device['copy_gb_per_s']:.0f} GB/s"
+    )
+    print(
+        f"{'part':12s} {'size':6s} {'batch':>6s} {'rate':>12s} {'':10s} {'/torch':>7s} {'p10 ms':>10s} {'median':>10s} "
+        f"{'p90':>10s} {'compile s':>9s} {'roofline':>8s} {'peak MiB':>8s}"
+    )
     rows = []
-    for name in args.only:
-        row = run_row(name, args)
+    for name in settings.only:
+        row = MEASURED[name](settings, rate(name))
         rows.append(row)
-        ms = row["step_ms"]
-        print(
-            f"{name:12s} {row['size']:6s} {row['batch']:5d} {row['rate']:12.1f} {row['unit']:10s} "
-            f"{ms['p10']:9.1f} {ms['median']:9.1f} {ms['p90']:9.1f} {row['compile_s']:10.1f}",
-            flush=True,
-        )
-        if name in PURE:
-            print(f"{'':12s} a plain one-function PPO, same networks and batches: {row['plain_rate']:.1f} frames/s")
-        if name == "linear":
-            print(
-                f"{'':12s} {row['speedup_over_one_by_one']:.1f} times as fast as point by point; "
-                f"{row['gflops']:.0f} GFLOP/s where matrix products reach {row['matmul_gflops']:.0f}"
-            )
+        print(line(row), flush=True)
+        if row["details"]:
+            print(f"{'':12s} " + ", ".join(f"{name} {value:.4g}" for name, value in row["details"].items()), flush=True)
     result = {
-        "device": {"platform": device.platform, "kind": device.device_kind, "count": jax.local_device_count()},
-        "cpus": os.cpu_count(),
-        "versions": {"python": platform.python_version(), "jax": jax.__version__, "lamjax": lamjax.__version__},
+        "device": device,
+        "versions": {
+            "python": platform.python_version(),
+            "jax": jax.__version__,
+            "lamjax": lamjax.__version__,
+            "torch": torch_version,
+        },
         "git": git.stdout.strip(),
         "rows": rows,
     }
-    args.out.parent.mkdir(parents=True, exist_ok=True)
-    args.out.write_text(json.dumps(result, indent=2) + "\n")
-    print(f"written to {args.out}")
+    settings.out.parent.mkdir(parents=True, exist_ok=True)
+    settings.out.write_text(json.dumps(result, indent=1) + "\n")
+    print(f"written to {settings.out}")
 
 
 if __name__ == "__main__":

@@ -5,7 +5,6 @@ minibatches in one ``jit``, ``lax.scan`` inside ``lax.scan``, and nothing that i
 scale, no bootstrap at time-outs, no schedules by group. Networks, batch sizes and optimizer are those of our preset.
 """
 
-import dataclasses
 import time
 from typing import Any
 
@@ -14,6 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from benchmarks.measure import row as measured_row
+from benchmarks.settings import Settings
 from lamjax import envs
 from lamjax.config import presets_for
 from lamjax.models.policy import normalise_obs
@@ -91,7 +92,7 @@ def plain(config: ppo.PPOConfig, network: Any, env: Any):
     return jax.jit(lambda carry: jax.lax.scan(update, carry, None, UPDATES)), start
 
 
-def row(name: str, env_name: str, samples: int) -> dict[str, Any]:
+def row(name: str, env_name: str, settings: Settings, torch_rate: float | None) -> dict[str, Any]:
     """Frames a second of both, measured in turn so that a busy machine slows both."""
     preset = presets_for(envs.obs_shape(env_name))["cpu"]
     config = preset.scratch.ppo
@@ -104,7 +105,7 @@ def row(name: str, env_name: str, samples: int) -> dict[str, Any]:
     states = [ppo.init(key, config, params, env), start(params, key)]
     times: list[list[float]] = [[], []]
     compile_s = 0.0
-    for sample in range(samples + 1):
+    for sample in range(max(5, settings.repeats // 3) + 1):
         for index, call in enumerate((ours, theirs)):
             begun = time.perf_counter()
             states[index], metrics = call(states[index])
@@ -114,17 +115,8 @@ def row(name: str, env_name: str, samples: int) -> dict[str, Any]:
                 times[index].append(1e3 * taken)
             elif call is ours:
                 compile_s = taken
-    frames = UPDATES * config.num_envs * config.num_steps
-    p10, median, p90 = (float(x) for x in np.percentile(times[0], [10, 50, 90]))
-    return {
-        "name": name,
-        "size": "cpu",
-        "batch": config.num_envs * config.num_steps // config.num_minibatches,
-        "dtype": "float32",
-        "rate": 1e3 * frames / median,
-        "unit": "frames/s",
-        "plain_rate": 1e3 * frames / float(np.median(times[1])),
-        "step_ms": {"p10": p10, "median": median, "p90": p90},
-        "compile_s": compile_s,
-        "ppo": dataclasses.asdict(config),
-    }
+    frames = config.num_envs * config.num_steps
+    batch = frames // config.num_minibatches
+    found = measured_row(name, "cpu", batch, "frames/s", UPDATES * frames, [(1, np.array(times[0]))])
+    plain_rate = 1e3 * UPDATES * frames / float(np.median(times[1]))
+    return found | {"compile_s": compile_s, "details": {"of_plain_single_function": found["rate"] / plain_rate}}

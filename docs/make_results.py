@@ -1,7 +1,8 @@
 """Takes finished runs into the documentation: ``python docs/make_results.py runs/coinrun/cpu-s0 ...``.
 
-Copies each run's summary to ``docs/results/`` and writes the README's tables from all that lie there, so that no number
-in them is typed by hand. Without arguments it writes the tables alone.
+Copies each run's summary to ``docs/results/`` and writes the README's tables from all that lie there and from the
+measurements in ``benchmarks/results/``, so that no number in them is typed by hand. Without arguments it writes the
+tables alone.
 """
 
 import json
@@ -12,6 +13,17 @@ from pathlib import Path
 DOCS = Path(__file__).parent
 README = DOCS.parent / "README.md"
 MARKS = "<!-- results: docs/make_results.py writes this -->", "<!-- end of results -->"
+SPEEDS = DOCS.parent / "benchmarks" / "results"
+SPEED_MARKS = "<!-- speed: docs/make_results.py writes this -->", "<!-- end of speed -->"
+PARTS = {
+    "stage1": "stage 1",
+    "stage2": "stage 2",
+    "stage3": "stage 3",
+    "ppo": "PPO from scratch",
+    "loader": "drawing windows",
+    "ring": "stage 1, out of a ring",
+    "linear": "linear sweep",
+}
 
 
 def take(run: Path) -> None:
@@ -87,10 +99,50 @@ def section() -> str:
     return "\n\n".join(table(json.loads(path.read_text())) for path in paths)
 
 
+def _speed(row: dict) -> str:
+    ratio, fraction, ms = row["ratio"], row["roofline_fraction"], row["step_ms"]
+    cells = [
+        f"{PARTS[row['name']]}, `{row['size']}`",
+        f"{row['batch']:,}",
+        f"{row['rate']:,.0f} {row['unit']}" if row["rate"] >= 100 else f"{row['rate']:.1f} {row['unit']}",
+        f"{ms['median']:,.1f} ({ms['p10']:,.1f} to {ms['p90']:,.1f})",
+        f"{ratio:.2f}" if ratio else "",
+        f"{fraction:.0%}" if fraction else "",
+        f"{row['compile_s']:.0f}",
+    ]
+    return f"| {' | '.join(cells)} |"
+
+
+def speed_table(result: dict) -> str:
+    """The measurements of one device as Markdown."""
+    device, versions = result["device"], result["versions"]
+    machine = f"{device['cpus']} CPU cores" if device["platform"] == "cpu" else device["kind"]
+    tools = ", ".join(f"{name} {versions[name]}" for name in ("jax", "torch") if versions.get(name))
+    lines = [
+        f"**{machine}** ({tools}; matrix products {device['matmul_gflops']['float32']:,.0f} GFLOP/s in float32, "
+        f"copies {device['copy_gb_per_s']:,.0f} GB/s)",
+        "",
+        "| part, preset | batch | rate | ms a step (p10 to p90) | of PyTorch's rate | of the roofline | compile s |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
+        *map(_speed, result["rows"]),
+    ]
+    return "\n".join(lines)
+
+
+def speeds() -> str:
+    """The measurements that are committed, in order of their names."""
+    paths = sorted(path for path in SPEEDS.glob("*.json") if path.stem != "latest")
+    return "\n\n".join(speed_table(json.loads(path.read_text())) for path in paths)
+
+
+def _between(marks: tuple[str, str], content: str, text: str) -> str:
+    before, after = map(re.escape, marks)
+    return re.sub(f"(?<={before}\n).*(?={after})", lambda _: f"{content}\n", text, flags=re.S)
+
+
 def written(text: str) -> str:
-    """The README with the section put between its marks."""
-    before, after = MARKS
-    return re.sub(f"(?<={re.escape(before)}\n).*(?={re.escape(after)})", lambda _: f"{section()}\n", text, flags=re.S)
+    """The README with the tables put between their marks."""
+    return _between(SPEED_MARKS, speeds(), _between(MARKS, section(), text))
 
 
 if __name__ == "__main__":

@@ -30,6 +30,31 @@ def test_a_table_holds_every_return_beside_its_null(path):
     assert ("Failed against its null" in table) == bool(failed)
 
 
+@pytest.mark.parametrize("path", sorted(make_results.SPEEDS.glob("[!l]*.json")), ids=lambda path: path.stem)
+def test_the_readme_says_what_was_measured(path):
+    result = json.loads(path.read_text())
+    table = make_results.speed_table(result)
+    assert table in (ROOT / "README.md").read_text()
+    lines = table.splitlines()[4:]
+    assert len(lines) == len(result["rows"])
+    for line, row in zip(lines, result["rows"], strict=True):
+        _, part, batch, rate, ms, ratio, *_ = (cell.strip() for cell in line.split("|"))
+        assert part == f"{make_results.PARTS[row['name']]}, `{row['size']}`"
+        assert batch.replace(",", "") == str(row["batch"])
+        assert float(rate.split()[0].replace(",", "")) == pytest.approx(row["rate"], rel=0.01)
+        assert float(ms.split()[0].replace(",", "")) == pytest.approx(row["step_ms"]["median"], abs=0.06)
+        assert ratio == (f"{row['ratio']:.2f}" if row["ratio"] else "")
+
+
+def test_a_measurement_that_is_not_there_is_not_shown():
+    row = {"name": "loader", "size": "cpu", "batch": 64, "rate": 1e5, "unit": "frames/s", "ratio": None}
+    row |= {"step_ms": {"p10": 1.0, "median": 2.0, "p90": 3.0}, "compile_s": 1.4, "roofline_fraction": None}
+    device = {"platform": "gpu", "kind": "a GPU", "matmul_gflops": {"float32": 5e4}, "copy_gb_per_s": 3000.0}
+    table = make_results.speed_table({"device": device, "versions": {"jax": "1", "torch": None}, "rows": [row]})
+    assert table.startswith("**a GPU** (jax 1; matrix products 50,000 GFLOP/s in float32, copies 3,000 GB/s)")
+    assert table.endswith("| drawing windows, `cpu` | 64 | 100,000 frames/s | 2.0 (1.0 to 3.0) |  |  | 1 |")
+
+
 def test_links_of_the_readme_lead_somewhere():
     text = (ROOT / "README.md").read_text()
     for part in text.split("](")[1:]:

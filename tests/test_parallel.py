@@ -3,6 +3,7 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from lamjax import parallel
 
@@ -61,3 +62,40 @@ def test_the_same_function_runs_under_vmap():
     mean, var = jax.vmap(lambda x: parallel.mean_and_var(x, "seeds"), axis_name="seeds")(x)
     np.testing.assert_allclose(mean, [3, 3])
     np.testing.assert_allclose(var, [3.5, 3.5])
+
+
+def _sgd(params, batch, scale, rounds, axis_name=None):
+    """A few steps towards the mean of a batch over all devices; the spread of the batch beside it."""
+    for _ in range(rounds):
+        gradient = parallel.pmean(params["w"] - batch.mean(0), axis_name)
+        params = {"w": params["w"] - scale * gradient}
+    return params, {"index": jnp.int32(parallel.place(axis_name)["axis_index"]), "mean": batch.mean()}
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_a_step_over_devices_is_the_step_on_the_joined_batch(count):
+    devices = jax.local_devices()[:count]
+    step = parallel.map_step(
+        _sgd, devices, in_axes=(None, 0, None), out_axes=(None, 0), static_argnums=(3,), donate_argnums=(0,)
+    )
+    batch = np.arange(24, dtype=np.float32).reshape(4, 6)
+    params = {"w": jnp.full(6, 2.0)}
+    expected = jax.jit(_sgd, static_argnums=3)(params, jnp.asarray(batch), 0.5, 3)[0]
+    before = parallel.replicate(params, devices)
+    after, seen = step(before, batch if count == 1 else batch.reshape(2, 2, 6), 0.5, 3)
+    assert before["w"].is_deleted()
+    np.testing.assert_allclose(after["w"], expected["w"], rtol=1e-6)
+    assert after["w"].shape == (6,)
+    assert after["w"].sharding.device_set == set(devices)
+    np.testing.assert_array_equal(np.atleast_1d(seen["index"]), np.arange(count))
+    np.testing.assert_allclose(np.mean(seen["mean"]), batch.mean())
+    # What it gave goes in again without a copy or a second trace.
+    again, _ = step(after, batch if count == 1 else batch.reshape(2, 2, 6), 0.5, 3)
+    assert after["w"].is_deleted()
+    alone = parallel.on_one(again, devices)
+    assert alone["w"].sharding.device_set == {devices[0]}
+    np.testing.assert_array_equal(alone["w"], again["w"])
+
+
+def test_the_place_of_the_only_device():
+    assert parallel.place(None) == {"axis_index": 0, "axis_size": 1}

@@ -108,6 +108,12 @@ def test_batches_do_not_change_between_releases(store, stores):
     assert starts_of(make_stream(store), stores, [0, 1]).tolist() == [72, 40, 24, 61, 12, 74, 68, 38, 6, 17]
 
 
+def test_stores_of_about_one_size_share_a_compiled_step(stores):
+    buffers = [make_stream(stores.make([n, 9], name=str(n))).buffer(0) for n in (8, 30)]
+    chex.assert_trees_all_equal_shapes_and_dtypes(*buffers)
+    assert [int(buffer.num_starts) for buffer in buffers] == [6 + 7, 28 + 7]
+
+
 def test_splits_and_masks(stores):
     store = stores.make([4] * 30)
     for split in ("train", "test", "all"):
@@ -122,8 +128,10 @@ def test_splits_and_masks(stores):
 def test_filling_the_buffer_in_pieces(store, monkeypatch):
     whole = make_stream(store).buffer(0).frames
     monkeypatch.setattr(stream_module, "_FRAMES_PER_COPY", 7)
-    np.testing.assert_array_equal(make_stream(store).buffer(0).frames, whole)
-    np.testing.assert_array_equal(whole, store.observations())
+    pieces = make_stream(store).buffer(0).frames
+    np.testing.assert_array_equal(pieces[: store.num_frames], store.observations())
+    np.testing.assert_array_equal(whole[: store.num_frames], store.observations())
+    assert len(whole) == 4096 and len(pieces) == 84  # whole pieces
 
 
 def test_float_observations(tmp_path):

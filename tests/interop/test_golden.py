@@ -79,7 +79,7 @@ def test_another_size(tmp_path, capsys):
 
 def test_a_file_of_the_size_of_pytorch(tmp_path):
     pytest.importorskip("torch")
-    from tests.interop import torch_lapo
+    from benchmarks import torch_lapo
 
     config = [1, 4, 3, 2, 5, 11]
     obs = np.random.default_rng(1).integers(0, 256, (4, 3, 64, 64, 3), np.uint8)

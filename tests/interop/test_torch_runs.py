@@ -103,7 +103,7 @@ def test_stages_in_files_of_their_own(networks, capfd):
 
 def test_the_models_of_pytorch(networks, capfd):
     torch = pytest.importorskip("torch")
-    from tests.interop import torch_lapo
+    from benchmarks import torch_lapo
 
     class Config:
         """A class that the reader cannot know."""
@@ -111,14 +111,14 @@ def test_the_models_of_pytorch(networks, capfd):
     globals()["Config"] = Config
     Config.__qualname__ = "Config"
     config = [2, 6, 3, 2, 5, 11]
-    idm, wm, policy = torch_lapo.make(config, None, seed=4)
+    idm, wm, policy = torch_lapo.make(config, seed=4)
     state = {"idm": idm.state_dict(), "wm": wm.state_dict(), "policy": policy.state_dict()}
     optimizer = torch.optim.AdamW([*idm.parameters(), *wm.parameters()])
     torch.save({**state, "opt": optimizer.state_dict(), "cfg": Config(), "step": 7}, "models.pt")
     assert main(["import-torch", "models.pt"]) == 0
     assert main(["export-torch", "runs/coinrun/imported", "--out", "again.pt"]) == 0
     again = torch.load("again.pt", weights_only=True)
-    others = torch_lapo.make(config, None, seed=5)
+    others = torch_lapo.make(config, seed=5)
     for kind, module in zip(("idm", "wm", "policy"), others, strict=True):
         module.load_state_dict(again[kind], strict=True)
         for name, tensor in module.state_dict().items():

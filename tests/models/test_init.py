@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from lamjax import loops
-from lamjax.models.init import Conv, ConvTranspose, Dense, TiledConv
+from lamjax.models.init import Conv, ConvTranspose, Dense, TiledConv, uniform_bound
 
 
 @pytest.mark.parametrize(
@@ -54,6 +54,28 @@ def test_transposed_convolution_is_flaxs():
     out = layer.apply({"params": params}, x)
     assert out.shape == (2, 6, 10, 6)
     np.testing.assert_allclose(out, flaxs.apply({"params": params["conv"]}, x), atol=1e-5)
+
+    def loss(apply, params, x):
+        return jnp.sum(jnp.sin(apply({"params": params}, x)))
+
+    ours, theirs = (
+        jax.jit(jax.grad(loss, argnums=(1, 2)), static_argnums=0)(apply, weights, x)
+        for apply, weights in ((layer.apply, params), (flaxs.apply, params["conv"]))
+    )
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), (ours[0]["conv"], ours[1]), theirs)
+
+
+def test_transposed_convolution_starts_as_flaxs():
+    class Flaxs(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            start = uniform_bound(4 * 6)
+            return nn.ConvTranspose(
+                6, (2, 2), (2, 2), padding="VALID", kernel_init=start, bias_init=start, name="conv"
+            )(x)
+
+    key, x = jax.random.key(0), jnp.ones((1, 2, 2, 3))
+    jax.tree.map(np.testing.assert_array_equal, ConvTranspose(6, (2, 2)).init(key, x), Flaxs().init(key, x))
 
 
 def test_convolution_keeps_the_size_unless_told_otherwise():

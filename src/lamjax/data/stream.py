@@ -40,7 +40,8 @@ class Buffer:
     """Frames that one device holds. Over D devices, each field has a leading axis D.
 
     Attributes:
-        frames: [N, *obs_shape] of the store's dtype, uint8 for pixels; whole episodes, end to end.
+        frames: [N, *obs_shape] of the store's dtype, uint8 for pixels; whole episodes, end to end, and zeros up to a
+            round N.
         starts: int32 [S], the frames at which a window may start.
         num_starts: int32 scalar, how many of `starts` count, so that buffers of equal shape can
             hold different numbers of windows; None means all.
@@ -267,14 +268,14 @@ class ObservationStream:
                 )
             self._ring = _Ring(store, blocks, capacity, seed, devices)
             return
-        num_frames = max(len(frames) for frames in shards)
-        most_starts = max(len(s) for s in starts)
+        # A round number, so that stores of about one size, of other seeds or games, share one compiled step.
+        size = -(-max(len(frames) for frames in shards) // _FRAMES_PER_COPY) * _FRAMES_PER_COPY
         # Over devices each part is made with its leading axis: adding one later copies it.
         lead = () if devices is None else (1,)
         buffers = [
             Buffer(
-                frames=_upload(store, frames, (*lead, num_frames), device),
-                starts=jax.device_put(np.pad(s, (0, most_starts - len(s))).reshape(*lead, most_starts), device),
+                frames=_upload(store, frames, (*lead, size), device),
+                starts=jax.device_put(np.pad(s, (0, size - len(s))).reshape(*lead, size), device),
                 num_starts=jax.device_put(np.full(lead, len(s), np.int32), device),
             )
             for frames, s, device in zip(shards, starts, devices or [None], strict=True)

@@ -1,0 +1,115 @@
+"""Stage 3 and PPO from scratch: acting in real coinrun, learning from it, and the inverse model beside both.
+
+The parts of an update are measured alone and added up: the paper's networks need minutes for one on a CPU, and the
+inverse model is at work in the first tenth of stage 3 only.
+"""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from benchmarks.measure import Stepper, compiled, milliseconds
+from benchmarks.measure import row as measured_row
+from benchmarks.settings import OBS, Settings
+from benchmarks.training import init_cloning, init_dynamics
+from lamjax import dynamics, envs, loops
+from lamjax.decoding import online
+from lamjax.ppo import train as ppo
+from lamjax.ppo.agent import ScratchAgent
+from lamjax.ppo.train import PPOConfig
+
+FEW = 4  # steps of acting in a sample, where a whole rollout would take too long
+
+
+def ppo_config(name: str, settings: Settings) -> PPOConfig:
+    """PPO's settings of a row."""
+    config = settings.preset.online.ppo if name == "stage3" else settings.preset.scratch.ppo
+    if name == "ppo" and settings.slow:
+        return dataclasses.replace(config, grad_chunks=8)  # what the preset for CPUs sets
+    return config
+
+
+def row(name: str, settings: Settings, torch_rate: float | None) -> dict[str, Any]:
+    """One row of the table."""
+    preset, config = settings.preset, ppo_config(name, settings)
+    acted = FEW if settings.slow else config.num_steps
+    short = dataclasses.replace(config, num_steps=acted)
+    env = envs.make("coinrun", config.num_envs)
+    key = jax.random.key(0)
+    if name == "stage3":
+        policy = init_cloning(key, preset.cloning, OBS, preset.dynamics.latent_dim)
+        agent = online.make_agent(policy, preset.online, env.num_actions)
+        params, frozen = agent.init(key, policy)
+    else:
+        agent, frozen = ScratchAgent(preset.scratch.trunk, env.num_actions), None
+        params = agent.init(key, env.obs_shape)
+    state = ppo.init(key, short, params, env)
+
+    collect = compiled(ppo.collect, agent, env, state, frozen)
+    act = Stepper(lambda state: _acted(state, collect.call(state, frozen)), state)
+    rollouts = max(5, settings.repeats // 3)  # each holds many steps
+    act_ms = milliseconds(act, rollouts)
+    rollout = collect.call(act.state, frozen)
+    minibatches = config.num_epochs * config.num_minibatches
+    learn, learn_ms, learn_count = _learning(act.state, agent, rollout, config, settings)
+    env.close()
+
+    # Beside its steps a rollout computes one more value.
+    acting = (config.num_steps + 1) / (acted + 1)
+    parts = [(acting, act_ms), (learn_count, learn_ms)]
+    programs = [((config.num_steps + 1) / 2, collect), (minibatches, learn)]
+    details = {"acting_ms": acting * _median(act_ms), "learning_ms": learn_count * _median(learn_ms)}
+    if name == "stage3":
+        infer, infer_ms = _inference(settings, acted, config.num_envs, rollouts)
+        share, steps = preset.online.decoder.stop, config.num_steps - 2
+        parts.append((share * steps / (acted - 2), infer_ms))
+        programs.append((share * steps, infer))
+        details |= {"inverse_model_ms": steps / (acted - 2) * _median(infer_ms), "inverse_model_share": share}
+    frames = config.num_envs * config.num_steps
+    return measured_row(
+        name,
+        settings.size,
+        frames // config.num_minibatches,
+        "frames/s",
+        frames,
+        parts,
+        programs,
+        torch_rate=torch_rate,
+        **details,
+    )
+
+
+def _median(ms: Any) -> float:
+    return float(sorted(ms)[len(ms) // 2])
+
+
+def _acted(state: ppo.PPOState, rollout: ppo.Rollout) -> tuple[ppo.PPOState, Any]:
+    return state.replace(actor=rollout.actor, update=state.update + 1), rollout.batch.advantage
+
+
+def _learning(state: ppo.PPOState, agent: Any, rollout: ppo.Rollout, config: PPOConfig, settings: Settings):
+    """The program that learns, milliseconds of its samples, and how many of those an update has."""
+    if loops.fuses_steps():
+        improve = jax.jit(lambda state, rollout: ppo.improve(state, agent, rollout), donate_argnums=0)
+        program = compiled(improve, state, rollout)
+        return program, milliseconds(Stepper(lambda s: program.call(s, rollout), state), settings.repeats), 1
+    size = config.num_envs * config.num_steps // config.num_minibatches
+    rows = jax.random.randint(jax.random.key(1), (size,), 0, len(rollout.batch.action))
+    rates = ppo.learning_rates(config, state.params, state.update)
+    carry, data = (state.params, state.opt_state), {"batch": rollout.batch, "rates": rates}
+    program = compiled(ppo.minibatch_step, carry, rows, **data, agent=agent, config=config)
+    step = Stepper(lambda carry: program.call(carry, rows, **data), carry)
+    return program, milliseconds(step, settings.repeats), config.num_epochs * config.num_minibatches
+
+
+def _inference(settings: Settings, steps: int, num_envs: int, samples: int):
+    """The inverse model on a rollout's transitions: the program, and milliseconds of its samples."""
+    config = settings.preset.dynamics
+    model: dynamics.DynamicsState = init_dynamics(jax.random.key(2), config, OBS)
+    pairs = online.Pairs.init(2 * steps * num_envs, config.latent_dim)
+    obs = jnp.zeros((steps, num_envs, *OBS), jnp.uint8)
+    action, done = jnp.zeros((steps, num_envs), jnp.int32), jnp.zeros((steps, num_envs), bool)
+    program = compiled(online.add_pairs, pairs, model, obs, action, done)
+    return program, milliseconds(lambda: program.call(pairs, model, obs, action, done), samples)

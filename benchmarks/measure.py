@@ -1,0 +1,155 @@
+"""How long a call takes, how fast the device could be, and the row of the table that the two make."""
+
+import functools
+import os
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+
+def milliseconds(call: Callable[[], Any], samples: int) -> np.ndarray:
+    """Milliseconds of each call, awaited, after one that is not counted."""
+    jax.block_until_ready(call())
+    times = []
+    for _ in range(samples):
+        start = time.perf_counter()
+        jax.block_until_ready(call())
+        times.append(1e3 * (time.perf_counter() - start))
+    return np.array(times)
+
+
+class Stepper:
+    """Calls ``step(state, ...) -> (state, result)`` again and again on its own state."""
+
+    def __init__(self, step: Callable, state: Any):
+        self._step, self.state = step, state
+
+    def __call__(self, *args: Any) -> Any:
+        self.state, result = self._step(self.state, *args)
+        return result
+
+
+@dataclass(frozen=True)
+class Program:
+    """A compiled function.
+
+    Attributes:
+      call: the executable, to be called without its static arguments.
+      compile_s: seconds of tracing and compiling.
+      flops: as XLA counts them, over all devices; the body of a loop counts once.
+      bytes: read and written, likewise.
+      peak_bytes: arguments, results and temporaries, over all devices.
+    """
+
+    call: Callable
+    compile_s: float
+    flops: float
+    bytes: float
+    peak_bytes: int
+
+
+def compiled(function: Any, *args: Any, devices: int = 1, **kwargs: Any) -> Program:
+    """Compiles a jitted or pmapped function for these arguments."""
+    start = time.perf_counter()
+    executable = function.lower(*args, **kwargs).compile()
+    seconds = time.perf_counter() - start
+    cost, memory = executable.cost_analysis(), executable.memory_analysis()
+    peak = memory.argument_size_in_bytes + memory.output_size_in_bytes + memory.temp_size_in_bytes
+    return Program(
+        executable,
+        seconds,
+        devices * cost.get("flops", 0.0),
+        devices * cost.get("bytes accessed", 0.0),
+        devices * (peak - memory.alias_size_in_bytes),
+    )
+
+
+@functools.cache
+def matmul_flops(dtype: str) -> float:
+    """FLOP/s of a large matrix product."""
+    n = 2048 if jax.default_backend() == "cpu" else 8192
+    x = jnp.ones((n, n), dtype)
+    return 2 * n**3 / (1e-3 * float(milliseconds(functools.partial(jax.jit(jnp.matmul), x, x), 10).min()))
+
+
+@functools.cache
+def copy_bytes() -> float:
+    """Bytes a second that are read and written where large arrays are copied."""
+    x = jnp.ones((64 if jax.default_backend() == "cpu" else 512, 2**20), jnp.float32)
+    # In place: on a CPU fresh memory costs more than the copy.
+    negate = jax.jit(jnp.negative, donate_argnums=0)
+    times = milliseconds(Stepper(lambda x: (negate(x),) * 2, x), 10)
+    return 2 * x.nbytes / (1e-3 * float(times.min()))
+
+
+def device() -> dict[str, Any]:
+    """The machine, and its measured ceilings."""
+    first = jax.devices()[0]
+    return {
+        "platform": first.platform,
+        "kind": first.device_kind,
+        "count": jax.local_device_count(),
+        "cpus": os.cpu_count(),
+        "matmul_gflops": {
+            dtype: matmul_flops(dtype) / 1e9
+            for dtype in (("float32",) if first.platform == "cpu" else ("float32", "bfloat16"))
+        },
+        "copy_gb_per_s": copy_bytes() / 1e9,
+    }
+
+
+def row(
+    name: str,
+    size: str,
+    batch: int,
+    unit: str,
+    count: float,
+    parts: Iterable[tuple[float, np.ndarray]],
+    programs: Iterable[tuple[float, Program]] = (),
+    dtype: str = "float32",
+    torch_rate: float | None = None,
+    **details: Any,
+) -> dict[str, Any]:
+    """One row of the table.
+
+    Args:
+      name: the part that was measured.
+      size: the preset.
+      batch: windows or frames in an optimizer step.
+      unit: of the rate.
+      count: how many of them a step is.
+      parts: what a step consists of: how often, and milliseconds of each sample. Percentiles of parts are added up.
+      programs: what was compiled: how often a step runs what XLA counts once.
+      dtype: of the activations.
+      torch_rate: the rate of the same work in PyTorch.
+      details: figures of this row alone.
+    """
+    parts, programs = list(parts), list(programs)
+    p10, median, p90 = (sum(n * float(np.percentile(ms, q)) for n, ms in parts) for q in (10, 50, 90))
+    flops, moved = (sum(n * getattr(program, field) for n, program in programs) for field in ("flops", "bytes"))
+    least_s = max(flops / matmul_flops(dtype), moved / copy_bytes())
+    rate = 1e3 * count / median
+    stats = jax.devices()[0].memory_stats()
+    peak = stats["peak_bytes_in_use"] if stats else max((program.peak_bytes for _, program in programs), default=0)
+    return {
+        "name": name,
+        "size": size,
+        "batch": batch,
+        "dtype": dtype,
+        "rate": rate,
+        "unit": unit,
+        "torch_rate": torch_rate,
+        "ratio": torch_rate and rate / torch_rate,
+        "step_ms": {"p10": p10, "median": median, "p90": p90},
+        "compile_s": sum(program.compile_s for _, program in programs),
+        "flops": flops or None,
+        "bytes": moved or None,
+        "roofline_fraction": least_s / (1e-3 * median) or None,
+        "peak_bytes": peak or None,
+        "details": details,
+    }
