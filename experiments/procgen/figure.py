@@ -1,0 +1,123 @@
+"""Draws ``results/*.json`` in the form of the paper's figures: ``figure.png`` and ``offline.png`` beside this file.
+
+The first panel is the mean normalised return over the games that are there, the others are one game each: the return of
+the training episodes against environment frames, smoothed over 2 % of them, mean and standard error over seeds. Crosses
+at the end are what the paper reports there, read off its figures.
+"""
+
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from lamjax import envs
+from lamjax.analysis.figures import BLUE, GREEN, MUTED, PURPLE, VERMILLION
+
+HERE = Path(__file__).parent
+LABELS = {"lapo": "RL and decoder", "rl_only": "RL only", "no_vq": "RL only, no VQ", "ppo_scratch": "PPO from scratch"}
+COLOURS = dict(zip(LABELS, (BLUE, GREEN, PURPLE, VERMILLION), strict=True))
+POINTS = 200
+
+
+def paper() -> dict[str, dict[str, float]]:
+    """The paper's returns by game: online after 4M frames by method, and offline from 8192 labels."""
+    with (HERE / "paper.csv").open() as file:
+        return {row.pop("game"): {k: float(v) for k, v in row.items()} for row in csv.DictReader(file)}
+
+
+def curves(result: dict[str, Any], method: str) -> tuple[np.ndarray, np.ndarray]:
+    """Frames ``[POINTS]`` and smoothed returns ``[seeds, POINTS]``."""
+    frames = np.linspace(0, result["online"][method]["frames"], POINTS + 1)[1:]
+    width = frames[-1] / 50
+    rows = []
+    for curve in result["online"][method]["curves"]:
+        at, value = np.asarray(curve, float).T
+        weight = np.exp(-0.5 * np.square((frames[:, None] - at[None]) / width))
+        rows.append(weight @ value / weight.sum(1))
+    return frames, np.stack(rows)
+
+
+def draw(axes: Any, x: np.ndarray, rows: np.ndarray, method: str) -> None:
+    """A mean with its standard error."""
+    mean = rows.mean(0)
+    axes.plot(x, mean, color=COLOURS[method], label=LABELS[method], linewidth=1.5)
+    if len(rows) > 1:
+        error = rows.std(0, ddof=1) / np.sqrt(len(rows))
+        axes.fill_between(x, mean - error, mean + error, color=COLOURS[method], alpha=0.2, linewidth=0)
+
+
+def grid(count: int) -> tuple[Figure, list[Any]]:
+    """A figure of `count` panels, four in a row."""
+    rows, columns = -(-count // 4), min(count, 4)
+    figure = Figure((3.1 * columns, 2.4 * rows), layout="constrained")
+    panels = list(np.ravel(figure.subplots(rows, columns, squeeze=False)))
+    for panel in panels[count:]:
+        panel.remove()
+    return figure, panels[:count]
+
+
+def online(results: dict[str, dict[str, Any]]) -> Figure:
+    """The aggregate, then each game."""
+    figure, panels = grid(len(results) + 1)
+    reported = paper()
+    for method in LABELS:
+        found = {game: result for game, result in results.items() if method in result["online"]}
+        if not found:
+            continue
+        means = []
+        for panel, game in zip(panels[1:], results, strict=True):
+            if game in found:
+                frames, rows = curves(found[game], method)
+                draw(panel, frames, rows, method)
+                means.append(envs.normalised_return(game, rows.mean(0)))
+                if method in reported[game] and frames[-1] >= 3.9e6:
+                    panel.plot(frames[-1], reported[game][method], "x", color=COLOURS[method])
+        draw(panels[0], frames, np.stack(means), method)
+    panels[0].set_title(f"mean of {len(results)} game(s), normalised", fontsize=9)
+    panels[0].axhline(1, color=MUTED, linewidth=0.8, linestyle="--")
+    panels[0].legend(fontsize=7, frameon=False)
+    for panel, (game, result) in zip(panels[1:], results.items(), strict=True):
+        panel.set_title(f"{game} ({result['preset']})", fontsize=9)
+        if result["expert"]["return_mean"] is not None:
+            panel.axhline(result["expert"]["return_mean"], color=MUTED, linewidth=0.8, linestyle="--")
+        panel.axhline(result["nulls"][0]["random_return"]["mean"], color=MUTED, linewidth=0.8, linestyle=":")
+    for panel in panels:
+        panel.tick_params(labelsize=7)
+        panel.set_xlabel("environment frames", fontsize=7)
+    return figure
+
+
+def offline(results: dict[str, dict[str, Any]]) -> Figure:
+    """Return against labels: decoding the latent policy, and cloning the same labels."""
+    figure, panels = grid(len(results))
+    reported = paper()
+    for panel, (game, result) in zip(panels, results.items(), strict=True):
+        for name, colour, label in (("curve", BLUE, "decoded"), ("bc_curve", VERMILLION, "cloned labels")):
+            values = np.asarray(result["offline"][name], float)[..., :2]  # [seeds, N, 2]
+            panel.semilogx(values[0, :, 0], values[..., 1].mean(0), "o-", color=colour, label=label, markersize=3)
+        panel.plot(8192, reported[game]["offline"], "x", color=BLUE)
+        if result["expert"]["return_mean"] is not None:
+            panel.axhline(result["expert"]["return_mean"], color=MUTED, linewidth=0.8, linestyle="--")
+        panel.axhline(result["nulls"][0]["random_return"]["mean"], color=MUTED, linewidth=0.8, linestyle=":")
+        panel.set_title(f"{game} ({result['preset']})", fontsize=9)
+        panel.set_xlabel("labelled transitions", fontsize=7)
+        panel.tick_params(labelsize=7)
+    panels[0].legend(fontsize=7, frameon=False)
+    return figure
+
+
+def main() -> None:
+    """Draws both."""
+    results = {path.stem: json.loads(path.read_text()) for path in sorted((HERE / "results").glob("*.json"))}
+    if not results:
+        raise SystemExit("There are no results yet: python experiments/procgen/run.py makes them.")
+    online(results).savefig(HERE / "figure.png", dpi=150)
+    offline(results).savefig(HERE / "offline.png", dpi=150)
+    print(f"{len(results)} game(s): {HERE / 'figure.png'}, {HERE / 'offline.png'}")
+
+
+if __name__ == "__main__":
+    main()

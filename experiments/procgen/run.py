@@ -1,0 +1,282 @@
+"""LAPO on Procgen: an expert, a run and its ablations for each game, in pieces of minutes that resume.
+
+    python experiments/procgen/run.py --games coinrun maze --budget-minutes 9
+
+does what is missing, in order, until the budget is spent; the same command goes on, and says so when nothing is left.
+What is finished of a game is in ``results/<game>.json`` after each call, and ``figure.py`` draws these files.
+"""
+
+import dataclasses
+import datetime
+import functools
+import json
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import tyro
+
+from lamjax import envs, experts, pipeline, policies
+from lamjax.config import PRESETS, RunConfig
+from lamjax.run import InterruptedRunError, Run, RunError, read_json, write_json
+
+HERE = Path(__file__).parent
+# The paper's figure has all of them; these first are where LAPO gains most, or learns fastest.
+ORDER = ("coinrun", "maze", "heist", "bigfish", "climber", "miner", "dodgeball", "jumper")
+GAMES = (*ORDER, *(game for game in envs.PROCGEN_GAMES if game not in ORDER))
+
+
+@dataclasses.dataclass(frozen=True)
+class Args:
+    """Runs LAPO and its ablations on Procgen games, a piece at a time.
+
+    Attributes:
+      games: in this order.
+      preset: whose networks and budgets: paper, reference, cpu or smoke.
+      seeds: runs of each game, seeds 0, 1, ...
+      variants: what is run beside LAPO and PPO from scratch (see `VARIANTS`).
+      budget_minutes: after so long everything is saved and the command ends.
+      expert_frames: environment frames of an expert that is trained; by default the preset's.
+      expert_at_least: normalised return below which a shipped expert is trained anew; 0 takes any.
+      keep: True copies the experts and the first seed's policies, as float16, to where the repository has them.
+      runs: where run folders lie.
+      data: where trajectories lie.
+      results: where the results of each game are written.
+    """
+
+    games: tuple[str, ...] = GAMES
+    preset: str = "paper"
+    seeds: int = 3
+    variants: tuple[str, ...] = ("rl_only", "no_vq")
+    budget_minutes: float = 9.0
+    expert_frames: Annotated[int | None, tyro.conf.arg(metavar="INT")] = None
+    expert_at_least: float = 0.9
+    keep: bool = False
+    runs: Path = Path("runs")
+    data: Path = Path("data")
+    results: Path = HERE / "results"
+
+
+def without_decoder(config: RunConfig) -> RunConfig:
+    """The paper's "RL only": no supervised decoder."""
+    decoder = dataclasses.replace(config.online.decoder, enabled=False)
+    return dataclasses.replace(config, online=dataclasses.replace(config.online, decoder=decoder))
+
+
+def without_quantizer(config: RunConfig) -> RunConfig:
+    """The paper's "RL only, no VQ": continuous latents, and no supervised decoder."""
+    quantizer = dataclasses.replace(config.dynamics.quantizer, enabled=False)
+    return without_decoder(
+        dataclasses.replace(config, dynamics=dataclasses.replace(config.dynamics, quantizer=quantizer))
+    )
+
+
+# What changes, and whether stages 1 and 2 are those of LAPO's own run.
+VARIANTS: dict[str, tuple[Callable[[RunConfig], RunConfig], bool]] = {
+    "rl_only": (without_decoder, True),
+    "no_vq": (without_quantizer, False),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Piece:
+    """Something to do.
+
+    Attributes:
+      name: what progress calls it.
+      done: whether it is there already.
+      do: does it, or raises `InterruptedRunError` when the time is up, with everything saved.
+    """
+
+    name: str
+    done: Callable[[], bool]
+    do: Callable[[], Any]
+
+
+def summary(folder: Path) -> dict[str, Any]:
+    """The summary of a run folder, empty if there is none yet."""
+    path = folder / "summary.json"
+    return read_json(path) if path.exists() else {}
+
+
+def ended(folder: Path, stage: str) -> bool:
+    """Whether a stage of a run has ended."""
+    return stage in summary(folder).get("stages", {})
+
+
+def pieces(args: Args, game: str) -> Iterator[Piece]:
+    """What a game takes, in order."""
+    config = PRESETS[args.preset]
+    if args.expert_frames:
+        ppo = dataclasses.replace(config.expert.ppo, total_frames=args.expert_frames)
+        config = dataclasses.replace(config, expert=dataclasses.replace(config.expert, ppo=ppo))
+    own = pipeline.expert_folder(args.runs, game)
+    shipped = experts.available().get(game, {})
+
+    def have_expert() -> bool:
+        good = shipped and shipped["normalised"] >= args.expert_at_least
+        return bool(good) or ended(own, "expert")
+
+    def open_run(name: str, config: RunConfig, source: str | None = None) -> Run:
+        command = f"python experiments/procgen/run.py --games {game} --preset {args.preset}"
+        header = pipeline.header(game, args.preset, name, command, config)
+        return Run(args.runs / game / name, game, config, header, source)
+
+    def train_expert() -> None:
+        with open_run("expert", config) as run:
+            pipeline.scratch_stage(run, "expert", config.expert)
+
+    def source() -> pipeline.Source:
+        return pipeline.find_source(game, "expert", args.runs, envs.make(game, 1).num_actions)
+
+    def lapo(seed: int) -> None:
+        found = source()
+        with open_run(f"{args.preset}-s{seed}", dataclasses.replace(config, seed=seed), found.name) as run:
+            pipeline.run_pipeline(run, found, args.data)
+
+    def variant(name: str, seed: int) -> None:
+        change, shares = VARIANTS[name]
+        found = source()
+        seeded = dataclasses.replace(config, seed=seed)
+        with open_run(f"{args.preset}-{name}-s{seed}", change(seeded), found.name) as run:
+            store = pipeline.record_stage(run, found, args.data)
+            if shares:
+                with open_run(f"{args.preset}-s{seed}", seeded, found.name) as trained:
+                    model = pipeline.dynamics_stage(trained, store)
+                    policy = pipeline.cloning_stage(trained, store, model)
+            else:
+                model = pipeline.dynamics_stage(run, store)
+                policy = pipeline.cloning_stage(run, store, model)
+            pipeline.online_stage(run, model, policy)
+
+    yield Piece("expert", have_expert, train_expert)
+    for seed in range(args.seeds):
+        folder = args.runs / game / f"{args.preset}-s{seed}"
+        yield Piece(
+            f"LAPO, seed {seed}",
+            lambda folder=folder: ended(folder, "decode_online") and (folder / "report.html").exists(),
+            functools.partial(lapo, seed),
+        )
+        for name in args.variants:
+            yield Piece(
+                f"{name}, seed {seed}",
+                lambda name=name, seed=seed: ended(args.runs / game / f"{args.preset}-{name}-s{seed}", "decode_online"),
+                functools.partial(variant, name, seed),
+            )
+
+
+def over_seeds(values: list[float]) -> dict[str, Any]:
+    """Mean, standard error (None for one seed) and the values themselves."""
+    error = float(np.std(values, ddof=1) / np.sqrt(len(values))) if len(values) > 1 else None
+    return {"mean": float(np.mean(values)), "stderr": error, "values": values}
+
+
+def collect(args: Args, game: str) -> dict[str, Any] | None:
+    """What has been measured of a game; None before the first run has ended."""
+    own = {seed: summary(args.runs / game / f"{args.preset}-s{seed}") for seed in range(args.seeds)}
+    runs = {seed: found for seed, found in own.items() if "decode_online" in found.get("stages", {})}
+    if not runs:
+        return None
+    first = next(iter(runs.values()))
+    online = {"lapo": [r["stages"]["decode_online"] for r in runs.values()]}
+    online["ppo_scratch"] = [r["stages"]["ppo_scratch"] for r in runs.values()]
+    seconds = {stage: [r["stages"][stage]["seconds"] for r in runs.values()] for stage in first["stages"]}
+    for name in args.variants:
+        folders = [args.runs / game / f"{args.preset}-{name}-s{seed}" for seed in runs]
+        found = [summary(folder)["stages"] for folder in folders if ended(folder, "decode_online")]
+        if found:
+            online[name] = [stages["decode_online"] for stages in found]
+            seconds[f"{name} decode_online"] = [stages["decode_online"]["seconds"] for stages in found]
+    expert = {key: first["source"].get(key) for key in ("policy", "return_mean", "return_stderr", "episodes", "frames")}
+    kept = ("fdm_mse", "fdm_ratio", "probe_accuracy_merged", "untrained_probe_accuracy_merged")
+    kept += ("still_probe_accuracy_merged", "majority_accuracy_merged", "codebook_perplexity", "dead_codes")
+    return {
+        "game": game,
+        "preset": args.preset,
+        "seeds": list(runs),
+        "device": first["device"],
+        "versions": first["versions"],
+        "git": first["git"],
+        "date": datetime.date.today().isoformat(),
+        "expert": expert,
+        "nulls": [r["nulls"] for r in runs.values()],
+        "dynamics": [{k: r["stages"]["dynamics"].get(k) for k in kept} for r in runs.values()],
+        "offline": {
+            name: [r["stages"]["decode_offline"][name] for r in runs.values()]
+            for name in first["stages"]["decode_offline"]
+            if name.endswith("curve")
+        },
+        "online": {
+            name: {
+                "return": over_seeds([stage["return_mean"] for stage in stages]),
+                "normalised": over_seeds([envs.normalised_return(game, stage["return_mean"]) for stage in stages]),
+                "frames": stages[0]["frames"],
+                "curves": [stage["curve"] for stage in stages],
+            }
+            for name, stages in online.items()
+        },
+        "seconds": {stage: over_seeds(values) for stage, values in seconds.items()},
+    }
+
+
+def keep_policies(args: Args, game: str) -> None:
+    """Copies a trained expert, and the first seed's decoded policies, as float16, to where the repository has them."""
+    own = pipeline.expert_folder(args.runs, game) / "policies" / "expert"
+    kept = [(own, experts.folder(game))] if own.exists() else []
+    trained = args.runs / game / f"{args.preset}-s0" / "policies"
+    offline = sorted(trained.glob("offline-*"), key=lambda path: int(path.name.partition("-")[2]))
+    kept += [(path, HERE / "policies" / game / path.name) for path in [*offline[-1:], trained / "decode_online"]]
+    for source, target in kept:
+        if (source / "policy.json").exists():
+            logits_fn, params, info = policies.load_policy(source)
+            policies.save_policy(target, logits_fn.network, params, info, np.float16)
+
+
+def main() -> int:
+    """Does pieces until the budget is spent; 0 when nothing is left, 75 when the same command has more to do."""
+    args = tyro.cli(Args, prog="python experiments/procgen/run.py")
+    unknown = [name for name in (*args.games, *args.variants) if name not in (*GAMES, *VARIANTS)]
+    if unknown or args.preset not in PRESETS:
+        raise RunError(f"unknown: {', '.join(unknown) or args.preset}; games {GAMES}, presets {tuple(PRESETS)}.")
+    deadline = time.monotonic() + 60 * args.budget_minutes
+    # A stage ends at its next step, saved, as for any SIGTERM.
+    alarm = threading.Timer(60 * args.budget_minutes, os.kill, (os.getpid(), signal.SIGTERM))
+    alarm.daemon = True
+    left: list[str] = []
+    signal.signal(signal.SIGTERM, lambda *_: None)  # between pieces the deadline is looked at below
+    alarm.start()
+    for game in args.games:
+        for piece in pieces(args, game):
+            if piece.done():
+                continue
+            if left or time.monotonic() > deadline:
+                left.append(f"{game}: {piece.name}")
+                continue
+            print(f"== {game}: {piece.name}", file=sys.stderr)
+            try:
+                piece.do()
+            except InterruptedRunError:
+                left.append(f"{game}: {piece.name} (begun)")
+        found = collect(args, game)
+        if found:
+            args.results.mkdir(parents=True, exist_ok=True)
+            write_json(args.results / f"{game}.json", found)
+        if args.keep:
+            keep_policies(args, game)
+    alarm.cancel()
+    print(json.dumps({"left": left}, indent=2))
+    return 75 if left else 0
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main())
+    except ValueError as error:
+        print(f"lamjax: {error}", file=sys.stderr)
+        sys.exit(2)

@@ -1,0 +1,115 @@
+"""The script of the Procgen results: what it does next, and what it makes of finished runs."""
+
+import importlib.util
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from lamjax import envs
+
+FOLDER = Path(__file__).parents[2] / "experiments" / "procgen"
+
+
+def module(name):
+    spec = importlib.util.spec_from_file_location(f"procgen_{name}", FOLDER / f"{name}.py")
+    found = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(found)
+    return found
+
+
+run, figure = module("run"), module("figure")
+
+
+def write_summary(folder, seed, mean, stages=("dynamics", "cloning", "decode_offline", "ppo_scratch", "decode_online")):
+    curve = [[1000 * i, mean * i / 10] for i in range(1, 11)]
+    online = {"return_mean": mean, "return_stderr": 0.1, "frames": 10_000, "curve": curve, "seconds": 5.0}
+    results = {
+        "dynamics": {"fdm_ratio": 0.1, "probe_accuracy_merged": 0.9, "seconds": 1.0},
+        "cloning": {"seconds": 2.0},
+        "decode_offline": {"curve": [[16, 3.0, 0.1], [64, 4.0, 0.1]], "bc_curve": [[16, 1.0, 0.1], [64, 2.0, 0.1]]}
+        | {"seconds": 3.0},
+        "ppo_scratch": online | {"return_mean": mean / 2},
+        "decode_online": online,
+    }
+    folder.mkdir(parents=True)
+    summary = {
+        "seed": seed,
+        "git": "abc",
+        "device": {"platform": "cpu"},
+        "versions": {"jax": "0"},
+        "source": {"policy": "expert", "return_mean": 9.0},
+        "nulls": {"random_return": {"mean": 2.7}},
+        "stages": {name: results[name] for name in stages},
+    }
+    (folder / "summary.json").write_text(json.dumps(summary))
+    (folder / "report.html").touch()
+
+
+@pytest.fixture
+def args(tmp_path):
+    return run.Args(games=("maze",), preset="smoke", seeds=2, runs=tmp_path / "runs", results=tmp_path / "results")
+
+
+def left(args):
+    return [piece.name for piece in run.pieces(args, "maze") if not piece.done()]
+
+
+def test_it_does_what_is_missing_in_order(args):
+    everything = ["expert"]
+    for seed in range(2):
+        everything += [f"LAPO, seed {seed}", f"rl_only, seed {seed}", f"no_vq, seed {seed}"]
+    assert left(args) == everything
+    folder = args.runs / "maze"
+    write_summary(folder / "smoke-s0", 0, 8.0)
+    write_summary(folder / "smoke-no_vq-s0", 0, 5.0, stages=("dynamics", "cloning", "decode_online"))
+    write_summary(folder / "smoke-s1", 1, 8.0, stages=("dynamics",))  # cut off
+    assert left(args) == ["expert", "rl_only, seed 0", "LAPO, seed 1", "rl_only, seed 1", "no_vq, seed 1"]
+
+
+def test_a_weak_shipped_expert_is_trained_anew(args):
+    weak = [piece.name for piece in run.pieces(args, "coinrun") if not piece.done()]
+    any_will_do = run.dataclasses.replace(args, expert_at_least=0.0)
+    assert weak[0] == "expert"
+    assert [piece.name for piece in run.pieces(any_will_do, "coinrun") if not piece.done()] == weak[1:]
+
+
+def test_variants_change_what_they_name():
+    config = run.PRESETS["paper"]
+    rl_only, no_vq = run.without_decoder(config), run.without_quantizer(config)
+    assert config.online.decoder.enabled and not rl_only.online.decoder.enabled and not no_vq.online.decoder.enabled
+    assert rl_only.dynamics == config.dynamics and not no_vq.dynamics.quantizer.enabled
+
+
+def test_results_and_figures_of_finished_runs(args):
+    assert run.collect(args, "maze") is None
+    folder = args.runs / "maze"
+    write_summary(folder / "smoke-s0", 0, 8.0)
+    write_summary(folder / "smoke-s1", 1, 6.0)
+    write_summary(folder / "smoke-rl_only-s0", 0, 4.0, stages=("decode_online",))
+    found = run.collect(args, "maze")
+    assert found["online"]["lapo"]["return"] == {"mean": 7.0, "stderr": 1.0, "values": [8.0, 6.0]}
+    assert found["online"]["rl_only"]["return"] == {"mean": 4.0, "stderr": None, "values": [4.0]}
+    assert found["online"]["ppo_scratch"]["normalised"]["mean"] == pytest.approx(envs.normalised_return("maze", 3.5))
+    assert "no_vq" not in found["online"] and found["seconds"]["dynamics"]["mean"] == 1.0
+    assert set(found["offline"]) == {"curve", "bc_curve"}
+
+    frames, rows = figure.curves(found, "lapo")
+    assert rows.shape == (2, len(frames)) and frames[-1] == 10_000
+    np.testing.assert_allclose(rows[0, -1], 8.0, rtol=0.1)  # the end of a rising line, smoothed
+    np.testing.assert_allclose(rows[1], rows[0] * 6 / 8, rtol=1e-6)
+    panels = figure.online({"maze": found}).axes
+    assert len(panels) == 2 and len(panels[1].lines) >= 3
+    assert len(figure.offline({"maze": found}).axes) == 1
+
+
+def test_the_papers_values_are_those_of_all_games():
+    reported = figure.paper()
+    assert set(reported) == set(envs.PROCGEN_GAMES)
+    normalised = {
+        method: np.mean([envs.normalised_return(game, row[method]) for game, row in reported.items()])
+        for method in ("lapo", "rl_only", "ppo_scratch", "offline")
+    }
+    # The means that the paper's aggregate figures show.
+    assert normalised == pytest.approx({"lapo": 1.0, "rl_only": 0.93, "ppo_scratch": 0.44, "offline": 0.57}, abs=0.015)
