@@ -87,7 +87,7 @@ def test_learns_cartpole():
     np.testing.assert_array_equal(metrics["episode_return"][last], metrics["episode_length"][last])
 
 
-@pytest.mark.skipif("LAMJAX_LONG" not in os.environ, reason="takes two minutes: LAMJAX_LONG=1 runs it")
+@pytest.mark.skipif("LAMJAX_LONG" not in os.environ, reason="takes five minutes: LAMJAX_LONG=1 runs it")
 def test_learns_minatar_breakout():
     """The preset's expert. gymnax's own PPO agent has 28 (its README); ours stays at 17.4 from 2.5M frames on."""
     config = GRID_PRESETS["cpu"].expert
