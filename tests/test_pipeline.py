@@ -35,7 +35,7 @@ def test_training_stays_on_the_device_and_is_traced_once(stage, steps):
         cloning=dataclasses.replace(config.cloning, trunk=trunk),
     )
     state = loops.jit_once(dynamics.init, static_argnums=(1, 2))(key, config.dynamics, obs)
-    advance, rest = pipeline._advance_dynamics, ()
+    advance, rest = pipeline._advance_dynamics, (None,)  # no labels
     if stage == "cloning":
         rest = (state,)
         state = loops.jit_once(cloning.init, static_argnums=(1, 2, 3))(

@@ -291,7 +291,7 @@ def _scan(*networks: Any) -> Callable:
 
 
 @functools.partial(jax.jit, donate_argnums=0, static_argnums=4)
-def _advance_dynamics(state: DynamicsState, buffer: Buffer, labels: Labels | None, key: jax.Array, n: int):
+def _advance_dynamics(state: DynamicsState, buffer: Buffer, key: jax.Array, labels: Labels | None, n: int):
     """Takes n steps of stage 1 in one dispatch; `key` is the stream's, `labels` what it may know of actions."""
 
     def step(state: DynamicsState):
@@ -376,7 +376,7 @@ def dynamics_stage(run: Run, store: Store) -> DynamicsState:
         run,
         "dynamics",
         jax.tree.map(jnp.copy, untrained),
-        lambda state, position, n: _advance_dynamics(state, stream.buffer(position), labels, stream.key, n),
+        lambda state, position, n: _advance_dynamics(state, stream.buffer(position), stream.key, labels, n),
         config.steps,
         saver=Saver(config),
         log_every=run.config.log_every,
