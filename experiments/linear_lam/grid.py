@@ -166,7 +166,7 @@ def train(config: DynamicsConfig, intensity: float, seed: int, fade: bool = Fals
     """Trains a point."""
     key_init, key_data = jax.random.split(jax.random.key(seed))
     state = start(key_init, config)
-    together = math.gcd(config.steps, 100) if fuses_steps() else 1
+    together = math.gcd(config.steps, 100) if fuses_steps(config.idm, config.fdm) else 1
     for _ in range(config.steps // together):
         state, metrics = train_steps(state, key_data, jnp.float32(intensity), fade=fade, steps=together)
     if not np.isfinite(metrics["loss"]):
