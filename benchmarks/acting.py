@@ -91,7 +91,7 @@ def _acted(state: ppo.PPOState, rollout: ppo.Rollout) -> tuple[ppo.PPOState, Any
 
 def _learning(state: ppo.PPOState, agent: Any, rollout: ppo.Rollout, config: PPOConfig, settings: Settings):
     """The program that learns, milliseconds of its samples, and how many of those an update has."""
-    if loops.fuses_steps():
+    if loops.fuses_steps(agent.trunk):
         improve = jax.jit(lambda state, rollout: ppo.improve(state, agent, rollout), donate_argnums=0)
         program = compiled(improve, state, rollout)
         return program, milliseconds(Stepper(lambda s: program.call(s, rollout), state), settings.repeats), 1

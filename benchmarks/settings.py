@@ -61,4 +61,5 @@ class Settings:
     @property
     def fused(self) -> int:
         """Optimizer steps in a dispatch."""
-        return _FUSED if loops.fuses_steps() else 1
+        config = self.preset.dynamics
+        return _FUSED if loops.fuses_steps(config.idm, config.fdm) else 1

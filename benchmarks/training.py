@@ -25,7 +25,7 @@ def frames_buffer(devices: list[jax.Device]) -> Buffer:
     frames = np.random.default_rng(0).integers(0, 256, (*lead, _FRAMES, *OBS), np.uint8)
     starts = valid_starts(np.arange(_FRAMES) % 100 == 0)
     buffer = Buffer(frames, np.broadcast_to(starts, (*lead, len(starts))))
-    return jax.tree.map(jax.numpy.asarray, buffer)
+    return parallel.spread(jax.tree.map(jax.numpy.asarray, buffer), devices)
 
 
 def dynamics_steps(

@@ -78,3 +78,8 @@ def test_repeat_steps_n_times_and_averages_metrics(n):
     state, metrics = jax.jit(loops.repeat, static_argnums=(0, 2))(double, jnp.float32(1), n)
     assert float(state) == 2**n
     assert float(metrics["before"]) == pytest.approx((2**n - 1) / n)
+
+
+def test_a_question_about_no_network_is_refused():
+    with pytest.raises(TypeError):
+        loops.fuses_steps(backend="cpu")

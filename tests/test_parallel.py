@@ -99,3 +99,12 @@ def test_a_step_over_devices_is_the_step_on_the_joined_batch(count):
 
 def test_the_place_of_the_only_device():
     assert parallel.place(None) == {"axis_index": 0, "axis_size": 1}
+
+
+def test_spread_lays_a_row_on_each_device():
+    devices = jax.local_devices()[:2]
+    x = np.arange(6.0).reshape(2, 3)
+    rows = parallel.spread({"x": x}, devices)["x"].addressable_shards
+    assert [shard.device for shard in rows] == devices
+    np.testing.assert_array_equal(np.concatenate([shard.data for shard in rows]), x)
+    assert parallel.spread(x, devices[:1]) is x

@@ -34,14 +34,15 @@ def repeat(step: Callable[[Any], tuple[Any, Any]], state: Any, n: int) -> tuple[
     return state, jax.tree.map(lambda x: x.mean(0), metrics)
 
 
-def fuses_steps(*networks: Any, backend: str | None = None) -> bool:
+def fuses_steps(network: Any, *others: Any, backend: str | None = None) -> bool:
     """Whether repeated steps of these networks' training should run as one ``lax.scan``.
 
     Args:
-      *networks: configs of trunks and forward models, which say by ``convolves`` whether XLA's convolution is theirs.
+      network: config of a trunk or a forward model, which says by ``convolves`` whether XLA's convolution is its own.
+      *others: those that are trained or run in the same step.
       backend: by default JAX's.
 
     Returns:
       True on any accelerator, and on a CPU where none of them convolves.
     """
-    return (backend or jax.default_backend()) != "cpu" or not any(network.convolves for network in networks)
+    return (backend or jax.default_backend()) != "cpu" or not any(config.convolves for config in (network, *others))

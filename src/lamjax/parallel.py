@@ -61,6 +61,17 @@ def replicate(tree: Any, devices: Sequence[jax.Device]) -> Any:
     return jax.device_put(tree, jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec()))
 
 
+def spread(tree: Any, devices: Sequence[jax.Device]) -> Any:
+    """Lays row d of each array ``[D, ...]`` of a tree on device d; the tree itself for one device.
+
+    What lies elsewhere is copied at every call of a pmapped step.
+    """
+    if len(devices) == 1:
+        return tree
+    mesh = jax.sharding.Mesh(np.asarray(devices), (AXIS,))
+    return jax.device_put(tree, jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(AXIS)))
+
+
 def on_one(tree: Any, devices: Sequence[jax.Device]) -> Any:
     """A replicated tree on the first device alone, for what runs there: evaluation, environments, checkpoints."""
     return tree if len(devices) == 1 else jax.device_put(tree, devices[0])
