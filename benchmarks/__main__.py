@@ -31,9 +31,9 @@ MEASURED: dict[str, Callable[[Settings, float | None], dict[str, Any]]] = {
 }
 
 
-def torch_rates(settings: Settings) -> tuple[Callable[[str], float | None], str | None]:
+def torch_rates(settings: Settings) -> tuple[Callable[[str, Settings], float | None], str | None]:
     """What gives PyTorch's rate of a row, and the version; says once why where there is none."""
-    nothing = lambda name: None  # noqa: E731
+    nothing = lambda name, settings: None  # noqa: E731
     if not settings.torch:
         return nothing, None
     if settings.size != "paper":
@@ -50,7 +50,7 @@ def torch_rates(settings: Settings) -> tuple[Callable[[str], float | None], str 
     if wrong:
         print(f"PyTorch's program misses the golden file in {', '.join(wrong)}: no ratios.")
         return nothing, torch.__version__
-    return lambda name: reference.rate(name, settings), torch.__version__
+    return reference.rate, torch.__version__
 
 
 def line(row: dict[str, Any]) -> str:
@@ -84,11 +84,13 @@ def main() -> None:
     )
     rows = []
     for name in settings.only:
-        row = MEASURED[name](settings, rate(name))
-        rows.append(row)
-        print(line(row), flush=True)
-        if row["details"]:
-            print(f"{'':12s} " + ", ".join(f"{name} {value:.4g}" for name, value in row["details"].items()), flush=True)
+        for sized in settings.scaled(name):
+            row = MEASURED[name](sized, rate(name, sized))
+            rows.append(row)
+            print(line(row), flush=True)
+            if row["details"]:
+                details = ", ".join(f"{name} {value:.4g}" for name, value in row["details"].items())
+                print(f"{'':12s} {details}", flush=True)
     result = {
         "device": device,
         "versions": {

@@ -12,6 +12,7 @@ from lamjax.config import PRESETS, RunConfig
 
 Row = Literal["stage1", "stage2", "stage3", "ppo", "loader", "ring", "ppo_cartpole", "ppo_breakout", "linear"]
 ROWS: tuple[Row, ...] = get_args(Row)
+SCALED: tuple[Row, ...] = ("stage1", "stage2")  # rows that are measured at each of several batches
 OBS = (64, 64, 3)
 _FUSED = 25  # optimizer steps in a dispatch, as in the pipeline
 
@@ -23,7 +24,8 @@ class Settings:
     Attributes:
       size: cpu or paper, the preset whose networks are measured.
       only: rows to measure.
-      batch: windows in a batch of stages 1 and 2; by default the preset's, and 32 for the paper's networks on a CPU.
+      batches: windows in a batch of stages 1 and 2, one row for each; by default the preset's, 32 for the paper's
+        networks on a CPU, and for those on an accelerator also 512, 1024 and 4096. Other rows use the first.
       samples: dispatches behind each figure; by default 30, and 5 for the paper's networks on a CPU.
       host_devices: devices that a CPU is presented as.
       torch: False leaves PyTorch out, even where it is installed.
@@ -32,7 +34,7 @@ class Settings:
 
     size: Literal["cpu", "paper"] = "cpu"
     only: tuple[Row, ...] = ROWS
-    batch: Annotated[int | None, tyro.conf.arg(metavar="INT")] = None
+    batches: tuple[int, ...] = ()
     samples: Annotated[int | None, tyro.conf.arg(metavar="INT")] = None
     host_devices: int = 2
     torch: bool = True
@@ -51,7 +53,17 @@ class Settings:
     @property
     def batch_size(self) -> int:
         """Windows in a step of stages 1 and 2."""
-        return self.batch or (32 if self.slow else self.preset.dynamics.batch_size)
+        if self.batches:
+            return self.batches[0]
+        return 32 if self.slow else self.preset.dynamics.batch_size
+
+    def scaled(self, row: Row) -> "list[Settings]":
+        """These settings for each batch that a row is measured at."""
+        batches = self.batches
+        if not batches:
+            scale = self.size == "paper" and jax.default_backend() != "cpu"
+            batches = (self.batch_size, *((512, 1024, 4096) if scale else ()))
+        return [dataclasses.replace(self, batches=(batch,)) for batch in (batches if row in SCALED else batches[:1])]
 
     @property
     def repeats(self) -> int:

@@ -111,3 +111,32 @@ def test_a_convolution_over_a_tiled_vector_is_one_over_its_copies(kernel):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5), over_params, over_joined[0])
     np.testing.assert_allclose(over_x, over_joined[1][..., :2], atol=2e-6)
     np.testing.assert_allclose(over_v, over_joined[1][..., 2:].sum((1, 2)), atol=2e-5)
+
+
+@pytest.mark.parametrize(("size", "kernel"), [((2, 2), (3, 3)), ((1, 1), (3, 3)), ((1, 2), (3, 3)), ((2, 1), (4, 2))])
+def test_a_convolution_of_few_pixels_is_flaxs(size, kernel):
+    x = jnp.array(np.random.default_rng(0).normal(size=(3, *size, 5)), jnp.float32)
+    layer, flaxs = Conv(4, kernel), nn.Conv(4, kernel)
+    params = layer.init(jax.random.key(0), x)["params"]
+    bound = uniform_bound(5 * kernel[0] * kernel[1])
+    same = nn.Conv(4, kernel, kernel_init=bound, bias_init=bound, name="conv")
+
+    class Parent(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            return same.clone(parent=self)(x)
+
+    jax.tree.map(np.testing.assert_array_equal, params, Parent().init(jax.random.key(0), x)["params"])
+
+    def loss(layer, params, x):
+        out = layer.apply({"params": params}, x)
+        return jnp.sum(jnp.sin(out)), out
+
+    ours, of_flax = (
+        jax.value_and_grad(lambda p, x, layer=layer: loss(layer, p, x), argnums=(0, 1), has_aux=True)(p, x)
+        for layer, p in ((layer, params), (flaxs, params["conv"]))
+    )
+    np.testing.assert_allclose(ours[0][1], of_flax[0][1], atol=1e-5)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), ours[1][0]["conv"], of_flax[1][0])
+    np.testing.assert_allclose(ours[1][1], of_flax[1][1], atol=1e-5)
+    assert "convolution" not in jax.jit(layer.apply).lower({"params": params}, x).as_text()
