@@ -153,7 +153,7 @@ def test_stages_on_two_devices_are_those_of_one_on_the_joined_batch(store, tmp_p
     close((model.params, model.codebooks), (state.params, state.codebooks), rtol=1e-3, atol=1e-5)
 
     infer, step = jax.jit(dynamics.infer_latents), jax.jit(cloning.train_step)
-    expected = cloning.init(
+    expected = loops.jit_once(cloning.init, static_argnums=(1, 2, 3))(
         pipeline.stage_key(config, "cloning"), config.cloning, (4,), model.config.latent_dim, model.obs_stats
     )
     for number in range(config.cloning.steps):
@@ -162,11 +162,11 @@ def test_stages_on_two_devices_are_those_of_one_on_the_joined_batch(store, tmp_p
     close(policy.params, expected.params, rtol=1e-3, atol=1e-5)
 
     step = jax.jit(actions.train_step)
-    expected = actions.init(jax.random.key(1), config.cloning, 2, (4,), True, model.obs_stats)
+    name = jax.jit(actions.name_actions, static_argnums=(3, 4))
+    expected = pipeline._init_actions(jax.random.key(1), config.cloning, 2, (4,), True, model.obs_stats)
     for number in range(config.cloning.steps):
         windows = joined(stream[2], number)
-        names = actions.name_actions(model, decoder, windows, config.offline, 2)
-        expected, _ = step(expected, windows[:, -2], names)
+        expected, _ = step(expected, windows[:, -2], name(model, decoder, windows, config.offline, 2))
     close(named, expected.policy, rtol=1e-3, atol=1e-5)
 
 
@@ -275,7 +275,7 @@ def scratch(run: Run) -> None:
     pipeline.scratch_stage(run, "ppo_scratch", run.config.scratch)
 
 
-DECODER = DecoderConfig(start=0.0, dense_until=0.8, stop=0.9, every=1, batch_size=32, capacity=256)
+DECODER = DecoderConfig(start=0.0, dense_until=1.1, stop=1.1, batch_size=32, capacity=256)
 ON_DEVICES = {
     "ppo_scratch": (settings(scratch=ScratchConfig(settings().scratch.trunk, PPO)), "cartpole", scratch, "update_on"),
     "decode_online": (
@@ -287,30 +287,44 @@ ON_DEVICES = {
 }
 
 
-@pytest.mark.parametrize("stage", ON_DEVICES)
-def test_ppo_on_two_devices_resumes_exactly_and_goes_on_with_one(stage, tmp_path, briefly, monkeypatch):
-    config, env, run_stage, update = ON_DEVICES[stage]
+@pytest.fixture
+def go_on(tmp_path, briefly):
+    """Runs a stage on so many devices in a folder, from where it stopped; its newest checkpoint."""
 
-    def go_on(folder, count):
-        with open_run(tmp_path / folder, config, count, env) as run:
-            run_stage(run)
+    def run(stage, folder, count):
+        config, env, run_stage, _ = ON_DEVICES[stage]
+        with open_run(tmp_path / folder, config, count, env) as opened:
+            run_stage(opened)
         return saved(tmp_path / folder, stage)
 
-    whole = go_on("whole", 2)
-    assert whole[0] == PPO.num_updates == 4
-    for folder in ("stopped", "moved"):
-        with monkeypatch.context() as patch, pytest.raises(InterruptedRunError):
-            interrupted(patch, pipeline.ppo if stage == "ppo_scratch" else pipeline.online, update, 2)
-            go_on(folder, 2)
+    def stopped(stage, folder):
+        module = pipeline.ppo if stage == "ppo_scratch" else pipeline.online
+        with pytest.MonkeyPatch.context() as patch, pytest.raises(InterruptedRunError):
+            interrupted(patch, module, ON_DEVICES[stage][-1], 2)
+            run(stage, folder, 2)
         assert saved(tmp_path / folder, stage)[0] == 2
-    assert go_on("stopped", 2) == whole
-    # On one device the same environments go on, with other draws of actions: the state has one form.
-    step, shapes, digests = go_on("moved", 1)
-    assert step == 4 and digests != whole[2]
-    assert {name for name in shapes if shapes[name] != whole[1][name]} <= {"host:native"}  # as long as the games say
+
+    run.stopped = stopped
+    return run
+
+
+@pytest.mark.parametrize("stage", ON_DEVICES)
+def test_ppo_on_two_devices_resumes_exactly(stage, go_on, tmp_path):
+    whole = go_on(stage, "whole", 2)
+    assert whole[0] == PPO.num_updates == 4
+    go_on.stopped(stage, "stopped")
+    assert go_on(stage, "stopped", 2) == whole
     if stage == "decode_online":
-        arrays = checkpoint.restore_arrays(tmp_path / "moved" / "checkpoints" / stage)[1]
-        assert arrays["pairs.written"] == 3 * (PPO.num_steps - 2) * PPO.num_envs  # the joined environments'
+        arrays = checkpoint.restore_arrays(tmp_path / "whole" / "checkpoints" / stage)[1]
+        assert arrays["pairs.written"] == 4 * (PPO.num_steps - 2) * PPO.num_envs  # of both devices
+
+
+def test_ppo_on_two_devices_goes_on_with_one(go_on):
+    """The same environments with other draws of actions; the state has one form."""
+    whole = go_on("ppo_scratch", "whole", 2)
+    go_on.stopped("ppo_scratch", "moved")
+    step, shapes, digests = go_on("ppo_scratch", "moved", 1)
+    assert (step, shapes) == whole[:2] and digests != whole[2]
 
 
 # Several hosts
@@ -353,7 +367,8 @@ def test_two_processes_train_what_one_trains_on_the_joined_batch(store, tmp_path
     argv += ["--analysis.probe-test", "16", "--log-every", "5", "--analysis.eval-every", "10"]
     shared = {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "1", "JAX_CPU_COLLECTIVES_IMPLEMENTATION": "gloo"}
     shared |= {"JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": "2"}
-    shared |= {"JAX_COMPILATION_CACHE_DIR": str(jax.config.jax_compilation_cache_dir)}
+    names = ("compilation_cache_dir", "persistent_cache_min_compile_time_secs")
+    shared |= {f"JAX_{name.upper()}": str(getattr(jax.config, f"jax_{name}")) for name in names}
     processes = [
         subprocess.Popen(
             [sys.executable, "-c", HOST, str(index), *argv],
