@@ -20,12 +20,10 @@ init_cloning = loops.jit_once(cloning.init, static_argnums=(1, 2, 3))
 
 
 def frames_buffer(devices: list[jax.Device]) -> Buffer:
-    """Random frames in episodes of 100 on each device; with a leading axis of devices where they are several."""
-    lead = () if len(devices) == 1 else (len(devices),)
-    frames = np.random.default_rng(0).integers(0, 256, (*lead, _FRAMES, *OBS), np.uint8)
-    starts = valid_starts(np.arange(_FRAMES) % 100 == 0)
-    buffer = Buffer(frames, np.broadcast_to(starts, (*lead, len(starts))))
-    return parallel.spread(jax.tree.map(jax.numpy.asarray, buffer), devices)
+    """The same random frames in episodes of 100 on each device."""
+    frames = np.random.default_rng(0).integers(0, 256, (_FRAMES, *OBS), np.uint8)
+    buffer = jax.tree.map(jax.numpy.asarray, Buffer(frames, valid_starts(np.arange(_FRAMES) % 100 == 0)))
+    return parallel.deal([buffer] * len(devices), devices)
 
 
 def dynamics_steps(

@@ -1,5 +1,6 @@
 """Strict settings for every test: two host devices, no silent rank promotion; setup.cfg turns warnings into errors.
 
+Runs train on the first device, as on a user's CPU; tests of several devices say so.
 The compilation cache halves the time of a second run; results are bit-identical with and without it.
 """
 
@@ -11,10 +12,19 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 import jax
 import pytest
 
+from lamjax import parallel
+
 jax.config.update("jax_num_cpu_devices", 2)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_compilation_cache_dir", str(Path(__file__).parents[1] / ".jax_cache"))
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _one_device():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(parallel, "devices", lambda: tuple(jax.local_devices()[:1]))
+        yield
 
 
 @pytest.fixture(autouse=True, scope="module")

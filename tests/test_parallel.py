@@ -101,10 +101,49 @@ def test_the_place_of_the_only_device():
     assert parallel.place(None) == {"axis_index": 0, "axis_size": 1}
 
 
-def test_spread_lays_a_row_on_each_device():
+def test_shares_of_a_count():
     devices = jax.local_devices()[:2]
-    x = np.arange(6.0).reshape(2, 3)
-    rows = parallel.spread({"x": x}, devices)["x"].addressable_shards
-    assert [shard.device for shard in rows] == devices
-    np.testing.assert_array_equal(np.concatenate([shard.data for shard in rows]), x)
-    assert parallel.spread(x, devices[:1]) is x
+    assert parallel.share(6, devices, "--n") == 3 and parallel.share(7, devices[:1], "--n") == 7
+    with pytest.raises(
+        ValueError, match=r"^--n is 7 over all devices and does not divide by these 2: choose a multiple"
+    ):
+        parallel.share(7, devices, "--n")
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_dealt_trees_come_back(count):
+    devices = jax.local_devices()[:count]
+    parts = [{"x": jnp.arange(3.0) + i, "n": jnp.int32(i)} for i in range(count)]
+    dealt = parallel.deal(parts, devices)
+    assert dealt["x"].shape == ((3,) if count == 1 else (2, 3))
+    for shard in dealt["x"].addressable_shards if count == 2 else ():
+        assert shard.device == devices[shard.index[0].start]
+    for ours, theirs in zip(parallel.collected(dealt, devices), parts, strict=True):
+        jax.tree.map(np.testing.assert_array_equal, ours, theirs)
+
+
+# Several hosts; two of them train in test_pipeline.py
+
+
+def test_one_process_is_the_first_and_only_one():
+    assert parallel.from_first(lambda: {"a": 1}) == {"a": 1}
+    with pytest.raises(KeyError):
+        parallel.from_first(lambda: {}["a"])
+    assert parallel.anywhere(True) and not parallel.anywhere(False)
+    assert parallel.local(jax.devices()) == jax.local_devices()
+
+
+def test_hosts_are_joined_only_when_asked(monkeypatch):
+    started = []
+    monkeypatch.setattr(jax.distributed, "initialize", lambda **numbers: started.append(numbers))
+    monkeypatch.delenv("JAX_COORDINATOR_ADDRESS", raising=False)
+    parallel.join_hosts(False)
+    assert started == []
+    parallel.join_hosts(True)
+    for name, value in {"COORDINATOR_ADDRESS": "a:1", "NUM_PROCESSES": "4", "PROCESS_ID": "3"}.items():
+        monkeypatch.setenv(f"JAX_{name}", value)
+    parallel.join_hosts(False)
+    assert started == [{}, {"num_processes": 4, "process_id": 3}]
+    monkeypatch.setenv("JAX_PROCESS_ID", "three")
+    with pytest.raises(ValueError, match=r"^The other hosts were not found \(.*three.*\): set JAX_COORDINATOR_ADDRESS"):
+        parallel.join_hosts(True)

@@ -1,15 +1,37 @@
-"""Pieces of the pipeline that a whole run would not notice."""
+"""Pieces of the pipeline that a whole run would not notice: what it runs on, and what it keeps in memory."""
 
+import contextlib
 import dataclasses
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
 
 import jax
 import numpy as np
 import pytest
 
-from lamjax import cloning, dynamics, loops, pipeline
-from lamjax.config import PRESETS
-from lamjax.data import Buffer, valid_starts
+from lamjax import checkpoint, cloning, dynamics, loops, parallel, pipeline
+from lamjax.config import PRESETS, VECTOR_PRESETS, RunConfig, ScratchConfig
+from lamjax.data import Buffer, StoreWriter, open_store, sample_labelled, valid_starts
+from lamjax.decoding import actions, offline
+from lamjax.decoding.online import DecoderConfig, OnlineConfig
 from lamjax.models.impala import ImpalaConfig
+from lamjax.ppo.train import PPOConfig
+from lamjax.run import InterruptedRunError, Run
+
+SMALL = ImpalaConfig(channels=(8,), strides=(4,), blocks=0, features=8, stem=4, pool=False)
+CONVOLVES = dataclasses.replace(
+    PRESETS["smoke"],
+    dynamics=dataclasses.replace(
+        PRESETS["smoke"].dynamics,
+        idm=SMALL,
+        fdm=dataclasses.replace(PRESETS["smoke"].dynamics.fdm, channels=(8,), bottleneck=8, stem=16),
+    ),
+    cloning=dataclasses.replace(PRESETS["smoke"].cloning, trunk=SMALL),
+)
 
 
 def test_still_windows_show_the_middle_frame_alone():
@@ -23,34 +45,361 @@ def test_still_windows_show_the_middle_frame_alone():
     np.testing.assert_array_equal(longer, windows[:, 1:2].repeat(4, axis=1))  # o_t is the last frame but one
 
 
-@pytest.mark.parametrize("steps", [1, 3])
+@pytest.mark.parametrize(("steps", "count"), [(1, 1), (3, 1), (1, 2)])
 @pytest.mark.parametrize("stage", ["dynamics", "cloning"])
-def test_training_stays_on_the_device_and_is_traced_once(stage, steps):
-    config, obs, key = PRESETS["smoke"], (64, 64, 3), jax.random.key(0)
-    trunk = ImpalaConfig(channels=(8,), strides=(4,), blocks=0, features=8, stem=4, pool=False)
-    unet = dataclasses.replace(config.dynamics.fdm, channels=(8,), bottleneck=8, stem=16)
-    config = dataclasses.replace(
-        config,
-        dynamics=dataclasses.replace(config.dynamics, idm=trunk, fdm=unet),
-        cloning=dataclasses.replace(config.cloning, trunk=trunk),
-    )
+def test_training_stays_on_the_device_and_is_traced_once(stage, steps, count, monkeypatch):
+    config, obs, key = CONVOLVES, (64, 64, 3), jax.random.key(0)
+    devices = tuple(jax.local_devices()[:count])
     state = loops.jit_once(dynamics.init, static_argnums=(1, 2))(key, config.dynamics, obs)
-    advance, rest = pipeline._advance_dynamics, (None,)  # no labels
+    advance, last = pipeline.over(pipeline._dynamics_steps, devices, (None, 0, None, 0)), None  # no labels
     if stage == "cloning":
-        rest = (state,)
+        last = parallel.replicate(state, devices)
         state = loops.jit_once(cloning.init, static_argnums=(1, 2, 3))(
             key, config.cloning, obs, config.dynamics.latent_dim
         )
-        advance = pipeline._advance_cloning
+        advance = pipeline.over(pipeline._cloning_steps, devices, (None, 0, None, None))
     frames = np.random.default_rng(0).integers(0, 256, (100, *obs), np.uint8)
-    buffer = jax.device_put(Buffer(frames, valid_starts(np.arange(100) % 25 == 0)))
-    traced = advance._cache_size()
+    buffer = parallel.deal([jax.device_put(Buffer(frames, valid_starts(np.arange(100) % 25 == 0)))] * count, devices)
+    state, key = parallel.replicate((state, key), devices)
+    traced, train_step = [], getattr(pipeline, stage).train_step
+    monkeypatch.setattr(getattr(pipeline, stage), "train_step", lambda *a, **k: traced.append(1) or train_step(*a, **k))
     with jax.transfer_guard("disallow"):
         with pytest.raises(Exception, match="Disallowed host-to-device transfer"):
             state.step + 1  # the guard is on, also on a CPU
         for _ in range(3):
-            state, metrics = advance(state, buffer, key, *rest, steps)
+            state, metrics = advance(state, buffer, key, last, steps)
         jax.block_until_ready(metrics)
     assert int(state.step) == 3 * steps
     assert np.isfinite(metrics["loss"])
-    assert advance._cache_size() == traced + 1
+    assert len(traced) == 1
+
+
+# Several devices
+
+
+LABELS = {"action_weight": 0.5, "labelled": 12, "labelled_batch": 4}
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory):
+    """40 episodes of 20 steps in the plane: an action says where the next one goes."""
+    rng, moves = np.random.default_rng(0), np.array([(1, 0, 0, 0), (0, -1, 0, 0)])
+    path = tmp_path_factory.mktemp("walks") / "store"
+    with StoreWriter(path, env="cartpole", obs_shape=(4,), obs_dtype="float32", num_actions=2) as writer:
+        for level in range(40):
+            taken = rng.integers(2, size=20)
+            walked = np.cumsum(moves[taken], 0) + rng.normal(size=(20, 4)) / 9
+            writer.append_episode(walked.astype(np.float32), taken, np.zeros(20), level, "terminated")
+    return open_store(path)
+
+
+def settings(*, steps: int = 40, labels: bool = False, **changes) -> RunConfig:
+    """A run on vectors, whose stages fuse: seconds, most of them compilation."""
+    config, stage_1 = VECTOR_PRESETS["smoke"], {"steps": steps, "batch_size": 4, **(LABELS if labels else {})}
+    return dataclasses.replace(
+        config,
+        dynamics=dataclasses.replace(config.dynamics, **stage_1),
+        cloning=dataclasses.replace(config.cloning, steps=10, batch_size=4),
+        analysis=dataclasses.replace(config.analysis, probe_test=16),
+        checkpoint_every=1000.0,
+        **changes,
+    )
+
+
+@contextlib.contextmanager
+def open_run(folder, config, count, env="cartpole"):
+    with Run(folder, env, config, {}) as run:
+        run.devices = tuple(jax.local_devices()[:count])
+        yield run
+
+
+@pytest.fixture
+def briefly(monkeypatch):
+    """Stages that only train."""
+    monkeypatch.setattr(pipeline, "examine_dynamics", lambda *args: {})
+    monkeypatch.setattr(pipeline, "_finish_ppo", lambda run, stage, *args: run.finish(stage, {}))
+
+
+def close(ours, theirs, **tolerance):
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, **tolerance), *jax.device_get((ours, theirs)))
+
+
+def test_stages_on_two_devices_are_those_of_one_on_the_joined_batch(store, tmp_path, briefly):
+    steps = 10
+    config = settings(steps=steps, labels=True)
+    with open_run(tmp_path, config, 2) as run:
+        untrained = pipeline.init_dynamics(run, store)
+        model = pipeline.dynamics_stage(run, store)
+        policy = pipeline.cloning_stage(run, store, model)
+        subset = pipeline.LabelledSubset(store, 12, seed=run.config.seed)
+        stream = [pipeline.training_stream(run, store, 4, run.config.seed + k, 1) for k in range(3)]
+        nothing = np.zeros((2, model.config.latent_dim), np.float32)
+        decoder, _ = offline.fit(jax.random.key(0), nothing, np.arange(2), config.offline, 2)
+        named = pipeline.relabel(run, "named", jax.random.key(1), model, decoder, stream[2], (4,), 2)[1]
+    labels = jax.device_get(pipeline.upload_labels(subset, run.devices))
+    labels = [jax.tree.map(lambda x, d=d: jax.device_put(x[d]), labels) for d in (0, 1)]
+
+    def joined(stream, step):
+        return np.concatenate(np.asarray(stream.windows(step)))
+
+    def labelled(step):
+        parts = [sample_labelled(labels[d], stream[0].key, step, 4, axis_index=d, axis_size=2) for d in (0, 1)]
+        return [np.concatenate(arrays) for arrays in zip(*parts, strict=True)]
+
+    step, state = jax.jit(dynamics.train_step), untrained
+    for number in range(steps):
+        state, metrics = step(state, joined(stream[0], number), tuple(labelled(number)))
+    assert metrics["action_loss"] > 0
+    close((model.params, model.codebooks), (state.params, state.codebooks), rtol=1e-3, atol=1e-5)
+
+    infer, step = jax.jit(dynamics.infer_latents), jax.jit(cloning.train_step)
+    expected = loops.jit_once(cloning.init, static_argnums=(1, 2, 3))(
+        pipeline.stage_key(config, "cloning"), config.cloning, (4,), model.config.latent_dim, model.obs_stats
+    )
+    for number in range(config.cloning.steps):
+        windows = joined(stream[1], number)
+        expected, _ = step(expected, windows[:, -2], infer(model, windows).continuous)
+    close(policy.params, expected.params, rtol=1e-3, atol=1e-5)
+
+    step = jax.jit(actions.train_step)
+    name = jax.jit(actions.name_actions, static_argnums=(3, 4))
+    expected = pipeline._init_actions(jax.random.key(1), config.cloning, 2, (4,), True, model.obs_stats)
+    for number in range(config.cloning.steps):
+        windows = joined(stream[2], number)
+        expected, _ = step(expected, windows[:, -2], name(model, decoder, windows, config.offline, 2))
+    close(named, expected.policy, rtol=1e-3, atol=1e-5)
+
+
+def interrupted(patch, module, name, calls):
+    """Sends the run a signal when a function is called for the so many-th time."""
+    original, seen = getattr(module, name), []
+
+    def function(*args, **kwargs):
+        seen.append(1)
+        if len(seen) == calls:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return original(*args, **kwargs)
+
+    patch.setattr(module, name, function)
+
+
+def saved(folder, stage):
+    """Step, shapes and digests of the newest checkpoint."""
+    step, arrays, note = checkpoint.restore_arrays(folder / "checkpoints" / stage)
+    return step, {name: array.shape for name, array in arrays.items()}, note["digests"]
+
+
+RING = settings(ring_frames=320)
+
+
+@pytest.fixture(scope="module")
+def on_rings(store, tmp_path_factory):
+    """Stage 1 on one device and on two, uninterrupted, with half of the frames in memory or less."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pipeline, "examine_dynamics", lambda *args: {})
+        found = {}
+        for count in (1, 2):
+            folder = tmp_path_factory.mktemp(f"ring{count}")
+            with open_run(folder, RING, count) as run:
+                stream = pipeline.training_stream(run, store, 4, 0, 25)
+                assert stream.steps_per_phase == {1: 5, 2: 15}[count]  # rows cut dispatches of 25 to 5 steps
+                pipeline.dynamics_stage(run, store)
+            found[count] = saved(folder, "dynamics")
+        return found
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_a_run_on_a_ring_resumes_exactly(count, store, on_rings, tmp_path, briefly, monkeypatch):
+    with monkeypatch.context() as patch, open_run(tmp_path, RING, count) as run:
+        interrupted(patch, pipeline, "held_out_errors", 2)  # at step 20; the next dispatch ends at 25
+        with pytest.raises(InterruptedRunError):
+            pipeline.dynamics_stage(run, store)
+    assert saved(tmp_path, "dynamics")[0] == 25
+    with open_run(tmp_path, RING, count) as run:
+        pipeline.dynamics_stage(run, store)
+    assert saved(tmp_path, "dynamics") == on_rings[count]
+
+
+def test_a_run_on_two_devices_may_be_resumed_on_one(store, on_rings, tmp_path, briefly, monkeypatch):
+    with monkeypatch.context() as patch, open_run(tmp_path, RING, 2) as run:
+        interrupted(patch, pipeline, "held_out_errors", 1)
+        with pytest.raises(InterruptedRunError):
+            pipeline.dynamics_stage(run, store)
+    assert saved(tmp_path, "dynamics")[:2] == (15, on_rings[1][1])  # one form
+    with open_run(tmp_path, RING, 1) as run:
+        model = pipeline.dynamics_stage(run, store)
+    assert saved(tmp_path, "dynamics")[0] == int(model.step) == 40
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(model.params))
+
+
+def with_ppo(config: RunConfig, stage: str, **changes) -> RunConfig:
+    part = getattr(config, stage)
+    return dataclasses.replace(
+        config, **{stage: dataclasses.replace(part, ppo=dataclasses.replace(part.ppo, **changes))}
+    )
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        (
+            dataclasses.replace(settings(), cloning=dataclasses.replace(settings().cloning, batch_size=5)),
+            "^--cloning.batch-size is 5 over all devices and does not divide by these 2: choose a multiple of 2, or",
+        ),
+        (with_ppo(settings(), "scratch", num_envs=9, num_minibatches=1), "^--scratch.ppo.num-envs is 9 over all"),
+        (
+            with_ppo(settings(), "online", num_envs=4, num_steps=3, num_minibatches=4),
+            r"^--online.ppo: the 2 environments of a device, times num-steps \(3\), do not divide into",
+        ),
+    ],
+)
+def test_what_does_not_divide_by_the_devices_is_refused_at_once(config, message, tmp_path):
+    with open_run(tmp_path, config, 2) as run, pytest.raises(ValueError, match=message):
+        pipeline.check_shares(run)
+
+
+PPO = PPOConfig(total_frames=4 * 64, num_envs=8, num_steps=8, num_epochs=2, num_minibatches=2)
+
+
+def online(run: Run) -> None:
+    """Stage 3 of models that were not trained, on real Procgen: networks that convolve take a loop on the host."""
+    config, key = run.config, jax.random.key(0)
+    model = loops.jit_once(dynamics.init, static_argnums=(1, 2))(key, config.dynamics, (64, 64, 3))
+    policy = loops.jit_once(cloning.init, static_argnums=(1, 2, 3))(
+        key, config.cloning, (64, 64, 3), config.dynamics.latent_dim
+    )
+    pipeline.online_stage(run, model, policy)
+
+
+def scratch(run: Run) -> None:
+    pipeline.scratch_stage(run, "ppo_scratch", run.config.scratch)
+
+
+DECODER = DecoderConfig(start=0.0, dense_until=1.1, stop=1.1, batch_size=32, capacity=256)
+ON_DEVICES = {
+    "ppo_scratch": (settings(scratch=ScratchConfig(settings().scratch.trunk, PPO)), "cartpole", scratch, "update_on"),
+    "decode_online": (
+        dataclasses.replace(CONVOLVES, online=OnlineConfig(PPO, DECODER)),
+        "coinrun",
+        online,
+        "update",
+    ),
+}
+
+
+@pytest.fixture
+def go_on(tmp_path, briefly):
+    """Runs a stage on so many devices in a folder, from where it stopped; its newest checkpoint."""
+
+    def run(stage, folder, count):
+        config, env, run_stage, _ = ON_DEVICES[stage]
+        with open_run(tmp_path / folder, config, count, env) as opened:
+            run_stage(opened)
+        return saved(tmp_path / folder, stage)
+
+    def stopped(stage, folder):
+        module = pipeline.ppo if stage == "ppo_scratch" else pipeline.online
+        with pytest.MonkeyPatch.context() as patch, pytest.raises(InterruptedRunError):
+            interrupted(patch, module, ON_DEVICES[stage][-1], 2)
+            run(stage, folder, 2)
+        assert saved(tmp_path / folder, stage)[0] == 2
+
+    run.stopped = stopped
+    return run
+
+
+@pytest.mark.parametrize("stage", ON_DEVICES)
+def test_ppo_on_two_devices_resumes_exactly(stage, go_on, tmp_path):
+    whole = go_on(stage, "whole", 2)
+    assert whole[0] == PPO.num_updates == 4
+    go_on.stopped(stage, "stopped")
+    assert go_on(stage, "stopped", 2) == whole
+    if stage == "decode_online":
+        arrays = checkpoint.restore_arrays(tmp_path / "whole" / "checkpoints" / stage)[1]
+        assert arrays["pairs.written"] == 4 * (PPO.num_steps - 2) * PPO.num_envs  # of both devices
+
+
+def test_ppo_on_two_devices_goes_on_with_one(go_on):
+    """The same environments with other draws of actions; the state has one form."""
+    whole = go_on("ppo_scratch", "whole", 2)
+    go_on.stopped("ppo_scratch", "moved")
+    step, shapes, digests = go_on("ppo_scratch", "moved", 1)
+    assert (step, shapes) == whole[:2] and digests != whole[2]
+
+
+# Several hosts
+
+
+HOST = """
+import os, signal, sys
+from lamjax import pipeline
+from lamjax.cli import main
+
+pipeline.examine_dynamics = lambda *args: {}
+pipeline.diagnosis.diagnose = lambda summary: []
+errors = pipeline.held_out_errors
+def stopped(*args):
+    if sys.argv[1] == "1":
+        os.kill(os.getpid(), signal.SIGTERM)  # one of them is told to stop: both stop
+    return errors(*args)
+pipeline.held_out_errors = stopped
+first = main(sys.argv[2:])
+pipeline.held_out_errors = errors
+sys.exit(10 * main(sys.argv[2:]) + (first != 128 + signal.SIGTERM))
+"""
+
+
+def test_two_processes_train_what_one_trains_on_the_joined_batch(store, tmp_path):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    argv = ["train", "--env", "cartpole", "--preset", "smoke", "--store", str(store.path), "--runs", str(tmp_path)]
+    argv += [
+        "--dynamics.steps",
+        "20",
+        "--dynamics.batch-size",
+        "4",
+        "--cloning.steps",
+        "5",
+        "--cloning.batch-size",
+        "4",
+    ]
+    argv += ["--analysis.probe-test", "16", "--log-every", "5", "--analysis.eval-every", "10"]
+    shared = {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "1", "JAX_CPU_COLLECTIVES_IMPLEMENTATION": "gloo"}
+    shared |= {"JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": "2"}
+    names = ("compilation_cache_dir", "persistent_cache_min_compile_time_secs")
+    shared |= {f"JAX_{name.upper()}": str(getattr(jax.config, f"jax_{name}")) for name in names}
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", HOST, str(index), *argv],
+            env={**os.environ, **shared, "JAX_PROCESS_ID": str(index)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for index in range(2)
+    ]
+    try:
+        outputs = [process.communicate(timeout=120)[0] for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    assert [process.returncode for process in processes] == [0, 0], "\n".join(outputs)
+    for output in outputs:
+        assert "everything is saved" in output and "the others run on one host" in output
+    # The first process alone wrote, one run.
+    (folder,) = (tmp_path / "cartpole").iterdir()
+    assert set(json.loads((folder / "summary.json").read_text())["stages"]) == {"record", "dynamics", "cloning"}
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows if row["stage"] == "dynamics"] == [5, 10, 15, 20]
+
+    config = settings(steps=20)
+    with open_run(tmp_path / "one", config, 2) as run:
+        state = pipeline.init_dynamics(run, store)
+        stream = pipeline.training_stream(run, store, 4, 0, 1)
+    step = jax.jit(dynamics.train_step)
+    for number in range(20):
+        state, _ = step(state, np.concatenate(np.asarray(stream.windows(number))))
+    arrays = checkpoint.restore_arrays(folder / "checkpoints" / "dynamics")[1]
+    for name, expected in checkpoint.flatten(state).items():
+        np.testing.assert_allclose(arrays[name], expected, rtol=1e-3, atol=1e-5, err_msg=name)

@@ -239,6 +239,14 @@ def test_rows_checkpoints_and_dispatches(tmp_path):
     assert steps_in(tmp_path / "run") == [23]
 
 
+def test_dispatches_end_where_they_would_have_ended(tmp_path):
+    """Wherever another number of fused steps left off: the blocks of a ring change between these dispatches alone."""
+    train_toy(tmp_path / "run", 3, log_every=10)
+    advance = Toy()
+    train_toy(tmp_path / "run", 14, advance, fuse=4, log_every=10)
+    assert advance.calls == [(3, 1), (4, 4), (8, 2), (10, 4)]
+
+
 def test_evaluations_stand_in_the_rows(tmp_path):
     seen = []
 

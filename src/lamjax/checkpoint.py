@@ -18,6 +18,8 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 
+from lamjax import parallel
+
 KEEP = 2  # one to use, one to fall back to
 _HOST = "host:"
 
@@ -167,7 +169,7 @@ def save(
 
 
 def restore(folder: Path, template: Any, *, config: Any) -> Restored | None:
-    """Restores the newest checkpoint that is intact.
+    """Restores the newest checkpoint that is intact; of several hosts the first reads it for all.
 
     Args:
       folder: where the checkpoints of one stage lie.
@@ -181,7 +183,7 @@ def restore(folder: Path, template: Any, *, config: Any) -> Restored | None:
       CheckpointError: if the newest intact one belongs to another configuration (the field is named), or if there are
         checkpoints and none is intact.
     """
-    found = restore_arrays(folder)
+    found = parallel.from_first(lambda: restore_arrays(folder))
     if found is None:
         return None
     step, arrays, note = found
@@ -228,15 +230,23 @@ def restore_arrays(folder: Path) -> tuple[int, dict[str, np.ndarray], dict[str, 
 
 
 def _manager(folder: Path) -> ocp.CheckpointManager:
+    folder.mkdir(parents=True, exist_ok=True)
+    alone = {}
+    if jax.process_count() > 1:  # orbax would wait for the other hosts, which have nothing to save
+        ours = jax.process_index()
+        only = ocp.options.MultiprocessingOptions(primary_host=ours, active_processes={ours})
+        alone = {"multiprocessing_options": only}
     options = ocp.CheckpointManagerOptions(
         preservation_policy=ocp.checkpoint_managers.LatestN(KEEP),
         enable_async_checkpointing=False,
         cleanup_tmp_directories=True,
-        create=True,
+        create=False,
+        **alone,
     )
+    arrays, note = ocp.PyTreeCheckpointHandler(**alone), ocp.JsonCheckpointHandler(**alone)
     handlers = ocp.handlers.DefaultCheckpointHandlerRegistry()
-    handlers.add("arrays", ocp.args.PyTreeSave, ocp.PyTreeCheckpointHandler())
-    handlers.add("arrays", ocp.args.PyTreeRestore, ocp.PyTreeCheckpointHandler())
-    handlers.add("note", ocp.args.JsonSave, ocp.JsonCheckpointHandler())
-    handlers.add("note", ocp.args.JsonRestore, ocp.JsonCheckpointHandler())
+    handlers.add("arrays", ocp.args.PyTreeSave, arrays)
+    handlers.add("arrays", ocp.args.PyTreeRestore, arrays)
+    handlers.add("note", ocp.args.JsonSave, note)
+    handlers.add("note", ocp.args.JsonRestore, note)
     return ocp.CheckpointManager(folder, options=options, handler_registry=handlers)

@@ -40,6 +40,8 @@ class Train:
       expert_frames: where there is no expert, trains one with so many frames first.
       runs: where run folders lie.
       data: where recorded trajectories lie.
+      distributed: trains stages 1 and 2 together with the same command on other hosts; also where the environment
+        has JAX_COORDINATOR_ADDRESS.
       config: the settings of the preset.
     """
 
@@ -52,6 +54,7 @@ class Train:
     expert_frames: int | None = None
     runs: Path = _RUNS
     data: Path = _DATA
+    distributed: bool = False
     config: Settings = PRESETS["cpu"]
 
 
@@ -250,6 +253,8 @@ class Experts:
 
 def train(args: Train) -> None:
     """`lamjax train`."""
+    import jax
+
     from lamjax import pipeline, whole
     from lamjax.run import read_json
 
@@ -267,11 +272,13 @@ def train(args: Train) -> None:
             data=args.data,
             command=_command(),
         )
+        if jax.process_count() > 1:
+            continue  # there is no report yet
         folders.append(folder)
         for stage, results in read_json(folder / "summary.json")["stages"].items():
             print(f"{stage:15s} {results.get('verdict', 'done')}")
         print(f"report: {folder / 'report.html'}")
-    if args.seeds > 1:
+    if len(folders) > 1:
         print(f"aggregate: {pipeline.aggregate(folders)}")
 
 
@@ -554,9 +561,12 @@ def main(argv: list[str] | None = None) -> int:
         print(f"lamjax: there is no verb {verb!r}: choose one of {', '.join(VERBS)}.", file=sys.stderr)
         return 2
     logging.getLogger("absl").setLevel(logging.ERROR)  # orbax tells every step of every save
+    from lamjax import parallel
     from lamjax.run import InterruptedRunError
 
     try:
+        if verb == "train" and not {"-h", "--help"} & set(rest):
+            parallel.join_hosts("--distributed" in rest)  # options have defaults that look at the devices
         VERBS[verb][1](parse(verb, rest))
     except InterruptedRunError as stop:
         print(f"lamjax: {stop}", file=sys.stderr)

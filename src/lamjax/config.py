@@ -8,6 +8,7 @@ import dataclasses
 from typing import Literal
 
 import jax
+import jax.numpy as jnp
 
 from lamjax.cloning import CloningConfig
 from lamjax.decoding.offline import OfflineConfig
@@ -21,6 +22,7 @@ from lamjax.models.mlp import MLPConfig, MLPFDMConfig
 from lamjax.models.quantizer import QuantizerConfig
 from lamjax.models.trunk import TrunkConfig
 from lamjax.models.unet import UNetConfig
+from lamjax.ppo.agent import ScratchAgent
 from lamjax.ppo.train import PPOConfig, Schedule
 
 
@@ -78,10 +80,16 @@ class ScratchConfig:
     Attributes:
       trunk: the network.
       ppo: PPO's settings.
+      dtype: type of the activations; losses, advantages and the optimizer stay float32.
     """
 
     trunk: TrunkConfig = ImpalaConfig()
     ppo: PPOConfig = PPOConfig()
+    dtype: Literal["float32", "bfloat16"] = "float32"
+
+    def agent(self, num_actions: int) -> ScratchAgent:
+        """What is trained, with so many actions."""
+        return ScratchAgent(self.trunk, num_actions, getattr(jnp, self.dtype))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,6 +110,8 @@ class RunConfig:
       log_every: steps between rows of metrics.
       checkpoint_every: seconds between checkpoints.
       max_in_flight: dispatches that may be un-awaited.
+      ring_frames: training frames that a device keeps at a time, besides an eighth more on their way; the others wait
+        on disk and come in turn (see `lamjax.data.ring`). 0 keeps all of them.
       train_expert: where there is no expert, trains one first, as `expert` says, instead of recording random play.
     """
 
@@ -118,6 +128,7 @@ class RunConfig:
     log_every: int = 50
     checkpoint_every: float = 120.0
     max_in_flight: int = 16
+    ring_frames: int = 0
     train_expert: bool = False
 
     def __post_init__(self):
@@ -127,6 +138,8 @@ class RunConfig:
         for name, count in counts.items():
             if count < 1:
                 raise ValueError(f"{name} must be at least 1, not {count}.")
+        if self.ring_frames < 0:
+            raise ValueError(f"ring_frames must not be negative, not {self.ring_frames}.")
         if self.eval_episodes % min(64, self.eval_episodes):
             raise ValueError(f"eval_episodes ({self.eval_episodes}) must be a multiple of 64, or less.")
 

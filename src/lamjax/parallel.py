@@ -1,19 +1,47 @@
-"""Steps over several devices: how a step is spread, and collectives that do nothing on a single one.
+"""Steps over several devices and hosts: how a step is spread, and collectives that do nothing on a single device.
 
 A step takes ``axis_name: str | None`` and reduces over it what its devices must agree on. `map_step` runs it under
 ``jit`` on one device and under ``pmap`` on several; what all devices share (parameters, moments, statistics) stays one
 logical array, laid out on each of them by `replicate`.
+
+Where several hosts run one program (`join_hosts`), `devices` are those of all of them, and every host calls the same
+steps in the same order. Its arrays are its own: a leading axis of devices counts those of this host alone.
 """
 
 import functools
+import os
+import pickle
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental import multihost_utils
 
 AXIS = "devices"
+
+T = TypeVar("T")
+
+
+def devices() -> tuple[jax.Device, ...]:
+    """What training runs on: all devices, those of all hosts together."""
+    return tuple(jax.devices())
+
+
+def share(count: int, devices: Sequence[jax.Device], name: str) -> int:
+    """An equal part of `count` for each device.
+
+    Raises:
+      ValueError: if there is none; it calls the count by `name`.
+    """
+    part, rest = divmod(count, len(devices))
+    if rest:
+        raise ValueError(
+            f"{name} is {count} over all devices and does not divide by these {len(devices)}: "
+            f"choose a multiple of {len(devices)}, or show JAX fewer devices."
+        )
+    return part
 
 
 def map_step(
@@ -55,26 +83,36 @@ def map_step(
 
 def replicate(tree: Any, devices: Sequence[jax.Device]) -> Any:
     """Lays a tree of arrays out on each of several devices; the tree itself for one."""
-    if len(devices) == 1:
-        return tree
-    mesh = jax.sharding.Mesh(np.asarray(devices), (AXIS,))
-    return jax.device_put(tree, jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec()))
+    return tree if len(devices) < 2 else jax.device_put(tree, _layout(devices))
 
 
-def spread(tree: Any, devices: Sequence[jax.Device]) -> Any:
-    """Lays row d of each array ``[D, ...]`` of a tree on device d; the tree itself for one device.
+def deal(parts: Sequence[Any], devices: Sequence[jax.Device]) -> Any:
+    """Trees of equal structure, one for each device, as one tree with a leading axis of devices; the tree for one."""
+    if len(devices) < 2:
+        return parts[0]
+    return jax.tree.map(lambda *leaves: jax.device_put(jnp.stack(leaves), _layout(devices, AXIS)), *parts)
 
-    What lies elsewhere is copied at every call of a pmapped step.
-    """
-    if len(devices) == 1:
-        return tree
-    mesh = jax.sharding.Mesh(np.asarray(devices), (AXIS,))
-    return jax.device_put(tree, jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(AXIS)))
+
+def collected(tree: Any, devices: Sequence[jax.Device]) -> list[Any]:
+    """The trees that `deal` put together."""
+    if len(devices) < 2:
+        return [tree]
+    return [jax.tree.map(lambda leaf, i=i: leaf[i], tree) for i in range(len(devices))]
+
+
+def _layout(devices: Sequence[jax.Device], *axes: str) -> jax.sharding.NamedSharding:
+    mesh = jax.sharding.Mesh(np.asarray(local(devices)), (AXIS,))
+    return jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(*axes))
+
+
+def local(devices: Sequence[jax.Device]) -> list[jax.Device]:
+    """Those of `devices` that are this host's."""
+    return [device for device in devices if device.process_index == jax.process_index()]
 
 
 def on_one(tree: Any, devices: Sequence[jax.Device]) -> Any:
-    """A replicated tree on the first device alone, for what runs there: evaluation, environments, checkpoints."""
-    return tree if len(devices) == 1 else jax.device_put(tree, devices[0])
+    """A replicated tree on this host's first device alone, for what runs there: evaluation, say."""
+    return tree if len(devices) < 2 else jax.device_put(tree, local(devices)[0])
 
 
 def place(axis_name: str | None) -> dict[str, Any]:
@@ -108,3 +146,50 @@ def mean_and_var(x: jax.Array, axis_name: str | None) -> tuple[jax.Array, jax.Ar
 def device_key(key: jax.Array, axis_name: str | None) -> jax.Array:
     """A key that differs on each device of `axis_name`."""
     return key if axis_name is None else jax.random.fold_in(key, jax.lax.axis_index(axis_name))
+
+
+def join_hosts(asked: bool) -> None:
+    """Makes one program of the same command on several hosts, before anything touches a device.
+
+    On TPU pods, under Slurm and under Open MPI JAX finds the others by itself. Elsewhere the environment tells:
+    ``JAX_COORDINATOR_ADDRESS`` (host and port of process 0), ``JAX_NUM_PROCESSES`` and ``JAX_PROCESS_ID``.
+
+    Args:
+      asked: False joins only where ``JAX_COORDINATOR_ADDRESS`` is set.
+
+    Raises:
+      ValueError: if the other hosts cannot be found.
+    """
+    if jax.distributed.is_initialized() or not (asked or "JAX_COORDINATOR_ADDRESS" in os.environ):
+        return
+    told = {"num_processes": "JAX_NUM_PROCESSES", "process_id": "JAX_PROCESS_ID"}
+    try:
+        jax.distributed.initialize(**{name: int(os.environ[key]) for name, key in told.items() if key in os.environ})
+    except (ValueError, RuntimeError) as error:
+        raise ValueError(
+            f"The other hosts were not found ({error}): set JAX_COORDINATOR_ADDRESS (host:port of the first), "
+            "JAX_NUM_PROCESSES and JAX_PROCESS_ID on each of them."
+        ) from error
+
+
+def from_first(make: Callable[[], T]) -> T:
+    """What `make` gives or raises on the first host, on all of them; it is called there alone."""
+    if jax.process_count() == 1:
+        return make()
+    message = b""
+    if jax.process_index() == 0:
+        try:
+            message = pickle.dumps((make(), None))
+        except Exception as error:
+            message = pickle.dumps((None, error))
+    size = int(multihost_utils.broadcast_one_to_all(np.int32(len(message))))
+    sent = np.frombuffer(message.ljust(size, b"\0"), np.uint8)
+    value, error = pickle.loads(multihost_utils.broadcast_one_to_all(sent).tobytes())
+    if error is not None:
+        raise error
+    return value
+
+
+def anywhere(flag: bool) -> bool:
+    """Whether `flag` is true on any host; all must ask together, and get the same answer."""
+    return flag if jax.process_count() == 1 else bool(multihost_utils.process_allgather(np.asarray(flag)).any())

@@ -23,7 +23,7 @@ import numpy as np
 import optax
 
 import lamjax
-from lamjax import cloning, dynamics, envs, experts, loops, policies
+from lamjax import cloning, dynamics, envs, experts, loops, parallel, policies
 from lamjax.analysis import diagnosis, latents, probes, report
 from lamjax.cloning import CloningState
 from lamjax.config import RecordConfig, RunConfig, ScratchConfig
@@ -45,7 +45,7 @@ from lamjax.metrics import Progress, read_metrics
 from lamjax.models.policy import ObsStats, obs_stats
 from lamjax.ppo import train as ppo
 from lamjax.ppo.agent import ScratchAgent
-from lamjax.ppo.train import PPOState
+from lamjax.ppo.train import PPOConfig, PPOState
 from lamjax.run import Run, RunError, Saver, restore, timed, train, write_json
 
 FUSE = 25  # optimizer steps in a dispatch where steps fuse
@@ -290,36 +290,78 @@ def _scan(*networks: Any) -> Callable:
     return jax.lax.scan if loops.fuses_steps(*networks) else loops.host_scan
 
 
-@functools.partial(jax.jit, donate_argnums=0, static_argnums=4)
-def _advance_dynamics(state: DynamicsState, buffer: Buffer, key: jax.Array, labels: Labels | None, n: int):
+@functools.cache
+def over(
+    steps: Callable, devices: tuple[jax.Device, ...], in_axes: tuple[int | None, ...], static: int = 1
+) -> Callable:
+    """Compiles training steps for some devices, once for all runs.
+
+    Args:
+      steps: ``(state, ..., axis_name=...) -> (state, metrics)``; its first argument is donated.
+      devices: where they run.
+      in_axes: as for `parallel.map_step`.
+      static: how many arguments after these are compiled in.
+    """
+    last = tuple(range(len(in_axes), len(in_axes) + static))
+    return parallel.map_step(steps, devices, in_axes=in_axes, static_argnums=last, donate_argnums=(0,))
+
+
+def _dynamics_steps(
+    state: DynamicsState, buffer: Buffer, key: jax.Array, labels: Labels | None, n: int, *, axis_name: str | None
+):
     """Takes n steps of stage 1 in one dispatch; `key` is the stream's, `labels` what it may know of actions."""
+    place = parallel.place(axis_name)
 
     def step(state: DynamicsState):
         config = state.config
         labelled = None
         if labels is not None:
-            labelled = sample_labelled(labels, key, state.step, config.labelled_batch)
-        windows = sample(buffer, key, state.step, config.batch_size, length=config.window)
-        return dynamics.train_step(state, windows, labelled)
+            labelled = sample_labelled(labels, key, state.step, config.labelled_batch, **place)
+        windows = sample(buffer, key, state.step, config.batch_size, length=config.window, **place)
+        return dynamics.train_step(state, windows, labelled, axis_name=axis_name)
 
     return loops.repeat(step, state, n)
 
 
-@functools.partial(jax.jit, donate_argnums=0, static_argnums=4)
-def _advance_cloning(state: CloningState, buffer: Buffer, key: jax.Array, model: DynamicsState, n: int):
+def _cloning_steps(
+    state: CloningState, buffer: Buffer, key: jax.Array, model: DynamicsState, n: int, *, axis_name: str | None
+):
     """Takes n steps of stage 2 in one dispatch; `key` is the stream's."""
+    place = parallel.place(axis_name)
 
     def step(state: CloningState):
-        windows = sample(buffer, key, state.step, state.config.batch_size, length=model.config.window)
-        return cloning.train_step(state, windows[:, -2], dynamics.infer_latents(model, windows).continuous)
+        windows = sample(buffer, key, state.step, state.config.batch_size, length=model.config.window, **place)
+        latents = dynamics.infer_latents(model, windows).continuous
+        return cloning.train_step(state, windows[:, -2], latents, axis_name=axis_name)
 
     return loops.repeat(step, state, n)
 
 
-def training_stream(run: Run, store: Store, batch_size: int, seed: int) -> ObservationStream:
-    """The training windows of the store, in the order of `seed`."""
-    masked, length = run.config.analysis.mask_boundaries, run.config.dynamics.window
-    return ObservationStream(store, batch_size=batch_size, seed=seed, mask_boundaries=masked, length=length)
+def training_stream(run: Run, store: Store, batch_size: int, seed: int, fuse: int) -> ObservationStream:
+    """The training windows of the store, in the order of `seed`, for dispatches of `fuse` steps."""
+    config = run.config
+    return ObservationStream(
+        store,
+        batch_size=batch_size,
+        seed=seed,
+        mode="ring" if config.ring_frames else "resident",
+        ring_frames=config.ring_frames,
+        # Blocks change between dispatches, and where rows cut these short, between rows.
+        align=fuse if config.log_every % fuse == 0 else config.log_every,
+        mask_boundaries=config.analysis.mask_boundaries,
+        length=config.dynamics.window,
+        devices=_several(run.devices),
+    )
+
+
+def _several(devices: tuple[jax.Device, ...]) -> tuple[jax.Device, ...] | None:
+    """What buffers take: None for one device, which needs no leading axis."""
+    return devices if len(devices) > 1 else None
+
+
+def _spread_saver(run: Run, config: Any) -> Saver:
+    """Saves a state that all devices share, once, and lays it out on as many as there are when it is restored."""
+    return Saver(config, unpack=lambda _, tree, host: parallel.replicate(tree, run.devices))
 
 
 def evaluation_windows(
@@ -360,31 +402,35 @@ def dynamics_stage(run: Run, store: Store) -> DynamicsState:
     untrained = init_dynamics(run, store)
     if run.done("dynamics"):
         return restore(run, "dynamics", untrained, Saver(config))[1]
-    stream = training_stream(run, store, config.batch_size, run.config.seed)
+    fuse = _fuse(config.idm, config.fdm)
+    stream = training_stream(run, store, config.batch_size, run.config.seed, fuse)
     # Off, stage 1 has no door to actions at all; on, it knows those of the subset and counts them.
     num_labels = config.num_labelled(len(store.starts("train", config.window)))
     subset = LabelledSubset(store, num_labels, seed=run.config.seed, length=config.window) if num_labels else None
-    labels = upload_labels(subset) if subset else None
+    labels = upload_labels(subset, _several(run.devices)) if subset else None
     held_out = held_out_windows(run, store)
 
     def test(state: DynamicsState) -> dict[str, float]:
-        errors = held_out_errors(state, held_out)
+        errors = held_out_errors(parallel.on_one(state, run.devices), held_out)
         return {"test_fdm_mse": errors["fdm_mse"], "test_fdm_ratio": errors["fdm_ratio"]}
 
+    advance = over(_dynamics_steps, run.devices, (None, 0, None, 0))
+    key = parallel.replicate(stream.key, run.devices)
     # The state is donated, so the untrained one is copied first: the probe's null needs it.
     state, seconds = train(
         run,
         "dynamics",
-        jax.tree.map(jnp.copy, untrained),
-        lambda state, position, n: _advance_dynamics(state, stream.buffer(position), stream.key, labels, n),
+        parallel.replicate(jax.tree.map(jnp.copy, untrained), run.devices),
+        lambda state, position, n: advance(state, stream.buffer(position), key, labels, n),
         config.steps,
-        saver=Saver(config),
+        saver=_spread_saver(run, config),
         log_every=run.config.log_every,
-        fuse=_fuse(config.idm, config.fdm),
+        fuse=fuse,
         evaluate=test,
         eval_every=run.config.analysis.eval_every,
         show=("fdm_mse", "test_fdm_ratio", "perplexity_0", "action_accuracy"),
     )
+    state = parallel.on_one(state, run.devices)
     results = {
         "steps": config.steps,
         "labels": subset.labels_used if subset else 0,
@@ -495,27 +541,31 @@ def cloning_stage(run: Run, store: Store, model: DynamicsState) -> CloningState:
     )
     if run.done("cloning"):
         return restore(run, "cloning", state, Saver(config))[1]
-    stream = training_stream(run, store, config.batch_size, run.config.seed + 1)
+    fuse = _fuse(config.trunk, run.config.dynamics.idm)
+    stream = training_stream(run, store, config.batch_size, run.config.seed + 1, fuse)
     held_out = held_out_windows(run, store)
     targets, _ = latents.latents_of(model, held_out.windows)
 
     def test(state: CloningState) -> dict[str, float]:
-        predicted = policy_latents(state, held_out.windows[:, -2])
+        predicted = policy_latents(parallel.on_one(state, run.devices), held_out.windows[:, -2])
         return {"test_loss": float(np.mean(np.square(predicted - targets)))}
 
+    advance = over(_cloning_steps, run.devices, (None, 0, None, None))
+    shared = parallel.replicate((stream.key, model), run.devices)
     state, seconds = train(
         run,
         "cloning",
-        state,
-        lambda state, position, n: _advance_cloning(state, stream.buffer(position), stream.key, model, n),
+        parallel.replicate(state, run.devices),
+        lambda state, position, n: advance(state, stream.buffer(position), *shared, n),
         config.steps,
-        saver=Saver(config),
+        saver=_spread_saver(run, config),
         log_every=run.config.log_every,
-        fuse=_fuse(config.trunk, run.config.dynamics.idm),
+        fuse=fuse,
         evaluate=test,
         eval_every=run.config.analysis.eval_every,
         show=("loss", "test_loss"),
     )
+    state = parallel.on_one(state, run.devices)
     mse = test(state)["test_loss"]
     null = float(np.mean(np.square(targets - targets.mean(0))))
     results = {
@@ -615,8 +665,9 @@ def offline_stage(run: Run, store: Store, model: DynamicsState, policy: CloningS
             raise RunError(f"The store has {available} labelled windows, fewer than any of --offline.labels.")
         partial = run.summary.setdefault("partial", {}).setdefault("decode_offline", {"by_seed": {}})
         by_seed: dict[str, list[list[float]]] = partial["by_seed"]
+        fuse = _fuse(run.config.cloning.trunk, model.config.idm)
         stream = functools.cache(
-            lambda: training_stream(run, store, run.config.cloning.batch_size, run.config.seed + 2)
+            lambda: training_stream(run, store, run.config.cloning.batch_size, run.config.seed + 2, fuse)
         )
 
         def missing(method: str, plays: tuple[str, ...], count: int, draw: int) -> list[str]:
@@ -708,8 +759,7 @@ def clone_actions(
     return state.agent, state.policy
 
 
-@functools.partial(jax.jit, donate_argnums=0, static_argnums=(5, 6))
-def _advance_named(
+def _named_steps(
     state: actions.ActionState,
     buffer: Buffer,
     key: jax.Array,
@@ -717,13 +767,16 @@ def _advance_named(
     decoder: Any,
     config: offline.OfflineConfig,
     n: int,
+    *,
+    axis_name: str | None,
 ):
     """Takes n steps of cloning named actions in one dispatch; `key` is the stream's."""
+    place = parallel.place(axis_name)
 
     def step(state: actions.ActionState):
-        windows = sample(buffer, key, state.step, state.config.batch_size, length=model.config.window)
+        windows = sample(buffer, key, state.step, state.config.batch_size, length=model.config.window, **place)
         named = actions.name_actions(model, decoder, windows, config, state.agent.num_actions)
-        return actions.train_step(state, windows[:, -2], named)
+        return actions.train_step(state, windows[:, -2], named, axis_name=axis_name)
 
     return loops.repeat(step, state, n)
 
@@ -740,36 +793,68 @@ def relabel(
 ) -> tuple[ScratchAgent, Any]:
     """LAPO+'s second half: the decoded inverse model names every training window's action, and a policy clones them."""
     config, settings = run.config.cloning, run.config.offline
+    advance = over(_named_steps, run.devices, (None, 0, None, None, None), 2)
+    state = _init_actions(key, config, num_actions, obs_shape, True, model.obs_stats)
+    state, *shared = parallel.replicate((state, stream.key, model, decoder), run.devices)
     state, _ = train(
         run,
         name,
-        _init_actions(key, config, num_actions, obs_shape, True, model.obs_stats),
-        lambda state, position, n: _advance_named(
-            state, stream.buffer(position), stream.key, model, decoder, settings, n
-        ),
+        state,
+        lambda state, position, n: advance(state, stream.buffer(position), *shared, settings, n),
         config.steps,
-        saver=Saver(config),
+        saver=_spread_saver(run, config),
         log_every=run.config.log_every,
         fuse=_fuse(config.trunk, model.config.idm),
         show=("loss", "accuracy"),
     )
+    state = parallel.on_one(state, run.devices)
     return state.agent, state.policy
 
 
 # Stage 3, online, and PPO from scratch
 
 
-def _ppo_saver(config: Any, env: envs.VectorEnv, get: Callable[[Any], PPOState], put: Callable) -> Saver:
-    """Saves the native environments beside the state: a handle means nothing in another process."""
+def ppo_share(run: Run, config: PPOConfig, option: str) -> int:
+    """How many environments each device plays.
+
+    Raises:
+      ValueError: if the settings, which the command line calls `option`, do not divide by the devices.
+    """
+    each = parallel.share(config.num_envs, run.devices, f"{option}.num-envs")
+    if each * config.num_steps % (config.num_minibatches * config.grad_chunks):
+        raise ValueError(
+            f"{option}: the {each} environments of a device, times num-steps ({config.num_steps}), do not divide into "
+            f"num-minibatches * grad-chunks ({config.num_minibatches} * {config.grad_chunks}): lower one of these."
+        )
+    return each
+
+
+def _ppo_saver(run: Run, config: Any, env: envs.VectorEnv, get: Callable[[Any], PPOState], put: Callable) -> Saver:
+    """Saves the native environments beside the state: a handle means nothing in another process.
+
+    A checkpoint has one form on any number of devices, the environments of all of them joined.
+    """
+    count = len(run.devices)
 
     def pack(state: Any) -> tuple[Any, dict[str, np.ndarray]]:
         inner = get(state)
-        host = env.get_state(inner.actor.env)
-        return put(state, inner.replace(actor=inner.actor.replace(env=None))), host
+        actors = parallel.collected(inner.actor, run.devices)
+        host = envs.join_states([env.get_state(actor.env) for actor in actors])
+        actors = jax.device_get([actor.replace(env=None) for actor in actors])
+        # All environments' entries, and of the reward scale's moments, which are equal, the first.
+        actor = jax.tree.map(lambda *parts: np.concatenate(parts) if parts[0].ndim else parts[0], *actors)
+        return put(state, inner.replace(actor=actor)), host
 
     def unpack(_: Any, tree: Any, host: dict[str, np.ndarray]) -> Any:
         inner = get(tree)
-        return put(tree, inner.replace(actor=inner.actor.replace(env=env.set_state(host))))
+        actors = [
+            jax.tree.map(lambda x, part=part: jnp.split(x, count)[part] if x.ndim else x, inner.actor).replace(
+                env=env.set_state(saved)
+            )
+            for part, saved in enumerate(envs.split_state(host, count))
+        ]
+        shared = parallel.replicate(put(tree, inner.replace(actor=None)), run.devices)
+        return put(shared, get(shared).replace(actor=parallel.deal(actors, run.devices)))
 
     return Saver(config, pack, unpack)
 
@@ -785,22 +870,24 @@ def online_stage(run: Run, model: DynamicsState, policy: CloningState) -> None:
     config = run.config.online
     if run.done("decode_online"):
         return
-    env = make_env(run.env, config.ppo.num_envs, run.config)
+    env = make_env(run.env, ppo_share(run, config.ppo, "--online.ppo"), run.config)
+    scan = _scan(policy.config.trunk)
     agent = online.make_agent(policy, config, env.num_actions)
-    state = online.init(stage_key(run.config, "online"), config, policy, env)
+    state = online.init(stage_key(run.config, "online"), config, policy, env, run.devices)
+    shown = parallel.replicate(model, run.devices)
     state, seconds = train(
         run,
         "decode_online",
         state,
-        lambda state, position, n: online.update(state, model, agent, env, scan=_scan(policy.config.trunk)),
+        lambda state, position, n: online.update(state, shown, agent, env, scan=scan, devices=run.devices),
         config.ppo.num_updates,
-        saver=_ppo_saver(config, env, lambda s: s.ppo, lambda s, inner: s.replace(ppo=inner)),
+        saver=_ppo_saver(run, config, env, lambda s: s.ppo, lambda s, inner: s.replace(ppo=inner)),
         unit=config.ppo.num_envs * config.ppo.num_steps,
         unit_name="frame",
         show=("episode_return", "decoder_accuracy"),
     )
     env.close()
-    params = {"params": state.ppo.params, "frozen": state.frozen}
+    params = parallel.on_one({"params": state.ppo.params, "frozen": state.frozen}, run.devices)
     _finish_ppo(run, "decode_online", agent, params, config.ppo.num_updates, config.ppo, seconds)
 
 
@@ -812,33 +899,36 @@ def scratch_stage(run: Run, stage: str, config: ScratchConfig, start: Source | N
     """
     if run.done(stage):
         return
-    env = make_env(run.env, config.ppo.num_envs, run.config)
-    agent = ScratchAgent(config.trunk, env.num_actions)
+    option = "--expert.ppo" if stage == "expert" else "--scratch.ppo"
+    env, scan = make_env(run.env, ppo_share(run, config.ppo, option), run.config), _scan(config.trunk)
+    agent = config.agent(env.num_actions)
     key_params, key = jax.random.split(stage_key(run.config, stage))
     if start is None:
         params = loops.jit_once(agent.init, static_argnums=1)(key_params, env.obs_shape)
     else:
-        if getattr(start.logits_fn, "network", None) != agent:
+        plain = dataclasses.replace(agent, dtype=jnp.float32)  # files of policies do not tell
+        if getattr(start.logits_fn, "network", None) != plain:
             raise RunError(
                 f"The policy to start from ({start.name}) is not an actor-critic with the trunk of --expert.trunk: "
                 "give these options the sizes in its policy.json."
             )
         params = start.params
         run.note("start", {"policy": start.name, **start.info})
-    state = ppo.init(key, config.ppo, params, env)
+    state = ppo.init(key, config.ppo, params, env, run.devices)
     state, seconds = train(
         run,
         stage,
         state,
-        lambda state, position, n: ppo.update(state, agent, env, scan=_scan(config.trunk)),
+        lambda state, position, n: ppo.update_on(run.devices, state, agent, env, scan=scan),
         config.ppo.num_updates,
-        saver=_ppo_saver(config, env, lambda s: s, lambda s, inner: inner),
+        saver=_ppo_saver(run, config, env, lambda s: s, lambda s, inner: inner),
         unit=config.ppo.num_envs * config.ppo.num_steps,
         unit_name="frame",
         show=("episode_return", "entropy"),
     )
     env.close()
-    _finish_ppo(run, stage, agent, state.params, config.ppo.num_updates, config.ppo, seconds)
+    params = parallel.on_one(state.params, run.devices)
+    _finish_ppo(run, stage, agent, params, config.ppo.num_updates, config.ppo, seconds)
 
 
 def _finish_ppo(
@@ -866,10 +956,23 @@ def _finish_ppo(
 # The whole
 
 
+def check_shares(run: Run) -> None:
+    """Raises `ValueError` where a setting does not divide by the devices, before hours have gone into other stages."""
+    config = run.config
+    sizes = {"--dynamics.batch-size": config.dynamics.batch_size, "--cloning.batch-size": config.cloning.batch_size}
+    if config.dynamics.action_weight:
+        sizes["--dynamics.labelled-batch"] = config.dynamics.labelled_batch
+    for option, size in sizes.items():
+        parallel.share(size, run.devices, option)
+    if jax.process_count() == 1:
+        for option, settings in (("--online.ppo", config.online.ppo), ("--scratch.ppo", config.scratch.ppo)):
+            ppo_share(run, settings, option)
+
+
 def run_pipeline(run: Run, source: Source, data: Path) -> Path:
     """Runs every stage that has not ended yet, then writes the report; a run that has ended is left as it is."""
     page = run.folder / "report.html"
-    if run.done("decode_online") and page.exists():
+    if run.done("decode_online") and parallel.from_first(page.exists):
         return page
     started = time.monotonic()
     before = run.summary.get("total_seconds") or 0.0
@@ -879,6 +982,7 @@ def run_pipeline(run: Run, source: Source, data: Path) -> Path:
         run.note("total_seconds", before + time.monotonic() - started)
         run.check_stop()
 
+    check_shares(run)
     run.summary["source"] = {"policy": source.kind, **source.info}
     store = record_stage(run, source, data)
     num_actions = store.manifest["num_actions"]
@@ -887,6 +991,9 @@ def run_pipeline(run: Run, source: Source, data: Path) -> Path:
     checkpointed()
     policy = cloning_stage(run, store, model)
     checkpointed()
+    if jax.process_count() > 1:
+        print("stages 1 and 2 have ended; the others run on one host: start the same command there", file=sys.stderr)
+        return page
     nulls_stage(run, source, num_actions)
     checkpointed()
     offline_stage(run, store, model, policy, num_actions)

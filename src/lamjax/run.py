@@ -9,6 +9,7 @@ import fcntl
 import json
 import os
 import signal
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -17,7 +18,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from lamjax import checkpoint
+from lamjax import checkpoint, parallel
 from lamjax.metrics import MetricLog, NonFiniteError, Progress
 
 # Metrics of things that need not happen in an interval; they are NaN then, which is no failure.
@@ -55,12 +56,16 @@ def read_json(path: Path) -> Any:
 class Run:
     """An open run folder: one process at a time, one configuration for ever.
 
+    Where several hosts run one program they all do the same, and the first alone keeps it: the others have a folder of
+    their own, which is deleted in the end, and read nothing but what the first tells them.
+
     Attributes:
       folder: where it is.
       env: the environment's name.
       config: the settings.
       summary: what ``summary.json`` holds; change it through `finish` and `note`.
       log: the metric sinks.
+      devices: what stages train on (see `parallel.devices`).
       signum: the signal that asked to stop, or None.
     """
 
@@ -77,22 +82,30 @@ class Run:
         Raises:
           RunError: if another process has it open, or it belongs to another configuration (the field is named).
         """
-        self.folder, self.env, self.config = folder, env, config
+        self.env, self.config, self.devices = env, config, parallel.devices()
         self.signum: int | None = None
-        folder.mkdir(parents=True, exist_ok=True)
-        self._lock = (folder / ".lock").open("a")
+        self._held = contextlib.ExitStack()  # what is given back in the end
         try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            self._lock.close()
-            raise RunError(f"{folder} is in use by another process: wait for it, or choose another --name.") from None
-        try:
-            self._open(header, source)
+            if jax.process_index():
+                folder = Path(self._held.enter_context(tempfile.TemporaryDirectory(prefix="lamjax-")))
+            self.folder = folder
+            found = parallel.from_first(lambda: self._claim(source))
+            self.summary: dict[str, Any] = {"stages": {}, "nulls": {}, **found, **header}
+            self.log = self._held.enter_context(contextlib.closing(MetricLog(folder)))
         except BaseException:
-            self._lock.close()
+            self._held.close()
             raise
 
-    def _open(self, header: Mapping[str, Any], source: str | None) -> None:
+    def _claim(self, source: str | None) -> dict[str, Any]:
+        """Locks the folder and compares its configuration; the summary that it holds."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        lock = self._held.enter_context((self.folder / ".lock").open("a"))
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise RunError(
+                f"{self.folder} is in use by another process: wait for it, or choose another --name."
+            ) from None
         settings = {"env": self.env, **checkpoint.as_json(self.config)} | ({"source": source} if source else {})
         path = self.folder / "config.json"
         if not path.exists():
@@ -103,9 +116,7 @@ class Run:
                 "Use the same settings, or choose another --name."
             )
         summary = self.folder / "summary.json"
-        self.summary: dict[str, Any] = read_json(summary) if summary.exists() else {}
-        self.summary = {"stages": {}, "nulls": {}, **self.summary, **header}
-        self.log = MetricLog(self.folder)
+        return read_json(summary) if summary.exists() else {}
 
     def __enter__(self) -> "Run":
         """Takes SIGTERM and SIGINT: the loops end at the next step, saved."""
@@ -116,18 +127,21 @@ class Run:
         """Gives the signals back and closes everything."""
         for signum, handler in self._handlers.items():
             signal.signal(signum, handler)
-        self.log.close()
-        self._lock.close()
+        self._held.close()
 
     def _on_signal(self, signum: int, _: Any) -> None:
         if self.signum is not None:
             raise KeyboardInterrupt  # asked twice: do not wait for the step
         self.signum = signum
 
+    def stopping(self) -> bool:
+        """Whether a signal came, on any host; all hosts must ask together."""
+        return parallel.anywhere(self.signum is not None)
+
     def check_stop(self) -> None:
         """Raises `InterruptedRunError` if a signal came; call it where nothing needs saving."""
-        if self.signum is not None:
-            raise InterruptedRunError(self.signum)
+        if self.stopping():
+            raise InterruptedRunError(self.signum or signal.SIGTERM)
 
     def done(self, stage: str) -> dict[str, Any] | None:
         """The results of a stage that has ended, or None."""
@@ -240,7 +254,8 @@ def train(
     warm = False
     try:
         while position < total:
-            n = min(fuse, total - position, log_every - position % log_every)
+            # Dispatches end at multiples of `fuse` after each row, wherever a run is taken up: a ring changes there.
+            n = min(fuse - position % log_every % fuse, total - position, log_every - position % log_every)
             state, metrics = advance(state, position, n)
             position += n
             pending.append(metrics)
@@ -249,7 +264,9 @@ def train(
                 started, warm, saved_at = time.monotonic(), True, time.monotonic()
             elif len(pending) % config.max_in_flight == 0:
                 jax.block_until_ready(metrics)
-            end = position == total or run.signum is not None
+            # Several hosts agree at rows alone; to ask is to wait for the slowest.
+            stop = (jax.process_count() == 1 or position % log_every == 0) and run.stopping()
+            end = position == total or stop
             save = end or time.monotonic() - saved_at > config.checkpoint_every
             if save or position % log_every == 0:
                 row = _reduce(pending)
@@ -267,12 +284,15 @@ def train(
                 logged = position
                 progress.to(position * unit, ", ".join(f"{k} {row[k]:.3g}" for k in show if k in row))
                 if save:
-                    tree, host = saver.pack(state)
-                    meta = {"seconds": seconds}
-                    checkpoint.save(run.checkpoints(stage), position, tree, config=saver.config, host=host, meta=meta)
+                    if jax.process_index() == 0:
+                        tree, host = saver.pack(state)
+                        meta = {"seconds": seconds}
+                        folder = run.checkpoints(stage)
+                        checkpoint.save(folder, position, tree, config=saver.config, host=host, meta=meta)
                     saved, saved_at = position, time.monotonic()
                 started = time.monotonic()
-                run.check_stop()
+                if stop:
+                    raise InterruptedRunError(run.signum or signal.SIGTERM)
     finally:
         progress.close()
     return state, seconds

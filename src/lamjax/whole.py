@@ -12,6 +12,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import jax
+
 from lamjax import envs, experts, pipeline
 from lamjax.config import RunConfig, default_preset, presets_for
 from lamjax.pipeline import Source
@@ -149,6 +151,8 @@ def train(
     Returns:
       The run folder: ``summary.json`` and ``report.html`` are in it.
     """
+    if store is None and jax.process_count() > 1:
+        raise RunError("On several hosts give --store, trajectories that each of them can read: make them with record.")
     env = named(env)
     preset, settings = preset_of(env, preset)
     config = config or settings

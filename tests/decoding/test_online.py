@@ -65,6 +65,22 @@ def test_starts_as_the_decoded_latent_policy_at_half_strength(policy):
     assert not np.any(params["policy_head"]["kernel"])
 
 
+def test_bfloat16_is_for_the_trunk_alone(policy):
+    config = dataclasses.replace(CONFIG, dtype="bfloat16")
+    half, agent = (online.make_agent(policy, c, 15) for c in (config, CONFIG))
+    params, frozen = half.init(jax.random.key(2), policy)
+    params["policy_head"]["kernel"] = jnp.asarray(np.random.default_rng(1).normal(size=(32, 15)), jnp.float32)
+    obs = jnp.asarray(np.random.default_rng(0).integers(0, 256, (6, 64, 64, 3), np.uint8))
+    features = half.encode(frozen, obs)
+    assert features["convs"].dtype == jnp.bfloat16 and features["decoded"].dtype == jnp.float32
+    found, exact = half.apply(params, features), agent.apply(params, agent.encode(frozen, obs))
+    for ours, theirs in zip(found, exact, strict=True):
+        assert ours.dtype == jnp.float32
+        np.testing.assert_allclose(ours, theirs, atol=0.03 * np.abs(theirs).max())
+    grads = jax.grad(lambda p: half.apply(p, features)[0].sum())(params)
+    assert {leaf.dtype for leaf in jax.tree.leaves(grads)} == {jnp.dtype("float32")}
+
+
 def test_update_trains_the_heads_alone_and_stops_collecting(model, policy, env):
     agent = online.make_agent(policy, CONFIG, env.num_actions)
     # Copies: an update donates what it trains.

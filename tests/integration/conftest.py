@@ -23,9 +23,9 @@ def whole(tmp_path_factory):
 @pytest.fixture(scope="session")
 def start():
     """Starts ``lamjax`` in a process with the settings and the compilation cache of this one."""
-    names = ("compilation_cache_dir", "persistent_cache_min_compile_time_secs", "num_cpu_devices")
+    names = ("compilation_cache_dir", "persistent_cache_min_compile_time_secs")
     settings = {f"JAX_{name.upper()}": str(getattr(jax.config, f"jax_{name}")) for name in names}
-    env = {**os.environ, **settings, "JAX_PLATFORMS": "cpu"}
+    env = {**os.environ, **settings, "JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "1"}
 
     def call(*argv):
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}

@@ -43,6 +43,11 @@ FIELDS = {
     ("--offline.play", "sampled"): lambda c: (c.offline.play, ("sampled",)),
     ("--offline.label-shares", "0.01", "0.1"): lambda c: (c.offline.label_shares, (0.01, 0.1)),
     ("--offline.seeds", "5"): lambda c: (c.offline.seeds, 5),
+    ("--ring-frames", "4096"): lambda c: (c.ring_frames, 4096),
+    ("--dynamics.dtype", "bfloat16"): lambda c: (c.dynamics.dtype, "bfloat16"),
+    ("--cloning.dtype", "bfloat16"): lambda c: (c.cloning.dtype, "bfloat16"),
+    ("--online.dtype", "bfloat16"): lambda c: (c.online.dtype, "bfloat16"),
+    ("--scratch.dtype", "bfloat16"): lambda c: (c.scratch.agent(15).dtype.dtype.name, "bfloat16"),
 }
 
 

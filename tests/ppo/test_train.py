@@ -10,6 +10,7 @@ import pytest
 
 from lamjax import envs, fused, loops
 from lamjax.config import GRID_PRESETS
+from lamjax.envs import Gymnax
 from lamjax.models.impala import ImpalaConfig
 from lamjax.models.mlp import MLPConfig
 from lamjax.policies import Logits
@@ -19,6 +20,7 @@ from lamjax.ppo.agent import ScratchAgent
 from lamjax.ppo.train import PPOConfig
 from tests.ppo import probes
 from tests.ppo.conftest import AGENT, CONFIG
+from tests.ppo.probes import ProbeEnv
 
 
 def allclose(left, right, rtol=1e-5, atol=1e-6):
@@ -297,6 +299,23 @@ def test_an_update_on_two_devices_keeps_them_equal_and_reduces_every_metric(benc
         assert value[0] == value[1]
     assert scale.count[0] == pytest.approx(2 * 256)
     assert metrics["episodes"][0] == 2 * 16 * 5  # 16 steps are 5 episodes of 3
+
+
+def test_devices_with_environments_of_their_own_make_one_update_in_a_loop_and_in_a_scan(bench):
+    devices = jax.local_devices()[:2]
+    start = bench.start(probes.TELLTALE, reward_limit=10.0)
+    env = Gymnax(ProbeEnv(), CONFIG.num_envs // 2, params=probes.TELLTALE.tables)
+    state = ppo.init(jax.random.key(1), start.config, copied(start.params), env, devices)
+    rollout = ppo.collect_on(devices, AGENT, env, state)
+    assert rollout.action.shape == (2, 16, 8) and (rollout.actor.obs[0] != rollout.actor.obs[1]).any()
+    fused, fused_metrics = ppo.improve_on(devices, state, AGENT, rollout)
+    looped, looped_metrics = ppo.improve_on(devices, state, AGENT, rollout, scan=loops.host_scan)
+    allclose(looped_metrics, fused_metrics, rtol=1e-3, atol=1e-4)
+    allclose((looped.params, looped.opt_state), (fused.params, fused.opt_state), rtol=1e-3, atol=1e-4)
+    assert int(looped.update) == int(fused.update) == 1 and fused_metrics["episodes"] == 2 * 8 * 5
+    assert state.params["value_head"]["kernel"].is_deleted()  # donated by the loop
+    with pytest.raises(ValueError, match="asks for 16 environments, but env has 16 on each of 2 devices"):
+        ppo.init(jax.random.key(1), start.config, {}, bench.env, devices)
 
 
 def test_host_loop_and_scan_make_the_same_update(telltale):

@@ -28,6 +28,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from lamjax import parallel
 from lamjax.data import ring, windows
 from lamjax.data.store import Episodes, LabelledSubset, Split, Store, StoreError, split_mask
 
@@ -135,11 +136,12 @@ def upload_labels(subset: LabelledSubset, devices: Sequence[jax.Device] | None =
     if subset.store.num_actions is None:
         raise ValueError("labels must be discrete actions")
     lead = () if devices is None else (1,)
-    shards = devices or [None]
-    share = -(-len(subset.starts) // len(shards))
-    rows = np.resize(np.arange(len(subset.starts)), (len(shards), share))
+    count = len(devices or [None])
+    share = -(-len(subset.starts) // count)
+    rows = np.resize(np.arange(len(subset.starts)), (count, share))
     parts = []
-    for mine, device in zip(rows, shards, strict=True):
+    for shard, device in _shards(devices):
+        mine = rows[shard]
         frames = (subset.starts[mine][:, None] + np.arange(subset.length)[None, :]).reshape(-1)
         actions = jax.device_put(subset.actions[mine].reshape(*lead, -1), device)
         parts.append(Labels(_upload(subset.store, frames, (*lead, len(frames)), device), actions))
@@ -201,7 +203,8 @@ class ObservationStream:
         mask_boundaries: False lets windows cross episode ends, as the LAPO reference does; in a
             ring, those within a block.
         devices: None for one buffer on the default device. Otherwise each device holds its own
-            episodes, and every field of the buffer has a leading axis D, laid out for `pmap`.
+            episodes, and every field of the buffer has a leading axis D, laid out for `pmap`. Of
+            devices of several hosts this host's alone are filled, and D counts them.
 
     Attributes:
         key: JAX key made from the seed.
@@ -274,11 +277,12 @@ class ObservationStream:
         lead = () if devices is None else (1,)
         buffers = [
             Buffer(
-                frames=_upload(store, frames, (*lead, size), device),
+                frames=_upload(store, shards[shard], (*lead, size), device),
                 starts=jax.device_put(np.pad(s, (0, size - len(s))).reshape(*lead, size), device),
                 num_starts=jax.device_put(np.full(lead, len(s), np.int32), device),
             )
-            for frames, s, device in zip(shards, starts, devices or [None], strict=True)
+            for shard, device in _shards(devices)
+            for s in [starts[shard]]
         ]
         self._buffer = buffers[0] if devices is None else _joined(buffers, devices)
 
@@ -305,10 +309,11 @@ class _Ring:
         devices: Sequence[jax.Device] | None,
     ):
         self._store, self._blocks, self._capacity, self._seed, self._devices = store, blocks, capacity, seed, devices
+        self._shards = _shards(devices)
         self._lead = () if devices is None else (1,)
         shape = (*self._lead, ring.SLOTS * capacity, *store.obs_shape)
-        self._frames = [jnp.zeros(shape, store.obs_dtype, device=device) for device in devices or [None]]
-        self._resident = [[ring.Block(*np.zeros((2, 0), np.int64))] * ring.SLOTS for _ in blocks]
+        self._frames = [jnp.zeros(shape, store.obs_dtype, device=device) for _, device in self._shards]
+        self._resident = [[ring.Block(*np.zeros((2, 0), np.int64))] * ring.SLOTS for _ in self._shards]
         # Two passes meet in a ring, so that a block can be there twice.
         self._most_starts = ring.SLOTS * max(len(block.starts) for shard in blocks for block in shard)
         self._prefetcher = ring.Prefetcher(self._load)
@@ -329,7 +334,8 @@ class _Ring:
     def _load(self, index: int) -> list[tuple[ring.Block, jax.Array]]:
         """Reads entry `index` of each device's sequence and sends it there; runs in the prefetcher's thread."""
         loaded = []
-        for shard, (blocks, device) in enumerate(zip(self._blocks, self._devices or [None], strict=True)):
+        for shard, device in self._shards:
+            blocks = self._blocks[shard]
             block = blocks[ring.entry(self._seed, shard, index, len(blocks))]
             piece = np.zeros((self._capacity, *self._store.obs_shape), self._store.obs_dtype)
             piece[: len(block.frames)] = self._store.observations_at(block.frames)
@@ -338,14 +344,14 @@ class _Ring:
         return loaded
 
     def _put(self, slot: int, loaded: list[tuple[ring.Block, jax.Array]]) -> None:
-        for shard, (block, piece) in enumerate(loaded):
+        for place, (block, piece) in enumerate(loaded):
             offset = np.int32(slot * self._capacity)
-            self._frames[shard] = _write(self._frames[shard], piece, offset, axis=len(self._lead))
-            self._resident[shard][slot] = block
+            self._frames[place] = _write(self._frames[place], piece, offset, axis=len(self._lead))
+            self._resident[place][slot] = block
 
     def _gather(self, phase: int, first_step: int) -> Buffer:
         buffers = []
-        for frames, resident, device in zip(self._frames, self._resident, self._devices or [None], strict=True):
+        for frames, resident, (_, device) in zip(self._frames, self._resident, self._shards, strict=True):
             offsets = np.arange(ring.SLOTS) * self._capacity
             starts = np.concatenate([block.starts + offset for block, offset in zip(resident, offsets, strict=True)])
             padded = np.pad(starts, (0, self._most_starts - len(starts))).astype(np.int32)
@@ -472,9 +478,17 @@ def _pmapped_sample(devices: Sequence[jax.Device]):
     )
 
 
+def _shards(devices: Sequence[jax.Device] | None) -> list[tuple[int, jax.Device | None]]:
+    """The shards that this host holds, each with its device."""
+    if devices is None:
+        return [(0, None)]
+    mine = parallel.local(devices)
+    return [(shard, device) for shard, device in enumerate(devices) if device in mine]
+
+
 def _joined(buffers: Sequence[Buffer | Labels], devices: Sequence[jax.Device]) -> Buffer | Labels:
     """Puts together buffers, or labels, that lie on one device each, [1, ...], without copying them."""
-    mesh = jax.sharding.Mesh(np.asarray(devices), ("devices",))
+    mesh = jax.sharding.Mesh(np.asarray(parallel.local(devices)), ("devices",))
     sharding = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("devices"))
 
     def join(*shards):

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import optax
 from flax import struct
 
-from lamjax import dynamics
+from lamjax import dynamics, parallel
 from lamjax.cloning import CloningConfig
 from lamjax.decoding import offline
 from lamjax.decoding.offline import OfflineConfig
@@ -69,20 +69,23 @@ def init(
     obs_stats: ObsStats = None,
 ) -> ActionState:
     """Starts a policy on observations of `obs_shape` with A actions, with stage 2's trunk, from scratch."""
-    agent = ScratchAgent(config.trunk, num_actions)
+    agent = ScratchAgent(config.trunk, num_actions, getattr(jnp, config.dtype))
     params = agent.init(key, obs_shape)
     stats = jax.tree.map(jnp.copy, obs_stats)  # a copy: states are donated
     opt_state = _optimizer(config, decays).init(params)
     return ActionState(params, opt_state, jnp.zeros((), jnp.int32), agent, config, decays, stats)
 
 
-def train_step(state: ActionState, obs: jax.Array, actions: jax.Array) -> tuple[ActionState, dict[str, jax.Array]]:
+def train_step(
+    state: ActionState, obs: jax.Array, actions: jax.Array, *, axis_name: str | None = None
+) -> tuple[ActionState, dict[str, jax.Array]]:
     """One step of cloning. Pure, as `dynamics.train_step`.
 
     Args:
       state: the training state.
       obs: ``[B, *obs_shape]``.
       actions: int32 ``[B]``.
+      axis_name: devices over which gradients and metrics are reduced.
 
     Returns:
       The new state and metrics, float32 ``[]``: ``loss`` (nats) and ``accuracy``.
@@ -93,7 +96,8 @@ def train_step(state: ActionState, obs: jax.Array, actions: jax.Array) -> tuple[
         loss = optax.softmax_cross_entropy_with_integer_labels(logits, actions).mean()
         return loss, jnp.mean((jnp.argmax(logits, -1) == actions).astype(jnp.float32))
 
-    (loss, accuracy), grads = jax.value_and_grad(loss_fn, has_aux=True)(state.params)
+    found = jax.value_and_grad(loss_fn, has_aux=True)(state.params)
+    (loss, accuracy), grads = parallel.pmean(found, axis_name)
     updates, opt_state = _optimizer(state.config, state.decays).update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
     return state.replace(params=params, opt_state=opt_state, step=state.step + 1), {"loss": loss, "accuracy": accuracy}

@@ -12,7 +12,7 @@ Dimension keys: T steps, N environments, K capacity, Z latent size, A actions.
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import flax.linen as nn
@@ -25,7 +25,7 @@ from flax import struct
 from lamjax import dynamics, parallel
 from lamjax.cloning import CloningState
 from lamjax.dynamics import DynamicsState
-from lamjax.envs.api import VectorEnv, stepper
+from lamjax.envs.api import VectorEnv
 from lamjax.models.init import Dense
 from lamjax.models.mlp import MLP
 from lamjax.models.policy import ObsStats, normalise_obs
@@ -86,11 +86,13 @@ class OnlineConfig:
       decoder: the decoder's.
       train: "head" is LAPO: PPO trains a copy of the fully connected layer and the heads on it; "all" also trains a
         copy of the convolutions, at the rate of the group "convs", while the decoder goes on reading the frozen ones.
+      dtype: type of the trunk's activations; heads, losses, the decoder's fit and the optimizer stay float32.
     """
 
     ppo: PPOConfig = PPOConfig(learning_rates=LEARNING_RATES)
     decoder: DecoderConfig = DecoderConfig()
     train: Literal["head", "all"] = "head"
+    dtype: Literal["float32", "bfloat16"] = "float32"
 
 
 def without_wait(points: Schedule) -> Schedule:
@@ -121,6 +123,7 @@ class HybridAgent:
       decoder_hidden: widths of the decoder's hidden layers.
       supervised: whether there is a decoder; else the RL head stands alone.
       train: "head" or "all" layers (see `OnlineConfig`).
+      dtype: type of the trunk's activations.
     """
 
     trunk: TrunkConfig
@@ -129,6 +132,7 @@ class HybridAgent:
     decoder_hidden: tuple[int, ...]
     supervised: bool = True
     train: Literal["head", "all"] = "head"
+    dtype: Any = jnp.float32
 
     @property
     def decoder(self) -> MLP:
@@ -163,10 +167,11 @@ class HybridAgent:
         return params, frozen
 
     def _fc(self, params: Any, x: jax.Array) -> jax.Array:
-        return nn.relu(Dense(self.trunk.features).apply({"params": params}, x))
+        layer = Dense(self.trunk.features, dtype=self.dtype)
+        return nn.relu(layer.apply({"params": params}, x)).astype(jnp.float32)
 
     def _convs(self, params: Any, obs: jax.Array, stats: ObsStats = None) -> jax.Array:
-        trunk = make_trunk(self.trunk)
+        trunk = make_trunk(self.trunk, self.dtype)
         inputs = normalise_obs(obs, stats)
         return nn.relu(trunk.apply({"params": {"convs": params}}, inputs, method=lambda m, x: m.convs(x)))
 
@@ -238,24 +243,32 @@ class OnlineState:
 
 def make_agent(policy: CloningState, config: OnlineConfig, num_actions: int) -> HybridAgent:
     """The agent for a latent policy."""
-    hidden, supervised = config.decoder.hidden, config.decoder.enabled
-    return HybridAgent(policy.config.trunk, policy.latent_dim, num_actions, hidden, supervised, config.train)
+    hidden, supervised, dtype = config.decoder.hidden, config.decoder.enabled, getattr(jnp, config.dtype)
+    return HybridAgent(policy.config.trunk, policy.latent_dim, num_actions, hidden, supervised, config.train, dtype)
 
 
-def init(key: jax.Array, config: OnlineConfig, policy: CloningState, env: VectorEnv) -> OnlineState:
-    """Starts online decoding of a latent policy in `env`."""
+def init(
+    key: jax.Array, config: OnlineConfig, policy: CloningState, env: VectorEnv, devices: Sequence[jax.Device] = ()
+) -> OnlineState:
+    """Starts online decoding of a latent policy in `env`, on several `devices` as `ppo.init`."""
     key_agent, key_ppo = jax.random.split(key)
     agent = make_agent(policy, config, env.num_actions)
     params, frozen = agent.init(key_agent, policy)
     capacity = min(config.decoder.capacity, config.ppo.total_frames) if config.decoder.enabled else 1
-    return OnlineState(
-        ppo.init(key_ppo, ppo_config(config), params, env), frozen, Pairs.init(capacity, policy.latent_dim), config
-    )
+    pairs = Pairs.init(capacity, policy.latent_dim)
+    state = ppo.init(key_ppo, ppo_config(config), params, env, devices)
+    return OnlineState(state, *parallel.replicate((frozen, pairs), devices), config)
 
 
-@functools.partial(jax.jit, static_argnames="masked")
+@functools.partial(jax.jit, static_argnames=("masked", "axis_name"))
 def add_pairs(
-    pairs: Pairs, model: DynamicsState, obs: jax.Array, action: jax.Array, done: jax.Array, masked: bool = True
+    pairs: Pairs,
+    model: DynamicsState,
+    obs: jax.Array,
+    action: jax.Array,
+    done: jax.Array,
+    masked: bool = True,
+    axis_name: str | None = None,
 ) -> Pairs:
     """Infers the latents of a rollout's transitions and appends them to the ring.
 
@@ -266,6 +279,7 @@ def add_pairs(
       action: int32 ``[T, N]``, taken at those observations.
       done: bool ``[T, N]``, the step ended an episode.
       masked: False takes transitions across an episode's end for valid (static).
+      axis_name: devices with environments of their own: each ends up with the pairs of all.
 
     Returns:
       The ring with ``(T - 1 - k) N`` more pairs, k being the model's context: z of (o_{t-k}, ..., o_{t+1}) beside a_t.
@@ -281,17 +295,27 @@ def add_pairs(
     # A window crosses an episode's end if any of its steps but the last frame's own ended one.
     ended = jnp.stack([done[offset : offset + steps] for offset in range(context + 1)]).any(0)
     valid = ~ended if masked else jnp.ones_like(ended)
+    action = action[context:-1]
+    latent, action, valid = (parallel.join(x, axis_name, axis=1) for x in (latent, action, valid))
     capacity = pairs.action.shape[0]
-    size = steps * obs.shape[1]
+    size = action.size
     if size > capacity:
         raise ValueError(f"The decoder's capacity ({capacity}) is smaller than one update's transitions ({size}).")
     slots = (pairs.written + jnp.arange(size)) % capacity
     return Pairs(
         pairs.latent.at[slots].set(latent.reshape(size, -1)),
-        pairs.action.at[slots].set(action[context:-1].reshape(-1)),
+        pairs.action.at[slots].set(action.reshape(-1)),
         pairs.valid.at[slots].set(valid.reshape(-1)),
         pairs.written + size,
     )
+
+
+@functools.cache
+def _add_pairs_on(devices: tuple[jax.Device, ...], masked: bool) -> Callable:
+    """`add_pairs` on one device or several, where all have the same ring and each its own rollout."""
+    if len(devices) < 2:
+        return functools.partial(add_pairs, masked=masked)
+    return parallel.map_step(functools.partial(add_pairs, masked=masked), devices, in_axes=(None, None, 0, 0, 0))
 
 
 @functools.partial(jax.jit, static_argnames=("agent", "config"))
@@ -354,7 +378,7 @@ def update(
     env: VectorEnv,
     *,
     scan: Callable = jax.lax.scan,
-    axis_name: str | None = None,
+    devices: Sequence[jax.Device] = (),
 ) -> tuple[OnlineState, dict[str, jax.Array]]:
     """One PPO update, then, while the decoder is still being fitted, the inverse model and perhaps a refit.
 
@@ -364,22 +388,22 @@ def update(
       agent: see `make_agent`.
       env: N environments.
       scan: see `ppo.update`.
-      axis_name: devices to reduce over.
+      devices: those of `init`; `model` must then be on each of them.
 
     Returns:
       The new state and PPO's metrics, with ``decoder_accuracy`` (training, NaN where nothing was fitted).
     """
     number = int(state.ppo.update) + 1
     collecting = collects(state.config, number)
-    rollout = ppo.collect(agent, stepper(env), state.ppo, state.frozen, axis_name, keep_obs=collecting)
-    new, metrics = ppo.improve(state.ppo, agent, rollout, scan=scan, axis_name=axis_name)
+    rollout = ppo.collect_on(devices, agent, env, state.ppo, state.frozen, keep_obs=collecting)
+    new, metrics = ppo.improve_on(devices, state.ppo, agent, rollout, scan=scan)
     pairs, frozen = state.pairs, state.frozen
     metrics["decoder_accuracy"] = jnp.float32(np.nan)
     if collecting:
-        masked = state.config.decoder.mask_boundaries
-        pairs = add_pairs(pairs, model, rollout.obs, rollout.action, rollout.done, masked)
+        add = _add_pairs_on(tuple(devices), state.config.decoder.mask_boundaries)
+        pairs = add(pairs, model, rollout.obs, rollout.action, rollout.done)
     if refits(state.config, number):
-        key = parallel.device_key(jax.random.fold_in(jax.random.fold_in(new.key, number), 2), None)
+        key = jax.random.fold_in(jax.random.fold_in(new.key, number), 2)
         decoder, metrics["decoder_accuracy"] = fit_decoder(key, pairs, agent, state.config.decoder)
         frozen = {**frozen, "decoder": decoder}
     return state.replace(ppo=new, frozen=frozen, pairs=pairs), metrics

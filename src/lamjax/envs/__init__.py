@@ -1,6 +1,6 @@
 """Environments behind one batched, jittable interface: real Procgen and gymnax."""
 
-from lamjax.envs.api import VectorEnv
+from lamjax.envs.api import VectorEnv, join_states, split_state
 from lamjax.envs.gymnax import Gymnax
 from lamjax.envs.procgen import Procgen, ProcgenNotInstalledError
 from lamjax.envs.registry import (
@@ -31,10 +31,12 @@ __all__ = [
     "VectorEnv",
     "check_name",
     "env_names",
+    "join_states",
     "make",
     "merged_action_names",
     "merged_actions",
     "normalised_return",
     "obs_shape",
     "register",
+    "split_state",
 ]

@@ -3,6 +3,7 @@
 Dimension keys: N environments, then the observation's own shape (``H, W, C`` for pixels).
 """
 
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 import jax
@@ -64,6 +65,28 @@ class VectorEnv(Protocol):
     def close(self) -> None:
         """Frees what the environments hold outside JAX."""
         ...
+
+
+def join_states(states: Sequence[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    """What ``get_state`` gave for several batches, as that of one batch of all their environments."""
+    return {name: np.concatenate([state[name] for state in states]) for name in states[0]}
+
+
+def split_state(saved: dict[str, np.ndarray], parts: int) -> list[dict[str, np.ndarray]]:
+    """What ``get_state`` gave for N environments, as that of `parts` batches of N / `parts`: undoes `join_states`.
+
+    An array holds an entry for each environment, or, beside one called ``<name>_lengths``, as many as that says.
+    """
+
+    def cut(name: str) -> list[np.ndarray]:
+        lengths = saved.get(f"{name}_lengths")
+        if lengths is None:
+            return np.split(saved[name], parts)
+        each = len(lengths) // parts
+        return np.split(saved[name], np.cumsum(lengths)[each - 1 : -1 : each])
+
+    pieces = {name: cut(name) for name in saved}
+    return [{name: of_name[part] for name, of_name in pieces.items()} for part in range(parts)]
 
 
 def stepper(env: VectorEnv) -> Any:

@@ -9,11 +9,12 @@ Dimension keys: T steps, N environments, B = T * N / minibatches.
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from flax import struct
 
@@ -45,7 +46,7 @@ class PPOConfig:
 
     Attributes:
       total_frames: environment frames to train for; schedules are fractions of it.
-      num_envs: N on each device.
+      num_envs: N, over all devices.
       num_steps: T, steps of each environment in an update.
       num_epochs: passes over an update's transitions.
       num_minibatches: minibatches in a pass.
@@ -134,17 +135,31 @@ def learning_rates(config: PPOConfig, params: dict[str, Any], update: jax.Array)
     return rates
 
 
-def init(key: jax.Array, config: PPOConfig, params: dict[str, Any], env: VectorEnv) -> PPOState:
-    """Starts training `params` in `env`.
+def init(
+    key: jax.Array, config: PPOConfig, params: dict[str, Any], env: VectorEnv, devices: Sequence[jax.Device] = ()
+) -> PPOState:
+    """Starts training `params` in `env`, on the default device or on several.
+
+    Args:
+      key: a typed PRNG key.
+      config: the settings.
+      params: what is trained.
+      env: N environments; with several devices N / D, of which each device plays a batch of its own.
+      devices: D of them; `actor` then has a leading axis D, and everything else is laid out on each.
 
     Raises:
-      ValueError: if `env` has another number of environments than the config.
+      ValueError: if there are not N environments.
     """
-    if env.num_envs != config.num_envs:
-        raise ValueError(f"The config asks for {config.num_envs} environments, but env has {env.num_envs}.")
+    count = max(len(devices), 1)
+    if env.num_envs * count != config.num_envs:
+        each = f" on each of {count} devices" if count > 1 else ""
+        raise ValueError(f"The config asks for {config.num_envs} environments, but env has {env.num_envs}{each}.")
     key, key_env = jax.random.split(key)
-    opt_state = optimizer(config).init(params)
-    return PPOState(params, opt_state, init_actor(env, key_env), jnp.zeros((), jnp.int32), key, config)
+    keys = [key_env] if count == 1 else [jax.random.fold_in(key_env, index) for index in range(count)]
+    actor = parallel.deal([init_actor(env, of_device) for of_device in keys], devices)
+    shared = (params, optimizer(config).init(params), jnp.zeros((), jnp.int32), key)
+    params, opt_state, update, key = parallel.replicate(shared, devices)
+    return PPOState(params, opt_state, actor, update, key, config)
 
 
 @struct.dataclass
@@ -293,34 +308,112 @@ def improve(
 def _improve(
     state: PPOState, agent: Agent, rollout: Rollout, scan: Callable, axis_name: str | None
 ) -> tuple[PPOState, dict[str, jax.Array]]:
-    config, batch, episodes = state.config, rollout.batch, rollout.episodes
-    key = parallel.device_key(jax.random.fold_in(jax.random.fold_in(state.key, state.update), 1), axis_name)
-    size = config.num_envs * config.num_steps
-    rows = jax.vmap(lambda k: jax.random.permutation(k, size))(jax.random.split(key, config.num_epochs))
+    config = state.config
     step = functools.partial(
         minibatch_step,
-        batch=batch,
+        batch=rollout.batch,
         rates=learning_rates(config, state.params, state.update),
         agent=agent,
         config=config,
         axis_name=axis_name,
     )
-    (params, opt_state), metrics = scan(
-        step, (state.params, state.opt_state), rows.reshape(config.num_epochs * config.num_minibatches, -1)
-    )
+    rows = _minibatches(state, rollout, axis_name)
+    (params, opt_state), metrics = scan(step, (state.params, state.opt_state), rows)
+    metrics = _summary(metrics, rollout, axis_name)
+    new = state.replace(params=params, opt_state=opt_state, actor=rollout.actor, update=state.update + 1)
+    return new, metrics
+
+
+def _minibatches(state: PPOState, rollout: Rollout, axis_name: str | None) -> jax.Array:
+    """The rows of a rollout that each minibatch of an update takes, int32 ``[epochs * minibatches, B]``."""
+    config = state.config
+    key = parallel.device_key(jax.random.fold_in(jax.random.fold_in(state.key, state.update), 1), axis_name)
+    size = rollout.action.size
+    rows = jax.vmap(lambda k: jax.random.permutation(k, size))(jax.random.split(key, config.num_epochs))
+    return rows.reshape(config.num_epochs * config.num_minibatches, -1)
+
+
+def _summary(metrics: dict[str, jax.Array], rollout: Rollout, axis_name: str | None) -> dict[str, jax.Array]:
+    """An update's metrics, from those of its minibatches ``[epochs * minibatches]`` and its rollout."""
+    batch, episodes = rollout.batch, rollout.episodes
     _, residual_var = parallel.mean_and_var(batch.target - batch.value, axis_name)
     _, target_var = parallel.mean_and_var(batch.target, axis_name)
-    metrics = jax.tree.map(jnp.mean, metrics) | {
+    return jax.tree.map(jnp.mean, metrics) | {
         "explained_variance": 1 - residual_var / (target_var + 1e-8),
         "episodes": episodes.count,
         "episode_return": episodes.return_sum / episodes.count,
         "episode_length": episodes.length_sum / episodes.count,
     }
-    new = state.replace(params=params, opt_state=opt_state, actor=rollout.actor, update=state.update + 1)
-    return new, metrics
 
 
 _improve_fused = jax.jit(_improve, static_argnames=("agent", "scan", "axis_name"))
+
+
+def collect_on(
+    devices: Sequence[jax.Device],
+    agent: Agent,
+    env: VectorEnv,
+    state: PPOState,
+    frozen: Any = None,
+    keep_obs: bool = False,
+) -> Rollout:
+    """`collect` on one device or on the several of `init`; the rollout then has a leading axis of devices."""
+    if len(devices) < 2:
+        return collect(agent, stepper(env), state, frozen, None, keep_obs)
+    act = _mapped_collect(tuple(devices), agent, stepper(env), keep_obs)
+    return act(state.replace(actor=None), state.actor, frozen)
+
+
+@functools.cache
+def _mapped_collect(devices: tuple[jax.Device, ...], agent: Agent, env: Any, keep_obs: bool) -> Callable:
+    def act(shared: PPOState, actor: ActorState, frozen: Any, axis_name: str | None) -> Rollout:
+        return collect(agent, env, shared.replace(actor=actor), frozen, axis_name, keep_obs)
+
+    return parallel.map_step(act, devices, in_axes=(None, 0, None), out_axes=0)
+
+
+def improve_on(
+    devices: Sequence[jax.Device], state: PPOState, agent: Agent, rollout: Rollout, *, scan: Callable = jax.lax.scan
+) -> tuple[PPOState, dict[str, jax.Array]]:
+    """`improve` on one device or on several, each of which takes its part of every minibatch from its own rollout."""
+    if len(devices) < 2:
+        return improve(state, agent, rollout, scan=scan)
+    rollout, actor = rollout.replace(actor=None, obs=None), rollout.actor
+    shared = state.replace(actor=None)
+    fused, minibatches, step, summary = _mapped_improve(tuple(devices), agent, state.config)
+    if scan is jax.lax.scan:
+        new, metrics = fused(shared, rollout)
+        return new.replace(actor=actor), metrics
+    rows = minibatches(shared, rollout)
+    numbers = np.arange(state.config.num_epochs * state.config.num_minibatches, dtype=np.int32)
+    (params, opt_state), metrics = scan(
+        lambda carry, number: step(carry, rows, number, rollout.batch, state.update),
+        (state.params, state.opt_state),
+        numbers,
+    )
+    metrics = summary(metrics, rollout)
+    jax.block_until_ready(metrics)  # hundreds of collectives un-awaited abort a CPU's fake devices
+    return state.replace(params=params, opt_state=opt_state, actor=actor, update=state.update + 1), metrics
+
+
+@functools.cache
+def _mapped_improve(devices: tuple[jax.Device, ...], agent: Agent, config: PPOConfig) -> tuple[Callable, ...]:
+    """`improve` in one dispatch, and its parts for a loop on the host."""
+
+    def fused(shared: PPOState, rollout: Rollout, axis_name: str | None):
+        return _improve(shared, agent, rollout, jax.lax.scan, axis_name)
+
+    def step(carry, rows: jax.Array, number: jax.Array, batch: Batch, update: jax.Array, axis_name: str | None):
+        rates = learning_rates(config, carry[0], update)
+        return minibatch_step(carry, rows[number], batch, rates, agent=agent, config=config, axis_name=axis_name)
+
+    over = functools.partial(parallel.map_step, devices=devices)
+    return (
+        over(fused, in_axes=(None, 0)),
+        over(_minibatches, in_axes=(None, 0), out_axes=0),
+        over(step, in_axes=(None, 0, None, 0, None), donate_argnums=(0,)),
+        over(_summary, in_axes=(None, 0)),
+    )
 
 
 def update(
@@ -351,6 +444,19 @@ def update(
       that ended, ``episodes`` (how many), ``episode_return`` and ``episode_length`` (means, NaN where none ended).
     """
     return improve(state, agent, collect(agent, stepper(env), state, frozen, axis_name), scan=scan, axis_name=axis_name)
+
+
+def update_on(
+    devices: Sequence[jax.Device],
+    state: PPOState,
+    agent: Agent,
+    env: VectorEnv,
+    frozen: Any = None,
+    *,
+    scan: Callable = jax.lax.scan,
+) -> tuple[PPOState, dict[str, jax.Array]]:
+    """`update` on one device or on those of `init`; called on the host."""
+    return improve_on(devices, state, agent, collect_on(devices, agent, env, state, frozen), scan=scan)
 
 
 def learn(
