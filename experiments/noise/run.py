@@ -126,13 +126,23 @@ def draw(rows: Sequence[Row]) -> Figure:
         ax.set_xticks([float(s) for s in STRENGTHS], STRENGTHS)
         ax.minorticks_off()
         style(ax, title, "strength of the noise (share of the range)", unit)
-    axes[0].legend(fontsize=7, frameon=False)
+    axes[3].legend(fontsize=7, frameon=False, loc="upper left")
     return fig
 
 
 def sections(rows: Sequence[Row]) -> dict[str, str]:
-    heads = ("remedy", "strength", "action: probe", "linear theory", "noise: R²", "linear theory", "error / copying")
+    heads = (
+        "remedy",
+        "strength",
+        "action: probe",
+        "linear theory",
+        "noise: R²",
+        "linear theory",
+        "error / copying",
+        "codes: NMI",
+    )
     columns = {"probe": 3, "linear_theory_probe": 3, "noise_r2": 2, "linear_theory_noise_r2": 2, "fdm_ratio": 3}
+    columns |= {"nmi": 2}
     untrained = "; ".join(
         f"at {strength} action {common.shown(rows, 'none', strength, 'untrained_probe')} and noise "
         f"{common.shown(rows, 'none', strength, 'untrained_noise_r2')}"

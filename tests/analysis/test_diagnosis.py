@@ -252,3 +252,17 @@ def test_latents_that_explain_the_distractor(summary, change, untrained, probe, 
     text = " ".join(item["text"] for item in diagnose(summary))
     assert ("explain the distractor, not the action" in text) == explains
     assert ("no better than those of an untrained model" in text) == (probe < 0.42 and not explains)
+
+
+@pytest.mark.parametrize(
+    ("nmi", "untrained", "quantized", "told"),
+    [(0.06, 0.4, True, True), (0.08, 0.4, True, False), (0.06, 0.51, True, False), (0.06, 0.4, False, False)],
+)
+def test_codes_that_tell_nothing_of_actions_that_latents_tell(summary, nmi, untrained, quantized, told):
+    summary["stages"]["dynamics"] |= {
+        "code_nmi_merged": nmi,
+        "code_nmi_merged_shuffled": 0.02,
+        "untrained_probe_accuracy_merged": untrained,
+        "quantized": quantized,
+    }
+    assert [item["name"] for item in diagnose(summary)] == ["codes"] * told

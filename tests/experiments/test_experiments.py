@@ -67,7 +67,7 @@ SIZES = {
         "CONFIG": GRID,
         "STEPS": 64,
         "LABELS": 16,
-        "LEVELS": {"continuous": ("-",), "reference": ("4",), "corrected": ("4", "16")},
+        "LEVELS": {"continuous": ("-",), "corrected": ("4",)},
     },
     "noise": {
         "CONFIG": dataclasses.replace(
@@ -76,13 +76,14 @@ SIZES = {
         ),
         "STEPS": 64,
         "LABELS": 16,
-        "LEVELS": {"none": ("0", "0.1"), "shift": ("0.1",), "level": ("0.1",), "labels": ("0.1",)},
+        "LEVELS": {"none": ("0", "0.1"), "labels": ("0.1",)},
         "STRENGTHS": ("0.1",),
+        "CALLED": {"none": "nothing", "labels": "16 labels"},
     },
     "stochastic_dynamics": {
         "CONFIG": GRID.dynamics,
         "STEPS": 64,
-        "LEVELS": {"sticky": ("0", "0.5"), "random": ("0.5",)},
+        "LEVELS": {"sticky": ("0.5",), "random": ("0.5",)},
     },
     "cartpole_latents": {
         "CONFIG": VECTOR,
@@ -102,12 +103,12 @@ SIZES = {
         "CONFIG": GRID,
         "STEPS": 64,
         "FRAMES": 2048,
-        "GAMES": {"same": "", "sticky": "", "permuted": ""},
-        "LEVELS": {"latents": ("same", "sticky", "permuted"), "scratch": ("same", "sticky", "permuted")},
+        "GAMES": {"reversed": "", "permuted": ""},
+        "LEVELS": {"latents": ("reversed",), "scratch": ("permuted",)},
     },
     "failure_signatures": {
         "CONFIG": dataclasses.replace(GRID, analysis=AnalysisConfig(probe_train=128, probe_test=32, eval_every=4)),
-        "LEVELS": {"none": ("healthy",), "structureless": ("noise 0.3",), "no start": ("and RL waits",)},
+        "LEVELS": {"none": ("healthy",), "no start": ("and RL waits",)},
     },
 }
 

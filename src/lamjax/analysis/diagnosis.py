@@ -19,6 +19,9 @@ MAX_CLONING_RATIO = 0.9  # held-out error over variance
 # runs below got at most 14 % of the expert's return, those above 0.1 got 31 % on average). A linear probe that misses
 # what another finds tells this from a demonstrator whose actions follow from o_t.
 MIN_CLONING_RATIO, MAX_LINEAR_GAP = 0.01, 0.1
+# Codes tell nothing of actions that latents tell for sure (noise: 0.02 with labels at strength 0.1, where the codes held
+# the noise, 0.76 and more at the strengths below, 0.3 and more without noise).
+MIN_SURE_LEAD, MIN_CODE_NMI = 0.1, 0.05
 MIN_SWAP_HARM = 0.1  # by which share the error grows with the latents of other windows
 MAX_STUCK_SHARE = 0.5  # of the recorded policy's return; what is above it has started
 MIN_GROWTH = 1.2  # of the return of training episodes, from the first quarter to the last
@@ -27,7 +30,7 @@ STDERRS = 1.0  # by how many standard errors a return must lead
 
 # What messages are called.
 NAMES = (
-    *("copying", "ignored", "collapsed", "distractor", "given_away", "untrained", "cloning", "state"),
+    *("copying", "ignored", "collapsed", "distractor", "given_away", "codes", "untrained", "cloning", "state"),
     *("labels", "never_fitted", "not_started", "decode_offline", "decode_online"),
 )
 
@@ -132,6 +135,16 @@ def diagnose(summary: dict[str, Any]) -> list[dict[str, str]]:
                     "--dynamics.quantizer.start corrected, a lower --dynamics.quantizer.decay, or more steps",
                 )
         lead = dynamics["probe_accuracy_merged"] - dynamics["untrained_probe_accuracy_merged"]
+        if dynamics.get("quantized", True) and "code_nmi_merged" in dynamics and lead >= MIN_SURE_LEAD:
+            told = dynamics["code_nmi_merged"] - dynamics["code_nmi_merged_shuffled"]
+            if told < MIN_CODE_NMI:
+                say(
+                    "codes",
+                    "dynamics",
+                    f"The latents tell the actions, their codes do not: mutual information {told:.2f} above shuffled "
+                    "actions. What the forward model sees is something else.",
+                    "--dynamics.clean against noise, more codes, or --dynamics.quantizer.no-enabled",
+                )
         distractor = dynamics.get("distractor_change_r2", 0.0)
         given_away = dynamics["still_probe_accuracy_merged"] - dynamics["majority_accuracy_merged"]
         explains = distractor >= MIN_DISTRACTOR_R2 and distractor > dynamics["untrained_distractor_change_r2"]
