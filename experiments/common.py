@@ -180,8 +180,10 @@ def panels(count: int, width: float = 3.4) -> tuple[Figure, list[Axes]]:
 
 
 def curve(ax: Axes, rows: Sequence[Row], variant: str, column: str, colour: int, label: str, dash: str = "-") -> None:
-    """Mean over seeds against the level, a bar of one standard error either way."""
-    levels = levels_of(rows)[variant]
+    """Mean over seeds against the level, a bar of one standard error either way; nothing of a variant without rows."""
+    levels = levels_of(rows).get(variant)
+    if not levels:
+        return
     means, errors = zip(*[mean_error(values(rows, variant, level, column)) for level in levels], strict=True)
     ax.errorbar(
         *([float(level) for level in levels], means, np.nan_to_num(errors)),

@@ -44,11 +44,10 @@ def failing(level: str) -> RunConfig:
         dynamics = dataclasses.replace(dynamics, quantizer=quantizer)
     if level.startswith("noise"):
         record = dataclasses.replace(record, distractor="jitter", distractor_strength=float(level.split()[-1]))
-    if level in ("decoder never fitted", "and RL waits"):
+    if level == "no fit, no rate":
         # LAPO's shares of the frames: with so few updates none of them falls into the time of the fits.
-        online = dataclasses.replace(online, decoder=DecoderConfig())
-    if level == "and RL waits":
-        online = dataclasses.replace(online, ppo=dataclasses.replace(online.ppo, learning_rates=NEVER))
+        ppo = dataclasses.replace(online.ppo, learning_rates=NEVER)
+        online = dataclasses.replace(online, decoder=DecoderConfig(), ppo=ppo)
     return dataclasses.replace(CONFIG, dynamics=dynamics, online=online, record=record)
 
 
@@ -56,7 +55,7 @@ LEVELS = {
     "none": ("healthy",),
     "plateau": ("rate of 1e-6", "one code"),
     "structureless": ("noise 0.3",),
-    "no start": ("decoder never fitted", "and RL waits"),
+    "no start": ("no fit, no rate",),
 }
 
 
@@ -64,7 +63,7 @@ def measure(variant: str, level: str, seed: int) -> dict[str, float]:
     config = dataclasses.replace(failing(level), seed=seed)
     stages.expert(GAME, seed)
     source = pipeline.find_source(GAME, str(stages.expert_folder(GAME, seed)), common.WORK, 3)
-    folder = common.WORK / "failures" / f"{level.replace(' ', '-')}-s{seed}"
+    folder = common.WORK / "failures" / f"{level.replace(' ', '-').replace(',', '')}-s{seed}"
     header = pipeline.header(GAME, "experiment", folder.name, "", config)
     with Run(folder, GAME, config, header, source.name) as run:
         store = pipeline.record_stage(run, source, common.WORK / "data")

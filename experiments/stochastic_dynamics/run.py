@@ -62,7 +62,8 @@ def draw(rows: Sequence[Row]) -> Figure:
     fig, axes = common.panels(3)
     for ax, variant, title in zip(axes, LEVELS, ("Sticky actions", "Random actions"), strict=False):
         curve(ax, rows, variant, "executed", 0, "executed action")
-        curve(ax, rows, variant, "untrained_executed", 0, "executed, untrained", dash=":")
+        curve(ax, rows, variant, "untrained_executed", 0, "executed, untrained", dash="--")
+        curve(ax, rows, variant, "repeats", 7, "executed, as before", dash=":")
         curve(ax, rows, variant, "chosen", 1, "chosen action")
         curve(ax, rows, variant, "best_guess", 1, "chosen, best guess", dash=":")
         style(ax, title, "probability", "probe's accuracy, held out")
@@ -82,11 +83,12 @@ def sections(rows: Sequence[Row]) -> dict[str, str]:
         "probability",
         "executed: probe",
         "untrained",
+        "as before",
         "chosen: probe",
         "best guess",
         "error / copying",
     )
-    columns = {"executed": 3, "untrained_executed": 3, "chosen": 3, "best_guess": 3, "fdm_ratio": 3}
+    columns = {"executed": 3, "untrained_executed": 3, "repeats": 3, "chosen": 3, "best_guess": 3, "fdm_ratio": 3}
     return {"stochastic_dynamics": table(rows, heads, columns)}
 
 

@@ -8,6 +8,7 @@ import pytest
 
 from experiments import common, stages
 from lamjax.config import GRID_PRESETS, VECTOR_PRESETS, AnalysisConfig
+from lamjax.ppo.agent import ScratchAgent
 
 GRID, VECTOR = GRID_PRESETS["smoke"], VECTOR_PRESETS["smoke"]
 GRID = dataclasses.replace(
@@ -23,6 +24,11 @@ VECTOR = dataclasses.replace(
     offline=dataclasses.replace(VECTOR.offline, steps=4, hidden=(8,)),
 )
 RAN = [name for name in common.NAMES if (common.RESULTS / name / "results.csv").exists()]
+
+
+def beginner(key, env, config):
+    """A demonstrator as PPO begins: the library's tests train some."""
+    return ScratchAgent(config.trunk, env.num_actions).init(key, env.obs_shape), {}
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +47,7 @@ def tiny(folder, monkeypatch):
     monkeypatch.setattr(common, "SEEDS", range(1))
     monkeypatch.setattr(stages, "GRID", GRID)
     monkeypatch.setattr(stages, "VECTOR", VECTOR)
-    monkeypatch.setattr(stages, "EXPERT_FRAMES", {"minatar/breakout": 1024, "cartpole": 1024})
+    monkeypatch.setattr(stages, "learn", beginner)
     for name, value in (("NUM_ENVS", 8), ("PROBE_TRAIN", 128), ("PROBE_TEST", 32)):
         monkeypatch.setattr(stages, name, value)
     jax.config.update("jax_disable_most_optimizations", True)
@@ -67,7 +73,7 @@ SIZES = {
         "CONFIG": GRID,
         "STEPS": 64,
         "LABELS": 16,
-        "LEVELS": {"continuous": ("-",), "corrected": ("4",)},
+        "LEVELS": {"corrected": ("4",)},
     },
     "noise": {
         "CONFIG": dataclasses.replace(
@@ -76,22 +82,22 @@ SIZES = {
         ),
         "STEPS": 64,
         "LABELS": 16,
-        "LEVELS": {"none": ("0", "0.1"), "labels": ("0.1",)},
+        "LEVELS": {"labels": ("0.1",)},
         "STRENGTHS": ("0.1",),
-        "CALLED": {"none": "nothing", "labels": "16 labels"},
+        "CALLED": {"labels": "16 labels"},
     },
     "stochastic_dynamics": {
         "CONFIG": GRID.dynamics,
         "STEPS": 64,
-        "LEVELS": {"sticky": ("0.5",), "random": ("0.5",)},
+        "LEVELS": {"sticky": ("0.5",)},
     },
     "cartpole_latents": {
         "CONFIG": VECTOR,
         "STEPS": 64,
         "LABELS": ("4", "8"),
         "LEVELS": {
-            "structure": ("random", "expert"),
-            **{method: ("4",) for method in ("latents", "named", "actions")},
+            "structure": ("expert",),
+            "named": ("4",),
         },
     },
     "data_scaling": {
@@ -108,7 +114,7 @@ SIZES = {
     },
     "failure_signatures": {
         "CONFIG": dataclasses.replace(GRID, analysis=AnalysisConfig(probe_train=128, probe_test=32, eval_every=4)),
-        "LEVELS": {"none": ("healthy",), "no start": ("and RL waits",)},
+        "LEVELS": {"none": ("healthy",)},
     },
 }
 
@@ -135,7 +141,9 @@ def test_an_experiment_is_computed_once(experiment, tiny, monkeypatch):
     before = (tiny / "work" / f"{experiment.name}.csv").read_text()
     common.compute(again)
     assert measured == [] and (tiny / "work" / f"{experiment.name}.csv").read_text() == before
-    common.store(tiny / "work" / f"{experiment.name}.csv", rows[:-1])
+    (tiny / "work" / f"{experiment.name}.csv").unlink()
+    if rows[:-1]:
+        common.store(tiny / "work" / f"{experiment.name}.csv", rows[:-1])
     assert len(common.compute(again)) == len(rows)
     assert measured == [common.cell_of(rows[-1])]
 

@@ -19,8 +19,8 @@ MAX_CLONING_RATIO = 0.9  # held-out error over variance
 # runs below got at most 14 % of the expert's return, those above 0.1 got 31 % on average). A linear probe that misses
 # what another finds tells this from a demonstrator whose actions follow from o_t.
 MIN_CLONING_RATIO, MAX_LINEAR_GAP = 0.01, 0.1
-# Codes tell nothing of actions that latents tell for sure (noise: 0.02 with labels at strength 0.1, where the codes held
-# the noise, 0.76 and more at the strengths below, 0.3 and more without noise).
+# Codes tell nothing of actions that latents tell for sure (noise: 0.02 with labels at strength 0.1, where they hold the
+# noise; 0.76 and more at the strengths below, 0.3 and more without noise).
 MIN_SURE_LEAD, MIN_CODE_NMI = 0.1, 0.05
 MIN_SWAP_HARM = 0.1  # by which share the error grows with the latents of other windows
 MAX_STUCK_SHARE = 0.5  # of the recorded policy's return; what is above it has started
