@@ -24,7 +24,7 @@ ROOT = Path(__file__).resolve().parents[1]
 WORK, RESULTS = ROOT / "runs" / "experiments", ROOT / "experiments"
 FIGURES, PAGE = ROOT / "docs" / "experiments", ROOT / "docs" / "experiments.md"
 NAMES = (
-    *("vq_ablation", "noise", "stochastic_dynamics", "cartpole_latents", "data_scaling", "transfer"),
+    *("vq_ablation", "noise", "stochastic_dynamics", "cartpole_latents", "data_scaling"),
     "failure_signatures",
 )
 SEEDS = range(5)

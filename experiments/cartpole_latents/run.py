@@ -87,7 +87,7 @@ def draw(rows: Sequence[Row]) -> Figure:
     cells = [("structure", policy, policy) for policy in LEVELS["structure"]]
     for place, (column, name) in enumerate((("probe", "latents"), ("untrained_probe", "untrained"))):
         bars(axes[0], rows, cells, column, place, first=0.4 * place - 0.2, width=0.36, label=name)
-    axes[0].legend(fontsize=7, frameon=False, loc="lower right")
+    axes[0].legend(fontsize=7, loc="lower center")
     axes[0].set_ylim(0.4, 1.02)
     style(axes[0], "Probe: which way was pushed", "recorded policy", "accuracy, held out")
     for ax, column, title, unit in (
@@ -108,7 +108,7 @@ def draw(rows: Sequence[Row]) -> Figure:
 
 def sections(rows: Sequence[Row]) -> dict[str, str]:
     heads = ("", "recorded", "error / copying", "probe", "linear probe", "untrained", "o_t alone", "NMI", "separation")
-    columns = {"fdm_ratio": 3, "probe": 3, "linear_probe": 3, "untrained_probe": 3, "still_probe": 3, "nmi": 2}
+    columns = {"fdm_ratio": 5, "probe": 3, "linear_probe": 3, "untrained_probe": 3, "still_probe": 3, "nmi": 2}
     first = table(rows, heads, columns | {"separation": 1}, {"structure": "latents"})
     second = table(rows, ("policy", "labels", "return", "agrees with the expert"), {"return": 0, "agrees": 3}, METHODS)
     expert = np.nanmean([float(row["expert_return"]) for row in rows])

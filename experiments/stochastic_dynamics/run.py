@@ -67,8 +67,8 @@ def draw(rows: Sequence[Row]) -> Figure:
         curve(ax, rows, variant, "chosen", 1, "chosen action")
         curve(ax, rows, variant, "best_guess", 1, "chosen, best guess", dash=":")
         style(ax, title, "probability", "probe's accuracy, held out")
-        ax.set_ylim(0.2, 1.03)
-    axes[0].legend(fontsize=7, frameon=False, loc="lower left")
+        ax.set_ylim(0, 1.03)
+    axes[1].legend(fontsize=7, frameon=False, loc="lower left")
     for colour, variant in enumerate(LEVELS):
         curve(axes[2], rows, variant, "fdm_ratio", colour + 2, variant)
     style(axes[2], "Forward model", "probability", "error / copying, held out")

@@ -105,13 +105,6 @@ SIZES = {
         "MOST": 8 * 64,
         "LEVELS": {"frames": ("100", "400"), "labels of 10000": ("8",), "labels of 1000000": ("8", "16")},
     },
-    "transfer": {
-        "CONFIG": GRID,
-        "STEPS": 64,
-        "FRAMES": 2048,
-        "GAMES": {"reversed": "", "permuted": ""},
-        "LEVELS": {"latents": ("reversed",), "scratch": ("permuted",)},
-    },
     "failure_signatures": {
         "CONFIG": dataclasses.replace(GRID, analysis=AnalysisConfig(probe_train=128, probe_test=32, eval_every=4)),
         "LEVELS": {"none": ("healthy",)},
