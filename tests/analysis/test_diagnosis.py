@@ -125,11 +125,12 @@ def only(found, stage):
     return warning["text"]
 
 
-def test_no_better_than_copying(summary):
-    summary["stages"]["dynamics"]["fdm_mse"] = 0.01
-    assert "no better than copying" in only(diagnose(summary), "dynamics")
-    summary["stages"]["dynamics"]["fdm_mse"] = 0.00999
-    assert diagnose(summary) == []
+@pytest.mark.parametrize(("mse", "how"), [(0.01, "no"), (0.00999, "hardly"), (0.00981, "hardly"), (0.00979, None)])
+def test_no_better_than_copying(summary, mse, how):
+    summary["stages"]["dynamics"]["fdm_mse"] = mse
+    assert [item["text"] for item in diagnose(summary)] == (
+        [f"The forward model is {how} better than copying the last frame."] if how else []
+    )
 
 
 def test_a_collapsed_codebook(summary):
