@@ -89,7 +89,7 @@ SIZES = {
     "stochastic_dynamics": {
         "CONFIG": GRID.dynamics,
         "STEPS": 64,
-        "LEVELS": {"sticky": ("0.5",)},
+        "LEVELS": {"sticky": ("0.5",), "random": ("0.5",)},
     },
     "cartpole_latents": {
         "CONFIG": VECTOR,
@@ -103,7 +103,7 @@ SIZES = {
     "data_scaling": {
         "CONFIG": GRID,
         "MOST": 8 * 64,
-        "LEVELS": {"frames": ("100", "400"), "labels of 10000": ("8",), "labels of 1000000": ("8", "16")},
+        "LEVELS": {"frames": ("10000",), "labels of 10000": ("8",)},
     },
     "failure_signatures": {
         "CONFIG": dataclasses.replace(GRID, analysis=AnalysisConfig(probe_train=128, probe_test=32, eval_every=4)),
@@ -119,7 +119,7 @@ def test_an_experiment_is_computed_once(experiment, tiny, monkeypatch):
     assert [common.cell_of(row) for row in rows] == experiment.cells()
     for row in rows:
         measured = [float(value) for column, value in row.items() if column not in ("variant", "level", "seed")]
-        assert not np.isinf(measured).any() and np.isfinite(measured).sum() > 3
+        assert not np.isinf(measured).any() and np.isfinite(measured).sum() >= 3
     figure = tiny / "figures" / f"{experiment.name}.png"
     assert figure.read_bytes()[:4] == b"\x89PNG" and figure.stat().st_size > 10_000
     page = common.PAGE.read_text()
