@@ -44,7 +44,7 @@ run    = exec .venv/bin/lamjax $(strip $(1))
 option = $(if $($(1)),--$(2) $($(1)))
 common = --env $(ENV) $(call option,SEED,seed)
 
-.PHONY: help setup train test bench linear linear-grid lint format record expert eval report lock clean
+.PHONY: help setup train test bench experiment linear linear-grid lint format record expert eval report lock clean
 
 help:  ## list the targets (the default)
 	@echo "Usage: make <target> [VARIABLE=value ...]"
@@ -53,6 +53,7 @@ help:  ## list the targets (the default)
 	@echo "  train    ENV PRESET=paper|reference|cpu|smoke SEED SEEDS NAME EXPERT_FRAMES"
 	@echo "  record   ENV POLICY=expert|random|PATH FRAMES SEED      expert   ENV PRESET FRAMES SEED"
 	@echo "  eval     ENV CHECKPOINT=expert|PATH EPISODES SEED       report   ENV NAME"
+	@echo "  experiment NAME=vq_ablation|noise|... (docs/experiments.md)"
 	@echo "  all      ARGS=\"--any.option value\" ACCEL=auto|cpu|cuda|tpu PYTHON=python3.12"
 
 setup: $(stamp)  ## make .venv from the lock file and install lamjax into it
@@ -65,6 +66,9 @@ test: setup  ## run the test suite
 
 bench: setup  ## measure the throughput of each part (SIZE=cpu|paper ONLY="stage1 linear")
 	exec .venv/bin/python -m benchmarks $(call option,SIZE,size) $(call option,ONLY,only) $(ARGS)
+
+experiment: setup  ## answer a question with five seeds, NAME=vq_ablation; without NAME list them
+	exec .venv/bin/python -m experiments $(NAME) $(ARGS)
 
 linear: setup  ## reproduce the linear theory's figures (FULL=1: every point, three seeds)
 	exec .venv/bin/python experiments/linear_lam/run.py $(if $(FULL),--full) $(ARGS)

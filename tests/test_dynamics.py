@@ -79,6 +79,13 @@ def test_latents_tell_the_action_of_a_moving_square(state):
     assert match["code_purity"] > 0.9 > 0.5 > match["code_purity_shuffled"]
     assert match["code_nmi"] > 0.5 > 0.2 > match["code_nmi_shuffled"]
     assert metrics["used_codes_0"] > 1
+    # With each other's latents the model predicts other moves; of one code all latents are equal, and nothing changes.
+    swapped = jax.jit(dynamics.evaluate_swapped)
+    assert swapped(trained, test) > 2 * errors["fdm_mse"]
+    one = dataclasses.replace(trained.config.quantizer, codes=1)
+    books = jax.tree.map(lambda x: x[:, :1], trained.codebooks)
+    deaf = trained.replace(config=dataclasses.replace(trained.config, quantizer=one), codebooks=books)
+    np.testing.assert_allclose(swapped(deaf, test), dynamics.evaluate(deaf, test)["fdm_mse"], rtol=1e-5)
 
 
 def test_step_is_pure_and_traced_once(state, windows):

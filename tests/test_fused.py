@@ -126,3 +126,32 @@ def test_returns_are_those_of_whole_episodes(env):
     )
     # 3, 5 and 7 steps in turn at 10 each, whichever comes first.
     np.testing.assert_array_equal(np.sort(returns, axis=1), np.tile([30.0, 50.0, 70.0], (N, 1)))
+
+
+def test_what_the_environments_tell_is_kept_beside_the_observations():
+    env = envs.Disobedient(envs.Gymnax(Counter([4, 6]), N), sticky=0.5)
+    tell = lambda state: state.executed  # noqa: E731
+    played = fused.record(jax.random.key(0), env, policies.uniform_logits(2), {}, STEPS, tell)
+    told, done = np.asarray(played.told), np.asarray(played.done)
+    # At the start of an episode nothing has been executed; within one the reward tells what was.
+    np.testing.assert_array_equal(told[:, 1:] == -1, done[:, :-1])
+    inside = ~done[:, :-1]
+    np.testing.assert_array_equal(np.where(told[:, 1:] == 1, 10, 1)[inside], np.asarray(played.reward)[:, :-1][inside])
+    assert (told[:, 1:] != np.asarray(played.action)[:, :-1])[inside].any()
+    starts = np.asarray(fused.starts(jax.random.key(1), played, 30))
+    drawn, actions = fused.windows(jax.random.key(1), played, 30)
+    np.testing.assert_array_equal(played.action.reshape(-1)[starts + 1], actions)
+    np.testing.assert_array_equal(played.obs.reshape(-1, 3)[starts], drawn[:, 0])
+    assert jax.tree.leaves(fused.split(played)[1].told)[0].shape == (1, STEPS)
+
+
+def test_stage_1_starts_from_the_untrained_model_and_may_be_given_labels(played):
+    config = dataclasses.replace(DYNAMICS, action_weight=1.0, steps=1, learning_rate=0.0, weight_decay=0.0)
+    key = jax.random.key(3)
+    labels = fused.windows(key, played, 8)
+    state, metrics = jax.jit(lambda: fused.train_dynamics(key, config, played, labels, 2))()
+    untrained = fused.untrained_dynamics(key, config, played, 2)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), state.params, untrained.params)
+    assert metrics["action_loss"].shape == (1,) and np.isfinite(metrics["action_loss"]).all()
+    with pytest.raises(ValueError, match="num_actions"):
+        fused.train_dynamics(key, config, played, labels)

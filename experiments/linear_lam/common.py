@@ -3,6 +3,7 @@
 import argparse
 import csv
 import dataclasses
+import re
 import shutil
 import time
 from collections.abc import Callable, Sequence
@@ -89,6 +90,17 @@ def store(path: Path, rows: Sequence[dict[str, str]]) -> None:
         writer.writeheader()
         writer.writerows(rows)
     path.with_suffix(".tmp").replace(path)
+
+
+def filled(text: str, **sections: str) -> str:
+    """The text with each section between its ``<!-- name -->`` and ``<!-- /name -->``."""
+    for name, section in sections.items():
+        text, found = re.subn(
+            rf"(<!-- {name} -->\n).*?(\n<!-- /{name} -->)", lambda m, s=section: m[1] + s + m[2], text, flags=re.S
+        )
+        if found != 1:
+            raise ValueError(f"The page needs one pair of marks <!-- {name} -->, <!-- /{name} -->, not {found}.")
+    return text
 
 
 def key(curve: str, x: float, seed: int) -> tuple[str, str, str]:

@@ -1,11 +1,10 @@
 """Puts the results of the CSV files into docs/linear_lam.md, between its marks."""
 
-import re
 import textwrap
 from collections.abc import Sequence
 
 import numpy as np
-from common import HERE, RESULTS, Panel, agreement, load
+from common import HERE, RESULTS, Panel, agreement, filled, load
 
 DOCS = HERE.parents[1] / "docs" / "linear_lam.md"
 
@@ -125,17 +124,6 @@ def grid() -> str:
         lines.append(f"| {' | '.join(cells)} |")
     seeds, steps = len({row["seed"] for row in rows}), rows[0]["steps"]
     return "\n".join([*lines, "", f"Means over {seeds} seeds after {steps} updates; of errors also the range."])
-
-
-def filled(text: str, **sections: str) -> str:
-    """The text with each section between its ``<!-- name -->`` and ``<!-- /name -->``."""
-    for name, section in sections.items():
-        text, found = re.subn(
-            rf"(<!-- {name} -->\n).*?(\n<!-- /{name} -->)", lambda m, s=section: m[1] + s + m[2], text, flags=re.S
-        )
-        if found != 1:
-            raise ValueError(f"{DOCS.name} needs one pair of marks <!-- {name} -->, <!-- /{name} -->, not {found}.")
-    return text
 
 
 def put(**sections: str) -> None:

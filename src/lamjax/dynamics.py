@@ -475,3 +475,15 @@ def evaluate(state: DynamicsState, windows: jax.Array) -> dict[str, jax.Array]:
         "copy_last_mse": jnp.mean(jnp.square(last - target)),
         "code_counts": quantizer.hits(latents.codes, state.config.quantizer),
     }
+
+
+def evaluate_swapped(state: DynamicsState, windows: jax.Array) -> jax.Array:
+    """The error on held-out windows ``[B, k + 2, *S, C]`` with each other's latents, float32 ``[]``.
+
+    A window gets the latent of the one half a batch away. Where that is no worse than its own (`evaluate`), the forward
+    model does not look at latents.
+    """
+    frames = normalise_obs(clean_frames(state.config, windows), state.obs_stats)
+    state = state.replace(obs_stats=None)  # frames are normalised once
+    latents = jnp.roll(infer_latents(state, frames).quantized, len(windows) // 2, axis=0)
+    return jnp.mean(jnp.square(predict_next(state, frames[:, :-1], latents) - frames[:, -1]))

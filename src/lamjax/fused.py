@@ -26,7 +26,7 @@ from lamjax import cloning, dynamics, policies
 from lamjax.cloning import CloningConfig, CloningState
 from lamjax.config import ScratchConfig
 from lamjax.data import stream
-from lamjax.data.stream import Buffer
+from lamjax.data.stream import Buffer, Labels
 from lamjax.decoding import offline, online
 from lamjax.decoding.offline import OfflineConfig
 from lamjax.decoding.online import HybridAgent, OnlineConfig
@@ -43,12 +43,16 @@ LogitsFn = Callable[[Any, jax.Array], jax.Array]
 
 @struct.dataclass
 class Played:
-    """Recorded transitions ``[N, T, ...]``; `done` says that the step ended an episode."""
+    """Recorded transitions ``[N, T, ...]``; `done` says that the step ended an episode.
+
+    `told` is what `record` was asked to read from the environments' state at each observation, or None.
+    """
 
     obs: jax.Array
     action: jax.Array
     reward: jax.Array
     done: jax.Array
+    told: Any = None
 
 
 def learn(key: jax.Array, env: VectorEnv, config: ScratchConfig) -> tuple[Any, dict[str, jax.Array]]:
@@ -64,16 +68,34 @@ def learn(key: jax.Array, env: VectorEnv, config: ScratchConfig) -> tuple[Any, d
     return state.params, metrics
 
 
-def record(key: jax.Array, env: VectorEnv, logits_fn: LogitsFn, params: Any, steps: int) -> Played:
-    """Plays `steps` steps of sampled actions in each of the N environments."""
+def record(
+    key: jax.Array,
+    env: VectorEnv,
+    logits_fn: LogitsFn,
+    params: Any,
+    steps: int,
+    tell: Callable[[Any], Any] | None = None,
+) -> Played:
+    """Plays `steps` steps of sampled actions in each of the N environments.
+
+    Args:
+      key: a typed PRNG key.
+      env: N environments.
+      logits_fn: the policy.
+      params: its first argument.
+      steps: T.
+      tell: maps the environments' state to arrays ``[N, ...]`` that are kept beside the observations, such as
+        `envs.Distracted.shown`.
+    """
     key_reset, key = jax.random.split(key)
 
     def step(carry, step_key):
         obs, env_state = carry
         key_action, key_env = jax.random.split(step_key)
         action = jax.random.categorical(key_action, logits_fn(params, obs)).astype(jnp.int32)
+        told = tell(env_state) if tell else None
         following, env_state, reward, terminated, truncated, _ = env.step(key_env, env_state, action)
-        return (following, env_state), Played(obs, action, reward, terminated | truncated)
+        return (following, env_state), Played(obs, action, reward, terminated | truncated, told)
 
     _, played = jax.lax.scan(step, env.reset(key_reset), jax.random.split(key, steps))
     return jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1), played)
@@ -105,14 +127,19 @@ def stats(played: Played) -> ObsStats:
     return {"mean": flat.mean(0), "scale": jnp.where(scale > 1e-6, scale, 1.0)}
 
 
-def windows(key: jax.Array, played: Played, count: int, length: int = 3) -> tuple[jax.Array, jax.Array]:
-    """Draws windows ``[E, length, *obs_shape]`` and the actions at their last frames but one, int32 ``[E]``.
+def starts(key: jax.Array, played: Played, count: int, length: int = 3) -> jax.Array:
+    """Draws where windows start, int32 ``[E]``, counted over all F frames.
 
     Without replacement while `count` is at most the number of windows; it must be.
     """
-    source = buffer(played, length)
-    starts = stream.sample_starts(source, key, jnp.zeros((), jnp.int32), count)
-    return stream.gather(source.frames, starts, length), played.action.reshape(-1)[starts + length - 2]
+    return stream.sample_starts(buffer(played, length), key, jnp.zeros((), jnp.int32), count)
+
+
+def windows(key: jax.Array, played: Played, count: int, length: int = 3) -> tuple[jax.Array, jax.Array]:
+    """Draws (as `starts`) windows ``[E, length, *obs_shape]`` and the actions at their last frames but one ``[E]``."""
+    first = starts(key, played, count, length)
+    frames = played.obs.reshape(-1, *played.obs.shape[2:])
+    return stream.gather(frames, first, length), played.action.reshape(-1)[first + length - 2]
 
 
 def labelled(key: jax.Array, played: Played, count: int) -> tuple[jax.Array, jax.Array]:
@@ -121,16 +148,45 @@ def labelled(key: jax.Array, played: Played, count: int) -> tuple[jax.Array, jax
     return drawn[:, 1], actions
 
 
+def untrained_dynamics(
+    key: jax.Array, config: DynamicsConfig, played: Played, num_actions: int | None = None
+) -> DynamicsState:
+    """Where `train_dynamics` starts from under the same key: the null of its probes."""
+    return dynamics.init(jax.random.split(key)[0], config, played.obs.shape[2:], stats(played), num_actions)
+
+
 def train_dynamics(
-    key: jax.Array, config: DynamicsConfig, played: Played
+    key: jax.Array,
+    config: DynamicsConfig,
+    played: Played,
+    labels: tuple[jax.Array, jax.Array] | None = None,
+    num_actions: int | None = None,
 ) -> tuple[DynamicsState, dict[str, jax.Array]]:
-    """Stage 1 on the transitions' frames: the state, and metrics ``[steps]`` (see `dynamics.train_step`)."""
-    source, (key_init, key) = buffer(played, config.window), jax.random.split(key)
-    state = dynamics.init(key_init, config, played.obs.shape[2:], stats(played))
+    """Stage 1 on the transitions' frames.
+
+    Args:
+      key: a typed PRNG key.
+      config: the settings.
+      played: what to learn from; its actions are not looked at.
+      labels: with `config.action_weight`, windows and their actions (see `windows`): all that it may know of actions.
+      num_actions: A, with labels.
+
+    Returns:
+      The state, and metrics ``[steps]`` (see `dynamics.train_step`).
+    """
+    source, key_batches = buffer(played, config.window), jax.random.split(key)[1]
+    known = None
+    if labels is not None:
+        known = Labels(labels[0].reshape(-1, *labels[0].shape[2:]), labels[1])
 
     def step(state: DynamicsState, _):
-        drawn = stream.sample(source, key, state.step, config.batch_size, length=config.window)
-        return dynamics.train_step(state, drawn)
+        drawn = stream.sample(source, key_batches, state.step, config.batch_size, length=config.window)
+        if known is None:
+            return dynamics.train_step(state, drawn)
+        named = stream.sample_labelled(known, key_batches, state.step, config.labelled_batch)
+        return dynamics.train_step(state, drawn, named)
+
+    state = untrained_dynamics(key, config, played, num_actions)
 
     return jax.lax.scan(step, state, length=config.steps)
 

@@ -6,6 +6,7 @@ record -> dynamics (stage 1) -> cloning (stage 2) -> decode_offline, decode_onli
 import dataclasses
 import functools
 import hashlib
+import itertools
 import json
 import os
 import platform
@@ -442,6 +443,8 @@ def dynamics_stage(run: Run, store: Store) -> DynamicsState:
 
 
 _evaluate = jax.jit(dynamics.evaluate)
+_evaluate_swapped = jax.jit(dynamics.evaluate_swapped)
+SWAPPED = 8  # batches of held-out windows whose latents are exchanged
 
 
 def held_out_errors(state: DynamicsState, held_out: EvaluationWindows) -> dict[str, Any]:
@@ -497,8 +500,10 @@ def examine_dynamics(
             test_z_trained, test_codes = test_z, codes
     errors = held_out_errors(state, held_out)
     counts = errors.pop("code_counts")
+    swapped = np.mean([_evaluate_swapped(state, batch) for batch in itertools.islice(held_out, SWAPPED)])
     shares = counts / np.maximum(counts.sum(-1, keepdims=True), 1)
     results |= errors | {
+        "fdm_swapped_mse": float(swapped),
         "majority_accuracy": probes.majority_accuracy(train_actions, test_actions),
         "majority_accuracy_merged": probes.majority_accuracy(merged[train_actions], merged[test_actions]),
         "codebook_perplexity": np.exp(-np.sum(shares * np.log(shares + 1e-10), -1)).tolist(),
@@ -888,7 +893,10 @@ def online_stage(run: Run, model: DynamicsState, policy: CloningState) -> None:
     )
     env.close()
     params = parallel.on_one({"params": state.ppo.params, "frozen": state.frozen}, run.devices)
-    _finish_ppo(run, "decode_online", agent, params, config.ppo.num_updates, config.ppo, seconds)
+    counts = {}
+    if config.decoder.enabled:
+        counts["decoder_fits"] = sum(online.refits(config, number + 1) for number in range(config.ppo.num_updates))
+    _finish_ppo(run, "decode_online", agent, params, config.ppo.num_updates, config.ppo, seconds, **counts)
 
 
 def scratch_stage(run: Run, stage: str, config: ScratchConfig, start: Source | None = None) -> None:
@@ -932,7 +940,14 @@ def scratch_stage(run: Run, stage: str, config: ScratchConfig, start: Source | N
 
 
 def _finish_ppo(
-    run: Run, stage: str, network: Any, params: Any, updates: int, config: ppo.PPOConfig, seconds: float
+    run: Run,
+    stage: str,
+    network: Any,
+    params: Any,
+    updates: int,
+    config: ppo.PPOConfig,
+    seconds: float,
+    **counts: int,
 ) -> None:
     frames = updates * config.num_envs * config.num_steps
     label = {"decode_online": "the policy decoded online", "ppo_scratch": "PPO from scratch"}.get(stage, stage)
@@ -949,6 +964,7 @@ def _finish_ppo(
         **found,
         "seconds": seconds,
         "frames_per_s": frames / max(seconds, 1e-9),
+        **counts,
     }
     run.finish(stage, results | diagnosis.judge_online(stage, results, run.summary))
 

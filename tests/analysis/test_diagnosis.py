@@ -125,11 +125,12 @@ def only(found, stage):
     return warning["text"]
 
 
-def test_no_better_than_copying(summary):
-    summary["stages"]["dynamics"]["fdm_mse"] = 0.01
-    assert "no better than copying" in only(diagnose(summary), "dynamics")
-    summary["stages"]["dynamics"]["fdm_mse"] = 0.00999
-    assert diagnose(summary) == []
+@pytest.mark.parametrize(("mse", "how"), [(0.01, "no"), (0.00999, "hardly"), (0.00981, "hardly"), (0.00979, None)])
+def test_no_better_than_copying(summary, mse, how):
+    summary["stages"]["dynamics"]["fdm_mse"] = mse
+    assert [item["text"] for item in diagnose(summary)] == (
+        [f"The forward model is {how} better than copying the last frame."] if how else []
+    )
 
 
 def test_a_collapsed_codebook(summary):
@@ -140,6 +141,65 @@ def test_a_collapsed_codebook(summary):
     assert diagnose(summary) == []
     summary["stages"]["dynamics"]["codebook_perplexity"] = [2.0, 2.0]
     assert len(diagnose(summary)) == 2
+
+
+@pytest.mark.parametrize(("codes", "perplexity", "collapsed"), [(4, 1.4, True), (4, 1.6, False), (1, 1.0, True)])
+def test_a_small_codebook_collapses_above_a_twentieth(summary, codes, perplexity, collapsed):
+    summary["stages"]["dynamics"] |= {"codebook_perplexity": [perplexity], "dead_codes": [0], "num_codes": codes}
+    assert [item["name"] for item in diagnose(summary)] == ["collapsed"] * collapsed
+
+
+@pytest.mark.parametrize(("swapped", "ignored"), [(0.00439, True), (0.00441, False), (0.003, True), (0.02, False)])
+def test_a_forward_model_that_ignores_the_latents(summary, swapped, ignored):
+    summary["stages"]["dynamics"]["fdm_swapped_mse"] = swapped
+    assert [item["name"] for item in diagnose(summary)] == ["ignored"] * ignored
+    summary["stages"]["dynamics"]["fdm_mse"] = 0.01  # no better than copying: that is said instead
+    assert [item["name"] for item in diagnose(summary)] == ["copying"]
+
+
+@pytest.mark.parametrize(
+    ("ratio", "linear", "state"), [(0.009, 0.49, True), (0.011, 0.49, False), (0.009, 0.51, False), (0.3, 0.2, False)]
+)
+def test_latents_that_follow_from_the_state(summary, ratio, linear, state):
+    summary["stages"]["cloning"]["ratio"] = ratio
+    summary["stages"]["dynamics"]["linear_probe_accuracy_merged"] = linear
+    assert [item["name"] for item in diagnose(summary)] == ["state"] * state
+    if state:
+        assert "All but 0.9 % of the latents' variance follows from o_t" in only(diagnose(summary), "cloning")
+
+
+def test_a_decoder_that_was_never_fitted(summary):
+    for fits, names in ((0, ["never_fitted"]), (1, [])):
+        summary["stages"]["decode_online"]["decoder_fits"] = fits
+        assert [item["name"] for item in diagnose(summary)] == names
+
+
+@pytest.mark.parametrize(
+    ("last", "expert", "stuck"),
+    [(1.19, 10, True), (1.21, 10, False), (0.5, 10, True), (1.0, 2.0, False), (1.0, 2.1, True), (1.0, None, False)],
+)
+def test_fine_tuning_that_does_not_start(summary, last, expert, stuck):
+    summary["stages"]["decode_online"]["curve"] = [*([n, 1.0] for n in range(1, 7)), [7, last]]
+    if expert is not None:
+        summary["nulls"] = {"expert_return": {"mean": expert}}
+    found = diagnose(summary)
+    assert [item["name"] for item in found] == ["not_started"] * stuck
+    if stuck:
+        assert f"{1.0:.2f} in the first quarter" in only(found, "decode_online")
+
+
+def test_the_course_of_a_curve():
+    assert diagnosis.course([[n, float(n)] for n in range(8)]) == (0.5, 6.5)
+    assert diagnosis.course([[1, 3.0]]) == (3.0, 3.0)
+    assert all(value != value for value in diagnosis.course([]))
+
+
+def test_every_message_has_a_name(summary):
+    summary["stages"]["dynamics"] |= {"fdm_mse": 0.02, "codebook_perplexity": [1.0, 1.0], "probe_accuracy_merged": 0.4}
+    summary["stages"]["decode_online"] = {"ok": False, "verdict": "failed: x", "decoder_fits": 0}
+    names = [item["name"] for item in diagnose(summary)]
+    assert names == ["copying", "collapsed", "collapsed", "untrained", "never_fitted", "decode_online"]
+    assert set(names) < set(diagnosis.NAMES) and len(set(diagnosis.NAMES)) == len(diagnosis.NAMES)
 
 
 def test_latents_no_better_than_untrained_ones(summary):
@@ -193,3 +253,17 @@ def test_latents_that_explain_the_distractor(summary, change, untrained, probe, 
     text = " ".join(item["text"] for item in diagnose(summary))
     assert ("explain the distractor, not the action" in text) == explains
     assert ("no better than those of an untrained model" in text) == (probe < 0.42 and not explains)
+
+
+@pytest.mark.parametrize(
+    ("nmi", "untrained", "quantized", "told"),
+    [(0.06, 0.4, True, True), (0.08, 0.4, True, False), (0.06, 0.51, True, False), (0.06, 0.4, False, False)],
+)
+def test_codes_that_tell_nothing_of_actions_that_latents_tell(summary, nmi, untrained, quantized, told):
+    summary["stages"]["dynamics"] |= {
+        "code_nmi_merged": nmi,
+        "code_nmi_merged_shuffled": 0.02,
+        "untrained_probe_accuracy_merged": untrained,
+        "quantized": quantized,
+    }
+    assert [item["name"] for item in diagnose(summary)] == ["codes"] * told

@@ -13,7 +13,7 @@ from lamjax.config import PRESETS, RecordConfig
 from lamjax.data import open_store
 from lamjax.data.record import record
 from lamjax.data.store import evaluation_actions, evaluation_distractor
-from lamjax.envs import Distracted, Gymnax
+from lamjax.envs import Disobedient, Distracted, Gymnax
 from lamjax.envs.wrappers import MAX_SPEED
 from lamjax.run import Run
 from tests.envs.toys import Painter
@@ -354,3 +354,67 @@ def test_demonstrators_are_measured_and_trained_without_the_distractor(tmp_path,
 def test_what_cannot_be_distracted_is_refused(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+# Actions that are not obeyed
+
+
+def disobeyed(steps=200, **chances):
+    """The environment, the actions that were chosen, and what followed on the host."""
+    env, chosen = Disobedient(painter(), **chances), actions(steps)
+    obs, state = jax.jit(env.reset)(KEY)
+    np.testing.assert_array_equal(state.executed, -1)
+    return env, chosen, jax.device_get(play(env, KEY, (obs, state), chosen)[1])
+
+
+def test_what_is_executed_is_what_the_game_plays():
+    _, _, seen = disobeyed(sticky=0.3, random=0.3)
+    first = jax.jit(painter().reset)(KEY)
+    plain = jax.device_get(play(painter(), KEY, first, seen["executed_action"])[1])
+    for name in ("obs", "reward", "terminated", "truncated", "final_observation"):
+        np.testing.assert_array_equal(seen[name], plain[name])
+
+
+def test_without_chances_every_action_is_obeyed():
+    _, chosen, seen = disobeyed()
+    np.testing.assert_array_equal(seen["executed_action"], chosen)
+
+
+def test_sticky_actions_repeat_what_was_done_before_but_not_across_episodes():
+    _, chosen, seen = disobeyed(sticky=1.0)
+    before = np.concatenate([np.ones((1, N), bool), (seen["terminated"] | seen["truncated"])[:-1]])
+    executed = seen["executed_action"]
+    np.testing.assert_array_equal(executed[before], chosen[before])
+    np.testing.assert_array_equal(executed[1:][~before[1:]], executed[:-1][~before[1:]])
+    _, chosen, seen = disobeyed(steps=1000, sticky=0.4)
+    kept = (seen["executed_action"] == chosen).mean()
+    assert kept == pytest.approx(1 - 0.4 / 2, abs=0.03)  # of two actions a repeated one is the chosen one by chance
+
+
+@pytest.mark.parametrize("chance", [0.4, 1.0])
+def test_random_actions_replace_as_many_as_they_should(chance):
+    _, chosen, seen = disobeyed(steps=1000, random=chance)
+    assert (seen["executed_action"] == chosen).mean() == pytest.approx(1 - chance / 2, abs=0.03)
+
+
+def test_a_saved_disobedient_environment_goes_on_bit_equally():
+    env = Disobedient(painter(), sticky=0.5)
+    (obs, state), _ = play(env, KEY, jax.jit(env.reset)(KEY), actions(10))
+    again = env.set_state(env.get_state(state))
+    jax.tree.map(np.testing.assert_array_equal, again, jax.device_get(state))
+    key = jax.random.key(5)
+    following = [jax.device_get(play(env, key, (obs, each), actions(20))[1]) for each in (state, again)]
+    jax.tree.map(np.testing.assert_array_equal, *following)
+
+
+def test_equal_disobedient_environments_compile_once():
+    plain = painter()
+    assert Disobedient(plain, sticky=0.5) == Disobedient(plain, sticky=0.5).stepper
+    assert hash(Disobedient(plain, sticky=0.5)) == hash(Disobedient(plain, sticky=0.5))
+    assert Disobedient(plain, sticky=0.5) != Disobedient(plain, random=0.5)
+
+
+@pytest.mark.parametrize("chances", [{"sticky": -0.1}, {"random": 1.1}])
+def test_chances_must_be_probabilities(chances):
+    with pytest.raises(ValueError, match=f"{next(iter(chances))} must be a probability"):
+        Disobedient(painter(), **chances)

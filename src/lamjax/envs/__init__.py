@@ -17,12 +17,13 @@ from lamjax.envs.registry import (
     obs_shape,
     register,
 )
-from lamjax.envs.wrappers import Distracted
+from lamjax.envs.wrappers import Disobedient, Distracted
 
 __all__ = [
     "ACTION_NAMES",
     "PROCGEN_GAMES",
     "PROCGEN_SHAPE",
+    "Disobedient",
     "Distracted",
     "Gymnax",
     "Procgen",

@@ -1,8 +1,10 @@
-"""Distractors: exogenous noise over the frames of any environment that shows pixels.
+"""Environments made harder to learn from: distractors over their frames, and actions that are not always obeyed.
 
-A latent action model explains whatever changes unpredictably between frames. A distractor changes unpredictably and has
-nothing to do with the actions, so it asks whether latents learned the action or the noise. The game underneath is
-untouched: with the same keys and actions it plays out as it does without a distractor.
+`Distracted` puts exogenous noise over the frames of any environment that shows pixels. A latent action model explains
+whatever changes unpredictably between frames. A distractor changes unpredictably and has nothing to do with the
+actions, so it asks whether latents learned the action or the noise. The game underneath is untouched: with the same
+keys and actions it plays out as it does without a distractor. `Disobedient` leaves the frames alone and changes what is
+done: what an agent chose is then no longer what happened.
 
 Dimension keys: N environments, H, W, C frame, D what tells a distractor's state.
 """
@@ -21,7 +23,8 @@ Distractor = Literal["none", "overlay", "noise", "jitter"]
 
 MAX_SPEED = 1 / 16  # of the overlay, in frame sides a step: 4 pixels of 64
 TURN = 0.25  # probability of a new velocity at a step; without it two frames would tell the next, and z need not
-_TAG = 2**31 - 1  # folds the distractor's key out of the environment's; no split of that key reaches it
+# Folds the distractor's key (and, less one, that of disobedience) out of the environment's; no split of it gets there.
+_TAG = 2**31 - 1
 _SAVED = "distractor_"
 
 
@@ -253,6 +256,95 @@ class Distracted:
         inner = self.env.set_state({name: x for name, x in saved.items() if not name.startswith(_SAVED)})
         clean = own.pop("clean")
         return DistractedState(inner, DistractorState(**own), clean)
+
+    def close(self) -> None:
+        """Closes the environment underneath."""
+        self.env.close()
+
+
+@struct.dataclass
+class DisobedientState:
+    """The state of a disobedient environment.
+
+    Attributes:
+      env: the state of the environment underneath.
+      executed: int32 ``[N]``, the actions that led here; -1 at the start of an episode.
+    """
+
+    env: Any
+    executed: jax.Array
+
+
+class Disobedient:
+    """An environment that does not always do as it is told, with everything of `VectorEnv`.
+
+    At each step, and for each of the N environments by itself, the action that is carried out is with probability
+    `sticky` the one that was carried out before (sticky actions; never at an episode's first step), else with
+    probability `random` a uniform draw from all actions, else the chosen one. ``info["executed_action"]``, int32
+    ``[N]``, says which it was, and so does the state (`executed`). Without either the game is the one underneath.
+    """
+
+    def __init__(self, env: VectorEnv, *, sticky: float = 0.0, random: float = 0.0):
+        """Wraps `env`.
+
+        Args:
+          env: N environments.
+          sticky: probability in [0, 1].
+          random: probability in [0, 1], where the action is not repeated.
+
+        Raises:
+          ValueError: if either is no probability.
+        """
+        for name, value in (("sticky", sticky), ("random", random)):
+            if not 0 <= value <= 1:
+                raise ValueError(f"{name} must be a probability, between 0 and 1, not {value}.")
+        self.env, self.sticky, self.random = env, float(sticky), float(random)
+        self.name, self.num_envs, self.num_actions = env.name, env.num_envs, env.num_actions
+        self.obs_shape, self.obs_dtype = env.obs_shape, env.obs_dtype
+        self.env_params = {**env.env_params, "sticky": self.sticky, "random": self.random}
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Disobedient) and self._settings == other._settings
+
+    def __hash__(self) -> int:
+        return hash(self._settings)
+
+    @property
+    def _settings(self) -> tuple[Any, ...]:
+        return self.env, self.sticky, self.random, self.num_actions
+
+    @property
+    def stepper(self) -> "Disobedient":
+        """See `lamjax.envs.api.stepper`."""
+        alike = copy.copy(self)
+        alike.env = stepper(self.env)
+        return alike
+
+    def reset(self, key: jax.Array, params: Any = None) -> tuple[jax.Array, DisobedientState]:
+        """See `VectorEnv.reset`."""
+        obs, state = self.env.reset(key, params)
+        return obs, DisobedientState(state, jnp.full(self.num_envs, -1, jnp.int32))
+
+    def step(self, key: jax.Array, state: DisobedientState, action: jax.Array, params: Any = None):
+        """See `VectorEnv.step`; ``info`` has ``executed_action`` besides."""
+        key_sticks, key_strays, key_drawn = jax.random.split(jax.random.fold_in(key, _TAG - 1), 3)
+        n = self.num_envs
+        drawn = jax.random.randint(key_drawn, (n,), 0, self.num_actions, jnp.int32)
+        executed = jnp.where(jax.random.bernoulli(key_strays, self.random, (n,)), drawn, action.astype(jnp.int32))
+        sticks = jax.random.bernoulli(key_sticks, self.sticky, (n,)) & (state.executed >= 0)
+        executed = jnp.where(sticks, state.executed, executed)
+        obs, inner, reward, terminated, truncated, info = self.env.step(key, state.env, executed, params)
+        after = DisobedientState(inner, jnp.where(terminated | truncated, -1, executed))
+        return obs, after, reward, terminated, truncated, {**info, "executed_action": executed}
+
+    def get_state(self, state: DisobedientState) -> dict[str, np.ndarray]:
+        """What the environment underneath saves, and the executed actions beside it."""
+        return self.env.get_state(state.env) | {"disobedient_executed": np.asarray(state.executed)}
+
+    def set_state(self, saved: dict[str, np.ndarray]) -> DisobedientState:
+        """See `VectorEnv.set_state`."""
+        inner = {name: x for name, x in saved.items() if name != "disobedient_executed"}
+        return DisobedientState(self.env.set_state(inner), jnp.asarray(saved["disobedient_executed"]))
 
     def close(self) -> None:
         """Closes the environment underneath."""

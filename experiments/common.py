@@ -1,0 +1,225 @@
+"""What the experiments share: cells that are computed once, means and errors over seeds, figures, and the page.
+
+A cell is a variant at a level under a seed. `run` measures the cells that the CSV file does not hold yet, one at a
+time, and writes the file after each, so that an experiment that is cut off goes on where it stopped.
+"""
+
+import dataclasses
+import importlib
+import shutil
+import time
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+
+import jax
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from experiments.linear_lam.common import COLOURS, filled, load, store
+from experiments.linear_lam.common import style as style  # for the experiments
+
+ROOT = Path(__file__).resolve().parents[1]
+# A run keeps its cells in WORK and resumes from there; RESULTS holds the last run's, for the tables and for reading.
+WORK, RESULTS = ROOT / "runs" / "experiments", ROOT / "experiments"
+FIGURES, PAGE = ROOT / "docs" / "experiments", ROOT / "docs" / "experiments.md"
+NAMES = (
+    *("vq_ablation", "noise", "stochastic_dynamics", "cartpole_latents", "data_scaling"),
+    "failure_signatures",
+)
+SEEDS = range(5)
+
+Cell = tuple[str, str, int]  # variant, level, seed
+Row = dict[str, str]
+
+
+@dataclasses.dataclass(frozen=True)
+class Experiment:
+    """An experiment.
+
+    Attributes:
+      name: of its folder.
+      claim: in one line.
+      expected: what was expected before it ran, in one line.
+      cells: its cells, in the order in which they are computed.
+      measure: what a cell is measured to be; variants may differ in what is measured.
+      draw: the figure of all rows.
+      sections: the tables of all rows, by their names on the page.
+    """
+
+    name: str
+    claim: str
+    expected: str
+    cells: Callable[[], list[Cell]]
+    measure: Callable[[str, str, int], dict[str, float]]
+    draw: Callable[[Sequence[Row]], Figure]
+    sections: Callable[[Sequence[Row]], dict[str, str]]
+
+
+def named(name: str) -> Experiment:
+    return importlib.import_module(f"experiments.{name}.run").EXPERIMENT
+
+
+def grid(levels: dict[str, Iterable[str]], seeds: Iterable[int] | None = None) -> list[Cell]:
+    """All cells of the variants' levels, whole seeds first."""
+    seeds = SEEDS if seeds is None else seeds
+    return [(variant, level, seed) for seed in seeds for variant, some in levels.items() for level in some]
+
+
+def cell_of(row: Row) -> Cell:
+    return row["variant"], row["level"], int(row["seed"])
+
+
+def compute(experiment: Experiment) -> list[Row]:
+    """Measures the cells that the CSV file does not hold yet; returns the rows of all cells, in their order."""
+    path, cells = WORK / f"{experiment.name}.csv", experiment.cells()
+    rows = {cell_of(row): row for row in load(path)}
+    for done, cell in enumerate(cells):
+        if cell in rows:
+            continue
+        start = time.process_time()
+        found = {key: f"{value:.5g}" for key, value in experiment.measure(*cell).items()}
+        row = dict(zip(("variant", "level", "seed"), map(str, cell), strict=True)) | found
+        rows[cell] = row | {"cpu_seconds": f"{time.process_time() - start:.1f}"}
+        columns = dict.fromkeys(column for each in cells for column in rows.get(each, {}))
+        store(path, [{column: rows[each].get(column, "nan") for column in columns} for each in cells if each in rows])
+        shown = ", ".join(f"{key} {value}" for key, value in list(found.items())[:5])
+        print(f"  {done + 1}/{len(cells)} {' '.join(map(str, cell))}: {shown}", flush=True)
+    results = RESULTS / experiment.name / "results.csv"
+    results.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(path, results)
+    return load(path)
+
+
+def run(experiment: Experiment) -> None:
+    """Computes what is missing, draws the figure, and fills in the page's tables."""
+    # Compiled programs are kept: a second run, or a resumed one, does not compile again.
+    jax.config.update("jax_compilation_cache_dir", str(ROOT / ".jax_cache"))
+    print(f"{experiment.name}: {experiment.claim}\n  expected: {experiment.expected}", flush=True)
+    rows = compute(experiment)
+    seconds = sum(float(row["cpu_seconds"]) for row in rows)
+    FIGURES.mkdir(parents=True, exist_ok=True)
+    path = FIGURES / f"{experiment.name}.png"
+    experiment.draw(rows).savefig(path, dpi=110)
+    write_page(experiment)
+    print(f"  {len(rows)} cells, {seconds:.0f} CPU seconds; {path}, {PAGE}", flush=True)
+
+
+def written(text: str, experiment: Experiment) -> str:
+    """The page with the tables of the experiment's committed rows, and how long they took."""
+    rows = load(RESULTS / experiment.name / "results.csv")
+    if not rows:
+        return text
+    seconds = sum(float(row["cpu_seconds"]) for row in rows)
+    cost = f"{len(rows)} cells, {len({row['seed'] for row in rows})} seeds, {seconds / 60:.1f} CPU minutes."
+    return filled(text, **experiment.sections(rows), **{f"{experiment.name}_cost": cost})
+
+
+def write_page(experiment: Experiment) -> None:
+    PAGE.write_text(written(PAGE.read_text(), experiment))
+
+
+# Means over seeds
+
+
+def values(rows: Sequence[Row], variant: str, level: str, column: str) -> np.ndarray:
+    """A column over the seeds of a variant and level, without those where it was not measured."""
+    found = [float(row[column]) for row in rows if (row["variant"], row["level"]) == (variant, level)]
+    return np.array([x for x in found if not np.isnan(x)])
+
+
+def mean_error(found: np.ndarray) -> tuple[float, float]:
+    """Mean and standard error; NaN where there is nothing to take them of."""
+    mean = float(found.mean()) if len(found) else float("nan")
+    return mean, float(found.std(ddof=1) / np.sqrt(len(found))) if len(found) > 1 else float("nan")
+
+
+def shown(rows: Sequence[Row], variant: str, level: str, column: str, digits: int = 2) -> str:
+    """Mean ± standard error, for a table; "-" where nothing was measured."""
+    mean, error = mean_error(values(rows, variant, level, column))
+    if np.isnan(mean):
+        return "-"
+    return f"{mean:.{digits}f}" + ("" if np.isnan(error) else f" ± {error:.{digits}f}")
+
+
+def levels_of(rows: Sequence[Row]) -> dict[str, list[str]]:
+    """The variants and the levels of each, in their order."""
+    found: dict[str, list[str]] = {}
+    for row in rows:
+        levels = found.setdefault(row["variant"], [])
+        if row["level"] not in levels:
+            levels.append(row["level"])
+    return found
+
+
+def table(rows: Sequence[Row], heads: Sequence[str], columns: dict[str, int], of: dict[str, str] | None = None) -> str:
+    """A table with a line for each variant and level.
+
+    Args:
+      rows: the results.
+      heads: of all columns, those of variant and level first.
+      columns: which columns to show, and with how many digits.
+      of: what variants are called, for those that are shown; by default all, by their own names.
+    """
+    lines = [f"| {' | '.join(heads)} |", "|" + "---|" * len(heads)]
+    for variant, levels in levels_of(rows).items():
+        if of is not None and variant not in of:
+            continue
+        for level in levels:
+            cells = [shown(rows, variant, level, column, digits) for column, digits in columns.items()]
+            lines.append(f"| {' | '.join([of[variant] if of else variant, level, *cells])} |")
+    return "\n".join(lines)
+
+
+# Figures
+
+
+def panels(count: int, width: float = 3.4) -> tuple[Figure, list[Axes]]:
+    fig = Figure(figsize=(width * count + 0.4, 3.3), layout="constrained")
+    return fig, list(np.atleast_1d(fig.subplots(1, count)))
+
+
+def curve(ax: Axes, rows: Sequence[Row], variant: str, column: str, colour: int, label: str, dash: str = "-") -> None:
+    """Mean over seeds against the level, a bar of one standard error either way; nothing of a variant without rows."""
+    levels = levels_of(rows).get(variant)
+    if not levels:
+        return
+    means, errors = zip(*[mean_error(values(rows, variant, level, column)) for level in levels], strict=True)
+    ax.errorbar(
+        *([float(level) for level in levels], means, np.nan_to_num(errors)),
+        fmt=dash + "o",
+        color=COLOURS[colour],
+        label=label,
+        capsize=3,
+        linewidth=1.4,
+        markersize=4,
+    )
+
+
+def level_line(ax: Axes, height: float, label: str) -> None:
+    """A dotted line across, named at its right end."""
+    ax.axhline(height, color="#333333", linewidth=0.9, linestyle=":")
+    box = {"facecolor": "white", "alpha": 0.8, "edgecolor": "none", "pad": 0.5}
+    where = {"xycoords": ("axes fraction", "data"), "ha": "right", "va": "bottom"}
+    ax.annotate(label, (1.0, height), fontsize=7, bbox=box, **where)
+
+
+def bars(
+    ax: Axes,
+    rows: Sequence[Row],
+    cells: Sequence[tuple[str, str, str]],
+    column: str,
+    colour: int,
+    *,
+    first: float = 0,
+    width: float = 0.7,
+    label: str | None = None,
+) -> None:
+    """Bars of (variant, level, name): mean over seeds, one standard error either way, and each seed as a dot."""
+    for place, (variant, level, _) in enumerate(cells):
+        found = values(rows, variant, level, column)
+        mean, error = mean_error(found)
+        where, look = first + place, {"color": COLOURS[colour], "alpha": 0.75, "label": None if place else label}
+        ax.bar(where, mean, width, yerr=np.nan_to_num(error), capsize=3, **look)
+        ax.plot(where + width * np.linspace(-0.3, 0.3, len(found)), found, ".", color="#333333", markersize=3)
+    ax.set_xticks(range(len(cells)), [name for *_, name in cells], rotation=35, ha="right")

@@ -1,0 +1,106 @@
+"""How probe accuracy and the decoded return grow with frames and with labels."""
+
+import functools
+from collections.abc import Sequence
+
+import jax
+import numpy as np
+from matplotlib.figure import Figure
+
+from experiments import common, stages
+from experiments.common import COLOURS, Experiment, Row, curve, grid, style, table
+from lamjax import envs, fused
+
+GAME = "minatar/breakout"
+CONFIG = stages.GRID
+FRAMES = ("1000", "10000", "100000", "1000000")
+LABELS = ("16", "64", "256", "1024", "8192")
+MOST = 64 * 16_384  # frames that are recorded once for all
+LEVELS = {
+    "frames": FRAMES,
+    "labels of 10000": LABELS[:4],
+    "labels of 1000000": LABELS,
+}
+
+
+@functools.lru_cache(maxsize=1)
+def recorded(seed: int):
+    return stages.recorded.__wrapped__(GAME, "expert", MOST // stages.NUM_ENVS, seed)
+
+
+@functools.lru_cache(maxsize=len(FRAMES))
+def learned(frames: int, seed: int):
+    """Stages 1 and 2 on the first frames of each environment of the recording, and all that is held out."""
+    keys = stages.keys(seed)
+    train, held_out = recorded(seed)
+    steps = -(-frames // train.action.shape[0])
+    train = jax.tree.map(lambda x: x[:, :steps], train)
+    model, _ = stages.train_dynamics(keys[1], CONFIG.dynamics, train)
+    policy, _ = stages.train_cloning(keys[2], CONFIG.cloning, train, model)
+    return train, held_out, model, policy
+
+
+def measure(variant: str, level: str, seed: int) -> dict[str, float]:
+    keys = stages.keys(seed)
+    labelled = variant != "frames"
+    train, held_out, model, policy = learned(int(variant.split()[-1] if labelled else level), seed)
+    env = envs.make(GAME, stages.NUM_ENVS)
+    labels = int(level) if labelled else 256
+    available = int(fused.buffer(train).num_starts)
+    key = jax.random.fold_in(keys[5], labels)
+    found = {"return": stages.decoded_return(key, CONFIG, policy, train, min(labels, available), env)}
+    if not labelled:
+        untrained = fused.untrained_dynamics(keys[1], CONFIG.dynamics, train)
+        # The probe is fitted on what is held out, too: that of 1000 frames should not lack windows.
+        half = held_out.action.shape[1] // 2
+        fit, test = (jax.tree.map(lambda x, s=s: x[:, s], held_out) for s in (slice(half), slice(half, None)))
+        found |= stages.examine(keys[3], model, untrained, fit, test, env.num_actions)
+        found["cloning_ratio"] = stages.cloning_ratio(keys[4], policy, model, test)
+    return found | {"expert_return": stages.expert_return(GAME, seed)}
+
+
+def draw(rows: Sequence[Row]) -> Figure:
+    fig, axes = common.panels(4)
+    curve(axes[0], rows, "frames", "probe", 0, "latents")
+    curve(axes[0], rows, "frames", "untrained_probe", 7, "untrained", dash=":")
+    style(axes[0], "Probe on latents", "frames", "accuracy, held out")
+    axes[0].legend(fontsize=7, frameon=False)
+    curve(axes[1], rows, "frames", "fdm_ratio", 1, "forward model: error / copying")
+    curve(axes[1], rows, "frames", "cloning_ratio", 2, "cloning: error / variance")
+    style(axes[1], "Held-out errors", "frames", "relative error")
+    axes[1].set_ylim(bottom=0)
+    axes[1].legend(fontsize=7, frameon=False)
+    curve(axes[2], rows, "frames", "return", 3, "256 labels")
+    style(axes[2], "Decoded from 256 labels", "frames", "return")
+    for colour, variant in enumerate(("labels of 10000", "labels of 1000000")):
+        curve(axes[3], rows, variant, "return", colour + 4, f"{int(variant.split()[-1]):,} frames")
+    style(axes[3], "Decoded", "labels", "return")
+    expert = np.mean([float(row["expert_return"]) for row in rows])
+    for ax in axes[2:]:
+        ax.axhline(expert, color=COLOURS[6], linewidth=0.9, linestyle=":", label="expert")
+        ax.set_ylim(bottom=0)
+        ax.legend(fontsize=7, frameon=False, loc="lower right")
+    for ax in axes:
+        ax.set_xscale("log")
+    return fig
+
+
+def sections(rows: Sequence[Row]) -> dict[str, str]:
+    heads = ("", "frames", "probe", "untrained", "error / copying", "cloning: error / variance", "return, 256 labels")
+    columns = {"probe": 3, "untrained_probe": 3, "fdm_ratio": 3, "cloning_ratio": 2, "return": 2}
+    first = table(rows, heads, columns, {"frames": "all"})
+    of = {"labels of 10000": "10,000 frames", "labels of 1000000": "1,000,000 frames"}
+    second = table(rows, ("trained on", "labels", "return"), {"return": 2}, of)
+    expert = common.mean_error(np.array([float(row["expert_return"]) for row in rows]))[0]
+    return {"data_scaling": f"{first}\n\n{second}\n\nThe expert's return is {expert:.2f}."}
+
+
+EXPERIMENT = Experiment(
+    name="data_scaling",
+    claim="More frames make better latents and policies; a few hundred labels are enough to decode them.",
+    expected="the probe is done at 10,000 frames, the policy at 100,000; the return stops growing at 256 labels.",
+    cells=lambda: grid(LEVELS),
+    measure=measure,
+    draw=draw,
+    sections=sections,
+)

@@ -1,0 +1,210 @@
+"""The library's stages as the experiments run them: small networks, jitted whole, and what stage 1 learned."""
+
+import dataclasses
+import functools
+import json
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from experiments import common
+from lamjax import cloning, dynamics, envs, fused, policies
+from lamjax.analysis import latents, probes
+from lamjax.cloning import CloningConfig
+from lamjax.config import GRID_PRESETS, VECTOR_PRESETS, RunConfig
+from lamjax.decoding import actions
+from lamjax.dynamics import DynamicsState
+from lamjax.envs.api import VectorEnv
+from lamjax.fused import Played
+from lamjax.models.grid import GridConfig, GridFDMConfig
+from lamjax.models.policy import ObsStats
+from lamjax.ppo.agent import ScratchAgent
+
+# The presets, with half the channels and batches of 64: a cell takes seconds, and 15 or more are needed. Without a
+# quantiser, since that is what gave a policy on grids (`vq_ablation`).
+_GRID = GRID_PRESETS["cpu"]
+GRID = dataclasses.replace(
+    _GRID,
+    dynamics=dataclasses.replace(
+        _GRID.dynamics,
+        steps=1000,
+        batch_size=64,
+        idm=GridConfig(channels=(16,), features=64),
+        fdm=GridFDMConfig(channels=16, blocks=1),
+        quantizer=dataclasses.replace(_GRID.dynamics.quantizer, enabled=False),
+    ),
+    cloning=dataclasses.replace(_GRID.cloning, steps=2000, batch_size=64),
+    offline=dataclasses.replace(_GRID.offline, steps=1000, hidden=(64,)),
+)
+_VECTOR = VECTOR_PRESETS["cpu"]
+VECTOR = dataclasses.replace(
+    _VECTOR,
+    dynamics=dataclasses.replace(_VECTOR.dynamics, steps=2000),
+    cloning=dataclasses.replace(_VECTOR.cloning, steps=2000),
+    offline=dataclasses.replace(_VECTOR.offline, steps=1000, hidden=(64,)),
+)
+
+EXPERT_FRAMES = {"minatar/breakout": 1_048_576, "cartpole": 262_144}
+NUM_ENVS = 64
+PROBE_TRAIN, PROBE_TEST = 8192, 2048
+
+learn = jax.jit(fused.learn, static_argnames=("env", "config"))
+record = jax.jit(fused.record, static_argnames=("env", "logits_fn", "steps", "tell"))
+train_dynamics = jax.jit(fused.train_dynamics, static_argnames=("config", "num_actions"))
+train_cloning = jax.jit(fused.train_cloning, static_argnames="config")
+evaluate = jax.jit(fused.evaluate, static_argnames=("env", "logits_fn", "per_env"))
+_evaluate_dynamics = jax.jit(dynamics.evaluate)
+
+
+def keys(seed: int, count: int = 8) -> jax.Array:
+    """The keys of a seed's steps, typed ``[count]``."""
+    return jax.random.split(jax.random.key(seed), count)
+
+
+def settings(env: str) -> RunConfig:
+    return VECTOR if env == "cartpole" else GRID
+
+
+def expert_folder(env: str, seed: int) -> Path:
+    return common.WORK / "experts" / f"{env.replace('/', '-')}-{EXPERT_FRAMES[env]}-s{seed}"
+
+
+def expert(env: str, seed: int) -> tuple[policies.Logits, dict]:
+    """A demonstrator that PPO trained from scratch, kept in a folder: every experiment of the seed shares it."""
+    frames, folder = EXPERT_FRAMES[env], expert_folder(env, seed)
+    if not (folder / "policy.json").exists():
+        config = settings(env).expert
+        config = dataclasses.replace(config, ppo=dataclasses.replace(config.ppo, total_frames=frames))
+        vector = envs.make(env, config.ppo.num_envs)
+        network = ScratchAgent(config.trunk, vector.num_actions)
+        key_learn, key_play = jax.random.split(jax.random.key(1_000_003 + seed))
+        params, _ = learn(key_learn, vector, config)
+        returns = evaluate(key_play, envs.make(env, NUM_ENVS), policies.Logits(network), params, 2)
+        info = {"env": env, "seed": seed, "frames": frames, "return_mean": float(returns.mean())}
+        policies.save_policy(folder, network, params, info)
+    logits_fn, params, _ = policies.load_policy(folder)
+    return logits_fn, params
+
+
+def expert_return(env: str, seed: int) -> float:
+    """What the demonstrator got over 128 episodes."""
+    expert(env, seed)
+    return json.loads((expert_folder(env, seed) / "policy.json").read_text())["info"]["return_mean"]
+
+
+def infer(model: DynamicsState, windows: np.ndarray) -> np.ndarray:
+    """Latents before the quantiser, float32 ``[E, Z]``."""
+    return latents.latents_of(model, windows)[0]
+
+
+def drawn(key: jax.Array, played: Played, count: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Windows on the host ``[E, 3, *obs_shape]``, the actions at their middle, and where they start among all frames.
+
+    Recordings of few windows give them all, at most `count`.
+    """
+    count = min(count, int(fused.buffer(played).num_starts))
+    starts = np.asarray(fused.starts(key, played, count))
+    frames = np.asarray(played.obs).reshape(-1, *played.obs.shape[2:])
+    return frames[starts[:, None] + np.arange(3)], np.asarray(played.action).reshape(-1)[starts + 1], starts
+
+
+def accuracy(
+    key: jax.Array,
+    train: tuple[np.ndarray, np.ndarray],
+    test: tuple[np.ndarray, np.ndarray],
+    classes: int,
+    hidden: tuple[int, ...] = probes.HIDDEN,
+) -> float:
+    """Held-out accuracy of a probe that is fitted on (latents, actions)."""
+    named = probes.fit_probe(key, train[0], train[1], test[0], classes, hidden)
+    return float(np.mean(np.asarray(named) == test[1]))
+
+
+def still(windows: np.ndarray) -> np.ndarray:
+    """Windows that show o_t in place of every frame: what it gives away of the action by itself."""
+    return np.broadcast_to(windows[:, 1:2], windows.shape)
+
+
+def examine(
+    key: jax.Array, model: DynamicsState, untrained: DynamicsState, train: Played, held_out: Played, classes: int
+) -> dict[str, float]:
+    """What stage 1 learned, on recordings that it did not see, beside its nulls.
+
+    Returns:
+      ``fdm_ratio`` (error over that of copying), ``perplexity`` and ``used_codes`` (means over codebooks), ``probe``
+      and its nulls ``untrained_probe``, ``still_probe`` (untrained, shown o_t alone) and ``majority``,
+      ``linear_probe``, and ``nmi`` of joint codes and actions beside ``nmi_shuffled``.
+    """
+    keys = jax.random.split(key, 3)
+    fit, fit_actions, _ = drawn(keys[0], train, PROBE_TRAIN)
+    test, test_actions, _ = drawn(keys[1], held_out, PROBE_TEST)
+    errors = jax.device_get(_evaluate_dynamics(model, test))
+    shares = errors["code_counts"] / np.maximum(errors["code_counts"].sum(-1, keepdims=True), 1)
+    z, codes = latents.latents_of(model, test)
+    fit_z = infer(model, fit)
+
+    def probe(some: DynamicsState, view=lambda windows: windows) -> float:
+        seen = (infer(some, view(fit)), fit_actions), (infer(some, view(test)), test_actions)
+        return accuracy(keys[2], *seen, classes)
+
+    match = probes.agreement(codes, test_actions, range(classes), 0)
+    return {
+        "fdm_ratio": float(errors["fdm_mse"] / errors["copy_last_mse"]),
+        "probe": accuracy(keys[2], (fit_z, fit_actions), (z, test_actions), classes),
+        "untrained_probe": probe(untrained),
+        "still_probe": probe(untrained, still),
+        "majority": probes.majority_accuracy(fit_actions, test_actions),
+        "linear_probe": accuracy(keys[2], (fit_z, fit_actions), (z, test_actions), classes, hidden=()),
+        "perplexity": float(np.exp(-np.sum(shares * np.log(shares + 1e-10), -1)).mean()),
+        "used_codes": float((errors["code_counts"] > 0).sum(-1).mean()),
+        "nmi": match["code_nmi"],
+        "nmi_shuffled": match["code_nmi_shuffled"],
+    }
+
+
+_predict = jax.jit(cloning.predict_latents)
+
+
+def cloning_ratio(key: jax.Array, policy: cloning.CloningState, model: DynamicsState, held_out: Played) -> float:
+    """Stage 2's error on held-out latents over their variance."""
+    windows, _, _ = drawn(key, held_out, PROBE_TEST)
+    target, found = infer(model, windows), np.asarray(_predict(policy, jnp.asarray(windows[:, 1])))
+    return float(np.square(found - target).mean() / np.square(target - target.mean(0)).mean())
+
+
+def decoded_return(
+    key: jax.Array, config: RunConfig, policy: cloning.CloningState, train: Played, labels: int, env: VectorEnv
+) -> float:
+    """The mean return of the latent policy, decoded from so many labels, over two episodes in each environment."""
+    key_labels, key_fit, key_play = jax.random.split(key, 3)
+    found = fused.labelled(key_labels, train, labels)
+    network, params = fused.decode_offline(key_fit, config.offline, policy, *found, env.num_actions)
+    return float(evaluate(key_play, env, policies.Logits(network), params, 2).mean())
+
+
+@functools.partial(jax.jit, static_argnames=("config", "num_actions"))
+def clone_actions(
+    key: jax.Array, config: CloningConfig, obs: jax.Array, taken: jax.Array, num_actions: int, stats: ObsStats
+) -> dict:
+    """The parameters of a policy cloned from observations ``[L, *obs_shape]`` and actions ``[L]``, as stage 2 clones.
+
+    The observations may be more than those labelled by hand: `taken` is whatever the actions are said to be.
+    """
+    key_init, key_rows = jax.random.split(key)
+    state = actions.init(key_init, config, num_actions, obs.shape[1:], True, stats)
+
+    def step(state, index):
+        rows = jax.random.randint(jax.random.fold_in(key_rows, index), (config.batch_size,), 0, len(obs))
+        return actions.train_step(state, obs[rows], taken[rows])
+
+    return jax.lax.scan(step, state, jnp.arange(config.steps))[0].policy
+
+
+@functools.cache
+def recorded(env: str, policy: str, steps: int, seed: int) -> tuple[Played, Played]:
+    """Training and held-out recordings of 64 environments, of the demonstrator or of uniform actions."""
+    vector = envs.make(env, NUM_ENVS)
+    logits_fn, params = expert(env, seed) if policy == "expert" else (policies.uniform_logits(vector.num_actions), {})
+    return fused.split(record(keys(seed)[0], vector, logits_fn, params, steps))

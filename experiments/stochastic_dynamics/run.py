@@ -1,0 +1,103 @@
+"""Actions that are not always obeyed: where do latents stop carrying the action that was chosen?"""
+
+from collections.abc import Sequence
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from experiments import common, stages
+from experiments.common import Experiment, Row, curve, grid, style, table
+from lamjax import envs, fused, policies
+from lamjax.envs.wrappers import Disobedient, DisobedientState
+
+GAME = "minatar/breakout"
+CONFIG = stages.GRID.dynamics
+STEPS = 1024
+CHANCES = ("0", "0.3", "0.6", "0.9")
+LEVELS = {"sticky": CHANCES, "random": CHANCES}
+
+
+def executed(state: DisobedientState):
+    return state.executed
+
+
+def best_guess(train: tuple[np.ndarray, np.ndarray], test: tuple[np.ndarray, np.ndarray], classes: int) -> float:
+    """Accuracy of the best guess of the chosen action from (executed before, executed) and nothing else."""
+    counts = np.zeros((classes * classes, classes))
+    np.add.at(counts, (train[0] @ [classes, 1], train[1]), 1)
+    return float(np.mean(counts.argmax(1)[test[0] @ [classes, 1]] == test[1]))
+
+
+def measure(variant: str, level: str, seed: int) -> dict[str, float]:
+    keys = stages.keys(seed)
+    env = Disobedient(envs.make(GAME, stages.NUM_ENVS), **{variant: float(level)})
+    uniform, a = policies.uniform_logits(env.num_actions), env.num_actions
+    train, held_out = fused.split(stages.record(keys[0], env, uniform, {}, STEPS, executed))
+    model, _ = stages.train_dynamics(keys[1], CONFIG, train)
+    untrained = fused.untrained_dynamics(keys[1], CONFIG, train)
+    found = stages.examine(keys[2], model, untrained, train, held_out, a)
+
+    done = []  # windows, chosen, (executed before, executed)
+    for key, played, count in ((keys[3], train, stages.PROBE_TRAIN), (keys[4], held_out, stages.PROBE_TEST)):
+        windows, chosen, starts = stages.drawn(key, played, count)
+        told = np.asarray(played.told).reshape(-1)
+        done.append((windows, chosen, np.stack([told[starts + 1], told[starts + 2]], axis=1)))
+    fit, test = done
+
+    def probe(model) -> float:
+        seen = [(stages.infer(model, windows), pair[:, 1]) for windows, _, pair in (fit, test)]
+        return stages.accuracy(keys[5], *seen, a)
+
+    return {
+        "chosen": found["probe"],
+        "best_guess": best_guess((fit[2], fit[1]), (test[2], test[1]), a),
+        "executed": probe(model),
+        "untrained_executed": probe(untrained),
+        "repeats": float(np.mean(test[2][:, 0] == test[2][:, 1])),
+        **{key: found[key] for key in ("untrained_probe", "majority", "fdm_ratio")},
+    }
+
+
+def draw(rows: Sequence[Row]) -> Figure:
+    fig, axes = common.panels(3)
+    for ax, variant, title in zip(axes, LEVELS, ("Sticky actions", "Random actions"), strict=False):
+        curve(ax, rows, variant, "executed", 0, "executed action")
+        curve(ax, rows, variant, "untrained_executed", 0, "executed, untrained", dash="--")
+        curve(ax, rows, variant, "repeats", 7, "executed, as before", dash=":")
+        curve(ax, rows, variant, "chosen", 1, "chosen action")
+        curve(ax, rows, variant, "best_guess", 1, "chosen, best guess", dash=":")
+        style(ax, title, "probability", "probe's accuracy, held out")
+        ax.set_ylim(0, 1.03)
+    axes[1].legend(fontsize=7, frameon=False, loc="lower left")
+    for colour, variant in enumerate(LEVELS):
+        curve(axes[2], rows, variant, "fdm_ratio", colour + 2, variant)
+    style(axes[2], "Forward model", "probability", "error / copying, held out")
+    axes[2].legend(fontsize=7, frameon=False)
+    axes[2].set_ylim(bottom=0)
+    return fig
+
+
+def sections(rows: Sequence[Row]) -> dict[str, str]:
+    heads = (
+        "what happens",
+        "probability",
+        "executed: probe",
+        "untrained",
+        "as before",
+        "chosen: probe",
+        "best guess",
+        "error / copying",
+    )
+    columns = {"executed": 3, "untrained_executed": 3, "repeats": 3, "chosen": 3, "best_guess": 3, "fdm_ratio": 3}
+    return {"stochastic_dynamics": table(rows, heads, columns)}
+
+
+EXPERIMENT = Experiment(
+    name="stochastic_dynamics",
+    claim="Latents carry the action that was executed; of the one that was chosen only what that gives away.",
+    expected="the executed action stays readable throughout; the chosen one falls along the best guess from it.",
+    cells=lambda: grid(LEVELS),
+    measure=measure,
+    draw=draw,
+    sections=sections,
+)

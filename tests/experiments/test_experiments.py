@@ -1,0 +1,181 @@
+"""The experiments at tiny size: cells are computed once, and the page says what the committed results say."""
+
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+
+from experiments import common, stages
+from lamjax.config import GRID_PRESETS, VECTOR_PRESETS, AnalysisConfig
+from lamjax.ppo.agent import ScratchAgent
+
+GRID, VECTOR = GRID_PRESETS["smoke"], VECTOR_PRESETS["smoke"]
+GRID = dataclasses.replace(
+    GRID,
+    dynamics=dataclasses.replace(GRID.dynamics, steps=4),
+    cloning=dataclasses.replace(GRID.cloning, steps=4),
+    offline=dataclasses.replace(GRID.offline, steps=4, hidden=(8,)),
+)
+VECTOR = dataclasses.replace(
+    VECTOR,
+    dynamics=dataclasses.replace(VECTOR.dynamics, steps=4),
+    cloning=dataclasses.replace(VECTOR.cloning, steps=4),
+    offline=dataclasses.replace(VECTOR.offline, steps=4, hidden=(8,)),
+)
+RAN = [name for name in common.NAMES if (common.RESULTS / name / "results.csv").exists()]
+
+
+def beginner(key, env, config):
+    """A demonstrator as PPO begins: the library's tests train some."""
+    return ScratchAgent(config.trunk, env.num_actions).init(key, env.obs_shape), {}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """One for all: the demonstrators are trained once."""
+    yield tmp_path_factory.mktemp("experiments")
+    stages.recorded.cache_clear()
+
+
+@pytest.fixture
+def tiny(folder, monkeypatch):
+    """Everything small, and everything that is written in a folder of its own. Compiled without optimisations."""
+    for name in ("WORK", "RESULTS", "FIGURES"):
+        monkeypatch.setattr(common, name, folder / name.lower())
+    monkeypatch.setattr(common, "PAGE", folder / "page.md")
+    monkeypatch.setattr(common, "SEEDS", range(1))
+    monkeypatch.setattr(stages, "GRID", GRID)
+    monkeypatch.setattr(stages, "VECTOR", VECTOR)
+    monkeypatch.setattr(stages, "learn", beginner)
+    for name, value in (("NUM_ENVS", 8), ("PROBE_TRAIN", 128), ("PROBE_TEST", 32)):
+        monkeypatch.setattr(stages, name, value)
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield folder
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
+@pytest.fixture
+def experiment(tiny, request, monkeypatch):
+    """An experiment at the size that `SIZES` gives, with a page that has its marks."""
+    name = request.param
+    found = common.named(name)
+    module = __import__(f"experiments.{name}.run", fromlist=["run"])
+    for constant, value in SIZES[name].items():
+        monkeypatch.setattr(module, constant, value)
+    text = "".join(f"<!-- {mark} -->\n\n<!-- /{mark} -->\n" for mark in (name, f"{name}_cost"))
+    common.PAGE.write_text(text)
+    return found
+
+
+SIZES = {
+    "vq_ablation": {
+        "CONFIG": GRID,
+        "STEPS": 64,
+        "LABELS": 16,
+        "LEVELS": {"corrected": ("4",)},
+    },
+    "noise": {
+        "CONFIG": dataclasses.replace(
+            GRID.dynamics,
+            quantizer=dataclasses.replace(GRID.dynamics.quantizer, codebooks=1, codes=4, revive=1.0),
+        ),
+        "STEPS": 64,
+        "LABELS": 16,
+        "LEVELS": {"labels": ("0.1",)},
+        "STRENGTHS": ("0.1",),
+        "CALLED": {"labels": "16 labels"},
+    },
+    "stochastic_dynamics": {
+        "CONFIG": GRID.dynamics,
+        "STEPS": 64,
+        "LEVELS": {"sticky": ("0.5",), "random": ("0.5",)},
+    },
+    "cartpole_latents": {
+        "CONFIG": VECTOR,
+        "STEPS": 64,
+        "LABELS": ("4", "8"),
+        "LEVELS": {
+            "structure": ("expert",),
+            "named": ("4",),
+        },
+    },
+    "data_scaling": {
+        "CONFIG": GRID,
+        "MOST": 8 * 64,
+        "LEVELS": {"frames": ("10000",), "labels of 10000": ("8",)},
+    },
+    "failure_signatures": {
+        "CONFIG": dataclasses.replace(GRID, analysis=AnalysisConfig(probe_train=128, probe_test=32, eval_every=4)),
+        "LEVELS": {"none": ("healthy",)},
+    },
+}
+
+
+@pytest.mark.parametrize("experiment", SIZES, indirect=True)
+def test_an_experiment_is_computed_once(experiment, tiny, monkeypatch):
+    common.run(experiment)
+    rows = common.load(tiny / "results" / experiment.name / "results.csv")
+    assert [common.cell_of(row) for row in rows] == experiment.cells()
+    for row in rows:
+        measured = [float(value) for column, value in row.items() if column not in ("variant", "level", "seed")]
+        assert not np.isinf(measured).any() and np.isfinite(measured).sum() >= 3
+    figure = tiny / "figures" / f"{experiment.name}.png"
+    assert figure.read_bytes()[:4] == b"\x89PNG" and figure.stat().st_size > 10_000
+    page = common.PAGE.read_text()
+    assert page.count("|") > 10 and f"{len(rows)} cells, 1 seeds" in page
+    assert common.written(page, experiment) == page
+
+    # Again: nothing; without its last row: that one alone.
+    measured = []
+    again = dataclasses.replace(
+        experiment, measure=lambda *cell: measured.append(cell) or {column: 1.0 for column in list(rows[-1])[3:-1]}
+    )
+    before = (tiny / "work" / f"{experiment.name}.csv").read_text()
+    common.compute(again)
+    assert measured == [] and (tiny / "work" / f"{experiment.name}.csv").read_text() == before
+    (tiny / "work" / f"{experiment.name}.csv").unlink()
+    if rows[:-1]:
+        common.store(tiny / "work" / f"{experiment.name}.csv", rows[:-1])
+    assert len(common.compute(again)) == len(rows)
+    assert measured == [common.cell_of(rows[-1])]
+
+
+def test_cells_may_differ_in_what_is_measured(tiny):
+    def measure(variant, level, seed):
+        return {"a": 1.0} if variant == "x" else {"b": 2.0}
+
+    cells = [("x", "1", 0), ("y", "1", 0)]
+    small = common.Experiment("small", "", "", lambda: cells, measure, lambda rows: None, lambda rows: {})
+    rows = common.compute(small)
+    assert [(row["a"], row["b"]) for row in rows] == [("1", "nan"), ("nan", "2")]
+    assert common.shown(rows, "x", "1", "a") == "1.00" and common.shown(rows, "x", "1", "b") == "-"
+
+
+def test_means_and_errors_over_seeds():
+    rows = [{"variant": "v", "level": "1", "seed": str(seed), "x": str(x)} for seed, x in enumerate((1, 2, 6))]
+    mean, error = common.mean_error(common.values(rows, "v", "1", "x"))
+    assert mean == 3 and error == pytest.approx(np.std([1, 2, 6], ddof=1) / np.sqrt(3))
+    assert common.shown(rows, "v", "1", "x") == "3.00 ± 1.53"
+    lines = common.table(rows, ("what", "level", "x"), {"x": 1}, {"v": "called so"}).splitlines()
+    assert lines == ["| what | level | x |", "|---|---|---|", "| called so | 1 | 3.0 ± 1.5 |"]
+
+
+def test_every_experiment_has_five_seeds_and_says_what_it_is():
+    for name in common.NAMES:
+        experiment = common.named(name)
+        cells = experiment.cells()
+        assert experiment.name == name and len(set(cells)) == len(cells)
+        assert {seed for *_, seed in cells} == set(range(5)) and len({cell[:2] for cell in cells}) >= 3
+        readme = (common.ROOT / "experiments" / name / "README.md").read_text()
+        for part in ("**Claim.**", f"make experiment NAME={name}", "**Hardware.**", "**Expected.**", "**Result.**"):
+            assert part in readme, (name, part)
+
+
+@pytest.mark.parametrize("name", RAN)
+def test_the_page_says_what_the_committed_results_say(name):
+    text = common.PAGE.read_text()
+    assert common.written(text, common.named(name)) == text
+    assert f"experiments/{name}.png" in text and (common.FIGURES / f"{name}.png").exists()
+    rows = common.load(common.RESULTS / name / "results.csv")
+    assert [common.cell_of(row) for row in rows] == common.named(name).cells()
