@@ -18,6 +18,7 @@ from lamjax.decoding import actions
 from lamjax.dynamics import DynamicsState
 from lamjax.envs.api import VectorEnv
 from lamjax.fused import Played
+from lamjax.loops import jit_once
 from lamjax.models.grid import GridConfig, GridFDMConfig
 from lamjax.models.policy import ObsStats
 from lamjax.ppo.agent import ScratchAgent
@@ -55,6 +56,10 @@ record = jax.jit(fused.record, static_argnames=("env", "logits_fn", "steps", "te
 train_dynamics = jax.jit(fused.train_dynamics, static_argnames=("config", "num_actions"))
 train_cloning = jax.jit(fused.train_cloning, static_argnames="config")
 evaluate = jax.jit(fused.evaluate, static_argnames=("env", "logits_fn", "per_env"))
+windows = jax.jit(fused.windows, static_argnames="count")
+untrained_dynamics = jit_once(fused.untrained_dynamics, static_argnames=("config", "num_actions"))
+_starts = jax.jit(fused.starts, static_argnames="count")
+available = jax.jit(lambda played: fused.buffer(played).num_starts)
 _evaluate_dynamics = jax.jit(dynamics.evaluate)
 
 
@@ -104,8 +109,8 @@ def drawn(key: jax.Array, played: Played, count: int) -> tuple[np.ndarray, np.nd
 
     Recordings of few windows give them all, at most `count`.
     """
-    count = min(count, int(fused.buffer(played).num_starts))
-    starts = np.asarray(fused.starts(key, played, count))
+    count = min(count, int(available(played)))
+    starts = np.asarray(_starts(key, played, count))
     frames = np.asarray(played.obs).reshape(-1, *played.obs.shape[2:])
     return frames[starts[:, None] + np.arange(3)], np.asarray(played.action).reshape(-1)[starts + 1], starts
 
@@ -179,8 +184,8 @@ def decoded_return(
 ) -> float:
     """The mean return of the latent policy, decoded from so many labels, over two episodes in each environment."""
     key_labels, key_fit, key_play = jax.random.split(key, 3)
-    found = fused.labelled(key_labels, train, labels)
-    network, params = fused.decode_offline(key_fit, config.offline, policy, *found, env.num_actions)
+    seen, taken = windows(key_labels, train, labels)
+    network, params = fused.decode_offline(key_fit, config.offline, policy, seen[:, 1], taken, env.num_actions)
     return float(evaluate(key_play, env, policies.Logits(network), params, 2).mean())
 
 

@@ -39,7 +39,7 @@ def learned(recorded: str, seed: int):
 def structure(recorded: str, seed: int) -> dict[str, float]:
     train, held_out, model, policy = learned(recorded, seed)
     keys = stages.keys(seed)
-    untrained = fused.untrained_dynamics(keys[1], CONFIG.dynamics, train)
+    untrained = stages.untrained_dynamics(keys[1], CONFIG.dynamics, train)
     found = stages.examine(keys[3], model, untrained, train, held_out, A)
     windows, taken, _ = stages.drawn(keys[4], held_out, stages.PROBE_TEST)
     z = latents_of(model, windows)[0]
@@ -55,7 +55,7 @@ def played(method: str, labels: int, seed: int) -> dict[str, float]:
     train, held_out, model, policy = learned("expert", seed)
     key_labels, key_fit, key_clone, key_play, key_test = stages.keys(1000 + seed, 5)
     env = envs.make(GAME, stages.NUM_ENVS)
-    windows, taken = fused.windows(key_labels, train, labels)
+    windows, taken = stages.windows(key_labels, train, labels)
     if method == "latents":
         network, params = fused.decode_offline(key_fit, CONFIG.offline, policy, windows[:, 1], taken, A)
     else:

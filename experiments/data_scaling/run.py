@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 
 from experiments import common, stages
 from experiments.common import COLOURS, Experiment, Row, curve, grid, style, table
-from lamjax import envs, fused
+from lamjax import envs
 
 GAME = "minatar/breakout"
 CONFIG = stages.GRID
@@ -46,11 +46,11 @@ def measure(variant: str, level: str, seed: int) -> dict[str, float]:
     train, held_out, model, policy = learned(int(variant.split()[-1] if labelled else level), seed)
     env = envs.make(GAME, stages.NUM_ENVS)
     labels = int(level) if labelled else 256
-    available = int(fused.buffer(train).num_starts)
+    available = int(stages.available(train))
     key = jax.random.fold_in(keys[5], labels)
     found = {"return": stages.decoded_return(key, CONFIG, policy, train, min(labels, available), env)}
     if not labelled:
-        untrained = fused.untrained_dynamics(keys[1], CONFIG.dynamics, train)
+        untrained = stages.untrained_dynamics(keys[1], CONFIG.dynamics, train)
         # The probe is fitted on what is held out, too: that of 1000 frames should not lack windows.
         half = held_out.action.shape[1] // 2
         fit, test = (jax.tree.map(lambda x, s=s: x[:, s], held_out) for s in (slice(half), slice(half, None)))

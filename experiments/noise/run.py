@@ -76,9 +76,9 @@ def measure(variant: str, level: str, seed: int) -> dict[str, float]:
     config, keys = dataclasses.replace(CONFIG, **REMEDIES[variant]), stages.keys(seed)
     train, held_out = recorded(level, seed)
     a = environment(level).num_actions
-    labels = fused.windows(keys[6], train, LABELS) if variant == "labels" else None
+    labels = stages.windows(keys[6], train, LABELS) if variant == "labels" else None
     model, _ = stages.train_dynamics(keys[1], config, train, labels, a if labels else None)
-    untrained = fused.untrained_dynamics(keys[1], config, train, a)
+    untrained = stages.untrained_dynamics(keys[1], config, train, a)
     found = stages.examine(keys[2], model, untrained, train, held_out, a)
 
     fit, fit_actions, fit_starts = stages.drawn(keys[3], train, stages.PROBE_TRAIN)

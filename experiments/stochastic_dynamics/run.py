@@ -34,7 +34,7 @@ def measure(variant: str, level: str, seed: int) -> dict[str, float]:
     uniform, a = policies.uniform_logits(env.num_actions), env.num_actions
     train, held_out = fused.split(stages.record(keys[0], env, uniform, {}, STEPS, executed))
     model, _ = stages.train_dynamics(keys[1], CONFIG, train)
-    untrained = fused.untrained_dynamics(keys[1], CONFIG, train)
+    untrained = stages.untrained_dynamics(keys[1], CONFIG, train)
     found = stages.examine(keys[2], model, untrained, train, held_out, a)
 
     done = []  # windows, chosen, (executed before, executed)

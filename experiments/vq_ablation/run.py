@@ -42,7 +42,7 @@ def measure(variant: str, level: str, seed: int) -> dict[str, float]:
     train, held_out = stages.recorded(GAME, "expert", STEPS, seed)
     env = envs.make(GAME, stages.NUM_ENVS)
     model, metrics = stages.train_dynamics(keys[1], config, train)
-    untrained = fused.untrained_dynamics(keys[1], config, train)
+    untrained = stages.untrained_dynamics(keys[1], config, train)
     found = stages.examine(keys[2], model, untrained, train, held_out, env.num_actions)
     if variant == "continuous":  # its codebook follows the latents and does nothing
         found |= dict.fromkeys(("perplexity", "used_codes", "nmi", "nmi_shuffled"), float("nan"))
