@@ -117,7 +117,7 @@ def open_run(folder, config, count, env="cartpole"):
 def briefly(monkeypatch):
     """Stages that only train."""
     monkeypatch.setattr(pipeline, "examine_dynamics", lambda *args: {})
-    monkeypatch.setattr(pipeline, "_finish_ppo", lambda run, stage, *args: run.finish(stage, {}))
+    monkeypatch.setattr(pipeline, "_finish_ppo", lambda run, stage, *args, **counts: run.finish(stage, {}))
 
 
 def close(ours, theirs, **tolerance):
