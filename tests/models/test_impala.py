@@ -57,6 +57,26 @@ def test_max_pool_on_any_image(shape, window, stride):
     np.testing.assert_array_equal(max_pool(jnp.array(x), window, stride), pooled_by_hand(x, window, stride))
 
 
+def pooled_by_xla(x, window, stride):
+    pad = window // 2 if window > stride else 0
+    pads = ((0, 0), (pad, pad), (pad, pad), (0, 0))
+    return jax.lax.reduce_window(x, -jnp.inf, jax.lax.max, (1, window, window, 1), (1, stride, stride, 1), pads)
+
+
+@pytest.mark.parametrize(("window", "stride"), [(3, 2), (2, 2), (3, 1), (5, 2), (3, 3), (2, 3)])
+@pytest.mark.parametrize("shape", [(2, 8, 8, 3), (1, 9, 7, 2)])
+@pytest.mark.parametrize("levels", [1000, 3])  # without and with equal pixels
+def test_gradient_of_max_pool_is_xlas(shape, window, stride, levels):
+    rng = np.random.default_rng(0)
+    x = jnp.array(rng.permutation(np.arange(np.prod(shape)) % levels).reshape(shape), jnp.float32)
+    weights = jnp.array(rng.normal(size=pooled_by_xla(x, window, stride).shape), jnp.float32)
+    ours, xlas = (
+        jax.grad(lambda x, pool=pool: (pool(x, window, stride) * weights).sum())(x)
+        for pool in (max_pool, pooled_by_xla)
+    )
+    np.testing.assert_allclose(ours, xlas, atol=1e-6)
+
+
 def test_gradient_of_max_pool_goes_to_the_first_of_the_largest():
     gradient = jax.grad(lambda x: (max_pool(x, 3, 2) * image([[1, 2], [3, 4]])).sum())
     # Each window's first pixel in reading order, padding left out: (0, 0), (0, 1), (1, 0) and (1, 1).
