@@ -3,10 +3,12 @@
 import dataclasses
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from experiments import common, stages
+from experiments.transfer import run as transfer
 from lamjax.config import GRID_PRESETS, VECTOR_PRESETS, AnalysisConfig
 from lamjax.ppo.agent import ScratchAgent
 
@@ -36,6 +38,7 @@ def folder(tmp_path_factory):
     """One for all: the demonstrators are trained once."""
     yield tmp_path_factory.mktemp("experiments")
     stages.recorded.cache_clear()
+    transfer.learned.cache_clear()
 
 
 @pytest.fixture
@@ -109,6 +112,12 @@ SIZES = {
         "CONFIG": dataclasses.replace(GRID, analysis=AnalysisConfig(probe_train=128, probe_test=32, eval_every=4)),
         "LEVELS": {"none": ("healthy",)},
     },
+    "transfer": {
+        "CONFIG": GRID,
+        "STEPS": 64,
+        "FRAMES": 4096,
+        "LEVELS": {"all layers": ("permuted",)},
+    },
 }
 
 
@@ -150,6 +159,29 @@ def test_cells_may_differ_in_what_is_measured(tiny):
     rows = common.compute(small)
     assert [(row["a"], row["b"]) for row in rows] == [("1", "nan"), ("nan", "2")]
     assert common.shown(rows, "x", "1", "a") == "1.00" and common.shown(rows, "x", "1", "b") == "-"
+
+
+def test_changed_games_are_the_same_game():
+    """Exchanged actions give the frames of the actions that they stand for, moved channels those of the same ones."""
+    same, backwards, painted = (transfer.changed(how, 4) for how in ("same", "reversed", "permuted"))
+    stay, left, right = (jnp.full(4, action, jnp.int32) for action in range(3))
+
+    @jax.jit
+    def play(key):
+        def after(env, actions):
+            obs, state = env.reset(key)
+            shown = [obs]
+            for index, action in enumerate(actions):
+                obs, state, *_, info = env.step(jax.random.fold_in(key, index), state, action)
+                shown += [obs, info["final_observation"]]
+            return jnp.stack(shown)
+
+        return after(same, (left, stay)), after(backwards, (right, stay)), after(painted, (left, stay))
+
+    own, renamed, moved = play(jax.random.key(0))
+    np.testing.assert_array_equal(own, renamed)
+    np.testing.assert_array_equal(np.roll(own, 1, axis=-1), moved)
+    assert not np.array_equal(own, moved) and not np.array_equal(own[0], own[1])
 
 
 def test_means_and_errors_over_seeds():

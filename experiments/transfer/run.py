@@ -1,0 +1,176 @@
+"""A latent policy of one game, decoded by PPO in a changed one, against PPO from scratch there."""
+
+import dataclasses
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from matplotlib.figure import Figure
+
+from experiments import common, stages
+from experiments.common import COLOURS, Experiment, Row, grid, style, table
+from lamjax import cloning, envs, fused, policies
+from lamjax.cloning import CloningState
+from lamjax.config import RunConfig
+from lamjax.decoding import online
+from lamjax.dynamics import DynamicsState
+from lamjax.envs.api import VectorEnv
+from lamjax.envs.wrappers import Disobedient
+from lamjax.ppo.agent import ScratchAgent
+
+GAME, STEPS, FRAMES = "minatar/breakout", 512, 131_072
+CONFIG = stages.GRID
+GAMES = {
+    "same": "the game that was recorded",
+    "sticky": "a quarter of the actions repeat the one before",
+    "reversed": "left and right exchanged",
+    "permuted": "channels exchanged",
+}
+METHODS = {
+    "latents": "latent policy, decoded by PPO",
+    "untrained": "untrained, decoded by PPO",
+    "scratch": "PPO from scratch",
+    "all layers": "latent policy, PPO on all layers",
+    "all layers, untrained": "untrained, PPO on all layers",
+}
+LEVELS = dict.fromkeys(METHODS, tuple(GAMES)) | {"all layers, untrained": ("same",)}
+PARTS = 8  # of the frames, each with its mean return
+
+
+@dataclasses.dataclass(frozen=True)
+class Changed:
+    """An environment where left and right are exchanged, or whose frames look different and mean the same."""
+
+    env: VectorEnv
+    how: str
+
+    name = property(lambda self: self.env.name)
+    num_envs = property(lambda self: self.env.num_envs)
+    num_actions = property(lambda self: self.env.num_actions)
+    obs_shape = property(lambda self: self.env.obs_shape)
+    obs_dtype = property(lambda self: self.env.obs_dtype)
+
+    def show(self, obs: jax.Array) -> jax.Array:
+        return jnp.roll(obs, 1, axis=-1) if self.how == "permuted" else obs
+
+    def reset(self, key: jax.Array, params: Any = None):
+        obs, state = self.env.reset(key, params)
+        return self.show(obs), state
+
+    def step(self, key: jax.Array, state: Any, action: jax.Array, params: Any = None):
+        if self.how == "reversed":
+            action = jnp.array([0, 2, 1], action.dtype)[action]  # stay, left, right
+        obs, state, reward, terminated, truncated, info = self.env.step(key, state, action, params)
+        final = self.show(info["final_observation"])
+        return self.show(obs), state, reward, terminated, truncated, {**info, "final_observation": final}
+
+
+@functools.cache  # one object each: programs are compiled for it
+def changed(how: str, num_envs: int) -> VectorEnv:
+    env = envs.make(GAME, num_envs)
+    if how == "sticky":
+        return Disobedient(env, sticky=0.25)
+    return env if how == "same" else Changed(env, how)
+
+
+def settings() -> RunConfig:
+    """Both ways of learning get the same frames."""
+
+    def budgeted(stage):
+        return dataclasses.replace(stage, ppo=dataclasses.replace(stage.ppo, total_frames=FRAMES))
+
+    return dataclasses.replace(CONFIG, online=budgeted(CONFIG.online), scratch=budgeted(CONFIG.scratch))
+
+
+@functools.lru_cache(maxsize=2)
+def learned(seed: int, trained: bool) -> tuple[DynamicsState, CloningState]:
+    """Stages 1 and 2 on the demonstrator's game, or as they start: what online decoding does by itself."""
+    keys = stages.keys(seed)
+    train, _ = stages.recorded(GAME, "expert", STEPS, seed)
+    if not trained:
+        model = stages.untrained_dynamics(keys[1], CONFIG.dynamics, train)
+        return model, cloning.init(keys[2], CONFIG.cloning, train.obs.shape[2:], model.config.latent_dim)
+    model, _ = stages.train_dynamics(keys[1], CONFIG.dynamics, train)
+    return model, stages.train_cloning(keys[2], CONFIG.cloning, train, model)[0]
+
+
+@functools.partial(jax.jit, static_argnames=("config", "env"))
+def decode(key, config, policy, model, env):
+    """Parameters and metrics of online decoding."""
+    return fused.decode_online(key, config, policy, model, env)[1:]
+
+
+def mean(found: np.ndarray) -> float:
+    """Of what is finite: updates in which no episode ended have no return."""
+    found = found[np.isfinite(found)]
+    return float(found.mean()) if len(found) else float("nan")
+
+
+def measure(variant: str, level: str, seed: int) -> dict[str, float]:
+    keys, config = stages.keys(seed), settings()
+    if variant != "scratch":
+        model, policy = learned(seed, "untrained" not in variant)
+        env = changed(level, config.online.ppo.num_envs)
+        decoding = dataclasses.replace(config.online, train="all" if "all" in variant else "head")
+        params, metrics = decode(keys[3], decoding, policy, model, env)
+        network = online.make_agent(policy, decoding, env.num_actions)
+    else:
+        env = changed(level, config.scratch.ppo.num_envs)
+        params, metrics = stages.learn(keys[3], env, config.scratch)
+        network = ScratchAgent(config.scratch.trunk, env.num_actions)
+    returns = stages.evaluate(keys[4], changed(level, stages.NUM_ENVS), policies.Logits(network), params, 2)
+    course = np.asarray(metrics["episode_return"])
+    accuracy = np.asarray(metrics.get("decoder_accuracy", np.nan))
+    accuracy = accuracy[np.isfinite(accuracy)]
+    return {
+        "return": float(returns.mean()),
+        "first_quarter": mean(np.array_split(course, 4)[0]),
+        "whole_course": mean(course),
+        "decoder_accuracy": float(accuracy[-1]) if len(accuracy) else float("nan"),
+        "expert_return": stages.expert_return(GAME, seed),
+        **{f"part_{n}": mean(part) for n, part in enumerate(np.array_split(course, PARTS))},
+    }
+
+
+def draw(rows: Sequence[Row]) -> Figure:
+    fig, axes = common.panels(len(GAMES), width=3.0)
+    frames = (np.arange(PARTS) + 0.5) / PARTS * FRAMES / 1000
+    titles = ("The same game", "Sticky actions", "Left and right exchanged", "Channels exchanged")
+    for ax, game, title in zip(axes, GAMES, titles, strict=True):
+        for colour, (method, name) in enumerate(METHODS.items()):
+            found = [common.mean_error(common.values(rows, method, game, f"part_{n}")) for n in range(PARTS)]
+            means, errors = np.transpose(found)
+            look = {"capsize": 3, "linewidth": 1.4, "markersize": 4}
+            ax.errorbar(frames, means, np.nan_to_num(errors), fmt="-o", color=COLOURS[colour], label=name, **look)
+            # One dot for each seed: the episodes after the last update.
+            after = common.values(rows, method, game, "return")
+            ax.plot(np.full(len(after), FRAMES / 1000), after, ".", color=COLOURS[colour], markersize=4, alpha=0.6)
+        style(ax, title, "thousand frames", "return")
+    top = max(ax.get_ylim()[1] for ax in axes)
+    for ax in axes:
+        ax.set_ylim(0, top)
+    axes[1].legend(fontsize=7, frameon=False, loc="upper left")
+    return fig
+
+
+def sections(rows: Sequence[Row]) -> dict[str, str]:
+    heads = ("method", "game", "return, first quarter", "return, all of training", "return after", "decoder's accuracy")
+    columns = {"first_quarter": 2, "whole_course": 2, "return": 2, "decoder_accuracy": 2}
+    games = "; ".join(f"{name}: {what}" for name, what in GAMES.items())
+    expert = np.mean([float(row["expert_return"]) for row in rows])
+    text = f"{table(rows, heads, columns, METHODS)}\n\nGames: {games}. The recorded expert's return is {expert:.2f}."
+    return {"transfer": text}
+
+
+EXPERIMENT = Experiment(
+    name="transfer",
+    claim="A latent policy is a head start where actions or dynamics change, as long as frames look alike.",
+    expected="ahead of PPO from scratch in the same, the sticky and the reversed game; no help where channels are new.",
+    cells=lambda: grid(LEVELS),
+    measure=measure,
+    draw=draw,
+    sections=sections,
+)
