@@ -20,6 +20,8 @@ PARTS = {
     "stage2": "stage 2",
     "stage3": "stage 3",
     "ppo": "PPO from scratch",
+    "ppo_cartpole": "PPO on CartPole",
+    "ppo_breakout": "PPO on MinAtar Breakout",
     "loader": "drawing windows",
     "ring": "stage 1, out of a ring",
     "linear": "linear sweep",

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.settings import ROWS
+
 ROOT = Path(__file__).parents[1]
 spec = importlib.util.spec_from_file_location("make_results", ROOT / "docs" / "make_results.py")
 make_results = importlib.util.module_from_spec(spec)
@@ -64,3 +66,7 @@ def test_links_of_the_readme_lead_somewhere():
         assert (ROOT / target).exists(), target
         headings = re.findall(r"^#+ (.*)$", (ROOT / target).read_text(), re.M) if heading else []
         assert not heading or heading in [h.lower().replace(" ", "-") for h in headings], heading
+
+
+def test_every_row_of_the_benchmark_has_a_name_in_the_table():
+    assert set(make_results.PARTS) == set(ROWS)
