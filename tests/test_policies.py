@@ -206,7 +206,7 @@ def test_a_flipped_header_is_refused_or_harmless(saved, position):
         lambda note: note.pop("info"),
         lambda note: note.update(kind="another"),
         lambda note: note.update(network=[1]),
-        lambda note: note["network"].pop("num_actions"),
+        lambda note: note["network"].pop("space"),
         lambda note: note["network"].update(surprise=1),
         lambda note: note["network"]["trunk"].update(type="Popen"),
         lambda note: note["network"]["trunk"].update(surprise=1),
@@ -253,6 +253,6 @@ def test_every_network_config_is_known_to_the_loader():
     assert {field.name for field in dataclasses.fields(DecodedPolicy)} == {
         "trunk",
         "latent_dim",
-        "num_actions",
+        "space",
         "decoder",
     }

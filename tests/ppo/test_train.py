@@ -9,7 +9,7 @@ import optax
 import pytest
 
 from lamjax import envs, fused, loops
-from lamjax.config import GRID_PRESETS
+from lamjax.config import GRID_PRESETS, OWN_PRESETS
 from lamjax.envs import Gymnax
 from lamjax.models.impala import ImpalaConfig
 from lamjax.models.mlp import MLPConfig
@@ -18,6 +18,7 @@ from lamjax.ppo import losses
 from lamjax.ppo import train as ppo
 from lamjax.ppo.agent import ScratchAgent
 from lamjax.ppo.train import PPOConfig
+from tests.envs.toys import Aim
 from tests.ppo import probes
 from tests.ppo.conftest import AGENT, CONFIG
 from tests.ppo.probes import ProbeEnv
@@ -87,6 +88,36 @@ def test_learns_cartpole():
     assert mean >= 475
     assert np.nanmean(metrics["episode_return"][:3]) < 60  # it had to be learned
     np.testing.assert_array_equal(metrics["episode_return"][last], metrics["episode_length"][last])
+
+
+def test_learns_the_continuous_action_that_what_is_seen_asks_for():
+    """A one-step probe: the best action is a function of the point that is shown (`Aim.aim`), a zero reward away."""
+    env = Gymnax(Aim([1]), 16)
+    agent = ScratchAgent(MLPConfig(hidden=(32,), features=32), env.action_space)
+    config = dataclasses.replace(CONFIG, total_frames=60 * 256)
+
+    @jax.jit
+    def learn(key):
+        state = ppo.init(key, config, agent.init(key, env.obs_shape), env)
+        return ppo.learn(state, agent, env)
+
+    state, metrics = learn(jax.random.key(0))
+    points = jnp.array([[-0.8, 0.5], [0.0, 0.0], [0.6, -0.6]])
+    found = agent.space.mode(agent.apply(state.params, points)[0])
+    np.testing.assert_allclose(found, Aim.aim(points), atol=0.25)
+    assert metrics["episode_return"][-1] > -0.05 > -0.2 > metrics["episode_return"][0]
+    assert metrics["entropy"][-1] < metrics["entropy"][0] - 1
+
+
+def test_learns_pendulum():
+    """Tuned PPO has -150 to -200 (RL Baselines3 Zoo); uniform play has -1229."""
+    config = OWN_PRESETS["pendulum"]["cpu"].expert
+    env = envs.make("pendulum", config.ppo.num_envs)
+    agent = ScratchAgent(config.trunk, env.action_space)
+    params, metrics = jax.jit(lambda key: fused.learn(key, env, config))(jax.random.key(0))
+    returns = fused.evaluate(jax.random.key(1), env, Logits(agent), params, 2)
+    assert returns.mean() >= -250
+    assert np.nanmin(metrics["episode_return"]) < -1000  # it had to be learned
 
 
 @pytest.mark.skipif("LAMJAX_LONG" not in os.environ, reason="takes five minutes: LAMJAX_LONG=1 runs it")
