@@ -17,8 +17,8 @@ from lamjax.models.impala import ImpalaConfig
 from lamjax.models.mlp import MLPConfig, MLPFDMConfig
 from lamjax.models.quantizer import QuantizerConfig
 from lamjax.models.unet import UNetConfig
-from lamjax.spaces import Box
 from lamjax.optim import warmup_linear
+from lamjax.spaces import Box
 
 init_dynamics = jit_once(dynamics.init, static_argnums=(1, 2, 4))
 

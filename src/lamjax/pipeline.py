@@ -49,7 +49,7 @@ from lamjax.ppo import train as ppo
 from lamjax.ppo.agent import ScratchAgent
 from lamjax.ppo.train import PPOConfig, PPOState
 from lamjax.run import Run, RunError, Saver, restore, timed, train, write_json
-from lamjax.spaces import ActionSpace
+from lamjax.spaces import ActionSpace, as_space
 
 FUSE = 25  # optimizer steps in a dispatch where steps fuse
 STRIPS = {1: 256, 3: 8}  # held-out predictions that are shown, by the rank of an observation
@@ -115,14 +115,14 @@ def find_source(env: str, policy: str, runs: Path, space: ActionSpace | int) -> 
     return Source("expert" if policy == "expert" else "checkpoint", logits_fn, params, info, digest)
 
 
-def store_source(env: str, path: Path, space: ActionSpace) -> Source:
+def store_source(env: str, path: Path, space: ActionSpace | int) -> Source:
     """Trajectories that are there already, as a source.
 
     Raises:
       RunError: if they are of another environment or have other actions.
       StoreError: if there is no store, or it is damaged.
     """
-    store = open_store(path)
+    store, space = open_store(path), as_space(space)
     if store.env != env or store.action_space != space:
         held = store.action_space or "continuous actions without bounds"
         raise RunError(

@@ -49,7 +49,7 @@ def test_learns_planted_continuous_actions():
         rows = rng.integers(256, size=CONFIG.batch_size)
         state, metrics = step(state, obs[rows], taken[rows])
         scores.append(float(metrics["mse"]))
-    assert scores[-1] < 0.02 < 0.1 < scores[0] and metrics["loss"] < 0
+    assert scores[-1] < 0.05 < 0.2 < scores[0] and metrics["loss"] < 0
 
 
 def test_names_are_what_the_decoder_says_of_the_inverse_models_latents():

@@ -263,7 +263,9 @@ def diagnose(summary: dict[str, Any]) -> list[dict[str, str]]:
     expert = summary.get("nulls", {}).get("expert_return", {}).get("mean")
     if expert is not None and online.get("curve"):
         first, last = course(online["curve"])
-        if last < MAX_STUCK_SHARE * expert and last < MIN_GROWTH * first:
+        # Shares of what is there, of negative returns too.
+        missing, grown = (1 - MAX_STUCK_SHARE) * abs(expert), (MIN_GROWTH - 1) * abs(first)
+        if last < expert - missing and last < first + grown:
             say(
                 "not_started",
                 "decode_online",
