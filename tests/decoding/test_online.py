@@ -251,7 +251,7 @@ def test_the_continuous_decoder_learns_from_valid_pairs_alone():
     outputs = agent.decoder.apply({"params": params}, latent)
     assert np.mean(BOX.score(BOX.mode(outputs), truth)) < 0.02 and error < 0.02
     # A share of each label is dealt to the whole box, so that there is something left to explore.
-    drawn = np.asarray(BOX.sample(jax.random.key(1), outputs)) - BOX.mode(outputs)
+    drawn = np.asarray(BOX.sample(jax.random.key(1), outputs) - BOX.mode(outputs))
     assert 0.08 < np.std(drawn / np.array([2, 0.5])) < 0.4
 
 
