@@ -108,7 +108,7 @@ def test_normalised_return_is_zero_for_random_and_one_for_the_expert():
     assert envs.normalised_return("maze", 12.5) == pytest.approx(1.444243, abs=1e-5)
     assert envs.normalised_return("cartpole", 500.0) is None
     # Uniform play, and the expert that the preset trains.
-    assert envs.normalised_return("pendulum", -1228.9) == 0 and envs.normalised_return("pendulum", -186.1) == 1
+    assert envs.normalised_return("pendulum", -1228.9) == 0 and envs.normalised_return("pendulum", -156.4) == 1
 
 
 # Actions

@@ -100,7 +100,7 @@ def probe_bars(groups: dict[str, tuple[float, float, float, float]], score: str,
     )
     centres = np.arange(len(groups))
     for index, (label, colour, alpha) in enumerate(series):
-        percent = 100 * np.array([values[index] for values in groups.values()], float)
+        percent = np.round(100 * np.array([values[index] for values in groups.values()], float), 1) + 0.0  # no -0.0
         bars = ax.bar(centres + 0.21 * (index - 1.5), np.nan_to_num(percent), 0.19, color=colour, alpha=alpha)
         bars.set_label(label)
         texts = [f"{value:.1f}" if math.isfinite(value) else "–" for value in percent]
