@@ -59,7 +59,7 @@ def test_gymnax_names_make_what_they_say(name):
     assert isinstance(env, envs.Gymnax)
     assert (env.name, env.num_envs) == (name, 3)
     assert len(env.obs_shape) == (1 if name in ("cartpole", "pendulum") else 3)
-    assert env.num_actions >= 2
+    assert env.action_space.num_outputs >= 2
 
 
 def test_procgen_names_make_real_procgen():
