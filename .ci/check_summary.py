@@ -13,9 +13,6 @@ STAGES = {
         "seconds",
         "fdm_mse",
         "copy_last_mse",
-        "probe_accuracy",
-        "probe_accuracy_merged",
-        "majority_accuracy",
         "codebook_perplexity",
         "dead_codes",
     },
@@ -24,6 +21,10 @@ STAGES = {
     "decode_online": {"frames", "curve", "return_mean"},
     "ppo_scratch": set(),
 }
+PROBES = (  # of discrete actions, or of continuous ones
+    {"probe_accuracy", "probe_accuracy_merged", "majority_accuracy"},
+    {"probe_r2", "untrained_probe_r2", "mean_r2"},
+)
 POINT = {"decode_offline": 3, "decode_online": 2}  # numbers in a point of the stage's curve
 
 
@@ -51,6 +52,8 @@ def problems(summary):
         curve = stages[stage].get("curve", [])
         if stage in POINT and (not curve or any(len(point) != POINT[stage] for point in curve)):
             yield f"stages.{stage}.curve is empty or has points that are not {POINT[stage]} numbers"
+    if not any(keys <= stages.get("dynamics", {}).keys() for keys in PROBES):
+        yield f"stages.dynamics has none of {' or '.join(map(str, map(sorted, PROBES)))}"
     yield from (f"{path} is not finite" for path in non_finite(summary))
 
 

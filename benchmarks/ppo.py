@@ -94,7 +94,7 @@ def plain(config: ppo.PPOConfig, network: Any, env: Any):
 
 def row(name: str, env_name: str, settings: Settings, torch_rate: float | None) -> dict[str, Any]:
     """Frames a second of both, measured in turn so that a busy machine slows both."""
-    preset = presets_for(envs.obs_shape(env_name))["cpu"]
+    preset = presets_for(envs.obs_shape(env_name), env_name)["cpu"]
     config = preset.scratch.ppo
     env = envs.make(env_name, config.num_envs)
     agent = ScratchAgent(preset.scratch.trunk, env.num_actions)

@@ -10,6 +10,8 @@ import re
 import sys
 from pathlib import Path
 
+from lamjax.analysis.diagnosis import CLASSES, VALUES, names_in
+
 DOCS = Path(__file__).parent
 README = DOCS.parent / "README.md"
 MARKS = "<!-- results: docs/make_results.py writes this -->", "<!-- end of results -->"
@@ -25,6 +27,10 @@ PARTS = {
     "loader": "drawing windows",
     "ring": "stage 1, out of a ring",
     "linear": "linear sweep",
+}
+PROBES = {
+    CLASSES.probe: "actions read from latents by a probe (aliases merged)",
+    VALUES.probe: "actions read from latents by a probe (share of their variance)",
 }
 
 
@@ -43,15 +49,12 @@ def rows(summary: dict) -> list[tuple[str, str, str]]:
     stages, nulls = summary["stages"], summary["nulls"]
     dynamics, cloning = stages["dynamics"], stages["cloning"]
     offline, online, scratch = stages["decode_offline"], stages["decode_online"], stages["ppo_scratch"]
+    names = names_in(dynamics)
+    labels = ("untrained model", "o_t alone", names.constant.split("_")[0])
+    nulls_read = [f"{label} {dynamics[null]:.3f}" for label, null in zip(labels, names.nulls, strict=True)]
     found = [
         ("forward model's held-out error, relative to copying", f"{dynamics['fdm_ratio']:.3f}", "1"),
-        (
-            "actions read from latents by a probe (aliases merged)",
-            f"{dynamics['probe_accuracy_merged']:.3f}",
-            f"untrained model {dynamics['untrained_probe_accuracy_merged']:.3f}, "
-            f"o_t alone {dynamics['still_probe_accuracy_merged']:.3f}, "
-            f"majority {dynamics['majority_accuracy_merged']:.3f}",
-        ),
+        (PROBES[names.probe], f"{dynamics[names.probe]:.3f}", ", ".join(nulls_read)),
         ("variance of the latents that the policy explains", f"{1 - cloning['ratio']:.3f}", "0"),
     ]
     cloned = {n: f"{mean:.2f} ± {stderr:.2f}" for n, mean, stderr in offline["bc_curve"]}

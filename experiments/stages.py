@@ -53,11 +53,11 @@ PROBE_TRAIN, PROBE_TEST = 8192, 2048
 
 learn = jax.jit(fused.learn, static_argnames=("env", "config"))
 record = jax.jit(fused.record, static_argnames=("env", "logits_fn", "steps", "tell"))
-train_dynamics = jax.jit(fused.train_dynamics, static_argnames=("config", "num_actions"))
+train_dynamics = jax.jit(fused.train_dynamics, static_argnames=("config", "space"))
 train_cloning = jax.jit(fused.train_cloning, static_argnames="config")
 evaluate = jax.jit(fused.evaluate, static_argnames=("env", "logits_fn", "per_env"))
 windows = jax.jit(fused.windows, static_argnames="count")
-untrained_dynamics = jit_once(fused.untrained_dynamics, static_argnames=("config", "num_actions"))
+untrained_dynamics = jit_once(fused.untrained_dynamics, static_argnames=("config", "space"))
 _starts = jax.jit(fused.starts, static_argnames="count")
 available = jax.jit(lambda played: fused.buffer(played).num_starts)
 _evaluate_dynamics = jax.jit(dynamics.evaluate)

@@ -402,7 +402,7 @@ def test_train_on_a_store(fails, folder):
     assert "exclude each other" in fails(*TRAIN, "--store", "mine")
     argv = ["train", "--preset", "smoke", "--store", "mine"]
     assert fails(*argv, "--env", "maze") == (
-        "mine holds coinrun with 15 actions, not maze with 15: use --env coinrun, or another store."
+        "mine holds coinrun with 15 actions, not maze with 15 actions: use --env coinrun, or another store."
     )
     assert fails(*argv[:-1], "nothing") == "there is no trajectory store at nothing; record one or check the path"
 

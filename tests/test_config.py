@@ -12,6 +12,7 @@ import lamjax
 from lamjax import checkpoint, cli, config
 from lamjax.config import (
     GRID_PRESETS,
+    OWN_PRESETS,
     PRESET_NOTES,
     PRESETS,
     VECTOR_PRESETS,
@@ -29,7 +30,7 @@ from lamjax.run import Run, Saver
 
 SOURCE = Path(lamjax.__file__).parent
 FRAME = 64  # pixels of a side of Procgen's frames
-TABLES = {"images": PRESETS, "grids": GRID_PRESETS, "vectors": VECTOR_PRESETS}
+TABLES = {"images": PRESETS, "grids": GRID_PRESETS, "vectors": VECTOR_PRESETS, **OWN_PRESETS}
 ALL = {f"{kind}-{name}": preset for kind, table in TABLES.items() for name, preset in table.items()}
 
 
@@ -84,6 +85,13 @@ def test_each_kind_of_observation_has_presets_of_its_own():
         assert table["cpu"].train_expert and not table["smoke"].train_expert
         assert table["cpu"].expert.ppo.total_frames > table["cpu"].scratch.ppo.total_frames
     assert not any(preset.train_expert for preset in PRESETS.values())
+
+
+def test_an_environment_may_have_presets_of_its_own():
+    found = presets_for((3,), "pendulum")
+    assert found["smoke"] is VECTOR_PRESETS["smoke"] and found["cpu"] is OWN_PRESETS["pendulum"]["cpu"]
+    assert not found["cpu"].dynamics.quantizer.enabled and found["cpu"].train_expert
+    assert presets_for((4,), "cartpole") is VECTOR_PRESETS
 
 
 def test_presets_differ_where_a_name_says_so():

@@ -18,6 +18,7 @@ from lamjax.models.mlp import MLPConfig, MLPFDMConfig
 from lamjax.models.quantizer import QuantizerConfig
 from lamjax.models.unet import UNetConfig
 from lamjax.optim import warmup_linear
+from lamjax.spaces import Box
 
 init_dynamics = jit_once(dynamics.init, static_argnums=(1, 2, 4))
 
@@ -335,6 +336,23 @@ def test_the_action_loss_is_the_cross_entropy_of_the_labelled_windows(tiny, supe
     _, none = step(supervised, windows, unknown(labelled))
     assert float(none["action_loss"]) == float(none["action_accuracy"]) == 0
     np.testing.assert_allclose(none["loss"], plain, rtol=1e-5)
+
+
+def test_of_continuous_actions_the_action_loss_is_their_squared_error_in_half_ranges(windows, labelled):
+    box = Box((-2.0, 0.0), (2.0, 1.0))
+    state = init_dynamics(jax.random.key(0), SUPERVISED, (16, 16, 3), None, box)
+    frames, known = labelled[0], labelled[1] >= 0
+    actions = np.random.default_rng(0).uniform(box.low, box.high, (8, 2)).astype(np.float32)
+    given = np.where(known[:, None], actions, np.nan)
+    after, metrics = step(state, windows, (frames, given))
+    named = np.asarray(dynamics.predict_actions(state, infer(state, frames).continuous))
+    assert named.shape == (8, 2)
+    error = np.square(named - (actions - [0, 0.5]) / [2, 0.5])[known].mean()
+    np.testing.assert_allclose([metrics["action_loss"], metrics["action_mse"]], error, rtol=1e-5)
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(after.params))
+    for _ in range(30):
+        state, metrics = step(state, windows, (frames, given))
+    assert metrics["action_mse"] < error / 2
 
 
 def test_labels_train_the_inverse_model_and_the_head_alone(supervised, windows, labelled):

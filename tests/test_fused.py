@@ -13,7 +13,7 @@ from lamjax.decoding import online
 from lamjax.decoding.online import DecoderConfig
 from lamjax.models.mlp import MLPConfig, MLPFDMConfig
 from lamjax.ppo.agent import ScratchAgent
-from tests.envs.toys import Counter
+from tests.envs.toys import Aim, Counter
 
 N, STEPS = 8, 40
 TRUNK = MLPConfig(hidden=(8,), features=8)
@@ -155,3 +155,35 @@ def test_stage_1_starts_from_the_untrained_model_and_may_be_given_labels(played)
     assert metrics["action_loss"].shape == (1,) and np.isfinite(metrics["action_loss"]).all()
     with pytest.raises(ValueError, match="num_actions"):
         fused.train_dynamics(key, config, played, labels)
+
+
+def test_continuous_actions_go_through_all_stages():
+    """Actions are vectors; the toy's reward is NaN for any that leaves its bounds."""
+    env = envs.Gymnax(Aim([6, 9], [True, True]), N)
+    space = env.action_space
+
+    def experiment(key):
+        keys = jax.random.split(key, 6)
+        params, ppo = fused.learn(keys[0], env, ScratchConfig(TRUNK, PPO))
+        uniform = fused.record(keys[1], env, policies.uniform_logits(space), {}, STEPS)
+        train, _ = fused.split(uniform)
+        config = dataclasses.replace(DYNAMICS, action_weight=0.1)
+        model, stage_1 = fused.train_dynamics(keys[2], config, train, fused.windows(keys[2], train, 16), space)
+        policy, _ = fused.train_cloning(keys[3], CLONING, train, model)
+        network, decoded = fused.decode_offline(keys[4], OFFLINE, policy, *fused.labelled(keys[4], train, 16), space)
+        agent, hybrid, online_ = fused.decode_online(keys[5], ONLINE, policy, model, env)
+        players = ((ScratchAgent(TRUNK, space), params), (network, decoded), (agent, hybrid))
+        returns = [fused.evaluate(key, env, policies.Logits(player), p, 2) for player, p in players]
+        return uniform, stage_1, returns, ppo["policy_loss"], online_["decoder_mse"]
+
+    # The networks are no JAX values: what plays stays inside.
+    played, stage_1, returns, policy_loss, decoder_mse = jax.device_get(loops.jit_once(experiment)(jax.random.key(0)))
+    assert played.action.shape == (N, STEPS, 2) and np.isfinite(played.reward).all()
+    np.testing.assert_allclose(played.action.mean((0, 1)), [0, 0.5], atol=0.2)
+    inside = ~played.done[:, :-1]
+    moved = np.clip(played.obs[:, :-1] + played.action[:, :-1] / 10, -1, 1)
+    np.testing.assert_allclose(played.obs[:, 1:][inside], moved[inside], atol=1e-6)
+    assert stage_1["action_mse"][-1] < stage_1["action_mse"][0]
+    assert np.isfinite(returns).all() and np.isfinite(policy_loss).all()
+    expected = [online.refits(ONLINE, number) for number in range(1, 5)]
+    np.testing.assert_array_equal(np.isfinite(decoder_mse), expected)

@@ -21,6 +21,7 @@ from lamjax.models.mlp import MLPConfig
 from lamjax.models.policy import LatentPolicy, normalise_obs
 from lamjax.policies import DecodedPolicy, Logits, PolicyError, load_policy, save_policy
 from lamjax.ppo.agent import ScratchAgent
+from lamjax.spaces import Box
 
 ACTIONS, LATENT = 6, 10
 ONE_SENTENCE = r"^[^\n]+[^.]\.$"
@@ -97,6 +98,25 @@ def test_float32_comes_back_exactly(policy, tmp_path):
     jitted = jax.jit(loaded_fn)(loaded, jnp.asarray(make_obs(obs_shape)))
     np.testing.assert_allclose(jitted, logits, atol=1e-5)
     assert json.loads((tmp_path / "a" / "b" / "policy.json").read_text())["kind"] == kind
+
+
+def test_networks_of_continuous_actions_come_back(tmp_path):
+    space, (trunk, obs_shape) = Box((-2.0, 0.0), (2.0, 1.0)), TRUNKS["vectors"]
+    network = ScratchAgent(trunk, space)
+    params = network.init(jax.random.key(0), obs_shape)
+    save_policy(tmp_path, network, params, {})
+    loaded_fn, loaded, _ = load_policy(tmp_path)
+    assert loaded_fn == Logits(network) and loaded_fn.network.space == space
+    assert loaded_fn(loaded, jnp.asarray(make_obs(obs_shape))).shape == (5, 4)
+
+
+def test_notes_from_before_actions_could_be_continuous_are_read(saved):
+    path = saved / "policy.json"
+    note = json.loads(path.read_text())
+    assert note["network"].pop("space") == {"type": "Discrete", "n": ACTIONS}
+    note["network"]["num_actions"] = ACTIONS
+    path.write_text(json.dumps(note))
+    assert load_policy(saved)[0] == Logits(ScratchAgent(TRUNKS["vectors"][0], ACTIONS))
 
 
 def test_float16_is_half_the_size_and_close(policy, tmp_path):
@@ -206,7 +226,7 @@ def test_a_flipped_header_is_refused_or_harmless(saved, position):
         lambda note: note.pop("info"),
         lambda note: note.update(kind="another"),
         lambda note: note.update(network=[1]),
-        lambda note: note["network"].pop("num_actions"),
+        lambda note: note["network"].pop("space"),
         lambda note: note["network"].update(surprise=1),
         lambda note: note["network"]["trunk"].update(type="Popen"),
         lambda note: note["network"]["trunk"].update(surprise=1),
@@ -253,6 +273,6 @@ def test_every_network_config_is_known_to_the_loader():
     assert {field.name for field in dataclasses.fields(DecodedPolicy)} == {
         "trunk",
         "latent_dim",
-        "num_actions",
+        "space",
         "decoder",
     }

@@ -50,6 +50,7 @@ class Changed:
     name = property(lambda self: self.env.name)
     num_envs = property(lambda self: self.env.num_envs)
     num_actions = property(lambda self: self.env.num_actions)
+    action_space = property(lambda self: self.env.action_space)
     obs_shape = property(lambda self: self.env.obs_shape)
     obs_dtype = property(lambda self: self.env.obs_dtype)
 

@@ -30,9 +30,9 @@ class Train:
     """Records or finds trajectories, trains the three stages, and writes a run folder with a report.
 
     Attributes:
-      env: a Procgen game (coinrun ... starpilot), minatar/breakout ..., or cartpole.
-      preset: paper, reference, cpu or smoke; by default cpu on a CPU and paper elsewhere. MinAtar and cartpole have cpu
-        and smoke.
+      env: a Procgen game (coinrun ... starpilot), minatar/breakout ..., cartpole or pendulum.
+      preset: paper, reference, cpu or smoke; by default cpu on a CPU and paper elsewhere. MinAtar, cartpole
+        and pendulum have cpu and smoke.
       name: the run folder's name; by default <preset>-s<seed>.
       seeds: trains this many seeds, one run folder each, and writes an aggregate.
       policy: whom to record: expert, random, or a policy folder; by default the expert if there is one.
@@ -292,7 +292,7 @@ def record(args: Record) -> None:
 
     config = _played(args, frames=args.frames, num_envs=args.num_envs)
     env = pipeline.make_env(args.env, args.num_envs, RunConfig(record=config))
-    source = pipeline.find_source(args.env, args.policy, args.runs, env.num_actions)
+    source = pipeline.find_source(args.env, args.policy, args.runs, env.action_space)
     label = args.policy if source.kind != "checkpoint" else f"checkpoint-{source.digest}"
     path = args.out or args.data / args.env / pipeline.recording_name(label, config, args.seed)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -349,7 +349,7 @@ def evaluate(args: Eval) -> None:
 
     num_envs = min(args.num_envs, args.episodes)
     env = pipeline.make_env(args.env, num_envs, RunConfig(record=_played(args)))
-    source = pipeline.find_source(args.env, args.checkpoint, args.runs, env.num_actions)
+    source = pipeline.find_source(args.env, args.checkpoint, args.runs, env.action_space)
     progress = Progress(f"evaluating {args.checkpoint}", args.episodes, unit="episode")
     try:
         returns, lengths = play(

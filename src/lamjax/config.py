@@ -1,7 +1,8 @@
 """Every setting of a run, and the presets.
 
 A preset is a value, not a branch: nothing else in the package asks which one it is. Networks follow the shape of the
-observation: each kind of it has a table of presets of its own (`presets_for`), and nothing after that asks which.
+observation: each kind of it has a table of presets of its own (`presets_for`), and nothing after that asks which. An
+environment that needs other settings has an entry in `OWN_PRESETS`.
 """
 
 import dataclasses
@@ -24,6 +25,7 @@ from lamjax.models.trunk import TrunkConfig
 from lamjax.models.unet import UNetConfig
 from lamjax.ppo.agent import ScratchAgent
 from lamjax.ppo.train import PPOConfig, Schedule
+from lamjax.spaces import ActionSpace
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,9 +89,9 @@ class ScratchConfig:
     ppo: PPOConfig = PPOConfig()
     dtype: Literal["float32", "bfloat16"] = "float32"
 
-    def agent(self, num_actions: int) -> ScratchAgent:
-        """What is trained, with so many actions."""
-        return ScratchAgent(self.trunk, num_actions, getattr(jnp, self.dtype))
+    def agent(self, space: ActionSpace) -> ScratchAgent:
+        """What is trained, with these actions."""
+        return ScratchAgent(self.trunk, space, getattr(jnp, self.dtype))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -331,11 +333,14 @@ _GRID_SMOKE = _with_networks(
     learning_rate=1e-3,
 )
 _VECTOR_CODES = QuantizerConfig(codebooks=1, latents=1, dim=4, codes=16, decay=0.99)
+_VECTOR_NETWORKS = {
+    "policy": MLPConfig(hidden=(64,), features=64),
+    "idm": MLPConfig(hidden=(128,), features=128),
+    "fdm": MLPFDMConfig(hidden=(128, 128)),
+}
 _VECTOR_CPU = _with_networks(
     _PURE_CPU,
-    policy=MLPConfig(hidden=(64,), features=64),
-    idm=MLPConfig(hidden=(128,), features=128),
-    fdm=MLPFDMConfig(hidden=(128, 128)),
+    **_VECTOR_NETWORKS,
     quantizer=_VECTOR_CODES,
     ppo=dataclasses.replace(_PURE_PPO, num_steps=32, entropy_coef=0.001),
     frames=131_072,
@@ -355,6 +360,29 @@ _VECTOR_SMOKE = _with_networks(
     learning_rate=1e-3,
 )
 
+# Pendulum (docs/decisions.md): codes would round a torque, which shows in little of what changes: it is learned late;
+# episodes of 200 steps need less foresight than CartPole's; and PPO has so few updates that LAPO's peaks serve better.
+_PENDULUM_RATES = (
+    ("policy_head", ((0.0, 0.0), (0.05, 0.0), (0.15, 2.5e-3), (1.0, 0.0))),
+    ("value_head", ((0.0, 2.5e-3), (1.0, 0.0))),
+    ("fc", ((0.0, 0.0), (0.05, 0.0), (0.15, 1e-3), (1.0, 0.0))),
+    ("convs", ((0.0, 0.0), (0.05, 0.0), (0.15, 5e-4), (1.0, 0.0))),
+)
+_PENDULUM_CPU = _with_networks(
+    dataclasses.replace(
+        _PURE_CPU,
+        dynamics=dataclasses.replace(_PURE_CPU.dynamics, steps=10_000),
+        cloning=dataclasses.replace(_PURE_CPU.cloning, steps=20_000),
+    ),
+    **_VECTOR_NETWORKS,
+    quantizer=dataclasses.replace(_VECTOR_CODES, enabled=False),
+    ppo=dataclasses.replace(_PURE_PPO, num_steps=32, gamma=0.95, entropy_coef=0.0),
+    frames=32_768,
+    expert_frames=262_144,
+    learning_rate=3e-3,
+    online_rates=_PENDULUM_RATES,
+)
+
 PRESETS: dict[str, RunConfig] = {"paper": RunConfig(), "reference": _REFERENCE, "cpu": _CPU, "smoke": _SMOKE}
 
 PRESET_NOTES: dict[str, str] = {
@@ -368,14 +396,23 @@ PRESET_NOTES: dict[str, str] = {
 GRID_PRESETS: dict[str, RunConfig] = {"cpu": _GRID_CPU, "smoke": _GRID_SMOKE}
 VECTOR_PRESETS: dict[str, RunConfig] = {"cpu": _VECTOR_CPU, "smoke": _VECTOR_SMOKE}
 
+# What takes the place of the presets for the shape, by the environment's name.
+OWN_PRESETS: dict[str, dict[str, RunConfig]] = {"pendulum": {"cpu": _PENDULUM_CPU}}
+
 _LARGEST_GRID = 32  # cells of a side; what is larger is taken for an image
 
 
-def presets_for(obs_shape: tuple[int, ...]) -> dict[str, RunConfig]:
-    """The presets for observations of a shape: images ``[H, W, C]``, grids (small images), or vectors ``[D]``."""
-    if len(obs_shape) == 1:
-        return VECTOR_PRESETS
-    return GRID_PRESETS if max(obs_shape[:2]) <= _LARGEST_GRID else PRESETS
+def presets_for(obs_shape: tuple[int, ...], env: str | None = None) -> dict[str, RunConfig]:
+    """The presets for observations of a shape: images ``[H, W, C]``, grids (small images), or vectors ``[D]``.
+
+    Args:
+      obs_shape: the shape.
+      env: the environment's name, where it may have presets of its own.
+    """
+    presets = VECTOR_PRESETS
+    if len(obs_shape) == 3:
+        presets = GRID_PRESETS if max(obs_shape[:2]) <= _LARGEST_GRID else PRESETS
+    return presets | OWN_PRESETS[env] if env in OWN_PRESETS else presets
 
 
 def default_preset(presets: dict[str, RunConfig] = PRESETS) -> str:

@@ -3,11 +3,12 @@
     z_t = IDM(o_{t-1}, o_t, o_{t+1}),  z^q_t = VQ(z_t),  o^_{t+1} = FDM(o_{t-1}, o_t, z^q_t)
     loss = mean (o^_{t+1} - o_{t+1})^2 + 0.05 mean (z_t - sg z^q_t)^2
 
-With a few labels, optionally, a linear head on z_t also names the action: + weight * cross-entropy (`action_weight`).
+With a few labels, optionally, a linear head on z_t also names the action: + weight * cross-entropy (`action_weight`),
+or of continuous actions the mean squared error in half-ranges.
 Observations are images or grids ``[H, W, C]``, or vectors ``[C]``; which, only the networks in the config know.
 
 Dimension keys: B batch, L labelled windows, H, W, C frame, S a frame's shape but for C, Z latent size, N codebooks,
-M codes, A actions.
+M codes, A numbers that name an action: logits of discrete ones, continuous ones in half-ranges (see `lamjax.spaces`).
 """
 
 import dataclasses
@@ -32,6 +33,7 @@ from lamjax.models.quantizer import Codebooks, QuantizerConfig
 from lamjax.models.trunk import TrunkConfig
 from lamjax.models.unet import UNetConfig
 from lamjax.optim import warmup_linear
+from lamjax.spaces import ActionSpace, as_space
 
 _AUGMENT = 0x5417F7  # the constant that random shifts are drawn from
 _AUGMENT_LABELLED = 0x1ABE1  # and those of labelled windows
@@ -62,9 +64,10 @@ class DynamicsConfig:
       augment_pixels: the largest shift along each axis, in pixels.
       loss_scale: "none" is LAPO's loss; "copy_last" divides the prediction error by that of copying o_t, so that
         games whose frames barely change learn as fast as others.
-      action_weight: 0 is LAPO; above it, this weight times the cross-entropy (nats) of a linear head on z that names
-        the action of labelled windows joins the loss. LAOM (arXiv 2502.00379) uses 0.01 beside a prediction error of
-        order 1; that of pixels is far smaller unless `loss_scale` is "copy_last".
+      action_weight: 0 is LAPO; above it, this weight times the loss of a linear head on z that names the action of
+        labelled windows joins the loss: cross-entropy (nats), or the squared error of continuous actions. LAOM (arXiv
+        2502.00379) uses 0.01 beside a prediction error of order 1; that of pixels is far smaller unless `loss_scale` is
+        "copy_last".
       labelled: the training windows that have a label: a share of them below 1, their number from 1 on.
       labelled_batch: labelled windows in a step, over all devices, besides the `batch_size` others; only the inverse
         model sees them.
@@ -134,6 +137,7 @@ class DynamicsState:
       step: int32 ``[]``, steps done.
       config: the settings (static).
       obs_stats: how observations that are not uint8 are standardised (see `normalise_obs`); constant.
+      space: what actions are, where they are predicted; else None (static).
     """
 
     params: dict[str, Any]
@@ -143,6 +147,7 @@ class DynamicsState:
     step: jax.Array
     config: DynamicsConfig = struct.field(pytree_node=False)
     obs_stats: ObsStats = None
+    space: ActionSpace | None = struct.field(pytree_node=False, default=None)
 
 
 @struct.dataclass
@@ -176,7 +181,7 @@ def _fdm(config: DynamicsConfig, channels: int) -> nn.Module:
     return make_fdm(config.fdm, channels, jnp.dtype(config.dtype))
 
 
-def _head_logits(params: Any, z: jax.Array) -> jax.Array:
+def _named(params: Any, z: jax.Array) -> jax.Array:
     return Dense(params["linear"]["bias"].shape[0]).apply({"params": params}, z)
 
 
@@ -191,7 +196,7 @@ def init(
     config: DynamicsConfig,
     obs_shape: tuple[int, ...],
     obs_stats: ObsStats = None,
-    num_actions: int | None = None,
+    space: ActionSpace | int | None = None,
 ) -> DynamicsState:
     """Starts stage 1.
 
@@ -200,10 +205,10 @@ def init(
       config: the settings.
       obs_shape: shape of one observation, ``(H, W, C)``, or ``(C,)`` with networks for vectors.
       obs_stats: what `models.policy.obs_stats` tells of the training observations, for types other than uint8.
-      num_actions: A; needed with `action_weight` alone, and without it ignored.
+      space: what actions are, or how many there are; needed with `action_weight` alone, and without it ignored.
 
     Raises:
-      ValueError: if vectors are to be shifted, or actions to be predicted and it is not known how many there are.
+      ValueError: if vectors are to be shifted, or actions to be predicted and it is not known what they are.
     """
     *shape, c = obs_shape
     if config.augment == "shift" and len(obs_shape) != 3:
@@ -214,11 +219,11 @@ def init(
     fdm = _fdm(config, c).init(key_fdm, seen, jnp.zeros((1, config.latent_dim)))
     params = {"idm": idm, "fdm": fdm["params"]}
     if config.action_weight:
-        if num_actions is None:
-            raise ValueError("dynamics.action_weight predicts discrete actions: give `num_actions`.")
+        if space is None:
+            raise ValueError("dynamics.action_weight predicts actions: give `num_actions`, or their space.")
         # A key of its own: both models start as they do without the head.
         key_head, z = jax.random.fold_in(key_idm, 1), jnp.zeros((1, config.latent_dim))
-        params["action_head"] = Dense(num_actions).init(key_head, z)["params"]
+        params["action_head"] = Dense(as_space(space).size).init(key_head, z)["params"]
     return DynamicsState(
         params,
         fdm.get("batch_stats", {}),
@@ -227,6 +232,7 @@ def init(
         jnp.zeros((), jnp.int32),
         config,
         jax.tree.map(jnp.copy, obs_stats),  # a copy: states are donated
+        as_space(space) if config.action_weight else None,
     )
 
 
@@ -292,8 +298,10 @@ def _infer(params: Any, codebooks: Codebooks, frames: jax.Array, config: Dynamic
     return Latents(z, z_q if config.quantizer.enabled else z, codes)
 
 
-def _action_loss(params: Any, z: jax.Array, actions: jax.Array, axis_name: str | None) -> tuple[jax.Array, jax.Array]:
-    """Cross-entropy and accuracy of the linear head, each a mean over the labelled windows of all devices.
+def _action_loss(
+    params: Any, z: jax.Array, actions: jax.Array, space: ActionSpace, axis_name: str | None
+) -> tuple[jax.Array, jax.Array]:
+    """Loss and score of the linear head, each a mean over the labelled windows of all devices.
 
     Each device's share is such that its mean over devices is that mean, whichever device holds how many labels; the
     loss function's gradient, which is averaged over devices too, is then that of the mean over the joined batch.
@@ -301,14 +309,17 @@ def _action_loss(params: Any, z: jax.Array, actions: jax.Array, axis_name: str |
     Args:
       params: the head's.
       z: float32 ``[L, Z]``.
-      actions: int32 ``[L]``, -1 where unknown.
+      actions: ``[L, *space.shape]``, -1 or NaN where unknown.
+      space: what actions are.
       axis_name: devices.
     """
-    logits = _head_logits(params, z)
-    known = (actions >= 0).astype(jnp.float32)
+    named = _named(params, z)
+    is_known = space.known(actions)
+    known = is_known.astype(jnp.float32)
+    actions = jnp.where(is_known.reshape(-1, *(1,) * len(space.shape)), actions, 0)
     count = jnp.maximum(parallel.pmean(known.sum(), axis_name), 1e-8)
-    nats = optax.softmax_cross_entropy_with_integer_labels(logits, jnp.maximum(actions, 0))
-    return jnp.sum(known * nats) / count, jnp.sum(known * (jnp.argmax(logits, -1) == actions)) / count
+    losses, scores = space.point_loss(named, actions), space.score(space.mode(named), actions)
+    return jnp.sum(known * losses) / count, jnp.sum(known * scores) / count
 
 
 def loss_fn(
@@ -325,7 +336,8 @@ def loss_fn(
       state: batch statistics, codebooks, config, and the step that augmentation is drawn from.
       windows: ``[B, k + 2, *S, C]``, o_{t-k}, ..., o_t, o_{t+1}; uint8, or float32 that `obs_stats` standardise.
       axis_name: devices that share batch statistics and draw shifts of their own.
-      labelled: windows ``[L, k + 2, *S, C]`` and the actions at their o_t, int32 ``[L]``, -1 where unknown.
+      labelled: windows ``[L, k + 2, *S, C]`` and the actions at their o_t ``[L, *space.shape]``, -1 or NaN where
+        unknown.
 
     Returns:
       The loss, and new batch statistics, latents of `windows`, and metrics (see `train_step`).
@@ -364,9 +376,9 @@ def loss_fn(
         loss = loss + commitment
     metrics = {"fdm_mse": fdm_mse, "copy_last_mse": copy_last_mse, "commitment": commitment}
     if labelled is not None:
-        action_loss, action_accuracy = _action_loss(params["action_head"], labelled_z, labelled[1], axis_name)
+        action_loss, score = _action_loss(params["action_head"], labelled_z, labelled[1], state.space, axis_name)
         loss = loss + config.action_weight * action_loss
-        metrics |= {"action_loss": action_loss, "action_accuracy": action_accuracy}
+        metrics |= {"action_loss": action_loss, f"action_{state.space.score_name}": score}
     return loss, (updated.get("batch_stats", {}), latents, {"loss": loss} | metrics)
 
 
@@ -383,15 +395,15 @@ def train_step(
       state: the training state.
       windows: ``[B, k + 2, *S, C]`` as in `loss_fn`; under `axis_name` each device's share of the batch.
       labelled: with `action_weight`, windows ``[L, k + 2, *S, C]`` and the action at the o_t of each, int32 ``[L]`` in
-        ``[0, A)``, or -1 where it is unknown; without any label the action loss is 0. They train the inverse model
-        and the head alone: not the forward model, its batch statistics or the codebooks.
+        ``[0, A)`` or -1 where it is unknown, or float32 ``[L, A]`` or NaN; without any label the action loss is 0. They
+        train the inverse model and the head alone: not the forward model, its batch statistics or the codebooks.
       axis_name: devices over which gradients, batch statistics, code counts and metrics are reduced.
 
     Returns:
       The new state and metrics, float32 ``[]``: ``loss``, ``fdm_mse`` and ``copy_last_mse`` (pixels in [-0.5, 0.5],
       or standardised numbers), ``commitment`` (weighted), ``grad_norm`` (before the clip), ``learning_rate``, for each
-      codebook n ``perplexity_n`` and ``used_codes_n`` of this batch, and with `labelled` ``action_loss`` (nats, not
-      weighted) and ``action_accuracy``.
+      codebook n ``perplexity_n`` and ``used_codes_n`` of this batch, and with `labelled` ``action_loss`` (not
+      weighted) and ``action_accuracy``, or of continuous actions ``action_mse``.
 
     Raises:
       ValueError: if there are labels and the state has no head that could learn from them.
@@ -403,7 +415,7 @@ def train_step(
         if not config.action_weight:
             raise ValueError("Labels are used with dynamics.action_weight above 0 alone: set it, or give no labels.")
         chex.assert_shape(labelled[0], (None, *windows.shape[1:]))
-        chex.assert_shape(labelled[1], labelled[0].shape[:1])
+        chex.assert_shape(labelled[1], (len(labelled[0]), *state.space.shape))
     grads, (batch_stats, latents, metrics) = jax.grad(loss_fn, has_aux=True)(
         state.params, state, windows, axis_name, labelled
     )
@@ -436,8 +448,8 @@ def infer_latents(state: DynamicsState, windows: jax.Array) -> Latents:
 
 
 def predict_actions(state: DynamicsState, latents: jax.Array) -> jax.Array:
-    """What the action head says of latents float32 ``[B, Z]`` (`Latents.continuous`): logits float32 ``[B, A]``."""
-    return _head_logits(state.params["action_head"], latents)
+    """What the action head says of latents float32 ``[B, Z]`` (`Latents.continuous`), float32 ``[B, A]``."""
+    return _named(state.params["action_head"], latents)
 
 
 def predict_next(state: DynamicsState, frames: jax.Array, latent: jax.Array) -> jax.Array:

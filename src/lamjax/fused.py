@@ -37,6 +37,7 @@ from lamjax.models.policy import ObsStats
 from lamjax.policies import DecodedPolicy
 from lamjax.ppo import train as ppo
 from lamjax.ppo.agent import ScratchAgent
+from lamjax.spaces import ActionSpace
 
 LogitsFn = Callable[[Any, jax.Array], jax.Array]
 
@@ -45,7 +46,8 @@ LogitsFn = Callable[[Any, jax.Array], jax.Array]
 class Played:
     """Recorded transitions ``[N, T, ...]``; `done` says that the step ended an episode.
 
-    `told` is what `record` was asked to read from the environments' state at each observation, or None.
+    `action` is what was carried out, int32 ``[N, T]``, or float32 ``[N, T, D]`` within its bounds. `told` is what
+    `record` was asked to read from the environments' state at each observation, or None.
     """
 
     obs: jax.Array
@@ -59,9 +61,9 @@ def learn(key: jax.Array, env: VectorEnv, config: ScratchConfig) -> tuple[Any, d
     """PPO from scratch.
 
     Returns:
-      The parameters of ``ScratchAgent(config.trunk, env.num_actions)``, and metrics ``[updates]`` (see `ppo.update`).
+      The parameters of ``ScratchAgent(config.trunk, env.action_space)``, and metrics ``[updates]`` (see `ppo.update`).
     """
-    agent = ScratchAgent(config.trunk, env.num_actions)
+    agent = ScratchAgent(config.trunk, env.action_space)
     key_params, key = jax.random.split(key)
     state = ppo.init(key, config.ppo, agent.init(key_params, env.obs_shape), env)
     state, metrics = ppo.learn(state, agent, env)
@@ -92,7 +94,7 @@ def record(
     def step(carry, step_key):
         obs, env_state = carry
         key_action, key_env = jax.random.split(step_key)
-        action = jax.random.categorical(key_action, logits_fn(params, obs)).astype(jnp.int32)
+        action = env.action_space.clip(env.action_space.sample(key_action, logits_fn(params, obs)))
         told = tell(env_state) if tell else None
         following, env_state, reward, terminated, truncated, _ = env.step(key_env, env_state, action)
         return (following, env_state), Played(obs, action, reward, terminated | truncated, told)
@@ -103,7 +105,7 @@ def record(
 
 def split(played: Played, held_out: float = 0.1) -> tuple[Played, Played]:
     """Training and held-out transitions: of different environments."""
-    n = played.action.shape[0]
+    n = played.done.shape[0]
     first = min(max(round((1 - held_out) * n), 1), n - 1)
     return tuple(jax.tree.map(lambda x, part=part: x[part], played) for part in (slice(first), slice(first, n)))
 
@@ -136,10 +138,10 @@ def starts(key: jax.Array, played: Played, count: int, length: int = 3) -> jax.A
 
 
 def windows(key: jax.Array, played: Played, count: int, length: int = 3) -> tuple[jax.Array, jax.Array]:
-    """Draws (as `starts`) windows ``[E, length, *obs_shape]`` and the actions at their last frames but one ``[E]``."""
+    """Draws (as `starts`) windows ``[E, length, *obs_shape]`` and the actions at their last frames but one."""
     first = starts(key, played, count, length)
-    frames = played.obs.reshape(-1, *played.obs.shape[2:])
-    return stream.gather(frames, first, length), played.action.reshape(-1)[first + length - 2]
+    frames, actions = (x.reshape(-1, *x.shape[2:]) for x in (played.obs, played.action))
+    return stream.gather(frames, first, length), actions[first + length - 2]
 
 
 def labelled(key: jax.Array, played: Played, count: int) -> tuple[jax.Array, jax.Array]:
@@ -149,10 +151,10 @@ def labelled(key: jax.Array, played: Played, count: int) -> tuple[jax.Array, jax
 
 
 def untrained_dynamics(
-    key: jax.Array, config: DynamicsConfig, played: Played, num_actions: int | None = None
+    key: jax.Array, config: DynamicsConfig, played: Played, space: ActionSpace | int | None = None
 ) -> DynamicsState:
     """Where `train_dynamics` starts from under the same key: the null of its probes."""
-    return dynamics.init(jax.random.split(key)[0], config, played.obs.shape[2:], stats(played), num_actions)
+    return dynamics.init(jax.random.split(key)[0], config, played.obs.shape[2:], stats(played), space)
 
 
 def train_dynamics(
@@ -160,7 +162,7 @@ def train_dynamics(
     config: DynamicsConfig,
     played: Played,
     labels: tuple[jax.Array, jax.Array] | None = None,
-    num_actions: int | None = None,
+    space: ActionSpace | int | None = None,
 ) -> tuple[DynamicsState, dict[str, jax.Array]]:
     """Stage 1 on the transitions' frames.
 
@@ -169,7 +171,7 @@ def train_dynamics(
       config: the settings.
       played: what to learn from; its actions are not looked at.
       labels: with `config.action_weight`, windows and their actions (see `windows`): all that it may know of actions.
-      num_actions: A, with labels.
+      space: with labels, what actions are, or how many there are.
 
     Returns:
       The state, and metrics ``[steps]`` (see `dynamics.train_step`).
@@ -186,7 +188,7 @@ def train_dynamics(
         named = stream.sample_labelled(known, key_batches, state.step, config.labelled_batch)
         return dynamics.train_step(state, drawn, named)
 
-    state = untrained_dynamics(key, config, played, num_actions)
+    state = untrained_dynamics(key, config, played, space)
 
     return jax.lax.scan(step, state, length=config.steps)
 
@@ -206,11 +208,25 @@ def train_cloning(
 
 
 def decode_offline(
-    key: jax.Array, config: OfflineConfig, policy: CloningState, obs: jax.Array, actions: jax.Array, num_actions: int
+    key: jax.Array,
+    config: OfflineConfig,
+    policy: CloningState,
+    obs: jax.Array,
+    actions: jax.Array,
+    space: ActionSpace | int,
 ) -> tuple[DecodedPolicy, Any]:
-    """Stage 3 from labels: observations ``[L, *obs_shape]`` and actions int32 ``[L]``; a network and its parameters."""
-    decoder, _ = offline.fit(key, cloning.predict_latents(policy, obs), actions, config, num_actions)
-    network = DecodedPolicy(policy.config.trunk, policy.latent_dim, num_actions, config)
+    """Stage 3 from labels: a network and its parameters.
+
+    Args:
+      key: a typed PRNG key.
+      config: the settings.
+      policy: stage 2.
+      obs: ``[L, *obs_shape]``.
+      actions: ``[L, *space.shape]``.
+      space: what actions are, or how many there are.
+    """
+    decoder, _ = offline.fit(key, cloning.predict_latents(policy, obs), actions, config, space)
+    network = DecodedPolicy(policy.config.trunk, policy.latent_dim, space, config)
     return network, policies.decoded_params(policy, decoder)
 
 
@@ -218,7 +234,7 @@ def decode_online(
     key: jax.Array, config: OnlineConfig, policy: CloningState, model: DynamicsState, env: VectorEnv
 ) -> tuple[HybridAgent, Any, dict[str, jax.Array]]:
     """Stage 3 by PPO: the agent, its parameters for `policies.Logits`, and metrics ``[updates]``."""
-    agent = online.make_agent(policy, config, env.num_actions)
+    agent = online.make_agent(policy, config, env.action_space)
     state, metrics = online.learn(online.init(key, config, policy, env), model, agent, env)
     return agent, {"params": state.ppo.params, "frozen": state.frozen}, metrics
 

@@ -26,6 +26,7 @@ import optax
 import lamjax
 from lamjax import cloning, dynamics, envs, experts, loops, parallel, policies
 from lamjax.analysis import diagnosis, latents, probes, report
+from lamjax.analysis.reading import reading_of
 from lamjax.cloning import CloningState
 from lamjax.config import RecordConfig, RunConfig, ScratchConfig
 from lamjax.data.record import record
@@ -48,6 +49,7 @@ from lamjax.ppo import train as ppo
 from lamjax.ppo.agent import ScratchAgent
 from lamjax.ppo.train import PPOConfig, PPOState
 from lamjax.run import Run, RunError, Saver, restore, timed, train, write_json
+from lamjax.spaces import ActionSpace, as_space
 
 FUSE = 25  # optimizer steps in a dispatch where steps fuse
 STRIPS = {1: 256, 3: 8}  # held-out predictions that are shown, by the rank of an observation
@@ -88,14 +90,20 @@ class Source:
         return f"{self.kind}-{self.digest}" if self.digest else self.kind
 
 
-def find_source(env: str, policy: str, runs: Path, num_actions: int) -> Source:
+def find_source(env: str, policy: str, runs: Path, space: ActionSpace | int) -> Source:
     """The policy called `policy`: "random", "expert" (shipped, or trained here), or a policy folder's path.
+
+    Args:
+      env: the environment's name.
+      policy: the policy's.
+      runs: where run folders lie.
+      space: what the environment's actions are, or how many.
 
     Raises:
       PolicyError: if there is none.
     """
     if policy == "random":
-        return Source("random", policies.uniform_logits(num_actions), {}, {"actions": "uniform"})
+        return Source("random", policies.uniform_logits(space), {}, {"actions": "uniform"})
     if policy == "expert":
         own = expert_folder(runs, env) / "policies" / "expert"
         folder = own if (own / "policy.json").exists() else experts.folder(env)
@@ -107,23 +115,21 @@ def find_source(env: str, policy: str, runs: Path, num_actions: int) -> Source:
     return Source("expert" if policy == "expert" else "checkpoint", logits_fn, params, info, digest)
 
 
-def store_source(env: str, path: Path, num_actions: int) -> Source:
+def store_source(env: str, path: Path, space: ActionSpace | int) -> Source:
     """Trajectories that are there already, as a source.
 
     Raises:
       RunError: if they are of another environment or have other actions.
       StoreError: if there is no store, or it is damaged.
     """
-    store = open_store(path)
-    if store.env != env or store.num_actions != num_actions:
+    store, space = open_store(path), as_space(space)
+    if store.env != env or store.action_space != space:
+        held = store.action_space or "continuous actions without bounds"
         raise RunError(
-            f"{path} holds {store.env} with {store.num_actions} actions, not {env} with {num_actions}: "
-            f"use --env {store.env}, or another store."
+            f"{path} holds {store.env} with {held}, not {env} with {space}: use --env {store.env}, or another store."
         )
     info = {"store": str(path), **store.policy}
-    return Source(
-        "store", policies.uniform_logits(num_actions), {}, info, digest=store.manifest["sha256"][:8], store=path
-    )
+    return Source("store", policies.uniform_logits(space), {}, info, digest=store.manifest["sha256"][:8], store=path)
 
 
 def has_expert(env: str, runs: Path) -> bool:
@@ -394,7 +400,7 @@ def training_stats(store: Store) -> ObsStats:
 def init_dynamics(run: Run, store: Store) -> DynamicsState:
     """Stage 1 before its first step: the same for the same seed, and the probe's null."""
     key = stage_key(run.config, "dynamics")
-    return _init_dynamics(key, run.config.dynamics, store.obs_shape, training_stats(store), store.num_actions)
+    return _init_dynamics(key, run.config.dynamics, store.obs_shape, training_stats(store), store.action_space)
 
 
 def dynamics_stage(run: Run, store: Store) -> DynamicsState:
@@ -429,7 +435,7 @@ def dynamics_stage(run: Run, store: Store) -> DynamicsState:
         fuse=fuse,
         evaluate=test,
         eval_every=run.config.analysis.eval_every,
-        show=("fdm_mse", "test_fdm_ratio", "perplexity_0", "action_accuracy"),
+        show=("fdm_mse", "test_fdm_ratio", "perplexity_0", "action_accuracy", "action_mse"),
     )
     state = parallel.on_one(state, run.devices)
     results = {
@@ -469,7 +475,7 @@ def examine_dynamics(
 ) -> dict[str, Any]:
     """Errors, codebook use and probes of stage 1, each beside its null; writes the arrays of the report's figures."""
     print("examining stage 1 on held-out levels", file=sys.stderr)
-    merged = np.asarray(envs.merged_actions(run.env, store.manifest["num_actions"]))
+    reading = reading_of(run.env, store.action_space)
     fitting = evaluation_windows(run, store, run.config.analysis.probe_train, 1, "train")
     train_actions = evaluation_actions(store, fitting.starts, state.config.window)
     test_actions = evaluation_actions(store, held_out.starts, state.config.window)
@@ -483,14 +489,8 @@ def examine_dynamics(
         train_z, _ = latents.latents_of(model, fitting.windows if motion else _still(fitting.windows))
         test_z, codes = latents.latents_of(model, held_out.windows if motion else _still(held_out.windows))
         key = stage_key(run.config, "probe")
-        raw, joined = probes.accuracies(key, train_z, train_actions, test_z, test_actions, merged)
-        linear, linear_joined = probes.accuracies(key, train_z, train_actions, test_z, test_actions, merged, hidden=())
-        results |= {
-            f"{prefix}probe_accuracy": raw,
-            f"{prefix}probe_accuracy_merged": joined,
-            f"{prefix}linear_probe_accuracy": linear,
-            f"{prefix}linear_probe_accuracy_merged": linear_joined,
-        }
+        read = reading.probe(key, train_z, train_actions, test_z, test_actions)
+        results |= {prefix + name: value for name, value in read.items()}
         if prefix != "still_":
             if store.distractor_dim:
                 read = probes.read_distractor(key, train_z, train_shown, test_z, test_shown)
@@ -504,29 +504,24 @@ def examine_dynamics(
     shares = counts / np.maximum(counts.sum(-1, keepdims=True), 1)
     results |= errors | {
         "fdm_swapped_mse": float(swapped),
-        "majority_accuracy": probes.majority_accuracy(train_actions, test_actions),
-        "majority_accuracy_merged": probes.majority_accuracy(merged[train_actions], merged[test_actions]),
+        **reading.constant(train_actions, test_actions),
         "codebook_perplexity": np.exp(-np.sum(shares * np.log(shares + 1e-10), -1)).tolist(),
         "dead_codes": (counts == 0).sum(-1).tolist(),
         "num_codes": counts.shape[-1],
         "quantized": state.config.quantizer.enabled,
-        **probes.agreement(test_codes, test_actions, merged, run.config.seed),
+        **reading.codes(test_codes, test_actions, run.config.seed),
     }
     if run.config.dynamics.action_weight:
-        logits = np.asarray(dynamics.predict_actions(state, jnp.asarray(test_z_trained)))
-        results |= probes.head_scores(logits, test_actions, merged)
+        named = np.asarray(dynamics.predict_actions(state, jnp.asarray(test_z_trained)))
+        results |= reading.head(named, test_actions)
     results |= diagnosis.judge_dynamics(results)
 
     shown = min(STRIPS[len(store.obs_shape)], len(held_out.windows))
     rows = np.random.default_rng(run.config.seed).choice(len(held_out.windows), shown, False)
     joint, first = latents.most_used(test_codes, IMAGINED)
     quantized = np.asarray(dynamics.infer_latents(state, jnp.asarray(held_out.windows[first])).quantized)
-    names = envs.ACTION_NAMES if run.env in envs.PROCGEN_GAMES else [str(a) for a in range(len(merged))]
     arrays |= latents.strips(state, held_out.windows[rows]) | {
-        "actions": test_actions,
-        "merged": merged[test_actions],
-        "action_names": np.array(names),
-        "merged_names": np.array(envs.merged_action_names(run.env, len(merged))),
+        **reading.arrays(test_actions),
         "code_counts": counts.astype(np.int64),
         "rollout_frames": latents.imagined_rollouts(state, held_out.windows[rows[0]][:-1], quantized),
         "rollout_labels": np.array([f"codes {' '.join(map(str, code.ravel()))}" for code in joint]),
@@ -599,10 +594,10 @@ def policy_latents(state: CloningState, obs: np.ndarray) -> np.ndarray:
 # Nulls that the third stage is held against
 
 
-def nulls_stage(run: Run, source: Source, num_actions: int) -> None:
+def nulls_stage(run: Run, source: Source, space: ActionSpace | int) -> None:
     """Returns of the random policy and of the recorded one, over the run's own evaluation levels."""
     for name, logits_fn, params in (
-        ("random_return", policies.uniform_logits(num_actions), {}),
+        ("random_return", policies.uniform_logits(space), {}),
         ("expert_return", source.logits_fn, source.params),
     ):
         if name in run.summary["nulls"] or (name == "expert_return" and source.kind in ("random", "store")):
@@ -636,7 +631,7 @@ class Labelled:
     Attributes:
       draw: its number.
       obs: o_t, ``[L, *obs_shape]``.
-      actions: int32 ``[L]``.
+      actions: ``[L, *space.shape]``.
       latents: float32 ``[L, Z]`` of o_t by the "policy", and of the windows by the "idm" where it is decoded too.
     """
 
@@ -658,7 +653,7 @@ def draw_labels(run: Run, store: Store, model: DynamicsState, policy: CloningSta
     return Labelled(draw, obs, subset.actions, found)
 
 
-def offline_stage(run: Run, store: Store, model: DynamicsState, policy: CloningState, num_actions: int) -> None:
+def offline_stage(run: Run, store: Store, model: DynamicsState, policy: CloningState, space: ActionSpace) -> None:
     """Decodes by the protocol of `offline`: every method, at every number of labels, on every draw of them."""
     config = run.config.offline
     if run.done("decode_offline"):
@@ -685,7 +680,7 @@ def offline_stage(run: Run, store: Store, model: DynamicsState, policy: CloningS
                 for method, plays in offline.variants(config, count).items():
                     if not (plays := missing(method, plays, count, draw)):
                         continue
-                    network, params = offline_policy(run, method, count, labelled(), model, policy, stream, num_actions)
+                    network, params = offline_policy(run, method, count, labelled(), model, policy, stream, space)
                     for play in plays:
                         found = evaluate_policy(
                             run,
@@ -726,7 +721,7 @@ def offline_policy(
     model: DynamicsState,
     policy: CloningState,
     stream: Callable[[], ObservationStream],
-    num_actions: int,
+    space: ActionSpace,
 ) -> tuple[policies.Network, Any]:
     """The policy that a method makes of the first `count` labels of a draw, and its parameters."""
     config = run.config.offline
@@ -734,13 +729,13 @@ def offline_policy(
     if labelled.draw:
         key = jax.random.fold_in(key, labelled.draw)
     if method == "bc":
-        return clone_actions(run, key, labelled.obs[:count], labelled.actions[:count], num_actions, policy.obs_stats)
+        return clone_actions(run, key, labelled.obs[:count], labelled.actions[:count], space, policy.obs_stats)
     seen = labelled.latents["policy" if method == "policy" else "idm"]
-    decoder, _ = offline.fit(key, seen, labelled.actions, config, num_actions, count)
+    decoder, _ = offline.fit(key, seen, labelled.actions, config, space, count)
     if method == "relabel":
         name, obs_shape = f"relabel-{count}-{labelled.draw}", labelled.obs.shape[1:]
-        return relabel(run, name, key, model, decoder, stream(), obs_shape, num_actions)
-    network = policies.DecodedPolicy(policy.config.trunk, policy.latent_dim, num_actions, config)
+        return relabel(run, name, key, model, decoder, stream(), obs_shape, space)
+    network = policies.DecodedPolicy(policy.config.trunk, policy.latent_dim, space, config)
     return network, policies.decoded_params(policy, decoder)
 
 
@@ -749,11 +744,11 @@ _step_actions = jax.jit(actions.train_step, donate_argnums=0)
 
 
 def clone_actions(
-    run: Run, key: jax.Array, obs: np.ndarray, taken: np.ndarray, num_actions: int, stats: ObsStats = None
+    run: Run, key: jax.Array, obs: np.ndarray, taken: np.ndarray, space: ActionSpace, stats: ObsStats = None
 ) -> tuple[ScratchAgent, Any]:
     """Behaviour cloning from scratch on labelled observations (standardised by `stats`): offline decoding's null."""
     config = run.config.cloning
-    state = _init_actions(key, config, num_actions, obs.shape[1:], False, stats)
+    state = _init_actions(key, config, space, obs.shape[1:], False, stats)
     rng = np.random.default_rng(run.config.seed)
     for number in range(run.config.offline.bc_steps):
         rows = rng.integers(len(obs), size=config.batch_size)  # of one size, so that it compiles once
@@ -780,7 +775,7 @@ def _named_steps(
 
     def step(state: actions.ActionState):
         windows = sample(buffer, key, state.step, state.config.batch_size, length=model.config.window, **place)
-        named = actions.name_actions(model, decoder, windows, config, state.agent.num_actions)
+        named = actions.name_actions(model, decoder, windows, config, state.agent.space)
         return actions.train_step(state, windows[:, -2], named, axis_name=axis_name)
 
     return loops.repeat(step, state, n)
@@ -794,12 +789,12 @@ def relabel(
     decoder: Any,
     stream: ObservationStream,
     obs_shape: tuple[int, ...],
-    num_actions: int,
+    space: ActionSpace,
 ) -> tuple[ScratchAgent, Any]:
     """LAPO+'s second half: the decoded inverse model names every training window's action, and a policy clones them."""
     config, settings = run.config.cloning, run.config.offline
     advance = over(_named_steps, run.devices, (None, 0, None, None, None), 2)
-    state = _init_actions(key, config, num_actions, obs_shape, True, model.obs_stats)
+    state = _init_actions(key, config, space, obs_shape, True, model.obs_stats)
     state, *shared = parallel.replicate((state, stream.key, model, decoder), run.devices)
     state, _ = train(
         run,
@@ -810,7 +805,7 @@ def relabel(
         saver=_spread_saver(run, config),
         log_every=run.config.log_every,
         fuse=_fuse(config.trunk, model.config.idm),
-        show=("loss", "accuracy"),
+        show=("loss", state.agent.space.score_name),
     )
     state = parallel.on_one(state, run.devices)
     return state.agent, state.policy
@@ -877,7 +872,7 @@ def online_stage(run: Run, model: DynamicsState, policy: CloningState) -> None:
         return
     env = make_env(run.env, ppo_share(run, config.ppo, "--online.ppo"), run.config)
     scan = _scan(policy.config.trunk)
-    agent = online.make_agent(policy, config, env.num_actions)
+    agent = online.make_agent(policy, config, env.action_space)
     state = online.init(stage_key(run.config, "online"), config, policy, env, run.devices)
     shown = parallel.replicate(model, run.devices)
     state, seconds = train(
@@ -889,7 +884,7 @@ def online_stage(run: Run, model: DynamicsState, policy: CloningState) -> None:
         saver=_ppo_saver(run, config, env, lambda s: s.ppo, lambda s, inner: s.replace(ppo=inner)),
         unit=config.ppo.num_envs * config.ppo.num_steps,
         unit_name="frame",
-        show=("episode_return", "decoder_accuracy"),
+        show=("episode_return", f"decoder_{env.action_space.score_name}"),
     )
     env.close()
     params = parallel.on_one({"params": state.ppo.params, "frozen": state.frozen}, run.devices)
@@ -909,7 +904,7 @@ def scratch_stage(run: Run, stage: str, config: ScratchConfig, start: Source | N
         return
     option = "--expert.ppo" if stage == "expert" else "--scratch.ppo"
     env, scan = make_env(run.env, ppo_share(run, config.ppo, option), run.config), _scan(config.trunk)
-    agent = config.agent(env.num_actions)
+    agent = config.agent(env.action_space)
     key_params, key = jax.random.split(stage_key(run.config, stage))
     if start is None:
         params = loops.jit_once(agent.init, static_argnums=1)(key_params, env.obs_shape)
@@ -1001,7 +996,7 @@ def run_pipeline(run: Run, source: Source, data: Path) -> Path:
     check_shares(run)
     run.summary["source"] = {"policy": source.kind, **source.info}
     store = record_stage(run, source, data)
-    num_actions = store.manifest["num_actions"]
+    space = store.action_space
     checkpointed()
     model = dynamics_stage(run, store)
     checkpointed()
@@ -1010,9 +1005,9 @@ def run_pipeline(run: Run, source: Source, data: Path) -> Path:
     if jax.process_count() > 1:
         print("stages 1 and 2 have ended; the others run on one host: start the same command there", file=sys.stderr)
         return page
-    nulls_stage(run, source, num_actions)
+    nulls_stage(run, source, space)
     checkpointed()
-    offline_stage(run, store, model, policy, num_actions)
+    offline_stage(run, store, model, policy, space)
     checkpointed()
     scratch_stage(run, "ppo_scratch", run.config.scratch)
     checkpointed()
@@ -1022,7 +1017,7 @@ def run_pipeline(run: Run, source: Source, data: Path) -> Path:
 
 
 AGGREGATED = {
-    "dynamics": ("fdm_ratio", "probe_accuracy", "probe_accuracy_merged"),
+    "dynamics": ("fdm_ratio", "probe_accuracy", "probe_accuracy_merged", "probe_r2"),
     "cloning": ("ratio",),
     "decode_online": ("return_mean", "normalised"),
     "ppo_scratch": ("return_mean", "normalised"),
@@ -1036,10 +1031,16 @@ def aggregate(folders: list[Path]) -> Path:
     def over_seeds(values: list[float]) -> dict[str, Any]:
         return {"mean": float(np.mean(values)), "stderr": float(np.std(values, ddof=1) / np.sqrt(len(values)))}
 
+    def told(stage: str, name: str) -> bool:
+        return all(summary["stages"][stage].get(name) is not None for summary in summaries)
+
     stages: dict[str, Any] = {
-        stage: {name: over_seeds([summary["stages"][stage][name] for summary in summaries]) for name in names}
+        stage: {
+            name: over_seeds([summary["stages"][stage][name] for summary in summaries])
+            for name in names
+            if told(stage, name)
+        }
         for stage, names in AGGREGATED.items()
-        if all(summary["stages"][stage].get(name) is not None for summary in summaries for name in names)
     }
     curves = [dict((n, mean) for n, mean, _ in s["stages"]["decode_offline"]["curve"]) for s in summaries]
     common = [n for n in curves[0] if all(n in curve for curve in curves)]

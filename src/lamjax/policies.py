@@ -1,7 +1,9 @@
 """Policies as folders: ``weights.npz`` (arrays alone, no pickle) and ``policy.json`` (what they are, and from where).
 
 Three kinds: an actor-critic that PPO trained, a latent policy with an offline decoder, and the hybrid actor of online
-decoding. Weights may be kept in float16 to be small; they are computed with in float32.
+decoding. Each as a ``logits_fn`` gives what its space of actions makes a distribution of (see `lamjax.spaces`): logits
+of discrete actions, means and log-deviations of continuous ones. Weights may be kept in float16 to be small; they are
+computed with in float32.
 """
 
 import dataclasses
@@ -24,6 +26,7 @@ from lamjax.models.mlp import MLPConfig
 from lamjax.models.policy import LatentPolicy, normalise_obs
 from lamjax.models.trunk import TrunkConfig
 from lamjax.ppo.agent import ScratchAgent
+from lamjax.spaces import ActionSpace, Box, Discrete, as_space
 
 
 class PolicyError(ValueError):
@@ -37,14 +40,17 @@ class DecodedPolicy:
     Attributes:
       trunk: the policy's trunk.
       latent_dim: Z.
-      num_actions: A.
+      space: what actions are; a number n stands for `Discrete(n)`.
       decoder: the decoder's settings.
     """
 
     trunk: TrunkConfig
     latent_dim: int
-    num_actions: int
+    space: ActionSpace
     decoder: OfflineConfig
+
+    def __post_init__(self):
+        object.__setattr__(self, "space", as_space(self.space))
 
 
 Network = ScratchAgent | DecodedPolicy | HybridAgent
@@ -52,7 +58,7 @@ KINDS: dict[str, type] = {"actor_critic": ScratchAgent, "decoded": DecodedPolicy
 
 
 def actor_critic_logits(network: ScratchAgent, params: Any, obs: jax.Array) -> jax.Array:
-    """Logits ``[B, A]`` of an actor-critic."""
+    """Outputs ``[B, K]`` of an actor-critic."""
     return network.apply(params, obs)[0]
 
 
@@ -63,14 +69,14 @@ def decoded_params(policy: CloningState, decoder: Any) -> dict[str, Any]:
 
 
 def decoded_logits(network: DecodedPolicy, params: Any, obs: jax.Array) -> jax.Array:
-    """Logits ``[B, A]`` of a latent policy and its decoder; params as of `decoded_params`."""
+    """Outputs ``[B, K]`` of a latent policy and its decoder; params as of `decoded_params`."""
     inputs = normalise_obs(obs, params.get("obs_stats"))
     latents, _ = LatentPolicy(network.trunk, network.latent_dim).apply({"params": params["policy"]}, inputs)
-    return decode(params["decoder"], latents, network.decoder, network.num_actions)
+    return decode(params["decoder"], latents, network.decoder, network.space)
 
 
 def hybrid_logits(network: HybridAgent, params: Any, obs: jax.Array) -> jax.Array:
-    """Logits ``[B, A]`` of the hybrid actor; params ``{"params": ..., "frozen": ...}``, unless nothing is frozen."""
+    """Outputs ``[B, K]`` of the hybrid actor; params ``{"params": ..., "frozen": ...}``, unless nothing is frozen."""
     return network.apply(params["params"], network.encode(params.get("frozen", {}), obs))[0]
 
 
@@ -84,21 +90,21 @@ class Logits:
     network: Network
 
     def __call__(self, params: Any, obs: jax.Array) -> jax.Array:
-        """Logits float32 ``[B, A]`` at observations ``[B, *obs_shape]``."""
+        """What the network's space makes actions of, float32 ``[B, K]``, at observations ``[B, *obs_shape]``."""
         return LOGITS[type(self.network)](self.network, params, obs)
 
 
-def uniform_logits(num_actions: int) -> Callable[[Any, jax.Array], jax.Array]:
-    """The random policy as a ``logits_fn``."""
-    return _Uniform(num_actions)
+def uniform_logits(space: ActionSpace | int) -> Callable[[Any, jax.Array], jax.Array]:
+    """The random policy over a space, or over so many actions, as a ``logits_fn``."""
+    return _Uniform(as_space(space))
 
 
 @dataclasses.dataclass(frozen=True)
 class _Uniform:
-    num_actions: int
+    space: ActionSpace
 
     def __call__(self, params: Any, obs: jax.Array) -> jax.Array:
-        return jnp.zeros((obs.shape[0], self.num_actions))
+        return self.space.uniform(obs.shape[0])
 
 
 def save_policy(folder: Path, network: Network, params: Any, info: dict[str, Any], dtype: Any = np.float32) -> None:
@@ -134,7 +140,10 @@ def load_policy(folder: Path) -> tuple[Logits, Any, dict[str, Any]]:
         note = json.loads((folder / "policy.json").read_text())
         with (folder / "weights.npz").open("rb") as file, np.load(file, allow_pickle=False) as arrays:
             params = checkpoint.nest({name: jnp.asarray(arrays[name], jnp.float32) for name in arrays.files})
-        network = KINDS[note["kind"]](**{name: _from_json(value) for name, value in note["network"].items()})
+        sizes = {name: _from_json(value) for name, value in note["network"].items()}
+        if "num_actions" in sizes:  # as it was written before actions could be continuous
+            sizes["space"] = sizes.pop("num_actions")
+        network = KINDS[note["kind"]](**sizes)
         return Logits(network), params, note["info"]
     except FileNotFoundError as error:
         raise PolicyError(f"There is no policy at {folder}: {Path(error.filename).name} is missing.") from error
@@ -142,7 +151,7 @@ def load_policy(folder: Path) -> tuple[Logits, Any, dict[str, Any]]:
         raise PolicyError(f"{folder} does not hold a policy of ours, or is damaged ({error!r}).") from error
 
 
-_CONFIGS = {cls.__name__: cls for cls in (ImpalaConfig, GridConfig, MLPConfig, OfflineConfig)}
+_CONFIGS = {cls.__name__: cls for cls in (ImpalaConfig, GridConfig, MLPConfig, OfflineConfig, Discrete, Box)}
 
 
 def _to_json(value: Any) -> Any:

@@ -22,7 +22,7 @@ from lamjax import checkpoint, parallel
 from lamjax.metrics import MetricLog, NonFiniteError, Progress
 
 # Metrics of things that need not happen in an interval; they are NaN then, which is no failure.
-OCCASIONAL = ("episode_return", "episode_length", "decoder_accuracy")
+OCCASIONAL = ("episode_return", "episode_length", "decoder_accuracy", "decoder_mse")
 
 
 class RunError(ValueError):

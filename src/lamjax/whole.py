@@ -34,7 +34,7 @@ def preset_of(env: str, preset: str | None = None) -> tuple[str, RunConfig]:
       RunError: if there is no such preset for observations of this environment's shape.
     """
     shape = envs.obs_shape(env)
-    presets = presets_for(shape)
+    presets = presets_for(shape, env)
     preset = preset or default_preset(presets)
     if preset not in presets:
         kind = "" if shape == envs.PROCGEN_SHAPE else f" for observations of shape {shape}"
@@ -77,7 +77,7 @@ def train_expert(
     first = None
     if start:
         folder = str(experts.folder(env)) if start == "expert" else start
-        first = pipeline.find_source(env, folder, runs, envs.make(env, 1).num_actions)
+        first = pipeline.find_source(env, folder, runs, envs.make(env, 1).action_space)
     with Run(runs / env / name, env, config, header, first and first.name) as run:
         pipeline.scratch_stage(run, "expert", config.expert, first)
         return run.summary["stages"]["expert"] | {"policy": str(run.folder / "policies" / "expert")}
@@ -100,11 +100,11 @@ def demonstrator(
       ValueError: if both a store and a policy are given, or there is no such policy or store.
     """
     # Also says at once whether Procgen is there, and whether the environment can be distracted.
-    num_actions = pipeline.make_env(env, 1, config).num_actions
+    space = pipeline.make_env(env, 1, config).action_space
     if store and policy:
         raise ValueError("--store and --policy exclude each other: learn from trajectories, or record a policy.")
     if store:
-        return pipeline.store_source(env, store, num_actions), None
+        return pipeline.store_source(env, store, space), None
     banner = None
     if policy is None:
         policy = "expert"
@@ -118,7 +118,7 @@ def demonstrator(
                     f"random play. Train an expert first with EXPERT_FRAMES=2000000 (--expert-frames 2000000)."
                 )
                 print(banner, file=sys.stderr)
-    return pipeline.find_source(env, policy, runs, num_actions), banner
+    return pipeline.find_source(env, policy, runs, space), banner
 
 
 def train(

@@ -99,6 +99,52 @@ def test_ppo_verdicts_name_both_figures():
     assert judge_online("expert", ONLINE, summary_of(nulls={})) == {"ok": True, "verdict": "7.00"}
 
 
+# Continuous actions
+
+VALUES = {key: value for key, value in DYNAMICS.items() if "accuracy" not in key} | {
+    "probe_r2": 0.9,
+    "mean_r2": -0.01,
+    "untrained_probe_r2": 0.3,
+    "still_probe_r2": 0.1,
+}
+
+
+@pytest.mark.parametrize("null", ["mean_r2", "untrained_probe_r2", "still_probe_r2"])
+@pytest.mark.parametrize(("lead", "fails"), [(0.021, False), (0.019, True)])
+def test_continuous_latents_must_beat_each_null(null, lead, fails):
+    assert failed(judge_dynamics(VALUES | {null: 0.9 - lead})) == fails
+
+
+def test_a_verdict_on_continuous_actions_names_their_score():
+    assert judge_dynamics(VALUES)["verdict"] == "error 0.40 of copying; R² of actions 60 points above nulls"
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({}, None),
+        ({"probe_r2": 0.31}, "no better than those of an untrained model"),
+        ({"still_probe_r2": 0.2}, "o_t alone tells 20 % of the actions' variance"),
+        ({"code_r2": 0.32, "code_r2_shuffled": 0.3}, "share of variance 0.02 above shuffled"),
+        ({"code_r2": 0.5, "code_r2_shuffled": 0.3}, None),
+    ],
+)
+def test_messages_on_continuous_actions(changes, words):
+    found = diagnose({"stages": {"dynamics": VALUES | changes}})
+    assert len(found) == (words is not None)
+    assert not found or words in found[0]["text"]
+
+
+@pytest.mark.parametrize(
+    ("first", "last", "stuck"),
+    [(-1200.0, -961.0, True), (-1200.0, -959.0, False), (-300.0, -278.0, False), (-300.0, -280.0, True)],
+)
+def test_fine_tuning_where_returns_are_negative(first, last, stuck):
+    online = {"ok": True, "verdict": "-200.00", "curve": [[1, first], [2, first], [3, last], [4, last]]}
+    summary = {"stages": {"decode_online": online}, "nulls": {"expert_return": {"mean": -186.0}}}
+    assert [item["name"] for item in diagnose(summary)] == ["not_started"] * stuck
+
+
 # Warnings
 
 

@@ -191,6 +191,36 @@ def test_results_stand_beside_their_nulls(complete):
         assert words in page.text
 
 
+def test_continuous_actions_are_shown_by_the_variance_that_is_explained(tmp_path):
+    summary = copy.deepcopy(SUMMARY)
+    stage = summary["stages"]["dynamics"]
+    for key in [key for key in stage if "accuracy" in key]:
+        del stage[key]
+    nulls = {"mean_r2": -0.002, "untrained_probe_r2": 0.35, "still_probe_r2": 0.3, "linear_probe_r2": 0.5}
+    stage |= {"probe_r2": 0.9, **nulls}
+    stored = arrays()
+    for name in ("actions", "merged", "action_names", "merged_names"):
+        del stored[name]
+    folder = make_run(tmp_path, summary, with_arrays=False)
+    np.savez(folder / "analysis.npz", **stored, action_values=np.linspace(-2, 2, 40, dtype=np.float32)[:, None])
+    page = Page(report.write(folder))
+    assert "0.9 R², of continuous actions untrained IDM 0.35 o_t alone 0.3 mean -0.002 ✓" in page.text
+    assert {"probe.png", "latents_trained.png", "latents_untrained.png"} <= {p.name for p in folder.glob("figures/*")}
+
+
+def test_values_colour_latents_and_bars_go_below_zero():
+    values = np.linspace(-2, 2, 50)[:, None]
+    figure = figures.latents_by_value(
+        np.random.default_rng(0).normal(size=(50, 3)), values, "Trained IDM", max_points=20
+    )
+    marks = figure.axes[0].collections[0]
+    assert len(marks.get_offsets()) == 20
+    np.testing.assert_allclose([marks.get_array().min(), marks.get_array().max()], [-2, 2])
+    assert figure.axes[1].get_ylabel() == "action"
+    bars = figures.probe_bars({"MLP": (0.9, 0.2, -0.5, 0.0)}, "variance explained", "mean action").axes[0]
+    assert bars.get_ylabel() == "held-out variance explained (%)" and bars.get_ylim()[0] == pytest.approx(-60)
+
+
 def test_same_run_gives_same_figures(complete):
     _, page = complete
     curve = (np.arange(50.0), np.ones(50))

@@ -8,6 +8,7 @@ import pytest
 from lamjax import data, envs, policies
 from lamjax.data.record import CHUNK, record
 from lamjax.data.store import _ArrayReader, evaluation_actions
+from tests.envs.toys import Aim
 
 GAME, NUM_ENVS, STEPS, ACTIONS = "fruitbot", 8, 4 * CHUNK, 15
 KEY = jax.random.key(3)
@@ -181,3 +182,22 @@ def test_the_policy_decides(tmp_path):
     record(tmp_path / "store", env, logits, {"scale": jnp.float32(1e6)}, 256, KEY, source={"kind": "lean"})
     store = data.open_store(tmp_path / "store")
     np.testing.assert_array_equal(all_actions(store)[:-1], store.observations()[:-1, 2] > 0)
+
+
+def test_continuous_actions_are_stored_as_they_were_carried_out(tmp_path):
+    env = envs.Gymnax(Aim([10], [True]), 4)
+
+    def far_out(policy, obs):
+        """Means at the upper bounds and deviations of one: half of the samples lie beyond them."""
+        return jnp.concatenate([jnp.ones_like(obs), jnp.zeros_like(obs)], -1)
+
+    record(tmp_path / "store", env, far_out, {}, 256, KEY, source={"kind": "test"})
+    store = data.open_store(tmp_path / "store")
+    assert store.action_space == env.action_space and store.num_actions is None
+    taken, obs = all_actions(store), store.observations()
+    assert taken.shape == (256, 2) and taken.dtype == np.float32
+    assert (taken >= Aim.low).all() and (taken <= Aim.high).all()
+    assert 0.3 < (taken == Aim.high).mean() < 0.7
+    np.testing.assert_array_equal(np.isfinite(rewards(store)), True)
+    inside = ~store.is_first[1:]
+    np.testing.assert_allclose(obs[1:][inside], np.clip(obs[:-1] + taken[:-1] / 10, -1, 1)[inside], atol=1e-6)

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from lamjax import data
 from lamjax.data import store as store_module
+from lamjax.spaces import Box
 
 ONE_SENTENCE = r"^[^\n]+; [^\n.]+$"  # what is wrong; what to do
 
@@ -95,6 +96,24 @@ def test_float_vectors_and_continuous_actions(tmp_path):
     store = data.open_store(path)
     np.testing.assert_array_equal(store.observations(), observations)
     np.testing.assert_array_equal(data.evaluation_actions(store, [0, 4, 2]), actions[[1, 5, 3]])
+    assert (store.num_actions, store.action_dim, store.action_space) == (None, 2, None)
+
+
+def test_bounds_of_continuous_actions_are_in_the_manifest(tmp_path):
+    box = Box((-1.0, 0.0), (1.0, 2.5))
+    settings = {"env": "linear", "obs_shape": (1,), "action_dim": 2, "action_bounds": (box.low, box.high)}
+    actions = np.array([[0.5, 2.5], [-1, 0]], np.float32)
+    with data.StoreWriter(tmp_path / "store", **settings) as writer:
+        with pytest.raises(ValueError, match="continuous actions must be finite"):
+            writer.append_episode(np.zeros((2, 1), np.uint8), np.full_like(actions, np.nan), np.zeros(2), 1, "cut")
+        writer.append_episode(np.zeros((2, 1), np.uint8), actions, np.zeros(2), 1, "cut")
+    store = data.open_store(tmp_path / "store")
+    assert store.action_space == box and store.manifest["action_bounds"] == [[-1.0, 0.0], [1.0, 2.5]]
+    subset = data.LabelledSubset(store, 1, split="all", length=2)
+    np.testing.assert_array_equal(subset.actions, actions[:1])
+    for bounds in (((0.0,), (1.0,)), ((0.0, 0.0), (1.0, np.inf)), ((0.0, 0.0), (1.0, 0.0))):
+        with pytest.raises(ValueError, match="bounds"):
+            data.StoreWriter(tmp_path / "other", **{**settings, "action_bounds": bounds})
 
 
 def test_frames_and_windows_at_any_indices(store, stores):

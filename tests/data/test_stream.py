@@ -357,12 +357,15 @@ def test_labels_are_dealt_to_devices(stores):
     assert ours & theirs == {subset.starts[0]}  # nine do not deal evenly
 
 
-def test_continuous_labels_are_refused(stores, tmp_path):
+def test_continuous_labels_are_those_of_the_store(stores, tmp_path):
+    taken = np.arange(18, dtype=np.float32).reshape(9, 2)
     with data.StoreWriter(tmp_path / "linear", env="linear", obs_shape=(4,), action_dim=2) as writer:
-        writer.append_episode(stores.frames(range(9)), np.zeros((9, 2)), np.zeros(9), 1, "cut")
+        writer.append_episode(stores.frames(range(9)), taken, np.zeros(9), 1, "cut")
     subset = data.LabelledSubset(data.open_store(tmp_path / "linear"), 3, split="all")
-    with pytest.raises(ValueError, match="labels must be discrete actions"):
-        data.upload_labels(subset)
+    labels = data.upload_labels(subset)
+    np.testing.assert_array_equal(labels.actions, taken[subset.starts + 1])
+    frames, actions = data.sample_labelled(labels, jax.random.key(0), 0, 16)
+    np.testing.assert_array_equal(actions, taken[stores.numbers(frames)[:, 1]])
 
 
 def test_evaluation_windows_are_fixed_and_full(stores):

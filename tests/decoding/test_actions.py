@@ -15,6 +15,7 @@ from lamjax.models.impala import ImpalaConfig
 from lamjax.models.mlp import MLPConfig
 from lamjax.models.quantizer import QuantizerConfig
 from lamjax.models.unet import UNetConfig
+from lamjax.spaces import Box
 
 CONFIG = CloningConfig(steps=60, batch_size=64, learning_rate=1e-2, warmup_steps=5, trunk=MLPConfig((16,), 16))
 
@@ -36,6 +37,21 @@ def test_learns_planted_actions_and_then_stands_still_if_the_rate_decays(decays)
     assert (moved < 1e-6) == decays
 
 
+def test_learns_planted_continuous_actions():
+    box = Box((-2.0, -1.0), (2.0, 3.0))
+    rng = np.random.default_rng(0)
+    obs = rng.normal(size=(256, 4)).astype(np.float32)
+    taken = np.asarray(box.clip(obs[:, :2]))
+    state = actions.init(jax.random.key(0), CONFIG, box, (4,))
+    step = jax.jit(actions.train_step)
+    scores = []
+    for _ in range(CONFIG.steps):
+        rows = rng.integers(256, size=CONFIG.batch_size)
+        state, metrics = step(state, obs[rows], taken[rows])
+        scores.append(float(metrics["mse"]))
+    assert scores[-1] < 0.05 < 0.2 < scores[0] and metrics["loss"] < 0
+
+
 def test_names_are_what_the_decoder_says_of_the_inverse_models_latents():
     trunk = ImpalaConfig(channels=(4,), strides=(2,), blocks=0, features=16, stem=4, pool=False)
     fdm = UNetConfig(channels=(4, 6), bottleneck=8, stem=2, latent_input="bias")
@@ -50,3 +66,10 @@ def test_names_are_what_the_decoder_says_of_the_inverse_models_latents():
     assert named.dtype == jnp.int32
     np.testing.assert_array_equal(named, np.argmax(offline.decode(decoder, z, settings, 4), -1))
     assert np.mean(named == labels) > 0.9
+    # Continuous ones are the means, within the bounds: labels beyond them teach no action that there is not.
+    box, beyond = Box((-1.0,), (1.0,)), np.where(labels[:, None] > 1, 5.0, 0.0).astype(np.float32)
+    decoder, _ = offline.fit(jax.random.key(1), z, beyond, settings, box)
+    named = actions.name_actions(model, decoder, windows, settings, box)
+    assert named.shape == (12, 1)
+    np.testing.assert_array_equal(named, box.clip(box.mode(offline.decode(decoder, z, settings, box))))
+    np.testing.assert_array_equal(named[labels > 1], 1.0)

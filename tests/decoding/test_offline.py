@@ -7,6 +7,7 @@ import pytest
 
 from lamjax.decoding import offline
 from lamjax.decoding.offline import OfflineConfig
+from lamjax.spaces import Box
 
 CONFIG = OfflineConfig(steps=300, batch_size=64, learning_rate=3e-3, hidden=(32,), episodes=4, num_envs=4)
 
@@ -26,6 +27,36 @@ def test_decodes_planted_latents_of_any_scale(scale):
     logits = offline.decode(params, z, CONFIG, 5)
     assert np.mean(np.argmax(logits, -1) == actions) > 0.97
     assert loss < 0.2
+
+
+BOX = Box((-2.0, 0.0), (2.0, 1.0))
+
+
+def turned(n: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Latents that hold actions of `BOX` as a rotated, shifted and shrunk copy."""
+    rng = np.random.default_rng(seed)
+    actions = rng.uniform(BOX.low, BOX.high, (n, 2)).astype(np.float32)
+    z = (actions / [2, 0.5]) @ np.random.default_rng(99).normal(size=(2, 6)) * 1e-2 + 3
+    return z.astype(np.float32), actions
+
+
+def test_decodes_planted_continuous_actions_and_knows_how_well():
+    params, _ = offline.fit(jax.random.key(0), *turned(256, 0), CONFIG, BOX)
+    z, actions = turned(500, 1)
+    outputs = offline.decode(params, z, CONFIG, BOX)
+    error = np.asarray(BOX.score(BOX.mode(outputs), actions))
+    assert error.mean() < 0.01  # a third would be that of the middle of the box
+    # The deviation is fitted too: the likelihood is that of the errors that are made, not of a unit deviation.
+    assert np.mean(BOX.loss(outputs, actions)) < 0 < np.mean(BOX.loss(outputs.at[:, 2:].set(0.0), actions))
+
+
+def test_continuous_actions_that_latents_do_not_tell_keep_their_spread():
+    _, actions = turned(512, 0)
+    nothing = np.zeros((512, 6), np.float32)
+    params, _ = offline.fit(jax.random.key(0), nothing, actions, CONFIG, BOX)
+    drawn = BOX.sample(jax.random.key(1), offline.decode(params, np.zeros((4000, 6), np.float32), CONFIG, BOX))
+    np.testing.assert_allclose(np.mean(drawn, 0), actions.mean(0), atol=0.2)
+    np.testing.assert_allclose(np.std(drawn, 0), actions.std(0), rtol=0.2)
 
 
 def test_fewer_labels_than_a_batch():

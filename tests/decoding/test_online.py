@@ -16,9 +16,13 @@ from lamjax.decoding.online import LEARNING_RATES, DecoderConfig, HybridAgent, O
 from lamjax.dynamics import DynamicsConfig
 from lamjax.loops import jit_once
 from lamjax.models.impala import ImpalaConfig
+from lamjax.models.mlp import MLPConfig, MLPFDMConfig
 from lamjax.models.quantizer import QuantizerConfig
 from lamjax.models.unet import UNetConfig
+from lamjax.ppo import train as ppo
 from lamjax.ppo.train import PPOConfig
+from lamjax.spaces import Box, Discrete
+from tests.envs.toys import Aim
 
 init_dynamics = jit_once(dynamics.init, static_argnums=(1, 2))
 init_cloning = jit_once(cloning.init, static_argnums=(1, 2, 3))
@@ -169,7 +173,7 @@ def test_pairs_hold_the_action_between_the_last_two_frames_and_mask_episode_ends
     action = np.arange(steps * n, dtype=np.int32).reshape(steps, n)
     done = np.zeros((steps, n), bool)
     done[2, 0] = True
-    pairs = online.add_pairs(Pairs.init(16, STAGE1.latent_dim), model, obs, action, done)
+    pairs = online.add_pairs(Pairs.init(16, STAGE1.latent_dim, Discrete(15)), model, obs, action, done)
     assert int(pairs.written) == (steps - 2) * n
     np.testing.assert_array_equal(pairs.action[:8], action[1:-1].ravel())
     # Environment 0 ends an episode in step 2: windows (1, 2, 3) and (2, 3, 4) cross it.
@@ -189,7 +193,7 @@ def test_pairs_of_models_with_another_context(context):
     action = np.arange(steps * n, dtype=np.int32).reshape(steps, n)
     done = np.zeros((steps, n), bool)
     done[3, 1] = True
-    pairs = online.add_pairs(Pairs.init(16, STAGE1.latent_dim), model, obs, action, done)
+    pairs = online.add_pairs(Pairs.init(16, STAGE1.latent_dim, Discrete(15)), model, obs, action, done)
     count = steps - 1 - context
     assert int(pairs.written) == count * n
     np.testing.assert_array_equal(pairs.action[: count * n], action[context:-1].ravel())
@@ -199,20 +203,20 @@ def test_pairs_of_models_with_another_context(context):
     assert pairs.valid[0 : count * n : 2].all()
     expected = dynamics.infer_latents(model, obs[1 : 3 + context, 1][None]).continuous[0]
     np.testing.assert_allclose(pairs.latent[2 * 1 + 1], expected, atol=1e-5)
-    unmasked = online.add_pairs(Pairs.init(16, STAGE1.latent_dim), model, obs, action, done, masked=False)
+    unmasked = online.add_pairs(Pairs.init(16, STAGE1.latent_dim, Discrete(15)), model, obs, action, done, masked=False)
     assert unmasked.valid[: count * n].all()
 
 
 def test_ring_keeps_the_newest(model):
     obs = np.zeros((6, 2, 64, 64, 3), np.uint8)
-    pairs = Pairs.init(12, STAGE1.latent_dim)
+    pairs = Pairs.init(12, STAGE1.latent_dim, Discrete(15))
     for base in (0, 100):
         action = np.full((6, 2), base, np.int32)
         pairs = online.add_pairs(pairs, model, obs, action, np.zeros((6, 2), bool))
     assert int(pairs.written) == 16
     np.testing.assert_array_equal(pairs.action, [100] * 4 + [0] * 4 + [100] * 4)
     with pytest.raises(ValueError, match="capacity"):
-        online.add_pairs(Pairs.init(4, STAGE1.latent_dim), model, obs, action, np.zeros((6, 2), bool))
+        online.add_pairs(Pairs.init(4, STAGE1.latent_dim, Discrete(15)), model, obs, action, np.zeros((6, 2), bool))
 
 
 def test_decoder_learns_from_valid_pairs_alone():
@@ -228,3 +232,53 @@ def test_decoder_learns_from_valid_pairs_alone():
     predicted = np.argmax(agent.decoder.apply({"params": params}, latent), -1)
     assert np.mean(predicted == truth) > 0.98
     assert accuracy > 0.9
+
+
+# Continuous actions
+
+
+BOX = Box(Aim.low, Aim.high)
+
+
+def test_the_continuous_decoder_learns_from_valid_pairs_alone():
+    agent = HybridAgent(TRUNK, 8, BOX, (32,))
+    rng = np.random.default_rng(0)
+    truth = rng.uniform(BOX.low, BOX.high, (512, 2)).astype(np.float32)
+    latent = (truth @ rng.normal(size=(2, 8))).astype(np.float32)
+    wrong = np.arange(512) % 2 == 1  # half of the pairs lie, and are marked
+    action = np.where(wrong[:, None], 0, truth)
+    pairs = Pairs(jnp.asarray(latent), jnp.asarray(action), jnp.asarray(~wrong), jnp.int32(512))
+    config = DecoderConfig(hidden=(32,), epochs=60, batch_size=64)
+    params, error = online.fit_decoder(jax.random.key(0), pairs, agent, config)
+    outputs = agent.decoder.apply({"params": params}, latent)
+    assert np.mean(BOX.score(BOX.mode(outputs), truth)) < 0.02 and error < 0.02
+    # A share of each label is dealt to the whole box, so that there is something left to explore.
+    drawn = np.asarray(BOX.sample(jax.random.key(1), outputs) - BOX.mode(outputs))
+    assert 0.08 < np.std(drawn / np.array([2, 0.5])) < 0.4
+
+
+def test_continuous_actors_start_as_the_decoder_and_pairs_hold_what_was_carried_out():
+    trunk = MLPConfig(hidden=(8,), features=8)
+    stage_1 = dataclasses.replace(STAGE1, idm=trunk, fdm=MLPFDMConfig(hidden=(8,)))
+    model = init_dynamics(jax.random.key(0), stage_1, (2,))
+    policy = init_cloning(jax.random.key(1), CloningConfig(trunk=trunk), (2,), stage_1.latent_dim)
+    env = envs.Gymnax(Aim([9]), 4)
+    agent = online.make_agent(policy, CONFIG, env.action_space)
+    state = online.init(jax.random.key(3), CONFIG, policy, env)
+    # A decoder that is far beyond the bounds: what it says is clipped, and its likelihood is not.
+    last = state.frozen["decoder"][f"Dense_{len(CONFIG.decoder.hidden)}"]["linear"]
+    last["bias"] = jnp.array([9.0, -9.0, 0.0, 0.0])
+    obs = jnp.ones((3, 2))
+    latent = cloning.predict_latents(policy, obs)
+    outputs, _ = agent.apply(state.ppo.params, agent.encode(state.frozen, obs))
+    np.testing.assert_allclose(outputs, agent.decoder.apply({"params": state.frozen["decoder"]}, latent), rtol=1e-5)
+    rollout = ppo.collect(agent, env, state.ppo, state.frozen, keep_obs=True)
+    np.testing.assert_array_equal(rollout.action, np.broadcast_to([2.0, 0.0], rollout.action.shape))
+    sampled = rollout.batch.action
+    assert sampled[:, 0].min() > 2 and sampled[:, 1].max() < 0
+    held = agent.space.log_prob(agent.apply(state.ppo.params, rollout.batch.features)[0], sampled)
+    np.testing.assert_allclose(rollout.batch.log_prob, held, rtol=1e-4, atol=1e-4)
+    assert np.isfinite(rollout.batch.target).all()
+    pairs = online.add_pairs(state.pairs, model, rollout.obs, rollout.action, rollout.done)
+    written = int(pairs.written)
+    np.testing.assert_array_equal(pairs.action[:written], rollout.action[1:-1].reshape(-1, 2))

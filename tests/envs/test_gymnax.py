@@ -8,6 +8,7 @@ import pytest
 
 from lamjax import envs
 from lamjax.envs import Gymnax
+from lamjax.spaces import Box
 from tests.envs.toys import Counter
 
 N = 5
@@ -129,6 +130,28 @@ def test_close_is_harmless(env):
     env.reset(jax.random.key(0))
 
 
+# Continuous actions
+
+
+def test_pendulum_takes_torques_and_is_cut_at_its_time_out():
+    env = envs.make("pendulum", N)
+    assert (env.name, env.obs_shape, env.action_space) == ("pendulum", (3,), Box((-2.0,), (2.0,)))
+    assert not hasattr(env, "num_actions")
+    torque = np.linspace(-2, 2, N, dtype=np.float32)[:, None]
+    _, state = env.reset(jax.random.key(0))
+    before = np.asarray(state.theta), np.asarray(state.theta_dot)
+    obs, after, _, terminated, truncated, _ = env.step(jax.random.key(1), state, torque)
+    # theta'' = 3 g / (2 l) sin(theta) + 3 u / (m l^2), g = 10, l = m = 1, in steps of 0.05
+    np.testing.assert_allclose(
+        after.theta_dot, before[1] + 0.05 * (15 * np.sin(before[0]) + 3 * torque[:, 0]), rtol=1e-4
+    )
+    np.testing.assert_allclose(obs[:, 2], after.theta_dot)
+    keys = jax.random.split(jax.random.key(1), 200)
+    _, (_, _, terminated, truncated, _) = play(env, state, keys, np.broadcast_to(torque, (200, N, 1)))
+    assert not np.any(terminated)
+    np.testing.assert_array_equal(np.argmax(truncated, axis=0), np.full(N, 199))
+
+
 # What is shown
 
 
@@ -153,7 +176,7 @@ class Shown:
 
     def __init__(self, obs, low=None, high=None, actions=2):
         self.obs, self.space = obs, SimpleNamespace(shape=obs.shape, low=low, high=high)
-        self.actions = SimpleNamespace(n=actions) if actions else SimpleNamespace(low=-1.0, high=1.0)
+        self.actions = SimpleNamespace(n=actions) if isinstance(actions, int) else actions
 
     def observation_space(self, params):
         return self.space
@@ -184,8 +207,13 @@ def test_observations_become_pixels_or_floats(obs, bounds, expected):
 
 
 def test_what_cannot_be_learned_from_is_refused():
-    with pytest.raises(ValueError, match=r"^shown has continuous actions: [^.]*\.$"):
-        Gymnax(Shown(np.zeros(3, np.float32), actions=None), 1)
+    vector = np.zeros(3, np.float32)
+    unbounded, image = SimpleNamespace(shape=(2,), low=-np.inf, high=1.0), SimpleNamespace(shape=(2, 2), low=0, high=1)
+    with pytest.raises(ValueError, match=r"^shown takes actions without bounds: [^.]*\.$"):
+        Gymnax(Shown(vector, actions=unbounded), 1)
+    for actions in (image, SimpleNamespace()):
+        with pytest.raises(ValueError, match=r"^shown takes actions of shape (\(2, 2\)|None): [^.]*\.$"):
+            Gymnax(Shown(vector, actions=actions), 1)
     with pytest.raises(ValueError, match=r"^shown shows observations of shape \(3, 4\): reshape [^.]*\.$"):
         Gymnax(Shown(np.zeros((3, 4), np.float32)), 1)
 

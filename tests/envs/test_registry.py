@@ -58,8 +58,8 @@ def test_gymnax_names_make_what_they_say(name):
     env = envs.make(name, 3)
     assert isinstance(env, envs.Gymnax)
     assert (env.name, env.num_envs) == (name, 3)
-    assert len(env.obs_shape) == (1 if name == "cartpole" else 3)
-    assert env.num_actions >= 2
+    assert len(env.obs_shape) == (1 if name in ("cartpole", "pendulum") else 3)
+    assert env.action_space.num_outputs >= 2
 
 
 def test_procgen_names_make_real_procgen():
@@ -107,6 +107,8 @@ def test_normalised_return_is_zero_for_random_and_one_for_the_expert():
     # Not clamped: (12.5 - 4.272629) / (9.969294 - 4.272629).
     assert envs.normalised_return("maze", 12.5) == pytest.approx(1.444243, abs=1e-5)
     assert envs.normalised_return("cartpole", 500.0) is None
+    # Uniform play, and the expert that the preset trains.
+    assert envs.normalised_return("pendulum", -1228.9) == 0 and envs.normalised_return("pendulum", -156.4) == 1
 
 
 # Actions

@@ -16,7 +16,7 @@ from lamjax.data.store import evaluation_actions, evaluation_distractor
 from lamjax.envs import Disobedient, Distracted, Gymnax
 from lamjax.envs.wrappers import MAX_SPEED
 from lamjax.run import Run
-from tests.envs.toys import Painter
+from tests.envs.toys import Aim, Painter
 
 N, STEPS, SIDE = 4, 60, 16
 KINDS = ("overlay", "noise", "jitter")
@@ -418,3 +418,8 @@ def test_equal_disobedient_environments_compile_once():
 def test_chances_must_be_probabilities(chances):
     with pytest.raises(ValueError, match=f"{next(iter(chances))} must be a probability"):
         Disobedient(painter(), **chances)
+
+
+def test_continuous_actions_are_always_obeyed():
+    with pytest.raises(ValueError, match=r"^Only discrete actions [^\n]*, and aim takes continuous [^\n]*\.$"):
+        Disobedient(Gymnax(Aim([3]), N), sticky=0.5)

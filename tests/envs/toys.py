@@ -74,3 +74,41 @@ class Painter(Counter):
     def _observe(self, state):
         grey = 40 + 10 * state.time + state.episode
         return jnp.broadcast_to(grey.astype(jnp.uint8), (16, 16, 3))
+
+
+class Aim(Counter):
+    """Shows a point ``x`` in ``[-1, 1]^2`` that moves by a tenth of the action ``[2]`` and pays for acting like `aim`.
+
+    Episodes last `lengths` steps; actions lie in ``[-2, 2] x [0, 1]``, and what is told to the environment beyond that
+    makes the reward NaN.
+    """
+
+    name = "aim"
+    low, high = (-2.0, 0.0), (2.0, 1.0)
+
+    def observation_space(self, params):
+        return SimpleNamespace(shape=(2,))
+
+    def action_space(self, params):
+        return SimpleNamespace(shape=(2,), low=jnp.array(self.low), high=jnp.array(self.high))
+
+    @staticmethod
+    def aim(point):
+        """The action that pays best at points ``[..., 2]``."""
+        return jnp.array([1.0, 0.25]) * point + jnp.array([0.0, 0.5])
+
+    def reset(self, key, params):
+        _, state = super().reset(key, params)
+        point = jax.random.uniform(key, (2,), minval=-1.0)
+        return point, (state, point)
+
+    def step(self, key, state, action, params):
+        count, point = state
+        _, count, _, terminated, truncated, _ = super().step(key, count, 0, params)
+        low, high = jnp.array(self.low), jnp.array(self.high)
+        reward = -jnp.sum(jnp.square((action - self.aim(point)) / (high - low)))
+        reward = jnp.where(jnp.all((action >= low) & (action <= high)), reward, jnp.nan)
+        moved = jnp.clip(point + action / 10, -1, 1)
+        begun = jax.random.uniform(key, (2,), minval=-1.0)
+        after = jnp.where(terminated | truncated, begun, moved)
+        return after, (count, after), reward, terminated, truncated, {"final_observation": moved}

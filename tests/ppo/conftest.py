@@ -25,7 +25,7 @@ class CountingAgent(ScratchAgent):
         return super().apply(params, features)
 
 
-AGENT = CountingAgent(MLPConfig(hidden=(32,), features=32), num_actions=2)
+AGENT = CountingAgent(MLPConfig(hidden=(32,), features=32), space=2)
 CONFIG = PPOConfig(
     total_frames=40 * 256,
     num_envs=16,

@@ -9,7 +9,7 @@ import optax
 import pytest
 
 from lamjax import envs, fused, loops
-from lamjax.config import GRID_PRESETS
+from lamjax.config import GRID_PRESETS, OWN_PRESETS
 from lamjax.envs import Gymnax
 from lamjax.models.impala import ImpalaConfig
 from lamjax.models.mlp import MLPConfig
@@ -18,6 +18,7 @@ from lamjax.ppo import losses
 from lamjax.ppo import train as ppo
 from lamjax.ppo.agent import ScratchAgent
 from lamjax.ppo.train import PPOConfig
+from tests.envs.toys import Aim
 from tests.ppo import probes
 from tests.ppo.conftest import AGENT, CONFIG
 from tests.ppo.probes import ProbeEnv
@@ -89,6 +90,36 @@ def test_learns_cartpole():
     np.testing.assert_array_equal(metrics["episode_return"][last], metrics["episode_length"][last])
 
 
+def test_learns_the_continuous_action_that_what_is_seen_asks_for():
+    """A one-step probe: the best action is a function of the point that is shown (`Aim.aim`), a zero reward away."""
+    env = Gymnax(Aim([1]), 16)
+    agent = ScratchAgent(MLPConfig(hidden=(32,), features=32), env.action_space)
+    config = dataclasses.replace(CONFIG, total_frames=60 * 256)
+
+    @jax.jit
+    def learn(key):
+        state = ppo.init(key, config, agent.init(key, env.obs_shape), env)
+        return ppo.learn(state, agent, env)
+
+    state, metrics = learn(jax.random.key(0))
+    points = jnp.array([[-0.8, 0.5], [0.0, 0.0], [0.6, -0.6]])
+    found = agent.space.mode(agent.apply(state.params, points)[0])
+    np.testing.assert_allclose(found, jax.vmap(Aim.aim)(points), atol=0.25)
+    assert metrics["episode_return"][-1] > -0.05 > -0.2 > metrics["episode_return"][0]
+    assert metrics["entropy"][-1] < metrics["entropy"][0] - 1
+
+
+def test_learns_pendulum():
+    """Tuned PPO has -150 to -200 (RL Baselines3 Zoo); uniform play has -1229."""
+    config = OWN_PRESETS["pendulum"]["cpu"].expert
+    env = envs.make("pendulum", config.ppo.num_envs)
+    agent = ScratchAgent(config.trunk, env.action_space)
+    params, metrics = jax.jit(lambda key: fused.learn(key, env, config))(jax.random.key(0))
+    returns = fused.evaluate(jax.random.key(1), env, Logits(agent), params, 2)
+    assert returns.mean() >= -250
+    assert np.nanmin(metrics["episode_return"]) < -1000  # it had to be learned
+
+
 @pytest.mark.skipif("LAMJAX_LONG" not in os.environ, reason="takes five minutes: LAMJAX_LONG=1 runs it")
 def test_learns_minatar_breakout():
     """The preset's expert. gymnax's own PPO agent has 28 (its README); ours stays at 17.4 from 2.5M frames on."""
@@ -134,7 +165,7 @@ def test_collect_gives_flat_transitions_with_their_advantages(bench, telltale):
     np.testing.assert_array_equal(batch.action, action.ravel())
     logits, value = bench.apply(state.params, batch.features)
     allclose(batch.value, value)
-    allclose(batch.log_prob, losses.log_prob(logits, batch.action))
+    allclose(batch.log_prob, AGENT.space.log_prob(logits, batch.action))
     allclose(batch.target, batch.advantage + batch.value)
 
     # Rewards, ends and what is bootstrapped, put together from the probe's definition.
@@ -181,11 +212,11 @@ def test_loss_is_the_sum_of_its_parts(bench, telltale):
     batch = rollout.batch.replace(log_prob=old)
     loss, metrics = _loss(state.params, AGENT, batch, config)
     logits, value = bench.apply(state.params, batch.features)
-    log_ratio = losses.log_prob(logits, batch.action) - batch.log_prob
+    log_ratio = AGENT.space.log_prob(logits, batch.action) - batch.log_prob
     ratio = np.exp(np.asarray(log_ratio, np.float64))
     policy = losses.policy_loss(log_ratio, batch.advantage, 0.1)
     value_error = losses.value_loss(value, batch.value, batch.target, 0.1)
-    entropy = losses.entropy(logits).mean()
+    entropy = AGENT.space.entropy(logits).mean()
     allclose(loss, policy + 0.7 * value_error - 0.3 * entropy)
     allclose(metrics["policy_loss"], policy)
     allclose(metrics["value_loss"], value_error)

@@ -3,11 +3,13 @@
 Every threshold stands here, beside the sentence that it triggers.
 """
 
+import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
 Verdict = dict[str, Any]
 
+# Of accuracies, and alike of shares of variance (R^2).
 MIN_PROBE_LEAD = 0.02  # of a probe over its nulls; smaller leads are noise at a few thousand windows
 MIN_DISTRACTOR_R2 = 0.5  # of a distractor's change, read from latents: from here on they explain most of it
 MAX_GIVEN_AWAY = 0.15  # lead over the majority of what o_t alone tells of the action
@@ -40,10 +42,51 @@ NAMES = (
 )
 
 
+@dataclasses.dataclass(frozen=True)
+class Names:
+    """What the results are called that tell how well actions are read; of each, more is better.
+
+    Attributes:
+      probe: a probe's.
+      constant: the null that looks at nothing.
+      codes: that of the codes; beside it lies ``<codes>_shuffled``.
+      scored: what the probe is scored by, in words.
+      told: what it tells a share of.
+      measure: what `codes` measures.
+    """
+
+    probe: str
+    constant: str
+    codes: str
+    scored: str
+    told: str
+    measure: str
+
+    @property
+    def nulls(self) -> tuple[str, str, str]:
+        """What a probe must beat."""
+        return f"untrained_{self.probe}", f"still_{self.probe}", self.constant
+
+
+CLASSES = Names(
+    *("probe_accuracy_merged", "majority_accuracy_merged", "code_nmi_merged"),
+    *("merged actions", "actions", "mutual information"),
+)
+VALUES = Names(
+    *("probe_r2", "mean_r2", "code_r2"),
+    *("R² of actions", "actions' variance", "share of variance"),
+)
+
+
+def names_in(results: dict[str, Any]) -> Names:
+    """Those that stage 1's results go by: of discrete actions, or of continuous ones."""
+    return VALUES if VALUES.probe in results else CLASSES
+
+
 def judge_dynamics(results: dict[str, Any]) -> Verdict:
     """Stage 1 must predict better than copying, and its latents must tell actions better than their nulls do."""
-    nulls = ("majority_accuracy_merged", "untrained_probe_accuracy_merged", "still_probe_accuracy_merged")
-    lead = results["probe_accuracy_merged"] - max(results[name] for name in nulls)
+    names = names_in(results)
+    lead = results[names.probe] - max(results[name] for name in names.nulls)
     if results["fdm_mse"] >= results["copy_last_mse"]:
         return {"ok": False, "verdict": "failed: the forward model is no better than copying the last frame"}
     if lead < MIN_PROBE_LEAD:
@@ -53,7 +96,7 @@ def judge_dynamics(results: dict[str, Any]) -> Verdict:
         }
     return {
         "ok": True,
-        "verdict": f"error {results['fdm_ratio']:.2f} of copying; merged actions {100 * lead:.0f} points above nulls",
+        "verdict": f"error {results['fdm_ratio']:.2f} of copying; {names.scored} {100 * lead:.0f} points above nulls",
     }
 
 
@@ -111,6 +154,7 @@ def diagnose(summary: dict[str, Any]) -> list[dict[str, str]]:
 
     stages = summary.get("stages", {})
     if dynamics := stages.get("dynamics"):
+        names = names_in(dynamics)
         if dynamics["fdm_mse"] >= MAX_COPY_RATIO * dynamics["copy_last_mse"]:
             worse = dynamics["fdm_mse"] >= dynamics["copy_last_mse"]
             say(
@@ -140,19 +184,20 @@ def diagnose(summary: dict[str, Any]) -> list[dict[str, str]]:
                     f"Codebook {n} has collapsed: {used} of {codes} codes in use, perplexity {perplexity:.1f}.",
                     "--dynamics.quantizer.start corrected, a lower --dynamics.quantizer.decay, or more steps",
                 )
-        lead = dynamics["probe_accuracy_merged"] - dynamics["untrained_probe_accuracy_merged"]
-        if dynamics.get("quantized", True) and "code_nmi_merged" in dynamics and lead >= MIN_SURE_LEAD:
-            told = dynamics["code_nmi_merged"] - dynamics["code_nmi_merged_shuffled"]
+        lead = dynamics[names.probe] - dynamics[f"untrained_{names.probe}"]
+        if dynamics.get("quantized", True) and names.codes in dynamics and lead >= MIN_SURE_LEAD:
+            told = dynamics[names.codes] - dynamics[f"{names.codes}_shuffled"]
             if told < MIN_CODE_NMI:
                 say(
                     "codes",
                     "dynamics",
-                    f"The latents tell the actions, their codes do not: mutual information {told:.2f} above shuffled "
+                    f"The latents tell the actions, their codes do not: {names.measure} {told:.2f} above shuffled "
                     "actions. What the forward model sees is something else.",
                     "--dynamics.clean against noise, more codes, or --dynamics.quantizer.no-enabled",
                 )
         distractor = dynamics.get("distractor_change_r2", 0.0)
-        given_away = dynamics["still_probe_accuracy_merged"] - dynamics["majority_accuracy_merged"]
+        still = dynamics[f"still_{names.probe}"]
+        given_away = still - dynamics[names.constant]
         explains = distractor >= MIN_DISTRACTOR_R2 and distractor > dynamics["untrained_distractor_change_r2"]
         if explains and lead < MIN_PROBE_LEAD:
             say(
@@ -167,8 +212,8 @@ def diagnose(summary: dict[str, Any]) -> list[dict[str, str]]:
             say(
                 "given_away",
                 "dynamics",
-                f"An untrained network that sees o_t alone tells {100 * dynamics['still_probe_accuracy_merged']:.0f} % "
-                "of the actions: the recorded policy gives them away, so the probe cannot show what the latents know.",
+                f"An untrained network that sees o_t alone tells {100 * still:.0f} % of the {names.told}: "
+                "the recorded policy gives them away, so the probe cannot show what the latents know.",
                 "a less predictable recorded policy (--policy random, or a checkpoint trained with more entropy)",
             )
         elif lead < MIN_PROBE_LEAD and not explains:
@@ -188,8 +233,8 @@ def diagnose(summary: dict[str, Any]) -> list[dict[str, str]]:
             else "The latent policy predicts latents no better than their mean.",
             "more cloning steps, or a recorded policy that is nearer to deterministic",
         )
-    if cloning and dynamics and cloning["ratio"] < MIN_CLONING_RATIO and "linear_probe_accuracy_merged" in dynamics:
-        gap = dynamics["probe_accuracy_merged"] - dynamics["linear_probe_accuracy_merged"]
+    if cloning and dynamics and cloning["ratio"] < MIN_CLONING_RATIO and f"linear_{names.probe}" in dynamics:
+        gap = dynamics[names.probe] - dynamics[f"linear_{names.probe}"]
         if gap > MAX_LINEAR_GAP:
             say(
                 "state",
@@ -218,7 +263,9 @@ def diagnose(summary: dict[str, Any]) -> list[dict[str, str]]:
     expert = summary.get("nulls", {}).get("expert_return", {}).get("mean")
     if expert is not None and online.get("curve"):
         first, last = course(online["curve"])
-        if last < MAX_STUCK_SHARE * expert and last < MIN_GROWTH * first:
+        # Shares of what is there, of negative returns too.
+        missing, grown = (1 - MAX_STUCK_SHARE) * abs(expert), (MIN_GROWTH - 1) * abs(first)
+        if last < expert - missing and last < first + grown:
             say(
                 "not_started",
                 "decode_online",

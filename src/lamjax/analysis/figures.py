@@ -81,31 +81,34 @@ def perplexity(curves: list[Curve], num_codes: int | None) -> Figure:
     return _legend(fig)
 
 
-def probe_bars(groups: dict[str, tuple[float, float, float, float]]) -> Figure:
-    """Accuracy of a probe from latent to true action, held out by level.
+def probe_bars(groups: dict[str, tuple[float, float, float, float]], score: str, constant: str) -> Figure:
+    """How well a probe reads the true action from latents, held out by level.
 
     Args:
-        groups: for each set of actions (all, or aliases merged) the accuracy in [0, 1] on the trained IDM, on an
-            untrained one, on an untrained one that sees o_t alone, and of always guessing the most frequent action;
-            NaN where unknown.
+        groups: for each set of actions (all, or aliases merged; or each kind of probe) the score, at most 1, on the
+            trained IDM, on an untrained one, on an untrained one that sees o_t alone, and of `constant`; NaN where
+            unknown.
+        score: what is measured: accuracy, or variance explained.
+        constant: the guess that looks at nothing.
     """
-    fig, ax = _panel("Action probe", "", "held-out accuracy (%)")
+    fig, ax = _panel("Action probe", "", f"held-out {score} (%)")
     series = (
         ("trained IDM", BLUE, 1),
         ("untrained IDM", MUTED, 1),
         ("untrained IDM, o_t alone", MUTED, 0.7),
-        ("most frequent action", MUTED, 0.4),
+        (constant, MUTED, 0.4),
     )
     centres = np.arange(len(groups))
     for index, (label, colour, alpha) in enumerate(series):
-        percent = 100 * np.array([values[index] for values in groups.values()], float)
+        percent = np.round(100 * np.array([values[index] for values in groups.values()], float), 1) + 0.0  # no -0.0
         bars = ax.bar(centres + 0.21 * (index - 1.5), np.nan_to_num(percent), 0.19, color=colour, alpha=alpha)
         bars.set_label(label)
         texts = [f"{value:.1f}" if math.isfinite(value) else "–" for value in percent]
         ax.bar_label(bars, texts, fontsize=SMALL_FONT, color=INK, padding=2)
     ax.set_xticks(centres, [_plain(name) for name in groups], fontsize=FONT)
     ax.set_xlim(-0.6, len(groups) - 0.4)
-    ax.set_ylim(0, 100)
+    lowest = 100 * min((value for values in groups.values() for value in values if math.isfinite(value)), default=0)
+    ax.set_ylim(max(min(0, 1.2 * lowest), -100), 100)
     ax.tick_params(axis="x", length=0)
     ax.grid(False, axis="x")
     return _legend(fig)
@@ -142,19 +145,44 @@ def latents(points: np.ndarray, labels: np.ndarray, names: list[str], title: str
         title: which model the latents come from.
         max_points: more are thinned to this number, evenly.
     """
-    projected, explained = pca(points)
-    axis_labels = [f"PC {i + 1} ({100 * share:.0f} % of variance)" for i, share in enumerate(explained)]
-    fig, ax = _panel(title, *axis_labels, size=(4.9, 4.9))
-    keep = np.linspace(0, len(projected) - 1, min(len(projected), max_points)).astype(int)
-    projected, labels = projected[keep], np.asarray(labels)[keep]
+    fig, ax, projected, keep = _projected(points, title, max_points)
+    labels = np.asarray(labels)[keep]
     for index in np.unique(labels):
         colour, marker = CLASSES[index % len(CLASSES)], MARKERS[index // len(CLASSES) % len(MARKERS)]
         x, y = projected[labels == index].T
         ax.scatter(x, y, s=9 if marker == MARKERS[0] else 14, c=colour, marker=marker, alpha=0.7, lw=0, rasterized=True)
         ax.scatter([], [], s=28, c=colour, marker=marker, lw=0, label=_plain(names[index]))
+    return _legend(fig)
+
+
+def latents_by_value(points: np.ndarray, values: np.ndarray, title: str, max_points: int = 3000) -> Figure:
+    """Latent actions on their first two principal components, coloured by the first number of the true action.
+
+    Args:
+        points: float [n, Z].
+        values: float [n, D], the actions.
+        title: which model the latents come from.
+        max_points: more are thinned to this number, evenly.
+    """
+    fig, ax, projected, keep = _projected(points, title, max_points)
+    x, y = projected.T
+    marks = ax.scatter(x, y, s=9, c=np.asarray(values)[keep, 0], cmap="viridis", alpha=0.7, lw=0, rasterized=True)
+    bar = fig.colorbar(marks, ax=ax, shrink=0.8)
+    bar.set_label("action" if np.shape(values)[1] == 1 else "action, number 0", fontsize=FONT, color=INK)
+    bar.ax.tick_params(labelsize=SMALL_FONT, color=MUTED, labelcolor=INK, width=THIN)
+    bar.outline.set(color=MUTED, linewidth=THIN)
+    return fig
+
+
+def _projected(points: np.ndarray, title: str, max_points: int) -> tuple[Figure, Axes, np.ndarray, np.ndarray]:
+    """Axes for latents, where at most `max_points` of them lie [n, 2], and which they are [n]."""
+    projected, explained = pca(points)
+    axis_labels = [f"PC {i + 1} ({100 * share:.0f} % of variance)" for i, share in enumerate(explained)]
+    fig, ax = _panel(title, *axis_labels, size=(4.9, 4.9))
     ax.xaxis.set_major_locator(MaxNLocator(5))
     ax.yaxis.set_major_locator(MaxNLocator(5))
-    return _legend(fig)
+    keep = np.linspace(0, len(projected) - 1, min(len(projected), max_points)).astype(int)
+    return fig, ax, projected[keep], keep
 
 
 def strips(context: np.ndarray, truth: np.ndarray, prediction: np.ndarray) -> Figure:

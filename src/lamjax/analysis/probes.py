@@ -123,7 +123,20 @@ def r_squared(
     else:
         ones = lambda z: np.concatenate([z, np.ones((len(z), 1))], axis=1, dtype=np.float64)  # noqa: E731
         found = ones(test_z) @ np.linalg.lstsq(ones(train_z), train_y, rcond=1e-6)[0]
-    return float(1 - np.square(test_y - found).sum() / max(np.square(test_y - test_y.mean(0)).sum(), 1e-12))
+    return explained(found, test_y, np.ones(1))
+
+
+def explained(found: np.ndarray, true: np.ndarray, scale: np.ndarray) -> float:
+    """``R^2 = 1 - sum |y - y^|^2 / sum |y - mean y|^2`` of guesses ``[E, D]``, after both are divided by `scale`.
+
+    Args:
+      found: float ``[E, D]``, the guesses.
+      true: float ``[E, D]``.
+      scale: float ``[D]``, deviations; numbers of deviation 0 do not count.
+    """
+    weight = np.where(scale > 1e-6, 1 / np.maximum(scale, 1e-6), 0.0)
+    error, spread = ((true - other) * weight for other in (found, true.mean(0)))
+    return float(1 - np.square(error).sum() / max(np.square(spread).sum(), 1e-12))
 
 
 def read_distractor(
@@ -280,3 +293,30 @@ def agreement(codes: np.ndarray, actions: np.ndarray, merged: Sequence[int], see
             found[name + suffix] = measure(joint, classes)
             found[f"{name}{suffix}_shuffled"] = float(np.mean([measure(joint, deal) for deal in shuffled]))
     return found
+
+
+def variance_between(codes: np.ndarray, values: np.ndarray, seed: int) -> dict[str, float]:
+    """Do codes tell numbers? The share of their variance that lies between joint codes, beside its null.
+
+    ``1 - sum |y - mean y of its code|^2 / sum |y - mean y|^2``: what the best function of the code alone explains, on
+    the windows that it was found on. Codes of few windows explain by chance; the null is as in `agreement`.
+
+    Args:
+      codes: int ``[E, N, H]`` of held-out windows.
+      values: float ``[E, D]``, their true actions.
+      seed: of the shuffles.
+
+    Returns:
+      ``code_r2`` and ``code_r2_shuffled``, both in [0, 1].
+    """
+    joint, scale = joint_codes(codes), values.std(0)
+    counts = np.bincount(joint)[:, None]
+
+    def share(values: np.ndarray) -> float:
+        sums = np.zeros((len(counts), values.shape[1]))
+        np.add.at(sums, joint, values)
+        return explained((sums / counts)[joint], values, scale)
+
+    rng = np.random.default_rng(seed)
+    shuffled = [share(rng.permutation(values)) for _ in range(SHUFFLES)]
+    return {"code_r2": share(values), "code_r2_shuffled": float(np.mean(shuffled))}

@@ -19,7 +19,7 @@ import numpy as np
 from markupsafe import Markup
 from matplotlib.figure import Figure
 
-from lamjax.analysis import figures
+from lamjax.analysis import diagnosis, figures
 from lamjax.metrics import read_metrics
 
 STAGES = {
@@ -172,17 +172,55 @@ def _perplexity(run: Run) -> Figure | None:
     return figures.perplexity(curves, num_codes) if curves else None
 
 
+@dataclasses.dataclass(frozen=True)
+class ProbeView:
+    """How results of a probe are shown.
+
+    Attributes:
+        groups: bars that stand together, by name: the keys of the probe and of the null that looks at nothing.
+        score: what is measured.
+        constant: what that null guesses.
+        unit: what follows the number in the headline.
+        row: what the probe is called in a table.
+    """
+
+    groups: dict[str, tuple[str, str]]
+    score: str
+    constant: str
+    unit: str
+    row: str
+
+
+PROBES = {
+    diagnosis.CLASSES.probe: ProbeView(
+        {
+            "all actions": ("probe_accuracy", "majority_accuracy"),
+            "aliases merged": ("probe_accuracy_merged", "majority_accuracy_merged"),
+        },
+        "accuracy",
+        "most frequent action",
+        "aliased actions merged",
+        "action, aliases merged (accuracy)",
+    ),
+    diagnosis.VALUES.probe: ProbeView(
+        {"MLP": ("probe_r2", "mean_r2"), "linear": ("linear_probe_r2", "mean_r2")},
+        "variance explained",
+        "mean action",
+        "R², of continuous actions",
+        "action (R²)",
+    ),
+}
+
+
 def _probe(run: Run) -> Figure | None:
     stage = run.stage("dynamics")
+    view = PROBES[diagnosis.names_in(stage).probe]
     groups = {
-        label: tuple(
-            number(stage.get(name + suffix))
-            for name in ("probe_accuracy", "untrained_probe_accuracy", "still_probe_accuracy", "majority_accuracy")
-        )
-        for label, suffix in (("all actions", ""), ("aliases merged", "_merged"))
+        label: tuple(number(stage.get(name)) for name in (probe, f"untrained_{probe}", f"still_{probe}", constant))
+        for label, (probe, constant) in view.groups.items()
     }
     known = {label: values for label, values in groups.items() if math.isfinite(values[0])}
-    return figures.probe_bars(known) if known else None
+    return figures.probe_bars(known, view.score, view.constant) if known else None
 
 
 def _code_usage(run: Run) -> Figure | None:
@@ -193,13 +231,15 @@ def _code_usage(run: Run) -> Figure | None:
 
 def _latents(run: Run, name: str, title: str) -> Figure | None:
     fields = run.fields(name, "merged", "merged_names") or run.fields(name, "actions", "action_names")
-    if not fields:
+    if not (fields := fields or run.fields(name, "action_values")):
         return None
-    points, labels, names = fields
+    points, labels, *names = fields
     finite = np.isfinite(points).all(1)
     if not finite.any():
         return None
-    return figures.latents(points[finite], labels[finite], [str(name) for name in names], title)
+    if not names:
+        return figures.latents_by_value(points[finite], labels[finite], title)
+    return figures.latents(points[finite], labels[finite], [str(name) for name in names[0]], title)
 
 
 def _strips(run: Run) -> Figure | None:
@@ -291,7 +331,8 @@ FIGURES = {
         "Action probe",
         "Accuracy with which a probe reads the true action from the latent, on held-out levels, beside the same probe "
         "on an untrained IDM, on an untrained IDM that is shown o_t alone (what the recorded policy gives away), and "
-        "beside always guessing the most frequent action. Merged: actions that do the same in this game count as one.",
+        "beside always guessing the most frequent action. Merged: actions that do the same in this game count as one. "
+        "Of continuous actions: the share of their variance that is explained.",
         "the result of stage 1",
     ),
     "code_usage": Plot(
@@ -478,15 +519,12 @@ def _headline_dynamics(run: Run) -> Headline:
 
 def _headline_probe(run: Run) -> Headline:
     stage = run.stage("dynamics")
-    names = {
-        "untrained IDM": "untrained_probe_accuracy_merged",
-        "o_t alone": "still_probe_accuracy_merged",
-        "most frequent": "majority_accuracy_merged",
-    }
-    value = stage.get("probe_accuracy_merged")
-    nulls = [(label, text(stage.get(key), key)) for label, key in names.items()]
-    beaten = _beats(value, [stage.get(key) for key in names.values()])
-    return Headline("Actions read from latents", text(value, "accuracy"), "aliased actions merged", nulls, beaten)
+    names = diagnosis.names_in(stage)
+    view, value = PROBES[names.probe], stage.get(names.probe)
+    labels = ("untrained IDM", "o_t alone", view.constant.removesuffix(" action"))
+    nulls = [(label, text(stage.get(key), key)) for label, key in zip(labels, names.nulls, strict=True)]
+    beaten = _beats(value, [stage.get(key) for key in names.nulls])
+    return Headline("Actions read from latents", text(value, names.probe), view.unit, nulls, beaten)
 
 
 def _distractor(run: Run) -> list[tuple[str, list[str]]]:
@@ -494,8 +532,9 @@ def _distractor(run: Run) -> list[tuple[str, list[str]]]:
     stage = run.stage("dynamics")
     if "distractor_change_r2" not in stage:
         return []
+    probe = diagnosis.names_in(stage).probe
     names = {
-        "action, aliases merged (accuracy)": "probe_accuracy_merged",
+        PROBES[probe].row: probe,
         "distractor's change from o_t to o_{t+1} (R²)": "distractor_change_r2",
         "distractor's state at o_t (R²)": "distractor_state_r2",
     }

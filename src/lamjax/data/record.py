@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from lamjax.data.store import StoreWriter
 from lamjax.envs.api import VectorEnv, stepper
+from lamjax.spaces import ActionSpace, Box
 
 CHUNK = 32  # steps a dispatch: 64 environments' frames are 25 MB of host memory
 
@@ -25,7 +25,7 @@ def _play(logits_fn, policy, env, carry, key):
         key_action, key_env = jax.random.split(step_key)
         # Under a distractor the demonstrator sees the game alone, so that its play does not depend on the distractor.
         seen = getattr(env_state, "clean", obs)
-        action = jax.random.categorical(key_action, logits_fn(policy, seen)).astype(jnp.int32)
+        action = env.action_space.clip(env.action_space.sample(key_action, logits_fn(policy, seen)))
         level_seed = getattr(env_state, "level_seed", None)
         distractor = env.shown(env_state) if _distractor_dim(env) else None
         next_obs, env_state, reward, terminated, truncated, _ = env.step(key_env, env_state, action)
@@ -36,6 +36,13 @@ def _play(logits_fn, policy, env, carry, key):
 
 def _distractor_dim(env: VectorEnv) -> int:
     return getattr(env, "distractor_dim", 0)
+
+
+def _actions(space: ActionSpace) -> dict[str, Any]:
+    """What a store's writer is told of actions."""
+    if isinstance(space, Box):
+        return {"action_dim": space.size, "action_bounds": (space.low, space.high)}
+    return {"num_actions": space.n}
 
 
 def record(
@@ -52,14 +59,14 @@ def record(
     """Records sampled actions of a policy until `frames` frames lie in the store, whole episodes first.
 
     Each environment's episodes are written as they end. When enough has been played the running episodes are written
-    too, marked as cut, so that the store holds what was played and short episodes are not favoured. Under a distractor
-    (`Distracted`) the store holds the frames with it, and apart from them what they show of it, for probes; the policy
-    acts on the frames without.
+    too, marked as cut, so that the store holds what was played and short episodes are not favoured. Actions are those
+    that were carried out: continuous ones lie within their bounds. Under a distractor (`Distracted`) the store holds
+    the frames with it, and apart from them what they show of it, for probes; the policy acts on the frames without.
 
     Args:
       path: folder of the store; it must not exist, and appears only when the recording is complete.
       env: N environments.
-      logits_fn: ``(policy, obs [N, *obs_shape]) -> logits [N, A]``.
+      logits_fn: ``(policy, obs [N, *obs_shape]) -> outputs [N, K]`` (see `lamjax.spaces`).
       policy: its first argument, a pytree.
       frames: at least so many frames are recorded; the last dispatch may bring up to ``32 N`` more.
       key: a typed PRNG key.
@@ -77,7 +84,7 @@ def record(
         env=env.name,
         obs_shape=env.obs_shape,
         obs_dtype=np.dtype(env.obs_dtype),
-        num_actions=env.num_actions,
+        **_actions(env.action_space),
         distractor_dim=_distractor_dim(env),
         env_params=env.env_params,
         policy=source,
@@ -100,7 +107,7 @@ def record(
             obs, action, reward, terminated, truncated, seeds, distractor = (
                 None if s is None else np.asarray(s) for s in steps
             )
-            seeds = np.full(action.shape, -1, np.int32) if seeds is None else seeds
+            seeds = np.full(terminated.shape, -1, np.int32) if seeds is None else seeds
             done = terminated | truncated
             kept = (obs, action, reward, seeds) + (() if distractor is None else (distractor,))
             for n in range(num_envs):

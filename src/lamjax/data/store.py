@@ -30,7 +30,7 @@ import importlib.metadata
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -38,6 +38,7 @@ import numpy as np
 import tensorstore
 
 from lamjax.data import windows
+from lamjax.spaces import ActionSpace, Box, Discrete
 
 FORMAT = "lamjax-trajectories"
 VERSIONS = (1, 2)  # 2 adds the array of a distractor; stores without one are still written as 1
@@ -121,6 +122,8 @@ class StoreWriter:
         obs_dtype: dtype of the observations.
         num_actions: number of discrete actions; None for continuous ones.
         action_dim: length A of a continuous action; exactly one of the two is given.
+        action_bounds: the least and the largest continuous action, A finite numbers each; None where
+            the source does not tell.
         distractor_dim: numbers D that tell a distractor's state; None where nothing distracts.
         env_params: what defines the environment beside its name; anything JSON can hold.
         policy: what chose the actions; anything JSON can hold.
@@ -146,6 +149,7 @@ class StoreWriter:
         obs_dtype: Any = np.uint8,
         num_actions: int | None = None,
         action_dim: int | None = None,
+        action_bounds: tuple[Sequence[float], Sequence[float]] | None = None,
         distractor_dim: int | None = None,
         env_params: Mapping[str, Any] | None = None,
         policy: Mapping[str, Any] | None = None,
@@ -154,6 +158,8 @@ class StoreWriter:
     ):
         if (num_actions is None) == (action_dim is None):
             raise ValueError("give num_actions for discrete or action_dim for continuous actions")
+        if action_bounds is not None and Box(*map(tuple, action_bounds)).shape != (action_dim,):
+            raise ValueError(f"action_bounds must be two of action_dim ({action_dim}) numbers, got {action_bounds}")
         self.path = Path(path).absolute()
         self.num_frames = 0
         self.position: Any = None
@@ -173,7 +179,11 @@ class StoreWriter:
             "obs_dtype": np.dtype(obs_dtype).name,
             "num_actions": None if num_actions is None else int(num_actions),
             "action_dim": None if action_dim is None else int(action_dim),
-        } | ({"distractor_dim": int(distractor_dim)} if distractor_dim else {})
+        }
+        if action_bounds is not None:
+            self._header["action_bounds"] = [[float(bound) for bound in row] for row in action_bounds]
+        if distractor_dim:
+            self._header["distractor_dim"] = int(distractor_dim)
         _to_json(self._header)  # what JSON cannot hold fails here, not after hours of recording
 
     def __enter__(self) -> "StoreWriter":
@@ -262,7 +272,7 @@ class StoreWriter:
 
         Args:
             observations: [T, *obs_shape] of the store's dtype.
-            actions: integers [T] in [0, num_actions), or floats [T, action_dim]; the action
+            actions: integers [T] in [0, num_actions), or finite floats [T, action_dim]; the action
                 taken at each observation.
             rewards: [T], the reward of each action.
             level_seed: decides the split; None where the source does not tell.
@@ -505,6 +515,8 @@ def _explained_errors(path: Path):
 
 def _as_actions(actions: np.ndarray, num_actions: int | None) -> np.ndarray:
     if num_actions is None:
+        if not np.isfinite(actions).all():
+            raise ValueError("continuous actions must be finite numbers")
         return actions.astype(np.float32)
     if not np.issubdtype(actions.dtype, np.integer):
         raise ValueError(f"discrete actions must be integers, got {actions.dtype}")
@@ -585,6 +597,7 @@ class Store:
         obs_shape, obs_dtype: of one observation.
         num_actions: number of discrete actions, None for continuous ones.
         action_dim: length of a continuous action, None for discrete ones.
+        action_space: `Discrete`, or `Box`; None for continuous actions whose bounds are not told.
         distractor_dim: numbers that tell a distractor's state, 0 where there are none.
         episodes: `Episodes`.
     """
@@ -601,6 +614,11 @@ class Store:
         self.obs_dtype = np.dtype(manifest["obs_dtype"])
         self.num_actions: int | None = manifest["num_actions"]
         self.action_dim: int | None = manifest["action_dim"]
+        self.action_space: ActionSpace | None = None
+        if self.num_actions is not None:
+            self.action_space = Discrete(self.num_actions)
+        elif "action_bounds" in manifest:
+            self.action_space = Box(*map(tuple, manifest["action_bounds"]))
         self.distractor_dim: int = manifest.get("distractor_dim", 0)
         columns = manifest["episodes"]
         self.episodes = Episodes(

@@ -118,7 +118,7 @@ class Labels:
 
     Attributes:
         frames: [K * L, *obs_shape], the windows end to end.
-        actions: int32 [K], the action taken at the last frame but one of each.
+        actions: int32 [K] or float32 [K, A], the action taken at the last frame but one of each.
     """
 
     frames: jax.Array
@@ -129,12 +129,7 @@ def upload_labels(subset: LabelledSubset, devices: Sequence[jax.Device] | None =
     """Puts the windows and labels of a subset on the device, or deals them to several in equal parts.
 
     Where they cannot be dealt evenly, the first ones are dealt twice.
-
-    Raises:
-        ValueError: the actions are not discrete.
     """
-    if subset.store.num_actions is None:
-        raise ValueError("labels must be discrete actions")
     lead = () if devices is None else (1,)
     count = len(devices or [None])
     share = -(-len(subset.starts) // count)
@@ -143,7 +138,8 @@ def upload_labels(subset: LabelledSubset, devices: Sequence[jax.Device] | None =
     for shard, device in _shards(devices):
         mine = rows[shard]
         frames = (subset.starts[mine][:, None] + np.arange(subset.length)[None, :]).reshape(-1)
-        actions = jax.device_put(subset.actions[mine].reshape(*lead, -1), device)
+        taken = subset.actions[mine]
+        actions = jax.device_put(taken.reshape(*lead, *taken.shape), device)
         parts.append(Labels(_upload(subset.store, frames, (*lead, len(frames)), device), actions))
     return parts[0] if devices is None else _joined(parts, devices)
 
@@ -168,7 +164,8 @@ def sample_labelled(
         axis_size: D, number of devices.
 
     Returns:
-        Windows [batch_size / axis_size, L, *obs_shape] and their actions, int32 [batch_size / axis_size].
+        Windows [batch_size / axis_size, L, *obs_shape] and their actions, int32 [batch_size / axis_size],
+        or float32 [batch_size / axis_size, A].
     """
     if batch_size % axis_size:
         raise ValueError(f"batch_size {batch_size} is not a multiple of {axis_size} devices")

@@ -2,10 +2,12 @@
 
     loss = mean -log pi(a_t | o_t)
 
+Of continuous actions pi is a Gaussian (see `lamjax.spaces`).
+
 LAPO+ (arXiv 2602.02762) turns LAPO's order round: the few labels decode the inverse model, which then names the action
 of every training window, and the policy is cloned from these.
 
-Dimension keys: B batch, A actions.
+Dimension keys: B batch.
 """
 
 from typing import Any
@@ -23,6 +25,7 @@ from lamjax.dynamics import DynamicsState
 from lamjax.models.policy import ObsStats, normalise_obs
 from lamjax.optim import warmup_linear
 from lamjax.ppo.agent import ScratchAgent
+from lamjax.spaces import ActionSpace, as_space
 
 
 @struct.dataclass
@@ -63,13 +66,13 @@ def _optimizer(config: CloningConfig, decays: bool) -> optax.GradientTransformat
 def init(
     key: jax.Array,
     config: CloningConfig,
-    num_actions: int,
+    space: ActionSpace | int,
     obs_shape: tuple[int, ...],
     decays: bool = True,
     obs_stats: ObsStats = None,
 ) -> ActionState:
-    """Starts a policy on observations of `obs_shape` with A actions, with stage 2's trunk, from scratch."""
-    agent = ScratchAgent(config.trunk, num_actions, getattr(jnp, config.dtype))
+    """Starts a policy over `space` on observations of `obs_shape`, with stage 2's trunk, from scratch."""
+    agent = ScratchAgent(config.trunk, space, getattr(jnp, config.dtype))
     params = agent.init(key, obs_shape)
     stats = jax.tree.map(jnp.copy, obs_stats)  # a copy: states are donated
     opt_state = _optimizer(config, decays).init(params)
@@ -84,27 +87,28 @@ def train_step(
     Args:
       state: the training state.
       obs: ``[B, *obs_shape]``.
-      actions: int32 ``[B]``.
+      actions: ``[B, *space.shape]``.
       axis_name: devices over which gradients and metrics are reduced.
 
     Returns:
-      The new state and metrics, float32 ``[]``: ``loss`` (nats) and ``accuracy``.
+      The new state and metrics, float32 ``[]``: ``loss`` (nats) and ``accuracy``, or of continuous actions ``mse``.
     """
+    space = state.agent.space
 
     def loss_fn(params: Any) -> tuple[jax.Array, jax.Array]:
-        logits, _ = state.agent.network.apply({"params": params}, normalise_obs(obs, state.obs_stats))
-        loss = optax.softmax_cross_entropy_with_integer_labels(logits, actions).mean()
-        return loss, jnp.mean((jnp.argmax(logits, -1) == actions).astype(jnp.float32))
+        outputs, _ = state.agent.network.apply({"params": params}, normalise_obs(obs, state.obs_stats))
+        return space.loss(outputs, actions).mean(), jnp.mean(space.score(space.mode(outputs), actions))
 
     found = jax.value_and_grad(loss_fn, has_aux=True)(state.params)
-    (loss, accuracy), grads = parallel.pmean(found, axis_name)
+    (loss, score), grads = parallel.pmean(found, axis_name)
     updates, opt_state = _optimizer(state.config, state.decays).update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
-    return state.replace(params=params, opt_state=opt_state, step=state.step + 1), {"loss": loss, "accuracy": accuracy}
+    new = state.replace(params=params, opt_state=opt_state, step=state.step + 1)
+    return new, {"loss": loss, space.score_name: score}
 
 
 def name_actions(
-    model: DynamicsState, decoder: Any, windows: jax.Array, config: OfflineConfig, num_actions: int
+    model: DynamicsState, decoder: Any, windows: jax.Array, config: OfflineConfig, space: ActionSpace | int
 ) -> jax.Array:
     """The likeliest actions of windows, by a decoder of the inverse model's latents.
 
@@ -113,10 +117,11 @@ def name_actions(
       decoder: what `offline.fit` gave on its latents.
       windows: ``[B, k + 2, *obs_shape]``.
       config: the decoder's settings.
-      num_actions: A.
+      space: what actions are.
 
     Returns:
-      int32 ``[B]``, the action at o_t.
+      ``[B, *space.shape]``, the action at o_t; continuous ones within the bounds.
     """
     latents = dynamics.infer_latents(model, windows).continuous
-    return jnp.argmax(offline.decode(decoder, latents, config, num_actions), -1).astype(jnp.int32)
+    space = as_space(space)
+    return space.clip(space.mode(offline.decode(decoder, latents, config, space)))

@@ -6,7 +6,7 @@ environment. LAPO's own order is to clone latents first and to decode the policy
 *policy* says at the labelled observations, because that is what it will see when it acts. A decoder fitted on the
 inverse model's latents, the other reading, meets off-manifold inputs there; it is measured beside it.
 
-Dimension keys: L places for labels, N labels, Z latent size, A actions.
+Dimension keys: L places for labels, N labels, Z latent size, K numbers that a policy head gives (see `lamjax.spaces`).
 """
 
 import dataclasses
@@ -22,6 +22,7 @@ import optax
 
 from lamjax.models.mlp import MLP
 from lamjax.optim import warmup_linear
+from lamjax.spaces import ActionSpace, as_space
 
 Method = Literal["policy", "idm", "bc", "relabel"]
 Play = Literal["sampled", "greedy"]
@@ -115,35 +116,38 @@ def over_seeds(rows: Sequence[tuple[int, int, float, float]]) -> list[list[float
     return curve
 
 
-def decoder(config: OfflineConfig, num_actions: int) -> MLP:
-    """The decoder: latents ``[B, Z]`` to logits ``[B, A]``."""
-    return MLP((*config.hidden, num_actions))
+def decoder(config: OfflineConfig, space: ActionSpace | int) -> MLP:
+    """The decoder: latents ``[B, Z]`` to outputs ``[B, K]``, logits of discrete actions."""
+    return MLP((*config.hidden, as_space(space).num_outputs))
 
 
-@functools.partial(jax.jit, static_argnames=("config", "num_actions"))
+@functools.partial(jax.jit, static_argnames=("config", "space"))
 def fit(
     key: jax.Array,
     latents: jax.Array,
     actions: jax.Array,
     config: OfflineConfig,
-    num_actions: int,
+    space: ActionSpace | int,
     count: jax.Array | int | None = None,
 ) -> tuple[Any, jax.Array]:
-    """Fits a decoder by cross-entropy. Compiled once for all numbers of labels that are padded to one size.
+    """Fits a decoder by the likelihood of the labels. Compiled once for all counts of them that are padded to one size.
+
+    Of discrete actions that is cross-entropy; of continuous ones the decoder gives a Gaussian (see `lamjax.spaces`).
 
     Args:
       key: a typed PRNG key.
       latents: float32 ``[L, Z]``.
-      actions: int32 ``[L]``.
+      actions: ``[L, *space.shape]``.
       config: the settings (static).
-      num_actions: A (static).
+      space: what actions are, or how many there are (static).
       count: int32 ``[]``, N, how many of the first rows count; all by default.
 
     Returns:
       The decoder's parameters, and the loss of the last step.
     """
     chex.assert_equal_shape_prefix([latents, actions], 1)
-    network = decoder(config, num_actions)
+    space = as_space(space)
+    network = decoder(config, space)
     key_init, key_rows = jax.random.split(key)
     count = latents.shape[0] if count is None else count
     # Latents of different runs differ in scale by orders of magnitude; the decoder should not have to.
@@ -160,8 +164,8 @@ def fit(
         rows = jax.random.randint(jax.random.fold_in(key_rows, index), (config.batch_size,), 0, count)
 
         def loss_fn(net):
-            logits = decode({**params, "net": net}, latents[rows], config, num_actions)
-            return optax.softmax_cross_entropy_with_integer_labels(logits, actions[rows]).mean()
+            outputs = decode({**params, "net": net}, latents[rows], config, space)
+            return space.loss(outputs, actions[rows]).mean()
 
         loss, grads = jax.value_and_grad(loss_fn)(net)
         updates, opt_state = tx.update(grads, opt_state, net)
@@ -171,7 +175,7 @@ def fit(
     return {**params, "net": net}, loss[-1]
 
 
-def decode(params: Any, latents: jax.Array, config: OfflineConfig, num_actions: int) -> jax.Array:
-    """Logits float32 ``[B, A]`` of latents float32 ``[B, Z]``."""
+def decode(params: Any, latents: jax.Array, config: OfflineConfig, space: ActionSpace | int) -> jax.Array:
+    """Outputs float32 ``[B, K]`` of latents float32 ``[B, Z]``."""
     x = (latents - params["mean"][None]) / params["scale"]
-    return decoder(config, num_actions).apply(params["net"], x)
+    return decoder(config, space).apply(params["net"], x)

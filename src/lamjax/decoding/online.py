@@ -1,13 +1,14 @@
 """Stage 3, online: PPO on top of a frozen latent policy, with a decoder fitted on the agent's own transitions.
 
 Logits are the mean of two heads: the frozen latent policy followed by a decoder that is fitted by supervision (the
-inverse model gives the latent of a transition, the environment its action), and an RL head that starts at zero. The
+inverse model gives the latent of a transition, the environment its action), and an RL head that starts at zero. Of
+continuous actions the heads give means and log-deviations, and their sum: the RL head moves what the decoder says. The
 convolutions are frozen, so their output is computed once a frame and no gradient passes through them.
 
 Two ablations: without the supervised decoder the RL head stands alone, on the latent policy's features ("RL only" in
 the paper's figure, of which no code was released); and PPO may train all layers instead of the last ones.
 
-Dimension keys: T steps, N environments, K capacity, Z latent size, A actions.
+Dimension keys: T steps, N environments, K capacity, Z latent size, O numbers that a policy head gives.
 """
 
 import dataclasses
@@ -32,6 +33,7 @@ from lamjax.models.policy import ObsStats, normalise_obs
 from lamjax.models.trunk import TrunkConfig, make_trunk
 from lamjax.ppo import train as ppo
 from lamjax.ppo.train import PPOConfig, PPOState, Schedule
+from lamjax.spaces import ActionSpace, as_space
 
 # LAPO's schedules as fractions of its 4M frames: heads first, then the layer under them. The convolutions, which LAPO
 # freezes, get the rate of PPO from scratch where they are trained.
@@ -58,7 +60,7 @@ class DecoderConfig:
       epochs: passes over all pairs in a fit; the decoder starts anew each time.
       batch_size: pairs in a step.
       learning_rate: Adam's.
-      label_smoothing: of the cross-entropy.
+      label_smoothing: the share of each label that is dealt to all actions; of continuous ones, to the whole box.
       capacity: K, pairs kept at most, the newest ones (the reference keeps all).
       mask_boundaries: False also fits on transitions across an episode's end, as the reference does.
     """
@@ -119,7 +121,7 @@ class HybridAgent:
     Attributes:
       trunk: the latent policy's trunk.
       latent_dim: Z.
-      num_actions: A.
+      space: what actions are; a number n stands for `Discrete(n)`.
       decoder_hidden: widths of the decoder's hidden layers.
       supervised: whether there is a decoder; else the RL head stands alone.
       train: "head" or "all" layers (see `OnlineConfig`).
@@ -128,16 +130,19 @@ class HybridAgent:
 
     trunk: TrunkConfig
     latent_dim: int
-    num_actions: int
+    space: ActionSpace
     decoder_hidden: tuple[int, ...]
     supervised: bool = True
     train: Literal["head", "all"] = "head"
     dtype: Any = jnp.float32
 
+    def __post_init__(self):
+        object.__setattr__(self, "space", as_space(self.space))
+
     @property
     def decoder(self) -> MLP:
-        """Latents ``[B, Z]`` to logits ``[B, A]``."""
-        return MLP((*self.decoder_hidden, self.num_actions))
+        """Latents ``[B, Z]`` to outputs ``[B, O]`` of `space`."""
+        return MLP((*self.decoder_hidden, self.space.num_outputs))
 
     def init(self, key: jax.Array, policy: CloningState) -> tuple[dict[str, Any], dict[str, Any]]:
         """The surgery on stage 2's policy.
@@ -148,10 +153,10 @@ class HybridAgent:
           and a decoder that starts at random, as far as they are used.
         """
         trunk, head = policy.params["trunk_net"], policy.params["latent_head"]
-        features = self.trunk.features
+        shape = (self.trunk.features, self.space.num_outputs)
         params = {
             "fc": jax.tree.map(jnp.copy, trunk["fc"]),
-            "policy_head": {"kernel": jnp.zeros((features, self.num_actions)), "bias": jnp.zeros(self.num_actions)},
+            "policy_head": {"kernel": jnp.zeros(shape), "bias": jnp.zeros(shape[1:])},
             "value_head": jax.tree.map(jnp.copy, policy.params["value_head"]),
         }
         frozen = {}
@@ -176,7 +181,7 @@ class HybridAgent:
         return nn.relu(trunk.apply({"params": {"convs": params}}, inputs, method=lambda m, x: m.convs(x)))
 
     def encode(self, frozen: dict[str, Any], obs: jax.Array) -> dict[str, jax.Array]:
-        """What is fixed during an update: the convolutions' output, or observations, and the decoder's logits."""
+        """What is fixed during an update: the convolutions' output, or observations, and the decoder's outputs."""
         stats = frozen.get("obs_stats")
         if self.train == "all":
             features = {"obs": obs if stats is None else normalise_obs(obs, stats)}
@@ -189,12 +194,12 @@ class HybridAgent:
         return features
 
     def apply(self, params: dict[str, Any], features: dict[str, jax.Array]) -> tuple[jax.Array, jax.Array]:
-        """Logits ``[B, A]``, the mean of the two heads or the RL head's alone, and values ``[B]``."""
+        """Outputs ``[B, O]`` of both heads (`blend` of the space) or of the RL head alone, and values ``[B]``."""
         convs = self._convs(params["convs"], features["obs"]) if self.train == "all" else features["convs"]
         x = self._fc(params["fc"], convs)
-        logits = x @ params["policy_head"]["kernel"] + params["policy_head"]["bias"][None]
+        outputs = x @ params["policy_head"]["kernel"] + params["policy_head"]["bias"][None]
         value = x @ params["value_head"]["kernel"] + params["value_head"]["bias"][None]
-        return (logits + features["decoded"]) / 2 if self.supervised else logits, value[:, 0]
+        return self.space.blend(features["decoded"], outputs) if self.supervised else outputs, value[:, 0]
 
 
 @struct.dataclass
@@ -203,7 +208,7 @@ class Pairs:
 
     Attributes:
       latent: float32 ``[K, Z]``.
-      action: int32 ``[K]``.
+      action: ``[K, *space.shape]``, what was carried out.
       valid: bool ``[K]``, False for a slot that is empty or a transition across an episode's end.
       written: int32 ``[]``, pairs written so far.
     """
@@ -214,11 +219,11 @@ class Pairs:
     written: jax.Array
 
     @classmethod
-    def init(cls, capacity: int, latent_dim: int) -> "Pairs":
+    def init(cls, capacity: int, latent_dim: int, space: ActionSpace) -> "Pairs":
         """An empty ring."""
         return cls(
             jnp.zeros((capacity, latent_dim)),
-            jnp.zeros(capacity, jnp.int32),
+            jnp.zeros((capacity, *space.shape), space.dtype),
             jnp.zeros(capacity, jnp.bool_),
             jnp.zeros((), jnp.int32),
         )
@@ -241,10 +246,10 @@ class OnlineState:
     config: OnlineConfig = struct.field(pytree_node=False)
 
 
-def make_agent(policy: CloningState, config: OnlineConfig, num_actions: int) -> HybridAgent:
-    """The agent for a latent policy."""
+def make_agent(policy: CloningState, config: OnlineConfig, space: ActionSpace | int) -> HybridAgent:
+    """The agent for a latent policy; `space` says what actions are, or how many there are."""
     hidden, supervised, dtype = config.decoder.hidden, config.decoder.enabled, getattr(jnp, config.dtype)
-    return HybridAgent(policy.config.trunk, policy.latent_dim, num_actions, hidden, supervised, config.train, dtype)
+    return HybridAgent(policy.config.trunk, policy.latent_dim, space, hidden, supervised, config.train, dtype)
 
 
 def init(
@@ -252,10 +257,10 @@ def init(
 ) -> OnlineState:
     """Starts online decoding of a latent policy in `env`, on several `devices` as `ppo.init`."""
     key_agent, key_ppo = jax.random.split(key)
-    agent = make_agent(policy, config, env.num_actions)
+    agent = make_agent(policy, config, env.action_space)
     params, frozen = agent.init(key_agent, policy)
     capacity = min(config.decoder.capacity, config.ppo.total_frames) if config.decoder.enabled else 1
-    pairs = Pairs.init(capacity, policy.latent_dim)
+    pairs = Pairs.init(capacity, policy.latent_dim, env.action_space)
     state = ppo.init(key_ppo, ppo_config(config), params, env, devices)
     return OnlineState(state, *parallel.replicate((frozen, pairs), devices), config)
 
@@ -276,7 +281,7 @@ def add_pairs(
       pairs: the ring.
       model: stage 1.
       obs: ``[T, N, *obs_shape]``.
-      action: int32 ``[T, N]``, taken at those observations.
+      action: ``[T, N, *space.shape]``, taken at those observations.
       done: bool ``[T, N]``, the step ended an episode.
       masked: False takes transitions across an episode's end for valid (static).
       axis_name: devices with environments of their own: each ends up with the pairs of all.
@@ -297,14 +302,13 @@ def add_pairs(
     valid = ~ended if masked else jnp.ones_like(ended)
     action = action[context:-1]
     latent, action, valid = (parallel.join(x, axis_name, axis=1) for x in (latent, action, valid))
-    capacity = pairs.action.shape[0]
-    size = action.size
+    capacity, size = pairs.valid.shape[0], valid.size
     if size > capacity:
         raise ValueError(f"The decoder's capacity ({capacity}) is smaller than one update's transitions ({size}).")
     slots = (pairs.written + jnp.arange(size)) % capacity
     return Pairs(
         pairs.latent.at[slots].set(latent.reshape(size, -1)),
-        pairs.action.at[slots].set(action.reshape(-1)),
+        pairs.action.at[slots].set(action.reshape(size, *pairs.action.shape[1:])),
         pairs.valid.at[slots].set(valid.reshape(-1)),
         pairs.written + size,
     )
@@ -320,12 +324,12 @@ def _add_pairs_on(devices: tuple[jax.Device, ...], masked: bool) -> Callable:
 
 @functools.partial(jax.jit, static_argnames=("agent", "config"))
 def fit_decoder(key: jax.Array, pairs: Pairs, agent: HybridAgent, config: DecoderConfig) -> tuple[Any, jax.Array]:
-    """Fits a new decoder on the ring: cross-entropy with label smoothing, Adam.
+    """Fits a new decoder on the ring by the likelihood of the smoothed labels, Adam.
 
     Returns:
-      The decoder's parameters, and its accuracy over the last epoch, float32 ``[]``.
+      The decoder's parameters, and its score (accuracy, or squared error) on the last batch, float32 ``[]``.
     """
-    capacity = pairs.action.shape[0]
+    space, capacity = agent.space, pairs.valid.shape[0]
     key_init, key_rows = jax.random.split(key)
     params = agent.decoder.init(key_init, pairs.latent[:1])["params"]
     tx = optax.adam(config.learning_rate)
@@ -339,21 +343,20 @@ def fit_decoder(key: jax.Array, pairs: Pairs, agent: HybridAgent, config: Decode
         weight = pairs.valid[rows].astype(jnp.float32)
 
         def loss_fn(params):
-            logits = agent.decoder.apply({"params": params}, pairs.latent[rows])
-            target = optax.smooth_labels(jax.nn.one_hot(pairs.action[rows], logits.shape[-1]), config.label_smoothing)
-            losses = optax.softmax_cross_entropy(logits, target)
-            correct = (jnp.argmax(logits, -1) == pairs.action[rows]).astype(jnp.float32)
+            outputs, action = agent.decoder.apply({"params": params}, pairs.latent[rows]), pairs.action[rows]
+            losses = space.loss(outputs, action, config.label_smoothing)
+            scores = space.score(space.mode(outputs), action)
             total = jnp.maximum(weight.sum(), 1)
-            return (losses * weight).sum() / total, (correct * weight).sum() / total
+            return (losses * weight).sum() / total, (scores * weight).sum() / total
 
-        grads, accuracy = jax.grad(loss_fn, has_aux=True)(params)
+        grads, score = jax.grad(loss_fn, has_aux=True)(params)
         updates, opt_state = tx.update(grads, opt_state)
-        return index + 1, optax.apply_updates(params, updates), opt_state, accuracy
+        return index + 1, optax.apply_updates(params, updates), opt_state, score
 
     steps = config.epochs * jnp.minimum(pairs.written, capacity) // batch
     carry = (jnp.zeros((), jnp.int32), params, tx.init(params), jnp.zeros(()))
-    _, params, _, accuracy = jax.lax.while_loop(lambda c: c[0] < steps, step, carry)
-    return params, accuracy
+    _, params, _, score = jax.lax.while_loop(lambda c: c[0] < steps, step, carry)
+    return params, score
 
 
 def refits(config: OnlineConfig, updates_done: int) -> bool:
@@ -391,20 +394,22 @@ def update(
       devices: those of `init`; `model` must then be on each of them.
 
     Returns:
-      The new state and PPO's metrics, with ``decoder_accuracy`` (training, NaN where nothing was fitted).
+      The new state and PPO's metrics, with ``decoder_accuracy``, or of continuous actions ``decoder_mse`` in
+      half-ranges (training, NaN where nothing was fitted).
     """
+    score = f"decoder_{agent.space.score_name}"
     number = int(state.ppo.update) + 1
     collecting = collects(state.config, number)
     rollout = ppo.collect_on(devices, agent, env, state.ppo, state.frozen, keep_obs=collecting)
     new, metrics = ppo.improve_on(devices, state.ppo, agent, rollout, scan=scan)
     pairs, frozen = state.pairs, state.frozen
-    metrics["decoder_accuracy"] = jnp.float32(np.nan)
+    metrics[score] = jnp.float32(np.nan)
     if collecting:
         add = _add_pairs_on(tuple(devices), state.config.decoder.mask_boundaries)
         pairs = add(pairs, model, rollout.obs, rollout.action, rollout.done)
     if refits(state.config, number):
         key = jax.random.fold_in(jax.random.fold_in(new.key, number), 2)
-        decoder, metrics["decoder_accuracy"] = fit_decoder(key, pairs, agent, state.config.decoder)
+        decoder, metrics[score] = fit_decoder(key, pairs, agent, state.config.decoder)
         frozen = {**frozen, "decoder": decoder}
     return state.replace(ppo=new, frozen=frozen, pairs=pairs), metrics
 
@@ -426,7 +431,7 @@ def learn(
     config, numbers = state.config, range(1, state.config.ppo.num_updates + 1)
     collecting = jnp.array([collects(config, number) for number in numbers])
     refitting = jnp.array([refits(config, number) for number in numbers])
-    masked = config.decoder.mask_boundaries
+    masked, score = config.decoder.mask_boundaries, f"decoder_{agent.space.score_name}"
 
     def step(state: OnlineState, scheduled: tuple[jax.Array, ...]):
         number, collect, refit = scheduled
@@ -439,7 +444,7 @@ def learn(
             state.pairs,
         )
         key = jax.random.fold_in(jax.random.fold_in(new.key, number), 2)
-        decoder, metrics["decoder_accuracy"] = jax.lax.cond(
+        decoder, metrics[score] = jax.lax.cond(
             refit,
             lambda pairs: fit_decoder(key, pairs, agent, config.decoder),
             lambda pairs: (state.frozen["decoder"], jnp.float32(np.nan)),

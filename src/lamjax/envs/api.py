@@ -9,6 +9,8 @@ from typing import Any, Protocol
 import jax
 import numpy as np
 
+from lamjax.spaces import ActionSpace
+
 
 class VectorEnv(Protocol):
     """N environments stepped together inside ``jit``, whether they are vmapped JAX or one native batch.
@@ -16,11 +18,13 @@ class VectorEnv(Protocol):
     ``step`` resets a finished environment by itself: the returned observation is then the first of the next
     episode, and ``info["final_observation"]`` is what was seen last of the one that ended. Read ``info`` inside
     the rollout and reduce it there: stacking it over time keeps a second copy of every frame.
+
+    Where actions are discrete, ``num_actions`` says how many there are.
     """
 
     name: str
     num_envs: int
-    num_actions: int
+    action_space: ActionSpace
     obs_shape: tuple[int, ...]
     obs_dtype: Any
     env_params: dict[str, Any]
@@ -45,7 +49,7 @@ class VectorEnv(Protocol):
         Args:
           key: a typed PRNG key ``[]``.
           state: what ``reset`` or ``step`` returned.
-          action: int32 ``[N]`` in ``[0, num_actions)``.
+          action: ``[N, *action_space.shape]`` of `action_space`, continuous ones within the bounds.
           params: environment parameters, or None for the defaults.
 
         Returns:
@@ -92,7 +96,7 @@ def split_state(saved: dict[str, np.ndarray], parts: int) -> list[dict[str, np.n
 def stepper(env: VectorEnv) -> Any:
     """What a jitted rollout takes as its static argument: all of `env` that ``step`` depends on.
 
-    It has ``step`` and ``num_envs``, and equals that of any environment that steps alike, so that ``jit`` compiles a
-    rollout once for all Procgen games. Environments without a ``stepper`` are their own.
+    It has ``step``, ``num_envs`` and ``action_space``, and equals that of any environment that steps alike, so that
+    ``jit`` compiles a rollout once for all Procgen games. Environments without a ``stepper`` are their own.
     """
     return getattr(env, "stepper", env)

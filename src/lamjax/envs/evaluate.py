@@ -22,9 +22,9 @@ def _play(logits_fn, policy, env, per_env, greedy, carry, key):
     def step(carry, step_key):
         obs, env_state, running, finished, total, lengths, length = carry
         key_action, key_env = jax.random.split(step_key)
-        logits = logits_fn(policy, obs)
-        action = jnp.argmax(logits, -1) if greedy else jax.random.categorical(key_action, logits)
-        obs, env_state, reward, terminated, truncated, _ = env.step(key_env, env_state, action.astype(jnp.int32))
+        outputs, space = logits_fn(policy, obs), env.action_space
+        action = space.mode(outputs) if greedy else space.sample(key_action, outputs)
+        obs, env_state, reward, terminated, truncated, _ = env.step(key_env, env_state, space.clip(action))
         running, length = running + reward, length + 1
         counts = (terminated | truncated) & (finished < per_env)
         slot = jnp.minimum(finished, per_env - 1)
@@ -83,7 +83,8 @@ def evaluate(
     """Plays ``episodes / N`` episodes in each of the N environments.
 
     Args:
-      logits_fn: ``(policy, obs [N, *obs_shape]) -> logits [N, A]``; compiled once for each function object.
+      logits_fn: ``(policy, obs [N, *obs_shape]) -> outputs [N, K]``, logits of discrete actions (see `lamjax.spaces`);
+        compiled once for each function object.
       policy: the first argument of `logits_fn`, a pytree.
       env: N environments.
       episodes: how many episodes, a multiple of N.

@@ -6,14 +6,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from lamjax.spaces import ActionSpace, Box, Discrete
+
 
 class Gymnax:
     """N copies of a gymnax-compatible environment, vmapped.
 
     Any object with gymnax's ``reset(key, params)`` and six-value ``step(key, state, action, params)`` will do, if its
-    actions are discrete and its observations are images or grids ``[H, W, C]``, or vectors ``[D]``. Images of booleans,
-    or of floats whose space is bounded by 0 and 1 (MinAtar), are shown as uint8 pixels in [0, 255]; vectors as float32.
-    Two batches of one environment object under one object of parameters are equal, so that ``jit`` compiles once.
+    actions are discrete, or vectors between finite bounds, and its observations are images or grids ``[H, W, C]``, or
+    vectors ``[D]``. Continuous actions become an `action_space` of type `Box`; ``num_actions`` is there of discrete
+    ones alone. Images of booleans, or of floats whose space is bounded by 0 and 1 (MinAtar), are shown as uint8 pixels
+    in [0, 255]; vectors as float32. Two batches of one environment object under one object of parameters are equal, so
+    that ``jit`` compiles once.
     """
 
     def __init__(self, env: Any, num_envs: int, *, params: Any = None, name: str | None = None):
@@ -26,7 +30,7 @@ class Gymnax:
           name: what reports call it; by default the environment's own name.
 
         Raises:
-          ValueError: if `num_envs` is not positive, the actions are continuous, or observations have another shape.
+          ValueError: if `num_envs` is not positive, or actions or observations have another shape.
         """
         if num_envs < 1:
             raise ValueError(f"num_envs must be at least 1, not {num_envs}.")
@@ -35,10 +39,8 @@ class Gymnax:
         self.params = env.default_params if params is None else params
         self.name = name or env.name
         self.env_params: dict[str, Any] = {}
-        space, actions = env.observation_space(self.params), env.action_space(self.params)
-        if not hasattr(actions, "n"):
-            raise ValueError(f"{self.name} has continuous actions: wrap it into an environment with discrete ones.")
-        self.num_actions = int(actions.n)
+        space = env.observation_space(self.params)
+        self.action_space = _action_space(env.action_space(self.params), self.name)
         shown = jax.eval_shape(env.reset, jax.random.key(0), self.params)[0]
         self.obs_shape = tuple(shown.shape)
         if len(self.obs_shape) not in (1, 3):
@@ -60,6 +62,11 @@ class Gymnax:
     @property
     def _identity(self) -> tuple[Any, ...]:
         return id(self.env), id(self.params), self.num_envs, self.name
+
+    @property
+    def num_actions(self) -> int:
+        """How many actions there are, where they are discrete."""
+        return self.action_space.n
 
     def _show(self, obs: jax.Array) -> jax.Array:
         if self._to_pixels:
@@ -94,3 +101,20 @@ class Gymnax:
 
     def close(self) -> None:
         """Nothing is held outside JAX."""
+
+
+def _action_space(space: Any, name: str) -> ActionSpace:
+    """A space of gymnax as ours.
+
+    Raises:
+      ValueError: if it is neither discrete nor a vector between finite bounds.
+    """
+    if hasattr(space, "n"):
+        return Discrete(int(space.n))
+    shape = getattr(space, "shape", None)
+    if shape is None or len(shape) != 1 or not hasattr(space, "low"):
+        raise ValueError(f"{name} takes actions of shape {shape}: make them discrete, or vectors [D].")
+    low, high = (np.broadcast_to(np.asarray(bound, np.float64), shape) for bound in (space.low, space.high))
+    if not np.isfinite([low, high]).all():
+        raise ValueError(f"{name} takes actions without bounds: give its action space finite ones.")
+    return Box(tuple(low.tolist()), tuple(high.tolist()))

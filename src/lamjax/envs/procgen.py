@@ -10,13 +10,15 @@ import dataclasses
 import io
 import itertools
 import os
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import struct
 from jax.experimental import io_callback
+
+from lamjax.spaces import Discrete
 
 OBS_SHAPE = (64, 64, 3)
 NUM_ACTIONS = 15
@@ -72,6 +74,8 @@ class ProcgenStepper:
 
     num_envs: int
 
+    action_space: ClassVar[Discrete] = Discrete(NUM_ACTIONS)
+
     def _host_step(self, handle: np.ndarray, action: np.ndarray):
         batch = _BATCHES[int(handle)]
         batch.act(np.asarray(action, np.int32))
@@ -118,6 +122,7 @@ class Procgen:
     """
 
     num_actions = NUM_ACTIONS
+    action_space = Discrete(NUM_ACTIONS)
     obs_shape = OBS_SHAPE
     obs_dtype = jnp.uint8
 

@@ -18,6 +18,7 @@ import numpy as np
 from flax import struct
 
 from lamjax.envs.api import VectorEnv, stepper
+from lamjax.spaces import Discrete
 
 Distractor = Literal["none", "overlay", "noise", "jitter"]
 
@@ -109,7 +110,8 @@ class Distracted:
         self.env = env
         self.kind = kind
         self.strength = float(strength)
-        self.name, self.num_envs, self.num_actions = env.name, env.num_envs, env.num_actions
+        self.name, self.num_envs = env.name, env.num_envs
+        self.action_space = env.action_space
         self.obs_shape, self.obs_dtype = env.obs_shape, env.obs_dtype
         self.env_params = {**env.env_params, "distractor": kind, "distractor_strength": self.strength}
 
@@ -122,6 +124,11 @@ class Distracted:
     @property
     def _settings(self) -> tuple[Any, ...]:
         return self.env, self.kind, self.strength, self.obs_shape
+
+    @property
+    def num_actions(self) -> int:
+        """How many actions there are, where they are discrete."""
+        return self.env.num_actions
 
     @property
     def stepper(self) -> "Distracted":
@@ -293,13 +300,16 @@ class Disobedient:
           random: probability in [0, 1], where the action is not repeated.
 
         Raises:
-          ValueError: if either is no probability.
+          ValueError: if either is no probability, or the actions are continuous.
         """
         for name, value in (("sticky", sticky), ("random", random)):
             if not 0 <= value <= 1:
                 raise ValueError(f"{name} must be a probability, between 0 and 1, not {value}.")
+        if not isinstance(env.action_space, Discrete):
+            raise ValueError(f"Only discrete actions can be disobeyed, and {env.name} takes {env.action_space}.")
         self.env, self.sticky, self.random = env, float(sticky), float(random)
         self.name, self.num_envs, self.num_actions = env.name, env.num_envs, env.num_actions
+        self.action_space = env.action_space
         self.obs_shape, self.obs_dtype = env.obs_shape, env.obs_dtype
         self.env_params = {**env.env_params, "sticky": self.sticky, "random": self.random}
 

@@ -1,6 +1,6 @@
 """Policies: the latent policy of stage 2 and the actor-critic of plain PPO.
 
-Dimension keys: B batch, F trunk features, Z latent size, A actions.
+Dimension keys: B batch, F trunk features, Z latent size, K numbers that a policy head gives (see `lamjax.spaces`).
 """
 
 from typing import Any
@@ -44,19 +44,19 @@ class ActorCritic(nn.Module):
     """Trunk, policy head and value head."""
 
     trunk: TrunkConfig
-    num_actions: int
+    num_outputs: int
     dtype: Any = jnp.float32
 
     @nn.compact
     def __call__(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """Maps observations ``[B, *obs_shape]`` to logits ``[B, A]`` and values ``[B]``, float32."""
+        """Maps observations ``[B, *obs_shape]`` to outputs ``[B, K]`` and values ``[B]``, float32."""
         features = make_trunk(self.trunk, self.dtype)(x)
         small = nn.initializers.orthogonal(0.01)
-        logits = nn.Dense(self.num_actions, kernel_init=small, name="policy_head")(features.astype(jnp.float32))
+        outputs = nn.Dense(self.num_outputs, kernel_init=small, name="policy_head")(features.astype(jnp.float32))
         value = nn.Dense(1, kernel_init=nn.initializers.orthogonal(1.0), name="value_head")(
             features.astype(jnp.float32)
         )
-        return logits, value[:, 0]
+        return outputs, value[:, 0]
 
 
 class LatentPolicy(nn.Module):

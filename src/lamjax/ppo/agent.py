@@ -9,6 +9,7 @@ import jax.numpy as jnp
 
 from lamjax.models.policy import ActorCritic, normalise_obs
 from lamjax.models.trunk import TrunkConfig
+from lamjax.spaces import ActionSpace, as_space
 
 
 @dataclasses.dataclass(frozen=True)
@@ -17,18 +18,21 @@ class ScratchAgent:
 
     Attributes:
       trunk: sizes of the trunk.
-      num_actions: A.
+      space: what actions are; a number n stands for `Discrete(n)`.
       dtype: type of the activations.
     """
 
     trunk: TrunkConfig
-    num_actions: int
+    space: ActionSpace
     dtype: Any = jnp.float32
+
+    def __post_init__(self):
+        object.__setattr__(self, "space", as_space(self.space))
 
     @property
     def network(self) -> nn.Module:
         """The network, built from the sizes."""
-        return ActorCritic(self.trunk, self.num_actions, self.dtype)
+        return ActorCritic(self.trunk, self.space.num_outputs, self.dtype)
 
     def init(self, key: jax.Array, obs_shape: tuple[int, ...]) -> dict[str, Any]:
         """Parameters for observations of this shape."""
@@ -39,7 +43,7 @@ class ScratchAgent:
         return obs
 
     def apply(self, params: Any, features: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """Observations ``[B, *obs_shape]`` to logits ``[B, A]`` and values ``[B]``, float32.
+        """Observations ``[B, *obs_shape]`` to the outputs ``[B, K]`` of `space` and values ``[B]``, float32.
 
         Parameters that were cloned from recorded observations may say by ``obs_stats`` how to standardise them.
         """

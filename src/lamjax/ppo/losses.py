@@ -1,19 +1,8 @@
-"""PPO's losses (Schulman et al., 2017) and the categorical distribution, as functions of arrays."""
+"""PPO's losses (Schulman et al., 2017), as functions of arrays."""
 
 import chex
 import jax
 import jax.numpy as jnp
-
-
-def log_prob(logits: jax.Array, action: jax.Array) -> jax.Array:
-    """Log-probability of `action` int32 ``[B]`` under softmax(`logits`), float ``[B, A]``; returns ``[B]``."""
-    return jnp.take_along_axis(jax.nn.log_softmax(logits), action[:, None], axis=-1)[:, 0]
-
-
-def entropy(logits: jax.Array) -> jax.Array:
-    """Entropy in nats of softmax(`logits`), float ``[B, A]``; returns ``[B]``."""
-    log_p = jax.nn.log_softmax(logits)
-    return -jnp.sum(jnp.exp(log_p) * log_p, axis=-1)
 
 
 def policy_loss(log_ratio: jax.Array, advantage: jax.Array, clip: float) -> jax.Array:

@@ -1,6 +1,6 @@
 """Acting in N environments for T steps, inside ``jit``, with the reward normalisation of gym 0.23.
 
-Dimension keys: T steps, N environments, A actions.
+Dimension keys: T steps, N environments, K numbers that a policy head gives (see `lamjax.spaces`).
 """
 
 from collections.abc import Callable
@@ -89,7 +89,10 @@ def init_actor(env: VectorEnv, key: jax.Array) -> ActorState:
 
 @struct.dataclass
 class Transitions:
-    """A rollout, every field ``[T, N, ...]``; `features` is what the policy was computed from."""
+    """A rollout, every field ``[T, N, ...]``.
+
+    `features` is what the policy was computed from, `action` its sample, before it is clipped to the bounds.
+    """
 
     features: Any
     action: jax.Array
@@ -128,7 +131,7 @@ def rollout(
     Args:
       env: N environments.
       encode: observations ``[N, *obs_shape]`` to features, computed once a frame and stored.
-      act: features to logits ``[N, A]`` and values ``[N]``.
+      act: features to outputs ``[N, K]``, the logits of discrete actions, and values ``[N]``.
       state: where the episodes stand.
       key: a typed PRNG key.
       num_steps: T.
@@ -140,14 +143,15 @@ def rollout(
     Returns:
       The state after, the transitions, and the episodes that ended.
     """
+    space = env.action_space
 
     def step(carry: ActorState, step_key: jax.Array):
         key_action, key_env = jax.random.split(step_key)
         features = encode(carry.obs)
-        logits, value = act(features)
-        action = jax.random.categorical(key_action, logits).astype(jnp.int32)
-        log_p = jnp.take_along_axis(jax.nn.log_softmax(logits), action[:, None], axis=-1)[:, 0]
-        obs, env_state, reward, terminated, truncated, info = env.step(key_env, carry.env, action)
+        outputs, value = act(features)
+        action = space.sample(key_action, outputs)
+        log_p = space.log_prob(outputs, action)
+        obs, env_state, reward, terminated, truncated, info = env.step(key_env, carry.env, space.clip(action))
         done = terminated | truncated
         final_value = jnp.zeros_like(value)
         if bootstrap_truncation:

@@ -1,10 +1,11 @@
 """PPO: config, state, and one update (a rollout, its advantages, epochs of minibatches).
 
-An *agent* is any frozen dataclass with ``encode(frozen, obs) -> features`` and ``apply(params, features) -> (logits,
-value)``. Features are computed once a frame and reused in every epoch, so what is frozen is never differentiated and
-never computed twice; an agent without a frozen part encodes by the identity.
+An *agent* is any frozen dataclass with ``encode(frozen, obs) -> features`` and ``apply(params, features) -> (outputs,
+value)``; what outputs mean, its `space` of actions says. Features are computed once a frame and reused in every epoch,
+so what is frozen is never differentiated and never computed twice; an agent without a frozen part encodes by the
+identity.
 
-Dimension keys: T steps, N environments, B = T * N / minibatches.
+Dimension keys: T steps, N environments, B = T * N / minibatches, K numbers that a policy head gives.
 """
 
 import dataclasses
@@ -23,6 +24,7 @@ from lamjax.envs.api import VectorEnv, stepper
 from lamjax.ppo import losses
 from lamjax.ppo.gae import gae
 from lamjax.ppo.rollout import ActorState, EpisodeStats, init_actor, rollout
+from lamjax.spaces import ActionSpace
 
 # A piecewise linear schedule: (fraction of the frames, learning rate) points.
 Schedule = tuple[tuple[float, float], ...]
@@ -31,12 +33,14 @@ Schedule = tuple[tuple[float, float], ...]
 class Agent(Protocol):
     """What PPO trains."""
 
+    space: ActionSpace
+
     def encode(self, frozen: Any, obs: jax.Array) -> Any:
         """Observations ``[B, *obs_shape]`` to features, a pytree of ``[B, ...]``."""
         ...
 
     def apply(self, params: Any, features: Any) -> tuple[jax.Array, jax.Array]:
-        """Features to logits float32 ``[B, A]`` and values float32 ``[B]``."""
+        """Features to outputs float32 ``[B, K]`` and values float32 ``[B]``."""
         ...
 
 
@@ -182,7 +186,7 @@ class Rollout:
       actor: where the episodes stand after it.
       batch: the flat transitions.
       obs: ``[T, N, *obs_shape]``, or None where they were not asked for.
-      action: int32 ``[T, N]``.
+      action: ``[T, N, *space.shape]``, what was carried out; `batch` holds the samples, unclipped.
       done: bool ``[T, N]``, the step ended an episode.
       episodes: statistics of the episodes that ended.
     """
@@ -242,16 +246,17 @@ def collect(
         lambda x: x.reshape(-1, *x.shape[2:]),
         Batch(features, steps.action, steps.log_prob, steps.value, advantage, target),
     )
-    return Rollout(actor, flat, obs, steps.action, steps.done, parallel.psum(episodes, axis_name))
+    action = jax.vmap(env.action_space.clip)(steps.action)
+    return Rollout(actor, flat, obs, action, steps.done, parallel.psum(episodes, axis_name))
 
 
 def loss_fn(params: Any, agent: Agent, batch: Batch, config: PPOConfig) -> tuple[jax.Array, dict[str, jax.Array]]:
     """PPO's loss of a minibatch whose advantages are normalised; returns it with metrics, all float32 ``[]``."""
-    logits, value = agent.apply(params, batch.features)
-    log_ratio = losses.log_prob(logits, batch.action) - batch.log_prob
+    outputs, value = agent.apply(params, batch.features)
+    log_ratio = agent.space.log_prob(outputs, batch.action) - batch.log_prob
     policy = losses.policy_loss(log_ratio, batch.advantage, config.clip)
     value_error = losses.value_loss(value, batch.value, batch.target, config.clip)
-    entropy = losses.entropy(logits).mean()
+    entropy = agent.space.entropy(outputs).mean()
     loss = policy + config.value_coef * value_error - config.entropy_coef * entropy
     return loss, {
         "policy_loss": policy,
@@ -328,7 +333,7 @@ def _minibatches(state: PPOState, rollout: Rollout, axis_name: str | None) -> ja
     """The rows of a rollout that each minibatch of an update takes, int32 ``[epochs * minibatches, B]``."""
     config = state.config
     key = parallel.device_key(jax.random.fold_in(jax.random.fold_in(state.key, state.update), 1), axis_name)
-    size = rollout.action.size
+    size = rollout.done.size
     rows = jax.vmap(lambda k: jax.random.permutation(k, size))(jax.random.split(key, config.num_epochs))
     return rows.reshape(config.num_epochs * config.num_minibatches, -1)
 
