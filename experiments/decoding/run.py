@@ -1,0 +1,220 @@
+"""How many frames, or labels, it takes to get back to the demonstrator: LAPO beside PPO from scratch and cloning."""
+
+import dataclasses
+import functools
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from matplotlib.figure import Figure
+
+from experiments import common, stages
+from experiments.common import COLOURS, Cell, Experiment, Row, curve, style
+from lamjax import envs, fused, policies
+from lamjax.config import GRID_PRESETS
+from lamjax.decoding import actions, offline, online
+from lamjax.envs.evaluate import play_all
+from lamjax.ppo.agent import ScratchAgent
+
+GAMES = ("breakout", "asterix")
+CONFIG = GRID_PRESETS["cpu"]
+DEMONSTRATOR = CONFIG.expert.ppo.total_frames
+STEPS = 1024  # of 64 environments
+FRAMES = ("524288", "1572864")  # the preset's, and three times as many
+LABELS = ("16", "64", "256", "1024")
+EPISODES = 4  # in each environment
+NEAR = 0.95  # of the demonstrator's return
+WINDOW = 1 / 50  # of the frames: the mean over which a training return counts
+
+_play = jax.jit(play_all, static_argnames=("logits_fn", "env", "per_env", "greedy"))
+_named = jax.jit(actions.name_actions, static_argnames=("config", "num_actions"))
+
+
+def returns(game: str, seed: int, network: policies.Network, params: dict) -> dict[str, float]:
+    """Mean returns of a policy that samples its actions, and of its likeliest ones."""
+    env, key = envs.make(f"minatar/{game}", stages.NUM_ENVS), stages.keys(seed)[7]
+    modes = {"return": False, "greedy": True}
+    played = {
+        name: _play(policies.Logits(network), params, env, EPISODES, key, greedy=greedy)[0]
+        for name, greedy in modes.items()
+    }
+    return {name: float(found.mean()) for name, found in played.items()}
+
+
+def frames_to(target: float, curve: Sequence[float], frames: int) -> float:
+    """The frames after which the mean training return over the last `WINDOW` of them is at the target; NaN if never."""
+    width = max(round(WINDOW * len(curve)), 1)
+    mean = np.convolve(curve, np.ones(width) / width, "valid")
+    above = np.flatnonzero(mean >= target)
+    return float((above[0] + width) * frames / len(curve)) if len(above) else float("nan")
+
+
+@functools.cache
+def expert_return(game: str, seed: int) -> float:
+    logits_fn, params = stages.expert(f"minatar/{game}", seed, DEMONSTRATOR)
+    return returns(game, seed, logits_fn.network, params)["return"]
+
+
+def progress(game: str, seed: int, curve: Sequence[float], frames: int) -> dict[str, float]:
+    """How far a curve of training returns got towards the demonstrator's, and when."""
+    target = expert_return(game, seed)
+    return {"expert_return": target, "near": frames_to(NEAR * target, np.nan_to_num(curve), frames)}
+
+
+@functools.lru_cache(maxsize=1)
+def learned(game: str, seed: int):
+    """The recording and stages 1 and 2 on it."""
+    env, keys = envs.make(f"minatar/{game}", stages.NUM_ENVS), stages.keys(seed)
+    train, _ = fused.split(stages.record(keys[0], env, *stages.expert(f"minatar/{game}", seed, DEMONSTRATOR), STEPS))
+    model, _ = stages.train_dynamics(keys[1], CONFIG.dynamics, train)
+    policy, _ = stages.train_cloning(keys[2], CONFIG.cloning, train, model)
+    return train, model, policy
+
+
+def named_actions(key: jax.Array, game: str, seed: int, labels: int) -> tuple[jax.Array, jax.Array]:
+    """All training windows' observations ``[E, *obs_shape]``, and their actions as so many labels tell them ``[E]``."""
+    train, model, _ = learned(game, seed)
+    num_actions = envs.make(f"minatar/{game}", 1).num_actions
+    labelled, taken = stages.windows(key, train, labels)
+    decoder, _ = offline.fit(key, jnp.asarray(stages.infer(model, labelled)), taken, CONFIG.offline, num_actions)
+    seen, _, _ = stages.drawn(key, train, train.action.size)
+    pieces = np.array_split(seen, -(-len(seen) // 4096))
+    named = [_named(model, decoder, piece, CONFIG.offline, num_actions) for piece in pieces]
+    return jnp.asarray(seen[:, 1]), jnp.concatenate(named)
+
+
+def by_labels(method: str, game: str, labels: int, seed: int) -> dict[str, float]:
+    env, key = envs.make(f"minatar/{game}", stages.NUM_ENVS), jax.random.fold_in(stages.keys(seed)[3], labels)
+    train, _, policy = learned(game, seed)
+    labelled, taken = stages.windows(key, train, labels)
+    if method == "decoded":
+        network, params = fused.decode_offline(key, CONFIG.offline, policy, labelled[:, 1], taken, env.num_actions)
+        return returns(game, seed, network, params)
+    seen, said, steps = labelled[:, 1], taken, CONFIG.offline.bc_steps
+    if method == "named":
+        (seen, said), steps = named_actions(key, game, seed, labels), CONFIG.cloning.steps
+    config = dataclasses.replace(CONFIG.cloning, steps=steps)
+    params = stages.clone_actions(key, config, seen, said, env.num_actions, None)
+    return returns(game, seed, ScratchAgent(config.trunk, env.num_actions), params)
+
+
+def by_frames(method: str, game: str, frames: int, seed: int) -> dict[str, float]:
+    config = CONFIG.online if method == "online" else CONFIG.scratch
+    config = dataclasses.replace(config, ppo=dataclasses.replace(config.ppo, total_frames=frames))
+    env, keys = envs.make(f"minatar/{game}", config.ppo.num_envs), stages.keys(seed)
+    if method == "online":
+        _, model, policy = learned(game, seed)
+        network = online.make_agent(policy, config, env.num_actions)
+        params, metrics = jax.jit(lambda *args: fused.decode_online(keys[4], config, *args, env)[1:])(policy, model)
+    else:
+        network = ScratchAgent(config.trunk, env.num_actions)
+        params, metrics = stages.learn(keys[5], env, config)
+    played = returns(game, seed, network, params)
+    return played | progress(game, seed, np.asarray(metrics["episode_return"]), frames)
+
+
+def measure(variant: str, level: str, seed: int) -> dict[str, float]:
+    game, method = variant.split()
+    if method == "expert":
+        info = stages.expert_info(f"minatar/{game}", seed, DEMONSTRATOR)
+        logits_fn, params = stages.expert(f"minatar/{game}", seed, DEMONSTRATOR)
+        env = envs.make(f"minatar/{game}", stages.NUM_ENVS)
+        uniform = _play(policies.uniform_logits(env.num_actions), {}, env, EPISODES, stages.keys(seed)[7])[0]
+        played = returns(game, seed, logits_fn.network, params) | {"random_return": float(uniform.mean())}
+        return played | progress(game, seed, info["curve"], info["frames"])
+    return (by_frames if method in ("scratch", "online") else by_labels)(method, game, int(level), seed)
+
+
+def cells() -> list[Cell]:
+    """Whole games and seeds together: what was learned for one cell is there for the next."""
+    methods = {"expert": (str(DEMONSTRATOR),), "scratch": FRAMES, "online": FRAMES}
+    methods |= dict.fromkeys(("decoded", "named", "cloned"), LABELS)
+    return [
+        (f"{game} {method}", level, seed)
+        for seed in common.SEEDS
+        for game in GAMES
+        for method, levels in methods.items()
+        for level in levels
+    ]
+
+
+NAMES = {
+    "expert": "PPO from scratch, the demonstrator",
+    "scratch": "PPO from scratch",
+    "online": "latent policy decoded online",
+    "decoded": "latent policy decoded",
+    "named": "actions named, then cloned",
+    "cloned": "labels cloned",
+}
+
+
+def draw(rows: Sequence[Row]) -> Figure:
+    fig, axes = common.panels(2 * len(GAMES))
+    for place, game in enumerate(GAMES):
+        frames, labels = axes[2 * place : 2 * place + 2]
+        for colour, method in enumerate(("online", "scratch")):
+            curve(frames, rows, f"{game} {method}", "return", colour, NAMES[method])
+        for colour, method in enumerate(("decoded", "named", "cloned"), start=2):
+            curve(labels, rows, f"{game} {method}", "greedy", colour, NAMES[method])
+        expert = common.mean_error(common.values(rows, f"{game} expert", cells()[0][1], "return"))[0]
+        for ax, title, unit in ((frames, "online", "frames"), (labels, "offline, likeliest actions", "labels")):
+            style(ax, f"{game.capitalize()}: {title}", unit, "return")
+            ax.set_xscale("log")
+            ax.set_ylim(bottom=0)
+            ax.axhline(expert, color=COLOURS[6], linewidth=0.9, linestyle=":", label="demonstrator")
+            ax.legend(fontsize=7, frameon=False)
+    return fig
+
+
+def share(rows: Sequence[Row], variant: str, level: str, column: str) -> str:
+    """Mean ± standard error of a return over the demonstrator's of the same seed."""
+    game = variant.split()[0]
+    expert = {row["seed"]: float(row["return"]) for row in rows if row["variant"] == f"{game} expert"}
+    found = [
+        float(row[column]) / expert[row["seed"]]
+        for row in rows
+        if (row["variant"], row["level"]) == (variant, level) and row["seed"] in expert
+    ]
+    mean, error = common.mean_error(np.array(found))
+    return f"{mean:.2f}" + ("" if np.isnan(error) else f" ± {error:.2f}")
+
+
+def near(rows: Sequence[Row], variant: str, level: str) -> str:
+    """In how many seeds the curve came near the demonstrator's return, and the mean frames until then."""
+    found = common.values(rows, variant, level, "near")
+    count = len([row for row in rows if (row["variant"], row["level"]) == (variant, level)])
+    return f"{len(found)} of {count}" + (f", {found.mean():,.0f}" if len(found) else "")
+
+
+def sections(rows: Sequence[Row]) -> dict[str, str]:
+    of_frames = [f"| game | | frames | return | of the demonstrator's | {NEAR:g} of it: seeds, after frames |"]
+    of_labels = ["| game | | labels | return | likeliest actions | of the demonstrator's |"]
+    for lines in (of_frames, of_labels):
+        lines.append("|" + "---|" * 6)
+    randoms = []
+    for variant, levels in common.levels_of(rows).items():
+        game, method = variant.split()
+        for level in levels:
+            cells = [game, NAMES[method], f"{int(level):,}", common.shown(rows, variant, level, "return", 1)]
+            if method in ("expert", "scratch", "online"):
+                cells += [share(rows, variant, level, "return"), near(rows, variant, level)]
+                of_frames.append(f"| {' | '.join(cells)} |")
+            else:
+                cells += [common.shown(rows, variant, level, "greedy", 1), share(rows, variant, level, "greedy")]
+                of_labels.append(f"| {' | '.join(cells)} |")
+            if method == "expert":
+                randoms.append(f"{game} {common.shown(rows, variant, level, 'random_return')}")
+    text = ("\n".join(of_frames), "\n".join(of_labels), f"A random policy: {', '.join(randoms)}.")
+    return {"decoding": "\n\n".join(text)}
+
+
+EXPERIMENT = Experiment(
+    name="decoding",
+    claim="A latent policy is at its demonstrator's return after a fifth of PPO's frames, at 0.8 with 256 labels.",
+    expected="Breakout: 0.9 of the return after 1/16 of the frames, all of it after 3/16; the same on Asterix.",
+    cells=cells,
+    measure=measure,
+    draw=draw,
+    sections=sections,
+)
