@@ -310,7 +310,12 @@ def _with_networks(
 # A latent of few numbers: a wide one holds the action untrained, as a random projection of the frames.
 _GRID_CODES = QuantizerConfig(codebooks=2, latents=1, dim=8, codes=16, decay=0.99)
 _GRID_CPU = _with_networks(
-    _PURE_CPU,
+    dataclasses.replace(
+        _PURE_CPU,
+        record=RecordConfig(frames=262_144),
+        cloning=dataclasses.replace(_PURE_CPU.cloning, steps=16_000),
+        online=dataclasses.replace(_PURE_CPU.online, train="all"),
+    ),
     # No convolution: 40,000 PPO frames a second on one core, against 5,000 with one of 16 channels.
     policy=GridConfig(channels=(), hidden=(128,), features=128),
     idm=GridConfig(channels=(32,), features=128),
@@ -373,6 +378,8 @@ _PENDULUM_CPU = _with_networks(
         _PURE_CPU,
         dynamics=dataclasses.replace(_PURE_CPU.dynamics, steps=10_000),
         cloning=dataclasses.replace(_PURE_CPU.cloning, steps=20_000),
+        # Of 16 updates.
+        online=OnlineConfig(decoder=dataclasses.replace(_PURE_CPU.online.decoder, every=2)),
     ),
     **_VECTOR_NETWORKS,
     quantizer=dataclasses.replace(_VECTOR_CODES, enabled=False),
