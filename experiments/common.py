@@ -25,7 +25,7 @@ WORK, RESULTS = ROOT / "runs" / "experiments", ROOT / "experiments"
 FIGURES, PAGE = ROOT / "docs" / "experiments", ROOT / "docs" / "experiments.md"
 NAMES = (
     *("vq_ablation", "noise", "stochastic_dynamics", "cartpole_latents", "data_scaling"),
-    *("failure_signatures", "transfer"),
+    *("failure_signatures", "transfer", "decoding"),
 )
 SEEDS = range(5)
 

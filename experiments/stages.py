@@ -24,7 +24,7 @@ from lamjax.models.policy import ObsStats
 from lamjax.ppo.agent import ScratchAgent
 
 # The presets, with half the channels and batches of 64: a cell takes seconds, and 15 or more are needed. Without a
-# quantiser, since that is what gave a policy on grids (`vq_ablation`).
+# quantiser, since that is what gave a policy on grids (`vq_ablation`); PPO trains the last layers, unless it says so.
 _GRID = GRID_PRESETS["cpu"]
 GRID = dataclasses.replace(
     _GRID,
@@ -38,6 +38,7 @@ GRID = dataclasses.replace(
     ),
     cloning=dataclasses.replace(_GRID.cloning, steps=2000, batch_size=64),
     offline=dataclasses.replace(_GRID.offline, steps=1000, hidden=(64,)),
+    online=dataclasses.replace(_GRID.online, train="head"),
 )
 _VECTOR = VECTOR_PRESETS["cpu"]
 VECTOR = dataclasses.replace(
@@ -72,31 +73,39 @@ def settings(env: str) -> RunConfig:
     return VECTOR if env == "cartpole" else GRID
 
 
-def expert_folder(env: str, seed: int) -> Path:
-    return common.WORK / "experts" / f"{env.replace('/', '-')}-{EXPERT_FRAMES[env]}-s{seed}"
+def expert_folder(env: str, seed: int, frames: int | None = None) -> Path:
+    return common.WORK / "experts" / f"{env.replace('/', '-')}-{frames or EXPERT_FRAMES[env]}-s{seed}"
 
 
-def expert(env: str, seed: int) -> tuple[policies.Logits, dict]:
+def expert(env: str, seed: int, frames: int | None = None) -> tuple[policies.Logits, dict]:
     """A demonstrator that PPO trained from scratch, kept in a folder: every experiment of the seed shares it."""
-    frames, folder = EXPERT_FRAMES[env], expert_folder(env, seed)
+    folder = expert_folder(env, seed, frames)
     if not (folder / "policy.json").exists():
         config = settings(env).expert
-        config = dataclasses.replace(config, ppo=dataclasses.replace(config.ppo, total_frames=frames))
+        config = dataclasses.replace(
+            config, ppo=dataclasses.replace(config.ppo, total_frames=frames or EXPERT_FRAMES[env])
+        )
         vector = envs.make(env, config.ppo.num_envs)
         network = ScratchAgent(config.trunk, vector.num_actions)
         key_learn, key_play = jax.random.split(jax.random.key(1_000_003 + seed))
-        params, _ = learn(key_learn, vector, config)
+        params, metrics = learn(key_learn, vector, config)
         returns = evaluate(key_play, envs.make(env, NUM_ENVS), policies.Logits(network), params, 2)
-        info = {"env": env, "seed": seed, "frames": frames, "return_mean": float(returns.mean())}
+        info = {"env": env, "seed": seed, "frames": config.ppo.total_frames, "return_mean": float(returns.mean())}
+        info["curve"] = [float(x) for x in np.nan_to_num(metrics["episode_return"])]
         policies.save_policy(folder, network, params, info)
     logits_fn, params, _ = policies.load_policy(folder)
     return logits_fn, params
 
 
+def expert_info(env: str, seed: int, frames: int | None = None) -> dict:
+    """What is known of it: ``return_mean`` over 128 episodes, ``frames``, and ``curve``, returns while it learned."""
+    expert(env, seed, frames)
+    return json.loads((expert_folder(env, seed, frames) / "policy.json").read_text())["info"]
+
+
 def expert_return(env: str, seed: int) -> float:
     """What the demonstrator got over 128 episodes."""
-    expert(env, seed)
-    return json.loads((expert_folder(env, seed) / "policy.json").read_text())["info"]["return_mean"]
+    return expert_info(env, seed)["return_mean"]
 
 
 def infer(model: DynamicsState, windows: np.ndarray) -> np.ndarray:

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from experiments import common, stages
+from experiments.decoding import run as decoding
 from experiments.transfer import run as transfer
 from lamjax.config import GRID_PRESETS, VECTOR_PRESETS, AnalysisConfig
 from lamjax.ppo.agent import ScratchAgent
@@ -30,7 +31,8 @@ RAN = [name for name in common.NAMES if (common.RESULTS / name / "results.csv").
 
 def beginner(key, env, config):
     """A demonstrator as PPO begins: the library's tests train some."""
-    return ScratchAgent(config.trunk, env.num_actions).init(key, env.obs_shape), {}
+    params = ScratchAgent(config.trunk, env.num_actions).init(key, env.obs_shape)
+    return params, {"episode_return": jnp.arange(4.0)}
 
 
 @pytest.fixture(scope="module")
@@ -39,6 +41,8 @@ def folder(tmp_path_factory):
     yield tmp_path_factory.mktemp("experiments")
     stages.recorded.cache_clear()
     transfer.learned.cache_clear()
+    decoding.learned.cache_clear()
+    decoding.expert_return.cache_clear()
 
 
 @pytest.fixture
@@ -117,6 +121,15 @@ SIZES = {
         "STEPS": 64,
         "FRAMES": 4096,
         "LEVELS": {"all layers": ("permuted",)},
+    },
+    "decoding": {
+        "GAMES": ("breakout",),
+        "CONFIG": GRID,
+        "DEMONSTRATOR": 4096,
+        "STEPS": 64,
+        "FRAMES": ("4096",),
+        "LABELS": ("16",),
+        "EPISODES": 1,
     },
 }
 
@@ -211,3 +224,10 @@ def test_the_page_says_what_the_committed_results_say(name):
     assert f"experiments/{name}.png" in text and (common.FIGURES / f"{name}.png").exists()
     rows = common.load(common.RESULTS / name / "results.csv")
     assert [common.cell_of(row) for row in rows] == common.named(name).cells()
+
+
+def test_the_first_frames_at_a_return():
+    """A mean over 2 of 100 updates: at 3 from the eleventh update on, after 11 with the one before it."""
+    curve = [1.0] * 10 + [5.0] * 90
+    assert decoding.frames_to(3.0, curve, 1000) == 110
+    assert decoding.frames_to(1.0, curve, 1000) == 20 and np.isnan(decoding.frames_to(5.1, curve, 1000))
