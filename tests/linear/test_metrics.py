@@ -45,7 +45,7 @@ def test_probes_are_least_squares_with_bias(noise):
     inputs = np.concatenate([values, np.ones((400, 1))], 1)
     errors = probe_errors(z, m)
     for name, y in zip(VARIABLES, samples, strict=True):
-        residual = y - inputs @ np.linalg.lstsq(inputs, y)[0]
+        residual = y - inputs @ np.linalg.lstsq(inputs, y, rcond=None)[0]
         assert errors[name] == pytest.approx(np.sum(residual**2) / np.sum((y - y.mean(0)) ** 2), rel=1e-9)
 
 
@@ -59,7 +59,7 @@ def test_regimes_against_samples(probe):
         z = t.o @ lam.C.T + (t.o + t.q + t.eps) @ lam.D.T
         return np.concatenate([z, np.ones((n, 1))], 1)
 
-    W = np.linalg.lstsq(latents(fit), fit.q)[0]
+    W = np.linalg.lstsq(latents(fit), fit.q, rcond=None)[0]
     nmse = np.mean(np.sum((held.q - latents(held) @ W) ** 2, 1)) / np.trace(np.cov(held.q.T))
     assert score(lam, world, probe=probe).nmse_q == pytest.approx(nmse, abs=0.01)
 
