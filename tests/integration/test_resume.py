@@ -1,11 +1,11 @@
 """Killed in any stage, the same command goes on and ends with the bit-identical state of an uninterrupted run."""
 
 import json
+import os
 import signal
 import threading
 import time
 
-import jax
 import pytest
 
 from lamjax import checkpoint, run
@@ -107,8 +107,8 @@ def test_the_run_ended(chain):
     assert (chain.folder / "report.html").stat().st_size > 10_000
 
 
-# Between two processes its convolutions differ by rounding (5e-7 in weights after four updates of PPO).
-@pytest.mark.skipif(jax.__version_info__ < (0, 8), reason="jax 0.7 does not repeat convolutions to the bit")
+# On one core the convolutions of two processes differ by rounding (5e-7 in weights after four updates of PPO).
+@pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="one core does not repeat convolutions to the bit")
 @pytest.mark.parametrize("stage", STAGES)
 def test_states_are_those_of_the_uninterrupted_run(chain, whole, stage):
     ours, theirs = (checkpoint.restore_arrays(folder / "checkpoints" / stage) for folder in (chain.folder, whole))
