@@ -161,7 +161,7 @@ def draw(rows: Sequence[Row]) -> Figure:
         for ax, title, unit in ((frames, "online", "frames"), (labels, "offline, likeliest actions", "labels")):
             style(ax, f"{game.replace('_', ' ').capitalize()}: {title}", unit, "return")
             ax.set_xscale("log")
-            ax.set_ylim(bottom=0)
+            ax.set_ylim(0, max(ax.get_ylim()[1], 1.15 * expert))
             ax.axhline(expert, color=COLOURS[6], linewidth=0.9, linestyle=":", label="demonstrator")
             ax.legend(fontsize=7, frameon=False)
     return fig
