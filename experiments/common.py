@@ -135,8 +135,13 @@ def mean_error(found: np.ndarray) -> tuple[float, float]:
 
 
 def shown(rows: Sequence[Row], variant: str, level: str, column: str, digits: int = 2) -> str:
+    """A column's mean ± standard error (see `stated`)."""
+    return stated(values(rows, variant, level, column), digits)
+
+
+def stated(found: np.ndarray, digits: int = 2) -> str:
     """Mean ± standard error, for a table; "-" where nothing was measured."""
-    mean, error = mean_error(values(rows, variant, level, column))
+    mean, error = mean_error(found)
     if np.isnan(mean):
         return "-"
     return f"{mean:.{digits}f}" + ("" if np.isnan(error) else f" ± {error:.{digits}f}")

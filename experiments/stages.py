@@ -15,6 +15,7 @@ from lamjax.analysis import latents, probes
 from lamjax.cloning import CloningConfig
 from lamjax.config import GRID_PRESETS, VECTOR_PRESETS, RunConfig
 from lamjax.decoding import actions
+from lamjax.decoding.online import OnlineConfig
 from lamjax.dynamics import DynamicsState
 from lamjax.envs.api import VectorEnv
 from lamjax.fused import Played
@@ -79,12 +80,11 @@ def expert_folder(env: str, seed: int, frames: int | None = None) -> Path:
 
 def expert(env: str, seed: int, frames: int | None = None) -> tuple[policies.Logits, dict]:
     """A demonstrator that PPO trained from scratch, kept in a folder: every experiment of the seed shares it."""
+    frames = frames or EXPERT_FRAMES[env]
     folder = expert_folder(env, seed, frames)
     if not (folder / "policy.json").exists():
         config = settings(env).expert
-        config = dataclasses.replace(
-            config, ppo=dataclasses.replace(config.ppo, total_frames=frames or EXPERT_FRAMES[env])
-        )
+        config = dataclasses.replace(config, ppo=dataclasses.replace(config.ppo, total_frames=frames))
         vector = envs.make(env, config.ppo.num_envs)
         network = ScratchAgent(config.trunk, vector.num_actions)
         key_learn, key_play = jax.random.split(jax.random.key(1_000_003 + seed))
@@ -176,6 +176,14 @@ def examine(
         "nmi": match["code_nmi"],
         "nmi_shuffled": match["code_nmi_shuffled"],
     }
+
+
+@functools.partial(jax.jit, static_argnames=("config", "env"))
+def decode_online(
+    key: jax.Array, config: OnlineConfig, policy: cloning.CloningState, model: DynamicsState, env: VectorEnv
+) -> tuple[dict, dict[str, jax.Array]]:
+    """Parameters and metrics of `fused.decode_online`, whose agent is no array."""
+    return fused.decode_online(key, config, policy, model, env)[1:]
 
 
 _predict = jax.jit(cloning.predict_latents)

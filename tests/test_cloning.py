@@ -11,17 +11,13 @@ from lamjax.cloning import CloningConfig
 from lamjax.loops import jit_once
 from lamjax.models.impala import ImpalaConfig
 from lamjax.models.mlp import MLPConfig
+from tests.trees import close
 
 init_cloning = jit_once(cloning.init, static_argnums=(1, 2, 3))
 
 
 TRUNK = ImpalaConfig(channels=(8,), strides=(2,), blocks=0, features=32, stem=4, pool=False)
 CONFIG = CloningConfig(steps=200, batch_size=32, learning_rate=3e-3, warmup_steps=10, trunk=TRUNK)
-
-
-def close(ours, theirs, **tolerance):
-    # chex's assert_trees_all_close needs numpy 2, and Procgen's own requirements ask for an older one.
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, **tolerance), *jax.device_get((ours, theirs)))
 
 
 @pytest.fixture(scope="module")

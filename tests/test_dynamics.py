@@ -19,6 +19,7 @@ from lamjax.models.quantizer import QuantizerConfig
 from lamjax.models.unet import UNetConfig
 from lamjax.optim import warmup_linear
 from lamjax.spaces import Box
+from tests.trees import close
 
 init_dynamics = jit_once(dynamics.init, static_argnums=(1, 2, 4))
 
@@ -35,11 +36,6 @@ CONFIG = DynamicsConfig(
 )
 infer = jax.jit(dynamics.infer_latents)
 MOVES = np.array([(0, 0), (0, 2), (0, -2), (2, 0), (-2, 0)])
-
-
-def close(ours, theirs, **tolerance):
-    # chex's assert_trees_all_close needs numpy 2, and Procgen's own requirements ask for an older one.
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, **tolerance), *jax.device_get((ours, theirs)))
 
 
 def moving_square(rng: np.random.Generator, n: int, starts: int = 5) -> tuple[np.ndarray, np.ndarray]:

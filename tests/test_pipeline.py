@@ -21,6 +21,7 @@ from lamjax.decoding.online import DecoderConfig, OnlineConfig
 from lamjax.models.impala import ImpalaConfig
 from lamjax.ppo.train import PPOConfig
 from lamjax.run import InterruptedRunError, Run
+from tests.trees import close
 
 SMALL = ImpalaConfig(channels=(8,), strides=(4,), blocks=0, features=8, stem=4, pool=False)
 CONVOLVES = dataclasses.replace(
@@ -118,10 +119,6 @@ def briefly(monkeypatch):
     """Stages that only train."""
     monkeypatch.setattr(pipeline, "examine_dynamics", lambda *args: {})
     monkeypatch.setattr(pipeline, "_finish_ppo", lambda run, stage, *args, **counts: run.finish(stage, {}))
-
-
-def close(ours, theirs, **tolerance):
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, **tolerance), *jax.device_get((ours, theirs)))
 
 
 def test_stages_on_two_devices_are_those_of_one_on_the_joined_batch(store, tmp_path, briefly):

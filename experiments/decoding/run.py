@@ -14,8 +14,10 @@ from experiments.common import COLOURS, Cell, Experiment, Row, curve, style
 from lamjax import envs, fused, policies
 from lamjax.config import GRID_PRESETS
 from lamjax.decoding import actions, offline, online
+from lamjax.dynamics import DynamicsState
 from lamjax.envs.evaluate import play_all
 from lamjax.ppo.agent import ScratchAgent
+from lamjax.spaces import ActionSpace
 
 GAMES = ("breakout", "space_invaders")
 CONFIG = GRID_PRESETS["cpu"]
@@ -51,14 +53,14 @@ def frames_to(target: float, curve: Sequence[float], frames: int) -> float:
 
 
 @functools.cache
-def expert_return(game: str, seed: int) -> float:
+def expert_returns(game: str, seed: int) -> dict[str, float]:
     logits_fn, params = stages.expert(f"minatar/{game}", seed, DEMONSTRATOR)
-    return returns(game, seed, logits_fn.network, params)["return"]
+    return returns(game, seed, logits_fn.network, params)
 
 
 def progress(game: str, seed: int, curve: Sequence[float], frames: int) -> dict[str, float]:
     """How far a curve of training returns got towards the demonstrator's, and when."""
-    target = expert_return(game, seed)
+    target = expert_returns(game, seed)["return"]
     return {"expert_return": target, "near": frames_to(NEAR * target, np.nan_to_num(curve), frames)}
 
 
@@ -72,11 +74,10 @@ def learned(game: str, seed: int):
     return train, model, policy
 
 
-def named_actions(key: jax.Array, game: str, seed: int, labels: int) -> tuple[jax.Array, jax.Array]:
-    """All training windows' observations ``[E, *obs_shape]``, and their actions as so many labels tell them ``[E]``."""
-    train, model, _ = learned(game, seed)
-    space = envs.make(f"minatar/{game}", 1).action_space
-    labelled, taken = stages.windows(key, train, labels)
+def named_actions(
+    key: jax.Array, train: fused.Played, model: DynamicsState, labelled: jax.Array, taken: jax.Array, space: ActionSpace
+) -> tuple[jax.Array, jax.Array]:
+    """All training windows' observations ``[E, *obs_shape]``, and their actions ``[E]`` as the labels tell them."""
     decoder, _ = offline.fit(key, jnp.asarray(stages.infer(model, labelled)), taken, CONFIG.offline, space)
     seen, _, _ = stages.drawn(key, train, train.action.size)
     pieces = np.array_split(seen, -(-len(seen) // 4096))
@@ -86,14 +87,15 @@ def named_actions(key: jax.Array, game: str, seed: int, labels: int) -> tuple[ja
 
 def by_labels(method: str, game: str, labels: int, seed: int) -> dict[str, float]:
     env, key = envs.make(f"minatar/{game}", stages.NUM_ENVS), jax.random.fold_in(stages.keys(seed)[3], labels)
-    train, _, policy = learned(game, seed)
+    train, model, policy = learned(game, seed)
     labelled, taken = stages.windows(key, train, labels)
     if method == "decoded":
         network, params = fused.decode_offline(key, CONFIG.offline, policy, labelled[:, 1], taken, env.action_space)
         return returns(game, seed, network, params)
     seen, said, steps = labelled[:, 1], taken, CONFIG.offline.bc_steps
     if method == "named":
-        (seen, said), steps = named_actions(key, game, seed, labels), CONFIG.cloning.steps
+        seen, said = named_actions(key, train, model, labelled, taken, env.action_space)
+        steps = CONFIG.cloning.steps
     config = dataclasses.replace(CONFIG.cloning, steps=steps)
     params = stages.clone_actions(key, config, seen, said, env.action_space, None)
     return returns(game, seed, ScratchAgent(config.trunk, env.action_space), params)
@@ -106,7 +108,7 @@ def by_frames(method: str, game: str, frames: int, seed: int) -> dict[str, float
     if method == "online":
         _, model, policy = learned(game, seed)
         network = online.make_agent(policy, config, env.action_space)
-        params, metrics = jax.jit(lambda *args: fused.decode_online(keys[4], config, *args, env)[1:])(policy, model)
+        params, metrics = stages.decode_online(keys[4], config, policy, model, env)
     else:
         network = ScratchAgent(config.trunk, env.action_space)
         params, metrics = stages.learn(keys[5], env, config)
@@ -118,10 +120,9 @@ def measure(variant: str, level: str, seed: int) -> dict[str, float]:
     game, method = variant.split()
     if method == "expert":
         info = stages.expert_info(f"minatar/{game}", seed, DEMONSTRATOR)
-        logits_fn, params = stages.expert(f"minatar/{game}", seed, DEMONSTRATOR)
         env = envs.make(f"minatar/{game}", stages.NUM_ENVS)
         uniform = _play(policies.uniform_logits(env.action_space), {}, env, EPISODES, stages.keys(seed)[7])[0]
-        played = returns(game, seed, logits_fn.network, params) | {"random_return": float(uniform.mean())}
+        played = expert_returns(game, seed) | {"random_return": float(uniform.mean())}
         return played | progress(game, seed, info["curve"], info["frames"])
     return (by_frames if method in ("scratch", "online") else by_labels)(method, game, int(level), seed)
 
@@ -176,8 +177,7 @@ def share(rows: Sequence[Row], variant: str, level: str, column: str) -> str:
         for row in rows
         if (row["variant"], row["level"]) == (variant, level) and row["seed"] in expert
     ]
-    mean, error = common.mean_error(np.array(found))
-    return f"{mean:.2f}" + ("" if np.isnan(error) else f" ± {error:.2f}")
+    return common.stated(np.array(found))
 
 
 def near(rows: Sequence[Row], variant: str, level: str) -> str:

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 
 from experiments import common, stages
 from experiments.common import COLOURS, Experiment, Row, grid, style, table
-from lamjax import cloning, envs, fused, policies
+from lamjax import cloning, envs, policies
 from lamjax.cloning import CloningState
 from lamjax.config import RunConfig
 from lamjax.decoding import online
@@ -98,12 +98,6 @@ def learned(seed: int, trained: bool) -> tuple[DynamicsState, CloningState]:
     return model, stages.train_cloning(keys[2], CONFIG.cloning, train, model)[0]
 
 
-@functools.partial(jax.jit, static_argnames=("config", "env"))
-def decode(key, config, policy, model, env):
-    """Parameters and metrics of online decoding."""
-    return fused.decode_online(key, config, policy, model, env)[1:]
-
-
 def mean(found: np.ndarray) -> float:
     """Of what is finite: updates in which no episode ended have no return."""
     found = found[np.isfinite(found)]
@@ -116,7 +110,7 @@ def measure(variant: str, level: str, seed: int) -> dict[str, float]:
         model, policy = learned(seed, "untrained" not in variant)
         env = changed(level, config.online.ppo.num_envs)
         decoding = dataclasses.replace(config.online, train="all" if "all" in variant else "head")
-        params, metrics = decode(keys[3], decoding, policy, model, env)
+        params, metrics = stages.decode_online(keys[3], decoding, policy, model, env)
         network = online.make_agent(policy, decoding, env.num_actions)
     else:
         env = changed(level, config.scratch.ppo.num_envs)

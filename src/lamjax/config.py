@@ -244,13 +244,22 @@ _PURE_PPO = PPOConfig(
     entropy_coef=0.01,
     bootstrap_truncation=True,
 )
-# Vectors in 64 updates: LAPO's schedules wait for less than one of them, and PPO undid what the decoder had found.
-_SLOW_RATES = (
-    ("policy_head", ((0.0, 0.0), (0.05, 0.0), (0.15, 1e-3), (1.0, 0.0))),
-    ("value_head", ((0.0, 2.5e-3), (1.0, 0.0))),
-    ("fc", ((0.0, 0.0), (0.05, 0.0), (0.15, 3e-4), (1.0, 0.0))),
-    ("convs", ((0.0, 0.0), (0.05, 0.0), (0.15, 3e-4), (1.0, 0.0))),
-)
+
+
+def _slow_rates(policy_head: float, fc: float, convs: float) -> tuple[tuple[str, Schedule], ...]:
+    """For few updates, of which LAPO's schedules wait for less than one: PPO undid what the decoder had found."""
+
+    def rising(peak: float) -> Schedule:
+        return ((0.0, 0.0), (0.05, 0.0), (0.15, peak), (1.0, 0.0))
+
+    return (
+        ("policy_head", rising(policy_head)),
+        ("value_head", ((0.0, 2.5e-3), (1.0, 0.0))),
+        ("fc", rising(fc)),
+        ("convs", rising(convs)),
+    )
+
+
 _PURE_CPU = RunConfig(
     record=RecordConfig(frames=65_536),
     dynamics=DynamicsConfig(
@@ -351,7 +360,7 @@ _VECTOR_CPU = _with_networks(
     frames=131_072,
     expert_frames=262_144,
     learning_rate=3e-3,
-    online_rates=_SLOW_RATES,
+    online_rates=_slow_rates(1e-3, 3e-4, 3e-4),
 )
 _VECTOR_SMOKE = _with_networks(
     _PURE_SMOKE,
@@ -367,12 +376,6 @@ _VECTOR_SMOKE = _with_networks(
 
 # Pendulum (docs/decisions.md): codes would round a torque, which shows in little of what changes: it is learned late;
 # episodes of 200 steps need less foresight than CartPole's; and PPO has so few updates that LAPO's peaks serve better.
-_PENDULUM_RATES = (
-    ("policy_head", ((0.0, 0.0), (0.05, 0.0), (0.15, 2.5e-3), (1.0, 0.0))),
-    ("value_head", ((0.0, 2.5e-3), (1.0, 0.0))),
-    ("fc", ((0.0, 0.0), (0.05, 0.0), (0.15, 1e-3), (1.0, 0.0))),
-    ("convs", ((0.0, 0.0), (0.05, 0.0), (0.15, 5e-4), (1.0, 0.0))),
-)
 _PENDULUM_CPU = _with_networks(
     dataclasses.replace(
         _PURE_CPU,
@@ -387,7 +390,7 @@ _PENDULUM_CPU = _with_networks(
     frames=32_768,
     expert_frames=262_144,
     learning_rate=3e-3,
-    online_rates=_PENDULUM_RATES,
+    online_rates=_slow_rates(2.5e-3, 1e-3, 5e-4),
 )
 
 PRESETS: dict[str, RunConfig] = {"paper": RunConfig(), "reference": _REFERENCE, "cpu": _CPU, "smoke": _SMOKE}

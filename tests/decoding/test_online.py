@@ -1,7 +1,6 @@
 """Online decoding: what is frozen stays, windows meet their actions, the schedule scales, the decoder decodes."""
 
 import dataclasses
-import functools
 
 import chex
 import jax
@@ -23,6 +22,7 @@ from lamjax.ppo import train as ppo
 from lamjax.ppo.train import PPOConfig
 from lamjax.spaces import Box, Discrete
 from tests.envs.toys import Aim
+from tests.trees import close
 
 init_dynamics = jit_once(dynamics.init, static_argnums=(1, 2))
 init_cloning = jit_once(cloning.init, static_argnums=(1, 2, 3))
@@ -138,8 +138,7 @@ def test_all_layers_start_as_the_last_ones_and_have_gradients(policy, supervised
     assert set(params) == {"fc", "policy_head", "value_head", "convs"}
     features = every.encode(frozen, obs)
     assert features["obs"].dtype == jnp.uint8
-    found, want = every.apply(params, features), head.apply(last, head.encode(last_frozen, obs))
-    jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-6), found, want)
+    close(every.apply(params, features), head.apply(last, head.encode(last_frozen, obs)), rtol=1e-6)
     # A copy: moving the trained convolutions leaves what the decoder sees where it was.
     grads = jax.grad(lambda p: every.apply(p, features)[1].sum())(params)
     assert all(np.any(leaf) for leaf in jax.tree.leaves(grads["convs"]))

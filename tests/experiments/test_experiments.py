@@ -42,7 +42,7 @@ def folder(tmp_path_factory):
     stages.recorded.cache_clear()
     transfer.learned.cache_clear()
     decoding.learned.cache_clear()
-    decoding.expert_return.cache_clear()
+    decoding.expert_returns.cache_clear()
 
 
 @pytest.fixture

@@ -1,0 +1,9 @@
+"""Trees of arrays in tests."""
+
+import jax
+import numpy as np
+
+
+def close(ours, theirs, **tolerance):
+    """Asserts that two trees are close; chex's assertion needs numpy 2, and Procgen asks for an older one."""
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, **tolerance), *jax.device_get((ours, theirs)))
