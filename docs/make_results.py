@@ -63,6 +63,9 @@ def rows(summary: dict) -> list[tuple[str, str, str]]:
         found.append((f"return, decoded from {n} labels", f"{mean:.2f} ± {stderr:.2f}", beside))
     frames = f"{online['frames']:,}"
     found.append((f"return, decoded by PPO in {frames} frames", _return(online), f"from scratch {_return(scratch)}"))
+    if named := stages.get("decode_named"):
+        frames = f"{named['frames']:,}"
+        found.append((f"return, actions named by random play, cloned, then PPO, {frames} frames", _return(named), ""))
     found += [
         (f"return of the {name.removesuffix('_return')} policy", f"{null['mean']:.2f} ± {null['stderr']:.2f}", "")
         for name, null in nulls.items()

@@ -13,8 +13,8 @@ import jax
 import numpy as np
 import pytest
 
-from lamjax import checkpoint, cloning, dynamics, loops, parallel, pipeline
-from lamjax.config import PRESETS, VECTOR_PRESETS, RunConfig, ScratchConfig
+from lamjax import checkpoint, cloning, dynamics, loops, parallel, pipeline, policies
+from lamjax.config import PRESETS, VECTOR_PRESETS, NamedConfig, RunConfig, ScratchConfig
 from lamjax.data import Buffer, StoreWriter, open_store, sample_labelled, valid_starts
 from lamjax.decoding import actions, offline
 from lamjax.decoding.online import DecoderConfig, OnlineConfig
@@ -322,6 +322,61 @@ def test_ppo_on_two_devices_goes_on_with_one(go_on):
     go_on.stopped("ppo_scratch", "moved")
     step, shapes, digests = go_on("ppo_scratch", "moved", 1)
     assert (step, shapes) == whole[:2] and digests != whole[2]
+
+
+# Actions named by random play
+
+
+NAMED = settings(
+    named=NamedConfig(512, dataclasses.replace(PPO, total_frames=512 + 256, learning_rates=(("", ((0.0, 1e-3),)),)))
+)
+
+
+def decode_named(folder, store):
+    with open_run(folder, NAMED, 1) as run:
+        model = pipeline.init_dynamics(run, store)
+        pipeline.named_stage(run, store, model, store.action_space)
+        return run.summary["stages"]["decode_named"]
+
+
+@pytest.fixture(scope="module")
+def decoded(store, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("named")
+    return folder, decode_named(folder, store)
+
+
+def test_random_play_names_the_recording(decoded, store):
+    folder, results = decoded
+    played = open_store(folder / "play")
+    assert played.num_frames == 512 and played.policy["kind"] == "random"
+    assert results["frames"] == 512 + 256
+    assert [frames for frames, _ in results["curve"]][-1] == 512 + 256
+    found, started = (policies.load_policy(folder / "policies" / name) for name in ("decode_named", "named"))
+    assert found[0].network == started[0].network
+    # PPO goes on from the clone's weights; how observations are standardised is not among what it trains.
+    close(found[1]["obs_stats"], started[1]["obs_stats"])
+    moved = jax.tree.map(lambda a, b: float(np.abs(a - b).max()), found[1], started[1])
+    assert 0 < moved["policy_head"]["kernel"] < 0.1
+    before = saved(folder, "decode_named")
+    assert decode_named(folder, store) == results and saved(folder, "decode_named") == before
+
+
+@pytest.mark.parametrize(("module", "name", "calls"), [(pipeline, "over", 1), (pipeline.ppo, "update_on", 2)])
+def test_naming_resumes_exactly(module, name, calls, decoded, store, tmp_path, monkeypatch):
+    with monkeypatch.context() as patch, pytest.raises(InterruptedRunError):
+        interrupted(patch, module, name, calls)
+        decode_named(tmp_path, store)
+    assert (tmp_path / "policies" / "named").exists() == (name == "update_on")
+    assert decode_named(tmp_path, store)["return_mean"] == decoded[1]["return_mean"]
+    for stage in ("named", "decode_named"):
+        assert saved(tmp_path, stage) == saved(decoded[0], stage)
+
+
+def test_random_play_leaves_frames_for_ppo():
+    with pytest.raises(
+        ValueError, match=r"^named.frames \(768\) must be fewer than the frames that PPO shares with it"
+    ):
+        dataclasses.replace(NAMED.named, frames=768)
 
 
 # Several hosts

@@ -94,6 +94,44 @@ class ScratchConfig:
         return ScratchAgent(self.trunk, space, getattr(jnp, self.dtype))
 
 
+# The value head of a cloned policy knows nothing yet: it learns first, alone. At small rates the policy forgets less.
+_NAMED_RATES: tuple[tuple[str, Schedule], ...] = (
+    ("value_head", ((0.0, 2.5e-3), (1.0, 0.0))),
+    ("", ((0.0, 0.0), (0.05, 0.0), (0.07, 5e-4), (1.0, 0.0))),
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class NamedConfig:
+    """Stage 3 with labels of one's own: LAPO+'s order (see `lamjax.decoding.actions`), and PPO from the cloned policy.
+
+    Attributes:
+      frames: of random play, on whose actions the decoder of the inverse model is fitted; 0 leaves the stage out. The
+        decoder's settings are those of offline decoding, and cloning's those of stage 2.
+      ppo: PPO's settings; its frames count those of random play.
+    """
+
+    frames: int = 0
+    ppo: PPOConfig = PPOConfig(learning_rates=_NAMED_RATES)
+
+    def __post_init__(self):
+        if not 0 <= self.frames < self.ppo.total_frames:
+            raise ValueError(
+                f"named.frames ({self.frames}) must be fewer than the frames that PPO shares with it "
+                f"(named.ppo.total_frames, {self.ppo.total_frames})."
+            )
+
+    @property
+    def after(self) -> PPOConfig:
+        """PPO's settings for what is left of the frames."""
+        return dataclasses.replace(self.ppo, total_frames=self.ppo.total_frames - self.frames)
+
+
+def _named(ppo: PPOConfig) -> NamedConfig:
+    """PPO as it is for other ends, with what a cloned policy needs."""
+    return NamedConfig(ppo=dataclasses.replace(ppo, entropy_coef=PPOConfig.entropy_coef, learning_rates=_NAMED_RATES))
+
+
 @dataclasses.dataclass(frozen=True)
 class RunConfig:
     """A run: three stages, what they are held against, and how they are examined.
@@ -105,6 +143,7 @@ class RunConfig:
       cloning: stage 2.
       offline: stage 3 from labels.
       online: stage 3 by PPO.
+      named: stage 3 by actions that random play names, and PPO.
       scratch: PPO from scratch at the frames of stage 3.
       expert: how `lamjax expert` trains a demonstrator.
       analysis: how stage 1 is examined.
@@ -123,6 +162,7 @@ class RunConfig:
     cloning: CloningConfig = CloningConfig()
     offline: OfflineConfig = OfflineConfig()
     online: OnlineConfig = OnlineConfig()
+    named: NamedConfig = NamedConfig()
     scratch: ScratchConfig = ScratchConfig()
     expert: ScratchConfig = ScratchConfig(ppo=PPOConfig(total_frames=50_000_000))
     analysis: AnalysisConfig = AnalysisConfig()
@@ -184,6 +224,7 @@ _CPU = RunConfig(
         ppo=dataclasses.replace(_CPU_PPO, grad_chunks=1, entropy_coef=0.0025, learning_rates=LEARNING_RATES),
         decoder=DecoderConfig(start=0.0, dense_until=0.2, stop=0.5, every=5),
     ),
+    named=_named(_CPU_PPO),
     scratch=ScratchConfig(_CPU_TRUNK, _CPU_PPO),
     # One pass over each rollout: more frames a second teach more than more passes do.
     expert=ScratchConfig(
@@ -226,6 +267,7 @@ _SMOKE = RunConfig(
         ppo=dataclasses.replace(_SMOKE_PPO, learning_rates=LEARNING_RATES),
         decoder=DecoderConfig(start=0.0, dense_until=0.6, stop=0.8, every=2, batch_size=64, capacity=1024),
     ),
+    named=_named(_SMOKE_PPO),
     scratch=ScratchConfig(_SMOKE_TRUNK, _SMOKE_PPO),
     expert=ScratchConfig(_SMOKE_TRUNK, _SMOKE_PPO),
     analysis=AnalysisConfig(probe_train=512, probe_test=64, eval_every=10),
@@ -308,6 +350,7 @@ def _with_networks(
     ppo = dataclasses.replace(ppo, total_frames=frames, learning_rates=(("", ((0.0, learning_rate), (1.0, 0.0))),))
     return dataclasses.replace(
         config,
+        named=_named(ppo),
         dynamics=dataclasses.replace(config.dynamics, idm=idm, fdm=fdm, quantizer=quantizer),
         cloning=dataclasses.replace(config.cloning, trunk=policy),
         online=dataclasses.replace(config.online, ppo=dataclasses.replace(ppo, learning_rates=online_rates)),

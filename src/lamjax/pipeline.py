@@ -1,6 +1,7 @@
 """The stages of a run in order, each resumable, each held against its nulls.
 
-record -> dynamics (stage 1) -> cloning (stage 2) -> decode_offline, decode_online (stage 3), ppo_scratch -> report
+record -> dynamics (stage 1) -> cloning (stage 2) -> decode_offline, decode_online, decode_named (stage 3), ppo_scratch
+-> report
 """
 
 import dataclasses
@@ -62,6 +63,11 @@ LABELS_USED = {
     "relabel": "the policy cloned from actions that were named after",
 }
 SAVED_AS = {"policy": "offline", "relabel": "relabel"}  # the policies that are kept, of the first draw
+ONLINE = {
+    "decode_online": "the policy decoded online",
+    "decode_named": "the policy named by random play, after PPO",
+    "ppo_scratch": "PPO from scratch",
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -240,34 +246,39 @@ def recording_name(source: str, config: RecordConfig, seed: int) -> str:
     return name if config.distractor == "none" else f"{name}-{config.distractor}{config.distractor_strength:g}"
 
 
+def play(run: Run, path: Path, source: Source, frames: int, num_envs: int, key: jax.Array) -> None:
+    """Records so many frames of a policy."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    env = make_env(run.env, num_envs, run.config)
+    progress = Progress(f"recording {run.env} ({source.kind})", frames, unit="frame")
+
+    def tick(done: int) -> None:
+        progress.to(min(done, frames))
+        run.check_stop()
+
+    try:
+        record(
+            path,
+            env,
+            source.logits_fn,
+            source.params,
+            frames,
+            key,
+            source={"kind": source.kind, **source.info},
+            progress=tick,
+        )
+    finally:
+        progress.close()
+        env.close()
+
+
 def record_stage(run: Run, source: Source, data: Path) -> Store:
     """Finds the recorded trajectories, or records them."""
     config = run.config.record
     path = source.store or data / run.env / recording_name(source.name, config, run.config.seed)
     start = time.monotonic()
     if not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        env = make_env(run.env, config.num_envs, run.config)
-        progress = Progress(f"recording {run.env} ({source.kind})", config.frames, unit="frame")
-
-        def tick(frames: int) -> None:
-            progress.to(min(frames, config.frames))
-            run.check_stop()
-
-        try:
-            record(
-                path,
-                env,
-                source.logits_fn,
-                source.params,
-                config.frames,
-                stage_key(run.config, "record"),
-                source={"kind": source.kind, **source.info},
-                progress=tick,
-            )
-        finally:
-            progress.close()
-            env.close()
+        play(run, path, source, config.frames, config.num_envs, stage_key(run.config, "record"))
     store = open_store(path)
     if not run.done("record"):
         complete = store.episodes.returns[store.episodes.ending != "cut"]
@@ -859,10 +870,11 @@ def _ppo_saver(run: Run, config: Any, env: envs.VectorEnv, get: Callable[[Any], 
     return Saver(config, pack, unpack)
 
 
-def _curve(run: Run, stage: str) -> list[list[float]]:
-    """(frames, return) of the training episodes, from the rows of metrics."""
+def _curve(run: Run, stage: str, before: int) -> list[list[float]]:
+    """(frames, return) of the training episodes, from the rows of metrics, which leave out frames spent `before`."""
     rows = read_metrics(run.folder / "metrics.jsonl").get(stage, {})
-    return [[step, row["episode_return"]] for step, row in rows.items() if row.get("episode_return") is not None]
+    returns = {before + step: row.get("episode_return") for step, row in rows.items()}
+    return [[frames, value] for frames, value in returns.items() if value is not None]
 
 
 def online_stage(run: Run, model: DynamicsState, policy: CloningState) -> None:
@@ -894,15 +906,59 @@ def online_stage(run: Run, model: DynamicsState, policy: CloningState) -> None:
     _finish_ppo(run, "decode_online", agent, params, config.ppo.num_updates, config.ppo, seconds, **counts)
 
 
-def scratch_stage(run: Run, stage: str, config: ScratchConfig, start: Source | None = None) -> None:
-    """Trains PPO from scratch: the null of online decoding, or an expert; `start` gives the first weights instead.
+def named_stage(run: Run, store: Store, model: DynamicsState, space: ActionSpace) -> None:
+    """Random play labels windows of its own, these name the recording's actions, and a clone of them goes on by PPO."""
+    config, stage = run.config.named, "decode_named"
+    if not config.frames or run.done(stage):
+        return
+    folder = run.folder / "policies" / "named"
+    if not (folder / "policy.json").exists():
+        with timed() as seconds:
+            network, params = named_policy(run, store, model, space)
+            label = "the policy cloned from actions that random play named"
+            found = evaluate_policy(
+                run, label, policies.Logits(network), params, episodes=run.config.eval_episodes, num_envs=64
+            )
+        info = {"env": run.env, "stage": "named", "frames": config.frames, "seconds": seconds()}
+        policies.save_policy(folder, network, params, info | found)
+    start = find_source(run.env, str(folder), run.folder, space)
+    trained = ScratchConfig(run.config.cloning.trunk, config.after, run.config.cloning.dtype)
+    scratch_stage(run, stage, trained, start, config.frames)
+
+
+def named_policy(run: Run, store: Store, model: DynamicsState, space: ActionSpace) -> tuple[ScratchAgent, Any]:
+    """The policy that `named_stage` starts from, and its parameters."""
+    config, key, length = run.config, stage_key(run.config, "named"), model.config.window
+    path = run.folder / "play"
+    if not path.exists():
+        uniform = find_source(run.env, "random", run.folder, space)
+        play(run, path, uniform, config.named.frames, config.named.ppo.num_envs, key)
+    played = open_store(path)
+    labelled = LabelledSubset(played, len(played.starts("all", length)), split="all", length=length)
+    decoder, _ = offline.fit(
+        key, latents.latents_of(model, labelled.windows())[0], labelled.actions, config.offline, space
+    )
+    fuse = _fuse(config.cloning.trunk, model.config.idm)
+    stream = training_stream(run, store, config.cloning.batch_size, config.seed + 2, fuse)
+    return relabel(run, "named", key, model, decoder, stream, store.obs_shape, space)
+
+
+def scratch_stage(run: Run, stage: str, config: ScratchConfig, start: Source | None = None, before: int = 0) -> None:
+    """Trains PPO from scratch: the null of online decoding, or an expert.
+
+    Args:
+      run: the run.
+      stage: what it is called.
+      config: the settings.
+      start: a policy whose weights are the first ones.
+      before: environment frames that were spent before.
 
     Raises:
       RunError: if the weights of `start` are those of another network.
     """
     if run.done(stage):
         return
-    option = "--expert.ppo" if stage == "expert" else "--scratch.ppo"
+    option = {"expert": "--expert.ppo", "decode_named": "--named.ppo"}.get(stage, "--scratch.ppo")
     env, scan = make_env(run.env, ppo_share(run, config.ppo, option), run.config), _scan(config.trunk)
     agent = config.agent(env.action_space)
     key_params, key = jax.random.split(stage_key(run.config, stage))
@@ -931,7 +987,7 @@ def scratch_stage(run: Run, stage: str, config: ScratchConfig, start: Source | N
     )
     env.close()
     params = parallel.on_one(state.params, run.devices)
-    _finish_ppo(run, stage, agent, params, config.ppo.num_updates, config.ppo, seconds)
+    _finish_ppo(run, stage, agent, params, config.ppo.num_updates, config.ppo, seconds, before)
 
 
 def _finish_ppo(
@@ -942,10 +998,11 @@ def _finish_ppo(
     updates: int,
     config: ppo.PPOConfig,
     seconds: float,
+    before: int = 0,
     **counts: int,
 ) -> None:
-    frames = updates * config.num_envs * config.num_steps
-    label = {"decode_online": "the policy decoded online", "ppo_scratch": "PPO from scratch"}.get(stage, stage)
+    frames = before + updates * config.num_envs * config.num_steps
+    label = ONLINE.get(stage, stage)
     found = evaluate_policy(
         run, label, policies.Logits(network), params, episodes=run.config.eval_episodes, num_envs=64
     )
@@ -955,7 +1012,7 @@ def _finish_ppo(
     policies.save_policy(run.folder / "policies" / stage, network, params, info)
     results = {
         "frames": frames,
-        "curve": _curve(run, stage),
+        "curve": _curve(run, stage, before),
         **found,
         "seconds": seconds,
         "frames_per_s": frames / max(seconds, 1e-9),
@@ -976,14 +1033,18 @@ def check_shares(run: Run) -> None:
     for option, size in sizes.items():
         parallel.share(size, run.devices, option)
     if jax.process_count() == 1:
-        for option, settings in (("--online.ppo", config.online.ppo), ("--scratch.ppo", config.scratch.ppo)):
+        used = {"--online.ppo": config.online.ppo, "--scratch.ppo": config.scratch.ppo}
+        if config.named.frames:
+            used["--named.ppo"] = config.named.ppo
+        for option, settings in used.items():
             ppo_share(run, settings, option)
 
 
 def run_pipeline(run: Run, source: Source, data: Path) -> Path:
     """Runs every stage that has not ended yet, then writes the report; a run that has ended is left as it is."""
     page = run.folder / "report.html"
-    if run.done("decode_online") and parallel.from_first(page.exists):
+    last = "decode_named" if run.config.named.frames else "decode_online"
+    if run.done(last) and parallel.from_first(page.exists):
         return page
     started = time.monotonic()
     before = run.summary.get("total_seconds") or 0.0
@@ -1013,6 +1074,8 @@ def run_pipeline(run: Run, source: Source, data: Path) -> Path:
     checkpointed()
     online_stage(run, model, policy)
     checkpointed()
+    named_stage(run, store, model, space)
+    checkpointed()
     return report.write(run.folder)
 
 
@@ -1020,6 +1083,7 @@ AGGREGATED = {
     "dynamics": ("fdm_ratio", "probe_accuracy", "probe_accuracy_merged", "probe_r2"),
     "cloning": ("ratio",),
     "decode_online": ("return_mean", "normalised"),
+    "decode_named": ("return_mean", "normalised"),
     "ppo_scratch": ("return_mean", "normalised"),
 }
 
@@ -1032,7 +1096,7 @@ def aggregate(folders: list[Path]) -> Path:
         return {"mean": float(np.mean(values)), "stderr": float(np.std(values, ddof=1) / np.sqrt(len(values)))}
 
     def told(stage: str, name: str) -> bool:
-        return all(summary["stages"][stage].get(name) is not None for summary in summaries)
+        return all(summary["stages"].get(stage, {}).get(name) is not None for summary in summaries)
 
     stages: dict[str, Any] = {
         stage: {

@@ -85,9 +85,10 @@ def test_ppo_must_lead_the_random_policy_by_a_standard_error(stage, mean, fails)
     assert failed(judge_online(stage, results, summary_of())) == fails
 
 
+@pytest.mark.parametrize("stage", ["decode_online", "decode_named"])
 @pytest.mark.parametrize(("scratch", "fails"), [(6.99, False), (7.0, True), (9.0, True)])
-def test_online_must_beat_ppo_from_scratch(scratch, fails):
-    assert failed(judge_online("decode_online", ONLINE, summary_of(scratch))) == fails
+def test_online_must_beat_ppo_from_scratch(stage, scratch, fails):
+    assert failed(judge_online(stage, ONLINE, summary_of(scratch))) == fails
     assert not failed(judge_online("ppo_scratch", ONLINE, summary_of(scratch)))
 
 

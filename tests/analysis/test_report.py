@@ -418,3 +418,17 @@ def test_vectors_are_drawn_as_curves_not_as_frames(tmp_path):
     np.testing.assert_allclose(y, x + 1)
     imagined = figures.vector_rollouts(vectors["rollout_frames"], list(vectors["rollout_labels"]))
     np.testing.assert_array_equal(imagined.axes[2].lines[3].get_ydata(), vectors["rollout_frames"][3, :, 2])
+
+
+def test_a_stage_that_need_not_be_is_told_of_where_it_was_asked_for(tmp_path):
+    title = report.STAGES["decode_named"]
+    assert title not in Page(report.write(make_run(tmp_path / "without"))).text
+    asked = make_run(tmp_path / "asked")
+    (asked / "config.json").write_text(json.dumps({"env": "coinrun", "named": {"frames": 8192}}))
+    page = Page(report.write(asked))
+    assert title in page.text and "unfinished" in page.text
+    named = {**RESULT, "return_mean": 7.25, "curve": [[8192, 1.0], [12288, 7.25]], "ok": True, "verdict": "7.25, named"}
+    make_run(asked, SUMMARY | {"stages": SUMMARY["stages"] | {"decode_named": named}})
+    (asked / "config.json").write_text(json.dumps({"env": "coinrun", "named": {"frames": 8192}}))
+    page = Page(report.write(asked))
+    assert "7.25, named" in page.text and "every stage beats its null" in page.text

@@ -119,13 +119,13 @@ def judge_offline(results: dict[str, Any], nulls: dict[str, Any]) -> Verdict:
 
 
 def judge_online(stage: str, results: dict[str, Any], summary: dict[str, Any]) -> Verdict:
-    """PPO must beat the random policy; online decoding must also beat PPO from scratch at the same frames."""
+    """PPO must beat the random policy; either way of decoding must also beat PPO from scratch at the same frames."""
     random = summary["nulls"].get("random_return", {}).get("mean")
     mean, stderr = results["return_mean"], results["return_stderr"]
     if random is not None and mean - STDERRS * stderr <= random:
         return {"ok": False, "verdict": f"failed: no better than the random policy ({random:.2f})"}
     scratch = summary["stages"].get("ppo_scratch")
-    if stage == "decode_online" and scratch:
+    if stage in ("decode_online", "decode_named") and scratch:
         other = scratch["return_mean"]
         if mean <= other:
             return {"ok": False, "verdict": f"failed: {mean:.2f}, PPO from scratch has {other:.2f} at the same frames"}

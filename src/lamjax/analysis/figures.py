@@ -331,18 +331,24 @@ def return_by_labels(
 
 
 def return_by_frames(
-    decoded: Curve | None, scratch: Curve | None, random: float | None = None, expert: float | None = None
+    decoded: Curve | None,
+    scratch: Curve | None,
+    named: Curve | None = None,
+    random: float | None = None,
+    expert: float | None = None,
 ) -> Figure:
     """Return of the latent policy decoded online, and of PPO from scratch, against environment frames.
 
     Args:
         decoded: frames, mean return of the episodes that ended since the last point.
         scratch: the same for PPO from scratch.
+        named: the same for PPO from a policy cloned from actions that random play named.
         random: return of a random policy.
         expert: return of the demonstrator.
     """
     fig, ax = _panel("Return against frames", "environment frames", "episode return")
     _smoothed(ax, decoded, "latent policy, decoded online", BLUE)
+    _smoothed(ax, named, "actions named by random play, cloned, then PPO", GREEN)
     _smoothed(ax, scratch, "PPO from scratch", VERMILLION)
     _reference(ax, expert, "expert", "--")
     _reference(ax, random, "random policy", ":")

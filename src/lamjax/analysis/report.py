@@ -28,6 +28,7 @@ STAGES = {
     "cloning": "Stage 2: latent cloning",
     "decode_offline": "Stage 3: offline decoding",
     "decode_online": "Stage 3: online decoding",
+    "decode_named": "Stage 3: actions named by random play, then PPO",
     "ppo_scratch": "PPO from scratch",
 }
 
@@ -296,8 +297,8 @@ def _by_labels(run: Run) -> Figure | None:
 
 def _by_frames(run: Run) -> Figure | None:
     curves = [
-        run.curve(stage, "episode_return", "frames") or _finite(run.stage(stage).get("curve"))
-        for stage in ("decode_online", "ppo_scratch")
+        _finite(run.stage(stage).get("curve")) or run.curve(stage, "episode_return", "frames")
+        for stage in ("decode_online", "ppo_scratch", "decode_named")
     ]
     return figures.return_by_frames(*curves, *_reference_returns(run)) if any(curves) else None
 
@@ -384,7 +385,8 @@ FIGURES = {
     "return_by_frames": Plot(
         _by_frames,
         "Return against frames",
-        "Return while PPO trains the decoded latent policy, and while it trains a policy from scratch. Faint: mean of "
+        "Return while PPO trains the decoded latent policy, while it trains a policy from scratch, and, where that was "
+        "asked for, while it goes on from a clone of the actions that random play named. Faint: mean of "
         "the episodes that ended at each update; bold: moving mean.",
         "the metrics of online decoding",
     ),
@@ -625,6 +627,7 @@ _COLUMNS = {
     },
     "decode_offline.normalised": ("labels", "normalised"),
     "decode_online.curve": ("frames", "mean"),
+    "decode_named.curve": ("frames", "mean"),
     "ppo_scratch.curve": ("frames", "mean"),
 }
 
@@ -670,6 +673,8 @@ def _stage_numbers(run: Run, stage: str) -> list[Row]:
 def render(run: Run, embedded: dict[str, Embedded]) -> str:
     """The report's HTML. Text from the run is escaped; only the figures go in as they are."""
     outcomes = {stage: _outcome(run, stage) for stage in STAGES}
+    if not (run.config.get("named") or {}).get("frames"):
+        del outcomes["decode_named"]  # a run need not have it
     state, verdict = _verdict(outcomes)
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("lamjax.analysis"),

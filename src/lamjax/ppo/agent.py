@@ -45,6 +45,8 @@ class ScratchAgent:
     def apply(self, params: Any, features: jax.Array) -> tuple[jax.Array, jax.Array]:
         """Observations ``[B, *obs_shape]`` to the outputs ``[B, K]`` of `space` and values ``[B]``, float32.
 
-        Parameters that were cloned from recorded observations may say by ``obs_stats`` how to standardise them.
+        Parameters that were cloned from recorded observations may say by ``obs_stats`` how to standardise them; these
+        are not trained.
         """
-        return self.network.apply({"params": params}, normalise_obs(features, params.get("obs_stats")))
+        stats = jax.lax.stop_gradient(params.get("obs_stats"))
+        return self.network.apply({"params": params}, normalise_obs(features, stats))
