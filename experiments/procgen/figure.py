@@ -1,8 +1,9 @@
 """Draws ``results/*.json`` in the form of the paper's figures: ``figure.png`` and ``offline.png`` beside this file.
 
 The first panel is the mean normalised return over the games that are there, the others are one game each: the return of
-the training episodes against environment frames, smoothed over 2 % of them, mean and standard error over seeds. Crosses
-at the end are what the paper reports there, read off its figures.
+the training episodes against environment frames, smoothed over 2 % of them, mean and standard error over seeds. Lines
+are the expert (dashed) and random play (dotted). Crosses, beside runs of the paper's settings, are what it reports,
+read off its figures.
 """
 
 import csv
@@ -12,6 +13,7 @@ from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.ticker import EngFormatter, MaxNLocator
 
 from lamjax import envs
 from lamjax.analysis.figures import BLUE, GREEN, MUTED, PURPLE, VERMILLION
@@ -20,6 +22,7 @@ HERE = Path(__file__).parent
 LABELS = {"lapo": "RL and decoder", "rl_only": "RL only", "no_vq": "RL only, no VQ", "ppo_scratch": "PPO from scratch"}
 COLOURS = dict(zip(LABELS, (BLUE, GREEN, PURPLE, VERMILLION), strict=True))
 POINTS = 200
+COMPARABLE = ("paper", "reference")  # presets
 
 
 def paper() -> dict[str, dict[str, float]]:
@@ -73,7 +76,7 @@ def online(results: dict[str, dict[str, Any]]) -> Figure:
                 frames, rows = curves(found[game], method)
                 draw(panel, frames, rows, method)
                 means.append(envs.normalised_return(game, rows.mean(0)))
-                if method in reported[game] and frames[-1] >= 3.9e6:
+                if method in reported[game] and found[game]["preset"] in COMPARABLE:
                     panel.plot(frames[-1], reported[game][method], "x", color=COLOURS[method])
         draw(panels[0], frames, np.stack(means), method)
     panels[0].set_title(f"mean of {len(results)} game(s), normalised", fontsize=9)
@@ -87,6 +90,8 @@ def online(results: dict[str, dict[str, Any]]) -> Figure:
     for panel in panels:
         panel.tick_params(labelsize=7)
         panel.set_xlabel("environment frames", fontsize=7)
+        panel.xaxis.set_major_locator(MaxNLocator(5))
+        panel.xaxis.set_major_formatter(EngFormatter(sep=""))
     return figure
 
 
@@ -97,8 +102,12 @@ def offline(results: dict[str, dict[str, Any]]) -> Figure:
     for panel, (game, result) in zip(panels, results.items(), strict=True):
         for name, colour, label in (("curve", BLUE, "decoded"), ("bc_curve", VERMILLION, "cloned labels")):
             values = np.asarray(result["offline"][name], float)[..., :2]  # [seeds, N, 2]
-            panel.semilogx(values[0, :, 0], values[..., 1].mean(0), "o-", color=colour, label=label, markersize=3)
-        panel.plot(8192, reported[game]["offline"], "x", color=BLUE)
+            labels, returns = values[0, :, 0], values[..., 1]
+            error = returns.std(0, ddof=1) / np.sqrt(len(returns)) if len(returns) > 1 else None
+            panel.errorbar(labels, returns.mean(0), error, fmt="o-", color=colour, label=label, markersize=3)
+        panel.set_xscale("log")
+        if result["preset"] in COMPARABLE:
+            panel.plot(8192, reported[game]["offline"], "x", color=BLUE)
         if result["expert"]["return_mean"] is not None:
             panel.axhline(result["expert"]["return_mean"], color=MUTED, linewidth=0.8, linestyle="--")
         panel.axhline(result["nulls"][0]["random_return"]["mean"], color=MUTED, linewidth=0.8, linestyle=":")

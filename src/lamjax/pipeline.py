@@ -919,11 +919,12 @@ def named_stage(run: Run, store: Store, model: DynamicsState, space: ActionSpace
             found = evaluate_policy(
                 run, label, policies.Logits(network), params, episodes=run.config.eval_episodes, num_envs=64
             )
-        info = {"env": run.env, "stage": "named", "frames": config.frames, "seconds": seconds()}
+        frames = open_store(run.folder / "play").num_frames  # a dispatch's more than were asked for, at most
+        info = {"env": run.env, "stage": "named", "frames": frames, "seconds": seconds()}
         policies.save_policy(folder, network, params, info | found)
     start = find_source(run.env, str(folder), run.folder, space)
     trained = ScratchConfig(run.config.cloning.trunk, config.after, run.config.cloning.dtype)
-    scratch_stage(run, stage, trained, start, config.frames)
+    scratch_stage(run, stage, trained, start, start.info["frames"])
 
 
 def named_policy(run: Run, store: Store, model: DynamicsState, space: ActionSpace) -> tuple[ScratchAgent, Any]:
