@@ -125,8 +125,9 @@ SIZES = {
     "decoding": {
         "GAMES": ("breakout",),
         "CONFIG": GRID,
-        "DEMONSTRATOR": 4096,
+        "DEMONSTRATOR": GRID.expert,
         "STEPS": 64,
+        "ROLLOUT": 8,
         "FRAMES": ("4096",),
         "LABELS": ("16",),
         "EPISODES": 1,

@@ -122,13 +122,13 @@ def test_learns_pendulum():
 
 @pytest.mark.skipif("LAMJAX_LONG" not in os.environ, reason="takes two minutes: LAMJAX_LONG=1 runs it")
 def test_learns_minatar_breakout():
-    """The preset's expert. gymnax's own PPO agent has 28 (its README); ours has 29.7 over five seeds, from 7 to 69."""
+    """The preset's expert, against gymnax's own PPO agent, which has 28 (its README)."""
     config = GRID_PRESETS["cpu"].expert
     env = envs.make("minatar/breakout", config.ppo.num_envs)
     agent = ScratchAgent(config.trunk, env.num_actions)
     params, _ = jax.jit(lambda key: fused.learn(key, env, config))(jax.random.key(0))
     returns = fused.evaluate(jax.random.key(1), env, Logits(agent), params, 2)
-    assert returns.mean() >= 15
+    assert returns.mean() > 28
 
 
 # One update
