@@ -316,6 +316,17 @@ def test_an_exception_leaves_nothing(stores, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+def test_an_exception_waits_for_what_is_being_written(stores, tmp_path):
+    """Chunks are written in the background; whatever of them comes after the folder was removed makes it anew."""
+    for attempt in range(20):
+        with pytest.raises(KeyboardInterrupt), stores.writer(tmp_path / "store") as writer:
+            stores.append(writer, 600 + attempt)
+            pending = [write for array in writer._arrays.values() for _, write in array._in_flight]
+            raise KeyboardInterrupt
+        assert pending and all(write.done() for write in pending)
+        assert not list(tmp_path.iterdir())
+
+
 def test_an_episode_that_was_cut_off_is_not_committed(stores, tmp_path, monkeypatch):
     def interrupt(self, rows):
         raise KeyboardInterrupt

@@ -337,6 +337,8 @@ class StoreWriter:
             self._release()
 
     def _release(self) -> None:
+        for array in self._arrays.values():
+            array.abandon()
         self._arrays = {}
         if self.position is None:
             shutil.rmtree(self._partial, ignore_errors=True)  # after a commit there is nothing left
@@ -445,6 +447,13 @@ class _ArrayWriter:
         self._array.resize(exclusive_max=[num_rows, *inner], resize_metadata_only=True).result()
         self._add_digest(f"{self._name}/{_METADATA}")
         return self._files
+
+    def abandon(self) -> None:
+        """Waits for what is being written, whatever comes of it: its folder could not be removed before."""
+        for _, write in self._in_flight:
+            with contextlib.suppress(ValueError, OSError):
+                write.result()
+        self._in_flight.clear()
 
     def _flush(self) -> None:
         start = self._chunk * len(self._buffer)
