@@ -38,7 +38,7 @@ def take(run: Path) -> None:
     """Copies a run's summary, without the place where its recording lay."""
     summary = json.loads((run / "summary.json").read_text())
     (DOCS / "results").mkdir(exist_ok=True)
-    path = DOCS / "results" / f"{summary['env']}-{summary['preset']}.json"
+    path = DOCS / "results" / f"{summary['env'].replace('/', '-')}-{summary['preset']}.json"
     for stage in summary["stages"].values():
         stage.pop("store", None)
     path.write_text(json.dumps(summary, indent=1) + "\n")
@@ -65,7 +65,8 @@ def rows(summary: dict) -> list[tuple[str, str, str]]:
     found.append((f"return, decoded by PPO in {frames} frames", _return(online), f"from scratch {_return(scratch)}"))
     if named := stages.get("decode_named"):
         frames = f"{named['frames']:,}"
-        found.append((f"return, actions named by random play, cloned, then PPO, {frames} frames", _return(named), ""))
+        what = f"return, actions named by random play, cloned, then PPO, {frames} frames in all"
+        found.append((what, _return(named), f"from scratch {_return(scratch)}"))
     found += [
         (f"return of the {name.removesuffix('_return')} policy", f"{null['mean']:.2f} ± {null['stderr']:.2f}", "")
         for name, null in nulls.items()
@@ -81,11 +82,15 @@ def table(summary: dict) -> str:
     """One run as Markdown."""
     device = summary["device"]
     machine = f"{device['cpus']} CPU cores" if device["platform"] == "cpu" else device["kind"]
-    source = {"expert": "the expert", "random": "a random policy"}
-    who = source.get(summary["source"]["policy"], summary["source"]["policy"])
+    source = summary["source"]
+    who = {"expert": "the expert", "random": "a random policy"}.get(source["policy"], source["policy"])
+    if source.get("frames"):
+        who += f", trained before by {source['frames']:,} frames of PPO in {source['seconds'] / 60:.1f} minutes"
+    env, _, options = summary["command"].removeprefix("lamjax train --env ").partition(" ")
+    command = f"make train ENV={env}" + (f' ARGS="{options}"' if options else "")
     lines = [
-        f"**`{summary['command'].replace('lamjax train --env ', 'make train ENV=').split(' --')[0]}`**, preset "
-        f"`{summary['preset']}`, {summary['total_seconds'] / 60:.0f} minutes on {machine}, one seed; recorded: {who}.",
+        f"**`{command}`**, preset `{summary['preset']}`, {summary['total_seconds'] / 60:.0f} minutes on {machine}, "
+        f"one seed; recorded: {who}.",
         "",
         "| what | value | beside it |",
         "| --- | --- | --- |",
