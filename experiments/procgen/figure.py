@@ -1,4 +1,4 @@
-"""Draws ``results/*.json`` in the form of the paper's figures: ``figure.png`` and ``offline.png`` beside this file.
+"""Shows ``results/*.json`` as the paper does, ``figure.png`` and ``offline.png``, and as the table of ``README.md``.
 
 The first panel is the mean normalised return over the games that are there, the others are one game each: the return of
 the training episodes against environment frames, smoothed over 2 % of them, mean and standard error over seeds. Lines
@@ -8,6 +8,7 @@ read off its figures.
 
 import csv
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,14 @@ from lamjax.analysis.figures import BLUE, GREEN, MUTED, PURPLE, VERMILLION
 HERE = Path(__file__).parent
 LABELS = {"lapo": "RL and decoder", "rl_only": "RL only", "no_vq": "RL only, no VQ", "ppo_scratch": "PPO from scratch"}
 COLOURS = dict(zip(LABELS, (BLUE, GREEN, PURPLE, VERMILLION), strict=True))
+PAGE, MARKS = HERE / "README.md", ("<!-- table -->", "<!-- /table -->")
+TIMED = {
+    "dynamics": "stage 1",
+    "cloning": "stage 2",
+    "decode_offline": "offline",
+    "decode_online": "online",
+    "ppo_scratch": "PPO from scratch",
+}
 POINTS = 200
 COMPARABLE = ("paper", "reference")  # presets
 
@@ -118,14 +127,64 @@ def offline(results: dict[str, dict[str, Any]]) -> Figure:
     return figure
 
 
+def load() -> dict[str, dict[str, Any]]:
+    """The results that are there, by game."""
+    return {path.stem: json.loads(path.read_text()) for path in sorted((HERE / "results").glob("*.json"))}
+
+
+def stated(values: list[float] | np.ndarray) -> str:
+    """Mean ± standard error over seeds."""
+    values = np.asarray(values, float)
+    error = f" ± {values.std(ddof=1) / np.sqrt(len(values)):.2f}" if len(values) > 1 else ""
+    return f"{values.mean():.2f}{error}"
+
+
+def row(game: str, result: dict[str, Any] | None, reported: dict[str, float]) -> list[str]:
+    """A game's cells: what was measured, the paper's values in brackets."""
+
+    def cell(method: str, found: str) -> str:
+        return f"{found} ({reported[method]:.2f})".strip() if method in reported else found
+
+    if result is None:
+        return [game, "", "", "", "", *(cell(method, "") for method in LABELS), cell("offline", ""), ""]
+    online = {method: stated(found["return"]["values"]) for method, found in result["online"].items()}
+    last = np.asarray(result["offline"]["curve"], float)[:, -1]  # [seeds, (labels, mean, error)]
+    minutes = [f"{result['seconds'][stage]['mean'] / 60:.1f}" for stage in TIMED]
+    return [
+        game,
+        result["preset"],
+        str(len(result["seeds"])),
+        stated([nulls["random_return"]["mean"] for nulls in result["nulls"]]),
+        "" if result["expert"]["return_mean"] is None else f"{result['expert']['return_mean']:.2f}",
+        *(cell(method, online.get(method, "")) for method in LABELS),
+        cell("offline", f"{stated(last[:, 1])} of {last[0, 0]:.0f}"),
+        ", ".join(minutes),
+    ]
+
+
+def table(results: dict[str, dict[str, Any]]) -> str:
+    """Every game, those not yet run with the paper's values alone."""
+    names = ("game", "preset", "seeds", "random", "expert", *LABELS.values(), "offline, of labels")
+    head = [*names, f"minutes of {', '.join(TIMED.values())}"]
+    rows = [head, ["---"] * len(head), *(row(game, results.get(game), reported) for game, reported in paper().items())]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in rows)
+
+
+def written(page: str, results: dict[str, dict[str, Any]]) -> str:
+    """The page with its table."""
+    before, after = map(re.escape, MARKS)
+    return re.sub(f"(?<={before}\n).*(?={after})", lambda _: f"{table(results)}\n", page, flags=re.S)
+
+
 def main() -> None:
-    """Draws both."""
-    results = {path.stem: json.loads(path.read_text()) for path in sorted((HERE / "results").glob("*.json"))}
+    """Draws both figures and writes the table."""
+    results = load()
     if not results:
         raise SystemExit("There are no results yet: python experiments/procgen/run.py makes them.")
     online(results).savefig(HERE / "figure.png", dpi=150)
     offline(results).savefig(HERE / "offline.png", dpi=150)
-    print(f"{len(results)} game(s): {HERE / 'figure.png'}, {HERE / 'offline.png'}")
+    PAGE.write_text(written(PAGE.read_text(), results))
+    print(f"{len(results)} game(s): {PAGE}, {HERE / 'figure.png'}, {HERE / 'offline.png'}")
 
 
 if __name__ == "__main__":

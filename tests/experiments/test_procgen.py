@@ -113,3 +113,14 @@ def test_the_papers_values_are_those_of_all_games():
     }
     # The means that the paper's aggregate figures show.
     assert normalised == pytest.approx({"lapo": 1.0, "rl_only": 0.93, "ppo_scratch": 0.44, "offline": 0.57}, abs=0.015)
+
+
+def test_the_page_says_what_the_committed_results_say():
+    results, page = figure.load(), figure.PAGE.read_text()
+    assert results and figure.written(page, results) == page
+    lines = [line for line in page.splitlines() if line.startswith("| ")]
+    assert [line.split(" | ")[0] for line in lines[2:]] == [f"| {game}" for game in figure.paper()]
+    for game, result in results.items():
+        line = next(line for line in lines if line.startswith(f"| {game} "))
+        assert f"| {np.mean(result['online']['lapo']['return']['values']):.2f} ± " in line
+        assert f"({figure.paper()[game]['lapo']:.2f})" in line
