@@ -30,15 +30,9 @@ LABELS = ("16", "64", "256", "1024")
 ONLINE = ("scratch", "online", "named-online")
 EPISODES = 4  # in each environment
 # Named online: so much random play has its actions decoded, out of the same budget of frames, and PPO goes on from the
-# policy that is cloned from the video. Its value head alone learns at first, and it forgets less at small rates.
+# policy that is cloned from the video.
 ROLLOUT = 128  # steps
-TUNING = {
-    "entropy_coef": 0.003,
-    "learning_rates": (
-        ("value_head", ((0.0, 2.5e-3), (1.0, 0.0))),
-        ("", ((0.0, 0.0), (0.05, 0.0), (0.07, 5e-4), (1.0, 0.0))),
-    ),
-}
+TUNING = {"entropy_coef": 0.003, "learning_rates": CONFIG.named.ppo.learning_rates}
 NEAR = 0.95  # of the demonstrator's return
 WINDOW = 1 / 50  # of the frames: the mean over which a training return counts
 
