@@ -66,7 +66,8 @@ def rows(summary: dict) -> list[tuple[str, str, str]]:
     if named := stages.get("decode_named"):
         frames = f"{named['frames']:,}"
         what = f"return, actions named by random play, cloned, then PPO, {frames} frames in all"
-        found.append((what, _return(named), f"from scratch {_return(scratch)}"))
+        before = f"before PPO {named['start_return']:.2f}, " if "start_return" in named else ""
+        found.append((what, _return(named), f"{before}from scratch {_return(scratch)}"))
     found += [
         (f"return of the {name.removesuffix('_return')} policy", f"{null['mean']:.2f} ± {null['stderr']:.2f}", "")
         for name, null in nulls.items()

@@ -352,7 +352,7 @@ def test_random_play_names_the_recording(decoded, store):
     assert results["frames"] == 512 + 256
     assert [frames for frames, _ in results["curve"]][-1] == 512 + 256
     found, started = (policies.load_policy(folder / "policies" / name) for name in ("decode_named", "named"))
-    assert found[0].network == started[0].network
+    assert found[0].network == started[0].network and results["start_return"] == started[2]["return_mean"]
     # PPO goes on from the clone's weights; how observations are standardised is not among what it trains.
     close(found[1]["obs_stats"], started[1]["obs_stats"])
     moved = jax.tree.map(lambda a, b: float(np.abs(a - b).max()), found[1], started[1])

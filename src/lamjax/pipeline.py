@@ -988,7 +988,8 @@ def scratch_stage(run: Run, stage: str, config: ScratchConfig, start: Source | N
     )
     env.close()
     params = parallel.on_one(state.params, run.devices)
-    _finish_ppo(run, stage, agent, params, config.ppo.num_updates, config.ppo, seconds, before)
+    told = {} if start is None or "return_mean" not in start.info else {"start_return": start.info["return_mean"]}
+    _finish_ppo(run, stage, agent, params, config.ppo.num_updates, config.ppo, seconds, before, **told)
 
 
 def _finish_ppo(
@@ -1000,7 +1001,7 @@ def _finish_ppo(
     config: ppo.PPOConfig,
     seconds: float,
     before: int = 0,
-    **counts: int,
+    **more: float,
 ) -> None:
     frames = before + updates * config.num_envs * config.num_steps
     label = ONLINE.get(stage, stage)
@@ -1017,7 +1018,7 @@ def _finish_ppo(
         **found,
         "seconds": seconds,
         "frames_per_s": frames / max(seconds, 1e-9),
-        **counts,
+        **more,
     }
     run.finish(stage, results | diagnosis.judge_online(stage, results, run.summary))
 
