@@ -350,6 +350,7 @@ def test_random_play_names_the_recording(decoded, store):
     played = open_store(folder / "play")
     assert played.num_frames == 512 and played.policy["kind"] == "random"
     assert results["frames"] == 512 + 256
+    assert results["frames_per_s"] == pytest.approx(256 / results["seconds"])  # of PPO alone
     assert [frames for frames, _ in results["curve"]][-1] == 512 + 256
     found, started = (policies.load_policy(folder / "policies" / name) for name in ("decode_named", "named"))
     assert found[0].network == started[0].network and results["start_return"] == started[2]["return_mean"]

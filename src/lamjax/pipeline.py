@@ -1003,7 +1003,8 @@ def _finish_ppo(
     before: int = 0,
     **more: float,
 ) -> None:
-    frames = before + updates * config.num_envs * config.num_steps
+    trained = updates * config.num_envs * config.num_steps
+    frames = before + trained
     label = ONLINE.get(stage, stage)
     found = evaluate_policy(
         run, label, policies.Logits(network), params, episodes=run.config.eval_episodes, num_envs=64
@@ -1017,7 +1018,7 @@ def _finish_ppo(
         "curve": _curve(run, stage, before),
         **found,
         "seconds": seconds,
-        "frames_per_s": frames / max(seconds, 1e-9),
+        "frames_per_s": trained / max(seconds, 1e-9),
         **more,
     }
     run.finish(stage, results | diagnosis.judge_online(stage, results, run.summary))
