@@ -24,19 +24,17 @@ from lamjax.models.grid import GridConfig, GridFDMConfig
 from lamjax.models.policy import ObsStats
 from lamjax.ppo.agent import ScratchAgent
 
-# The presets, with half the channels and batches of 64: a cell takes seconds, and 15 or more are needed. Without a
-# quantiser, since that is what gave a policy on grids (`vq_ablation`); PPO trains the last layers, unless it says so.
 _GRID = GRID_PRESETS["cpu"]
 
 
-#
-# PPO learns at a fifth of the preset's rate, with LAPO's own schedules online: what the demonstrators of these
-# experiments return, 11.8 on Breakout, and what PPO from scratch does, were measured so.
 def _slowly(stage: ScratchConfig) -> ScratchConfig:
+    """PPO at a fifth of the preset's rate: the demonstrators, of 11.8 on Breakout, and PPO from scratch were so."""
     rates = (("", ((0.0, 1e-3), (1.0, 0.0))),)
     return dataclasses.replace(stage, ppo=dataclasses.replace(stage.ppo, learning_rates=rates))
 
 
+# The presets, with half the channels and batches of 64: a cell takes seconds, and 15 or more are needed. Without a
+# quantiser, since that is what gave a policy on grids (`vq_ablation`); PPO trains the last layers, unless it says so.
 GRID = dataclasses.replace(
     _GRID,
     dynamics=dataclasses.replace(
