@@ -62,7 +62,7 @@ def row(name: str, settings: Settings, torch_rate: float | None) -> dict[str, An
     programs = [((config.num_steps + 1) / 2, collect), (minibatches, learn)]
     details = {"acting_ms": acting * _median(act_ms), "learning_ms": learn_count * _median(learn_ms)}
     if name == "stage3":
-        infer, infer_ms = _inference(settings, acted, config.num_envs, rollouts)
+        infer, infer_ms = _inference(settings, acted, env, rollouts)
         share, steps = preset.online.decoder.stop, config.num_steps - 2
         parts.append((share * steps / (acted - 2), infer_ms))
         programs.append((share * steps, infer))
@@ -104,12 +104,12 @@ def _learning(state: ppo.PPOState, agent: Any, rollout: ppo.Rollout, config: PPO
     return program, milliseconds(step, settings.repeats), config.num_epochs * config.num_minibatches
 
 
-def _inference(settings: Settings, steps: int, num_envs: int, samples: int):
+def _inference(settings: Settings, steps: int, env: envs.VectorEnv, samples: int):
     """The inverse model on a rollout's transitions: the program, and milliseconds of its samples."""
     config = settings.preset.dynamics
     model: dynamics.DynamicsState = init_dynamics(jax.random.key(2), config, OBS)
-    pairs = online.Pairs.init(2 * steps * num_envs, config.latent_dim)
-    obs = jnp.zeros((steps, num_envs, *OBS), jnp.uint8)
-    action, done = jnp.zeros((steps, num_envs), jnp.int32), jnp.zeros((steps, num_envs), bool)
+    pairs = online.Pairs.init(2 * steps * env.num_envs, config.latent_dim, env.action_space)
+    obs = jnp.zeros((steps, env.num_envs, *OBS), jnp.uint8)
+    action, done = (jnp.zeros(obs.shape[:2], dtype) for dtype in (jnp.int32, bool))
     program = compiled(online.add_pairs, pairs, model, obs, action, done)
     return program, milliseconds(lambda: program.call(pairs, model, obs, action, done), samples)

@@ -1,0 +1,13 @@
+import pytest
+
+from benchmarks.__main__ import MEASURED
+from benchmarks.settings import Settings
+
+
+@pytest.mark.parametrize("name", ["stage2", "stage3", "loader"])
+def test_a_row_is_measured(name):
+    row = MEASURED[name](Settings(samples=1), None)
+    ms = row["step_ms"]
+    assert row["name"] == name and row["size"] == "cpu" and row["ratio"] is None
+    assert 0 < ms["p10"] <= ms["median"] <= ms["p90"]
+    assert row["rate"] > 0
