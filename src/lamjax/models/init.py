@@ -12,6 +12,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from lamjax.models.conv import conv
+
 
 def uniform_bound(fan_in: int):
     """An initializer U(-1/sqrt(fan_in), 1/sqrt(fan_in))."""
@@ -62,9 +64,10 @@ class Conv(nn.Module):
         shape = (*self.kernel_size, x.shape[-1], self.features)
         init = uniform_bound(math.prod(shape[:3]))
         reaches_all = all(2 * n - 1 <= k for n, k in zip(x.shape[1:3], self.kernel_size, strict=True))
-        if reaches_all and self.padding == "SAME" and self.strides == (1, 1):
+        if self.padding == "SAME" and self.strides == (1, 1):
             kernel, bias = (w.astype(self.dtype) for w in _ConvWeights(shape, init, name="conv")())
-            return _conv_of_few_pixels(x.astype(self.dtype), kernel) + bias[None, None, None]
+            convolve = _conv_of_few_pixels if reaches_all else conv
+            return convolve(x.astype(self.dtype), kernel) + bias[None, None, None]
         return nn.Conv(
             self.features,
             self.kernel_size,
@@ -116,8 +119,7 @@ class TiledConv(nn.Module):
         rows, columns = (_inside(n, k, self.dtype) for n, k in zip(x.shape[1:3], self.kernel_size, strict=True))
         taps = jnp.einsum("bz,ijzo->bijo", v, over_v)
         constant = jnp.einsum("hi,wj,bijo->bhwo", rows, columns, taps)
-        image = jax.lax.conv_general_dilated(x, over_x, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
-        return image + constant + bias[None, None, None]
+        return conv(x, over_x) + constant + bias[None, None, None]
 
 
 def _inside(size: int, kernel: int, dtype: Any) -> np.ndarray:
