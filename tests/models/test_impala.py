@@ -64,7 +64,7 @@ def pooled_by_xla(x, window, stride):
 
 
 @pytest.mark.parametrize(("window", "stride"), [(3, 2), (2, 2), (3, 1), (5, 2), (3, 3), (2, 3)])
-@pytest.mark.parametrize("shape", [(2, 8, 8, 3), (1, 9, 7, 2)])
+@pytest.mark.parametrize("shape", [(2, 8, 8, 3), (1, 9, 7, 2), (1, 6, 5, 1), (1, 1, 2, 1)])
 @pytest.mark.parametrize("levels", [1000, 3])  # without and with equal pixels
 def test_gradient_of_max_pool_is_xlas(shape, window, stride, levels):
     rng = np.random.default_rng(0)

@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from lamjax.models.init import Conv, Dense
 
@@ -68,15 +69,52 @@ def max_pool(x: jax.Array, window: int, stride: int) -> jax.Array:
     pixels the first gets the gradient, as in PyTorch. Written as a maximum over strided slices because XLA:CPU is
     several times slower in the gradient of its own pooling.
     """
+    return _pool_of_3_by_2(x) if (window, stride) == (3, 2) else _pooled(x, window, stride)[0]
+
+
+def _pooled(x: jax.Array, window: int, stride: int) -> tuple[jax.Array, jax.Array]:
+    """The maxima ``[B, H', W', C]``, and int32 which pixel of its window each is, row by row."""
     pad = window // 2 if window > stride else 0
     height, width = ((size + 2 * pad - window) // stride + 1 for size in x.shape[1:3])
     padded = jnp.pad(x, ((0, 0), (pad, pad), (pad, pad), (0, 0)), constant_values=-jnp.inf)
-    best = None
+    best = winner = None
     for i in range(window):
         for j in range(window):
             part = padded[:, i : i + stride * (height - 1) + 1 : stride, j : j + stride * (width - 1) + 1 : stride]
-            best = part if best is None else jnp.where(part > best, part, best)
-    return best
+            if best is None:
+                best, winner = part, jnp.zeros(part.shape, jnp.int32)
+            else:
+                wins = part > best
+                best, winner = jnp.where(wins, part, best), jnp.where(wins, window * i + j, winner)
+    return best, winner
+
+
+@jax.custom_vjp
+def _pool_of_3_by_2(x: jax.Array) -> jax.Array:
+    """IMPALA's pool. What follows from `_pooled` by itself would write nine images and add them up."""
+    return _pooled(x, 3, 2)[0]
+
+
+def _pool_forward(x: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+    best, winner = _pooled(x, 3, 2)
+    return best, (winner, x[:0])
+
+
+def _pool_backward(saved: tuple[jax.Array, jax.Array], g: jax.Array) -> tuple[jax.Array]:
+    winner, image = saved
+    b, h, w, c = g.shape
+    total = jnp.zeros((b, h, 2, w, 2, c), g.dtype)
+    # Row 2 i + r, r = 0 or 1, is row 1 + r of window i and, for r = 1, row 0 of window i + 1; columns likewise.
+    for down, row in enumerate(np.array([[[1], [2]], [[np.nan], [0]]])):
+        for right, column in enumerate(np.array([[1, 2], [np.nan, 0]])):
+            place = np.nan_to_num(3 * row + column, nan=-1).astype(np.int32)[None, None, :, None, :, None]
+            after = ((0, 0), (0, down), (0, right), (0, 0))
+            won = jnp.pad(winner, after, constant_values=-2)[:, down:, None, right:, None] == place
+            total += jnp.where(won, jnp.pad(g, after)[:, down:, None, right:, None], 0)
+    return (total.reshape(b, 2 * h, 2 * w, c)[:, : image.shape[1], : image.shape[2]],)
+
+
+_pool_of_3_by_2.defvjp(_pool_forward, _pool_backward)
 
 
 class ResidualBlock(nn.Module):
