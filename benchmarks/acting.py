@@ -15,6 +15,7 @@ from benchmarks.measure import row as measured_row
 from benchmarks.settings import OBS, Settings
 from benchmarks.training import init_cloning, init_dynamics
 from lamjax import dynamics, envs, loops
+from lamjax.config import PRESETS
 from lamjax.decoding import online
 from lamjax.ppo import train as ppo
 from lamjax.ppo.agent import ScratchAgent
@@ -27,7 +28,7 @@ def ppo_config(name: str, settings: Settings) -> PPOConfig:
     """PPO's settings of a row."""
     config = settings.preset.online.ppo if name == "stage3" else settings.preset.scratch.ppo
     if name == "ppo" and settings.slow:
-        return dataclasses.replace(config, grad_chunks=8)  # what the preset for CPUs sets
+        return dataclasses.replace(config, grad_chunks=PRESETS["cpu"].scratch.ppo.grad_chunks)
     return config
 
 

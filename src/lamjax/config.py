@@ -196,7 +196,7 @@ _REFERENCE = RunConfig(
 
 # Small strided networks that a laptop trains in minutes (docs/decisions.md says how they were found).
 _CPU_TRUNK = ImpalaConfig(channels=(16, 32, 32), blocks=1, stem=2, pool=False)
-_CPU_PPO = PPOConfig(total_frames=196_608, num_steps=64, entropy_coef=0.01, grad_chunks=8)
+_CPU_PPO = PPOConfig(total_frames=196_608, num_steps=64, entropy_coef=0.01, grad_chunks=16)
 _CPU = RunConfig(
     record=RecordConfig(frames=65_536),
     dynamics=DynamicsConfig(
