@@ -37,6 +37,9 @@ $(warning this machine has a GPU that ACCEL=$(ACCEL) leaves unused: ACCEL=cuda u
 endif
 endif
 
+# XLA:CPU takes the memory of its temporaries anew at each step: in large pages that costs a tenth (docs/performance.md).
+export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
+
 lock  := $(if $(filter cuda,$(accel)),requirements-cuda.lock,requirements.lock)
 stamp := .venv/.installed-$(accel)
 pip   := .venv/bin/python -m pip --disable-pip-version-check
