@@ -1,9 +1,9 @@
 """Shows ``results/*.json`` as the paper does, ``figure.png`` and ``offline.png``, and as the table of ``README.md``.
 
-The first panel is the mean normalised return over the games that are there, the others are one game each: the return of
-the training episodes against environment frames, smoothed over 2 % of them, mean and standard error over seeds. Lines
-are the expert (dashed) and random play (dotted). Crosses, beside runs of the paper's settings, are what it reports,
-read off its figures.
+The first panel is the mean normalised return over the games that are there, of methods that were run on all of them;
+the others are one game each: the return of the training episodes against environment frames, smoothed over 2 % of
+them, mean and standard error over seeds. Lines are the expert (dashed) and random play (dotted). Crosses, beside runs
+of the paper's settings, are what it reports, read off its figures.
 """
 
 import csv
@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.ticker import EngFormatter, MaxNLocator
 
 from lamjax import envs
@@ -87,10 +88,16 @@ def online(results: dict[str, dict[str, Any]]) -> Figure:
                 means.append(envs.normalised_return(game, rows.mean(0)))
                 if method in reported[game] and found[game]["preset"] in COMPARABLE:
                     panel.plot(frames[-1], reported[game][method], "x", color=COLOURS[method])
-        draw(panels[0], frames, np.stack(means), method)
+        if len(found) == len(results):  # a mean of other games would not compare
+            draw(panels[0], frames, np.stack(means), method)
     panels[0].set_title(f"mean of {len(results)} game(s), normalised", fontsize=9)
     panels[0].axhline(1, color=MUTED, linewidth=0.8, linestyle="--")
-    panels[0].legend(fontsize=7, frameon=False)
+    handles = [
+        Line2D([], [], color=COLOURS[m], label=LABELS[m])
+        for m in LABELS
+        if any(m in r["online"] for r in results.values())
+    ]
+    panels[0].legend(handles=handles, fontsize=7, frameon=False)
     for panel, (game, result) in zip(panels[1:], results.items(), strict=True):
         panel.set_title(f"{game} ({result['preset']})", fontsize=9)
         if result["expert"]["return_mean"] is not None:
