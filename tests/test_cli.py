@@ -312,7 +312,7 @@ def test_procgen_absent_names_the_extra(fails, monkeypatch):
 
 def test_episodes_must_be_a_multiple(fails):
     assert fails("eval", "--checkpoint", "random", "--episodes", "10", "--num-envs", "4") == (
-        "episodes (10) must be a multiple of the number of environments (4)."
+        "episodes (10) must be a multiple of the number of environments (4): ask for 8."
     )
     assert "at least 1" in fails("eval", "--checkpoint", "random", "--episodes", "0")
 

@@ -81,9 +81,9 @@ def test_progress_counts_finished_episodes(toy):
     assert seen[0] == 0 and seen == sorted(seen) and seen[-1] < 8
 
 
-@pytest.mark.parametrize("episodes", [3, 7])
-def test_episodes_must_divide_among_the_environments(toy, episodes):
-    message = rf"^episodes \({episodes}\) must be a multiple of the number of environments \(4\)\.$"
+@pytest.mark.parametrize(("episodes", "nearest"), [(1, 4), (3, 4), (7, 8), (13, 12)])
+def test_episodes_must_divide_among_the_environments(toy, episodes, nearest):
+    message = rf"^episodes \({episodes}\) must be a multiple of the number of environments \(4\): ask for {nearest}\.$"
     with pytest.raises(ValueError, match=message):
         evaluate(constant, jnp.zeros(2), toy, episodes, jax.random.key(0))
 

@@ -100,7 +100,9 @@ def evaluate(
     """
     n = env.num_envs
     if episodes % n:
-        raise ValueError(f"episodes ({episodes}) must be a multiple of the number of environments ({n}).")
+        nearest = max(1, round(episodes / n)) * n
+        told = f"episodes ({episodes}) must be a multiple of the number of environments ({n})"
+        raise ValueError(f"{told}: ask for {nearest}.")
     per_env = episodes // n
     carry, key = _start(env, per_env, key)
     chunk = 0
