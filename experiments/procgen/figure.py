@@ -8,7 +8,6 @@ of the paper's settings, are what it reports, read off its figures.
 
 import csv
 import json
-import re
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +16,15 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import EngFormatter, MaxNLocator
 
+from experiments.common import stated
+from experiments.linear_lam.common import filled
 from lamjax import envs
 from lamjax.analysis.figures import BLUE, GREEN, MUTED, PURPLE, VERMILLION
 
 HERE = Path(__file__).parent
 LABELS = {"lapo": "RL and decoder", "rl_only": "RL only", "no_vq": "RL only, no VQ", "ppo_scratch": "PPO from scratch"}
 COLOURS = dict(zip(LABELS, (BLUE, GREEN, PURPLE, VERMILLION), strict=True))
-PAGE, MARKS = HERE / "README.md", ("<!-- table -->", "<!-- /table -->")
+PAGE = HERE / "README.md"
 TIMED = {
     "dynamics": "stage 1",
     "cloning": "stage 2",
@@ -139,13 +140,6 @@ def load() -> dict[str, dict[str, Any]]:
     return {path.stem: json.loads(path.read_text()) for path in sorted((HERE / "results").glob("*.json"))}
 
 
-def stated(values: list[float] | np.ndarray) -> str:
-    """Mean ± standard error over seeds."""
-    values = np.asarray(values, float)
-    error = f" ± {values.std(ddof=1) / np.sqrt(len(values)):.2f}" if len(values) > 1 else ""
-    return f"{values.mean():.2f}{error}"
-
-
 def row(game: str, result: dict[str, Any] | None, reported: dict[str, float]) -> list[str]:
     """A game's cells: what was measured, the paper's values in brackets."""
 
@@ -154,14 +148,14 @@ def row(game: str, result: dict[str, Any] | None, reported: dict[str, float]) ->
 
     if result is None:
         return [game, "", "", "", "", *(cell(method, "") for method in LABELS), cell("offline", ""), ""]
-    online = {method: stated(found["return"]["values"]) for method, found in result["online"].items()}
+    online = {method: stated(np.array(found["return"]["values"])) for method, found in result["online"].items()}
     last = np.asarray(result["offline"]["curve"], float)[:, -1]  # [seeds, (labels, mean, error)]
     minutes = [f"{result['seconds'][stage]['mean'] / 60:.1f}" for stage in TIMED]
     return [
         game,
         result["preset"],
         str(len(result["seeds"])),
-        stated([nulls["random_return"]["mean"] for nulls in result["nulls"]]),
+        stated(np.array([nulls["random_return"]["mean"] for nulls in result["nulls"]])),
         "" if result["expert"]["return_mean"] is None else f"{result['expert']['return_mean']:.2f}",
         *(cell(method, online.get(method, "")) for method in LABELS),
         cell("offline", f"{stated(last[:, 1])} of {last[0, 0]:.0f}"),
@@ -179,8 +173,7 @@ def table(results: dict[str, dict[str, Any]]) -> str:
 
 def written(page: str, results: dict[str, dict[str, Any]]) -> str:
     """The page with its table."""
-    before, after = map(re.escape, MARKS)
-    return re.sub(f"(?<={before}\n).*(?={after})", lambda _: f"{table(results)}\n", page, flags=re.S)
+    return filled(page, table=table(results))
 
 
 def main() -> None:
