@@ -105,11 +105,12 @@ def _pool_backward(saved: tuple[jax.Array, jax.Array], g: jax.Array) -> tuple[ja
     b, h, w, c = g.shape
     total = jnp.zeros((b, h, 2, w, 2, c), g.dtype)
     # Row 2 i + r, r = 0 or 1, is row 1 + r of window i and, for r = 1, row 0 of window i + 1; columns likewise.
-    for down, row in enumerate(np.array([[[1], [2]], [[np.nan], [0]]])):
-        for right, column in enumerate(np.array([[1, 2], [np.nan, 0]])):
-            place = np.nan_to_num(3 * row + column, nan=-1).astype(np.int32)[None, None, :, None, :, None]
+    none = -9  # row or column, which makes a place that no winner has
+    for down, row in enumerate(((1, 2), (none, 0))):
+        for right, column in enumerate(((1, 2), (none, 0))):
+            place = np.add.outer(3 * np.array(row), column).astype(np.int32)[None, None, :, None, :, None]
             after = ((0, 0), (0, down), (0, right), (0, 0))
-            won = jnp.pad(winner, after, constant_values=-2)[:, down:, None, right:, None] == place
+            won = jnp.pad(winner, after, constant_values=-1)[:, down:, None, right:, None] == place
             total += jnp.where(won, jnp.pad(g, after)[:, down:, None, right:, None], 0)
     return (total.reshape(b, 2 * h, 2 * w, c)[:, : image.shape[1], : image.shape[2]],)
 
