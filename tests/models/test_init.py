@@ -113,6 +113,19 @@ def test_a_convolution_over_a_tiled_vector_is_one_over_its_copies(kernel):
     np.testing.assert_allclose(over_v, over_joined[1][..., 2:].sum((1, 2)), atol=2e-5)
 
 
+def test_a_convolution_starts_as_flaxs_and_is_it():
+    class Flaxs(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            start = uniform_bound(9 * 5)
+            return nn.Conv(4, (3, 3), kernel_init=start, bias_init=start, name="conv")(x)
+
+    x = jnp.array(np.random.default_rng(0).normal(size=(2, 6, 8, 5)), jnp.float32)
+    params = Conv(4, (3, 3)).init(jax.random.key(0), x)
+    jax.tree.map(np.testing.assert_array_equal, params, Flaxs().init(jax.random.key(0), x))
+    np.testing.assert_allclose(Conv(4, (3, 3)).apply(params, x), Flaxs().apply(params, x), atol=1e-6)
+
+
 @pytest.mark.parametrize(("size", "kernel"), [((2, 2), (3, 3)), ((1, 1), (3, 3)), ((1, 2), (3, 3)), ((2, 1), (4, 2))])
 def test_a_convolution_of_few_pixels_is_flaxs(size, kernel):
     x = jnp.array(np.random.default_rng(0).normal(size=(3, *size, 5)), jnp.float32)

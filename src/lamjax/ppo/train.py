@@ -64,8 +64,8 @@ class PPOConfig:
       bootstrap_truncation: whether a time-out bootstraps from the last observation (the reference: no).
       learning_rates: pairs of a top-level parameter group and its schedule; the group "" is every other.
       adam_eps: epsilon of Adam.
-      grad_chunks: pieces that a minibatch's gradient is summed from. Exact; on a CPU, where XLA's filter gradients
-        slow down with the batch, it doubles the speed.
+      grad_chunks: pieces that a minibatch's gradient is summed from. Exact; on a CPU, where a convolution's gradients
+        slow down with the batch, pieces of a few dozen rows are the fastest.
     """
 
     total_frames: int = 4_000_000
