@@ -3,9 +3,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lamjax.models.conv import conv, filter_gradient
+from lamjax.models.conv import by_rows, conv, filter_gradient
 
-LARGE = ((2, 8, 10, 24), (3, 3, 24, 32))
+LARGE = ((2, 8, 12, 24), (3, 3, 24, 32))
 
 
 def drawn(*shapes):
@@ -21,24 +21,43 @@ def convolutions(function, *args):
     return str(jax.make_jaxpr(function)(*args)).count("conv_general_dilated[")
 
 
+def taps(x):
+    """In double precision, the image under each tap of a 3 x 3 kernel: ``[3, 3, B, H, W, I]``."""
+    padded, (h, w) = np.pad(np.float64(x), ((0, 0), (1, 1), (1, 1), (0, 0))), x.shape[1:3]
+    return np.array([[padded[:, i : i + h, j : j + w] for j in range(3)] for i in range(3)])
+
+
+def test_rows_by_hand():
+    # One pixel, in the second row and the third column: the output around it is the kernel, turned by half.
+    x = jnp.zeros((1, 4, 4, 1)).at[0, 1, 2, 0].set(2.0)
+    kernel = jnp.arange(1.0, 10).reshape(3, 3, 1, 1)
+    expected = [[0, 18, 16, 14], [0, 12, 10, 8], [0, 6, 4, 2], [0, 0, 0, 0]]
+    np.testing.assert_allclose(by_rows(x, kernel)[0, ..., 0], expected, atol=1e-5)
+
+
 def test_filter_gradient_by_hand():
-    # One pixel, in the second row and the first column of a 2 x 2 image: the output's pixel (i, j) sees it by the
-    # kernel's tap (2 - i, 1 - j), counted from 0, and those at j = 1 by the tap in column 0.
-    x = jnp.zeros((1, 2, 2, 1)).at[0, 1, 0, 0].set(10.0)
-    g = jnp.array([[1.0, 2.0], [3.0, 4.0]])[None, :, :, None]
-    np.testing.assert_allclose(filter_gradient(x, g)[..., 0, 0], [[0, 0, 0], [40, 30, 0], [20, 10, 0]], atol=1e-5)
+    # One pixel, in the second row and the first column: the output's pixel (i, j) sees it by the kernel's tap
+    # (2 - i, 1 - j), counted from 0, and those at j = 1 by the tap in column 0.
+    x = jnp.zeros((1, 4, 4, 1)).at[0, 1, 0, 0].set(10.0)
+    g = jnp.zeros((1, 4, 4, 1)).at[0, :2, :2, 0].set(jnp.array([[1.0, 2.0], [3.0, 4.0]]))
+    np.testing.assert_allclose(filter_gradient(x, g)[..., 0, 0], [[0, 0, 0], [40, 30, 0], [20, 10, 0]], atol=1e-4)
 
 
-@pytest.mark.parametrize(
-    ("size", "channels"),
-    [((4, 6), (3, 5)), ((2, 2), (1, 1)), ((8, 2), (5, 2)), ((32, 32), (32, 16))],
-)
+SIZES = [((4, 8), (3, 5)), ((4, 4), (1, 1)), ((8, 4), (5, 2)), ((32, 32), (32, 16))]
+
+
+@pytest.mark.parametrize(("size", "channels"), SIZES)
+def test_rows_are_the_sum_of_products_by_tap(size, channels):
+    x, kernel = drawn((3, *size, channels[0]), (3, 3, *channels))
+    exact = np.einsum("mnbhwi,mnio->bhwo", taps(x), kernel)
+    assert np.abs(by_rows(x, kernel) - exact).max() / np.abs(exact).max() < 2e-6  # XLA's own: 3e-7 at 32 x 32
+
+
+@pytest.mark.parametrize(("size", "channels"), SIZES)
 def test_filter_gradient_is_the_sum_of_products_by_tap(size, channels):
     x, g = drawn((3, *size, channels[0]), (3, *size, channels[1]))
-    padded, (h, w) = np.pad(np.float64(x), ((0, 0), (1, 1), (1, 1), (0, 0))), size
-    taps = [[np.einsum("bhwi,bhwo->io", padded[:, i : i + h, j : j + w], g) for j in range(3)] for i in range(3)]
-    found = np.abs(filter_gradient(x, g) - np.array(taps)).max() / np.abs(taps).max()
-    assert found < 2e-6  # XLA's own: 2e-6 at 32 x 32
+    exact = np.einsum("mnbhwi,bhwo->mnio", taps(x), g)
+    assert np.abs(filter_gradient(x, g) - exact).max() / np.abs(exact).max() < 4e-6  # XLA's own: 4e-7 at 32 x 32
 
 
 @pytest.mark.parametrize("outer", [jax.jit, lambda f: jax.vmap(f, in_axes=(0, None))])
@@ -47,7 +66,7 @@ def test_gradients_are_those_of_the_plain_convolution(outer):
     x = jnp.stack([x, 2 * x, x - 1])
 
     def loss(convolve, x, kernel):
-        return jnp.sum(jnp.sin(convolve(x, kernel)))
+        return jnp.sum(jnp.sin(convolve(x, kernel / 15)))
 
     if outer is jax.jit:
         x = x[0]
@@ -60,16 +79,20 @@ def test_only_large_convolutions_in_single_precision_take_the_other_way():
         return jax.grad(lambda *args: conv(*args).sum(), argnums=(0, 1))(x, kernel)
 
     x, kernel = drawn(*LARGE)
-    assert convolutions(conv, x, kernel) == 1
-    assert convolutions(backward, x, kernel) == 2  # not the filter gradient
-    few, odd, tall = (x[:, :4, :4], kernel), (x[:, :, :9], kernel), (x, jnp.ones((5, 3, 24, 32)))
+    assert convolutions(conv, x, kernel) == 6
+    assert convolutions(backward, x, kernel) == 12  # none in the filter gradient
+    few, odd, tall = (x[:, :4, :4], kernel), (x[:, :, :10], kernel), (x, jnp.ones((5, 3, 24, 32)))
     half, thin = (x.astype(jnp.bfloat16), kernel.astype(jnp.bfloat16)), (x[..., :8], kernel[:, :, :8])
     for args in (few, odd, tall, half, thin):
+        assert convolutions(conv, *args) == 1
         assert convolutions(backward, *args) == 3
 
 
-def test_a_kernel_that_is_not_a_number_has_no_gradient():
+def test_what_is_not_a_number_stays_so():
     x, kernel = drawn(*LARGE)
-    gradient = jax.grad(lambda kernel: conv(x, kernel).sum())
-    assert np.isfinite(gradient(kernel)).all()
-    assert np.isnan(gradient(jnp.full_like(kernel, jnp.nan))).all()
+    gradients = jax.grad(lambda x, kernel: conv(x, kernel).sum(), argnums=(0, 1))
+    for array in (conv(x, kernel), *gradients(x, kernel)):
+        assert np.isfinite(array).all()
+    lost = jnp.full_like(kernel, jnp.nan)
+    for array in (conv(x, lost), gradients(x, lost)[0], gradients(x * jnp.nan, kernel)[1]):
+        assert np.isnan(array).all()
