@@ -3,12 +3,11 @@
 Dimension keys: B batch, H and W image size, I and O channels in and out.
 """
 
-from collections.abc import Callable
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 import numpy as np
+
+from lamjax.models.fusion import unfused
 
 # Winograd's F(4, 3) ("Fast Algorithms for Convolutional Neural Networks", Lavin and Gray, arXiv 1509.09308): 4 pixels
 # of the output are A' [(G k) * (B d)] of the 6 pixels d that they see, 6 products instead of 12. A and G evaluate
@@ -44,7 +43,7 @@ def _conv(x: jax.Array, kernel: jax.Array) -> jax.Array:
 
 @jax.custom_vjp
 def _conv_on_cpu(x: jax.Array, kernel: jax.Array) -> jax.Array:
-    return _apart(by_rows, x, kernel)
+    return unfused(by_rows, x, kernel)
 
 
 def _forward(x: jax.Array, kernel: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
@@ -54,7 +53,7 @@ def _forward(x: jax.Array, kernel: jax.Array) -> tuple[jax.Array, tuple[jax.Arra
 def _backward(saved: tuple[jax.Array, jax.Array], g: jax.Array) -> tuple[jax.Array, jax.Array]:
     x, kernel = saved
     turned = kernel[::-1, ::-1].swapaxes(2, 3)
-    return _apart(by_rows, g, turned), filter_gradient(x, g)
+    return unfused(by_rows, g, turned), filter_gradient(x, g)
 
 
 _conv_on_cpu.defvjp(_forward, _backward)
@@ -70,7 +69,7 @@ def by_rows(x: jax.Array, kernel: jax.Array) -> jax.Array:
     Returns:
       ``[B, H, W, O]``.
     """
-    seen = _transformed(_B, jnp.pad(x, ((0, 0), (1, 1), (0, 0), (0, 0))), axis=1)
+    seen = _transformed(_B, x, axis=1)
     taps = jnp.einsum("ph,hwio->pwio", _G.astype(x.dtype), kernel)
     products = [_conv(rows, tap[None]) for rows, tap in zip(seen, taps, strict=True)]
     return jnp.stack([_combined(weights, products) for weights in _A.T], 2).reshape(*x.shape[:3], -1)
@@ -88,7 +87,7 @@ def filter_gradient(x: jax.Array, g: jax.Array) -> jax.Array:
     Returns:
       ``[3, 3, I, O]``.
     """
-    x_rows, g_rows = _apart(_by_row, x, g)
+    x_rows, g_rows = unfused(_by_row, x, g)
     seen = [pixels.reshape(-1, x.shape[-1]) for rows in x_rows for pixels in _transformed(_B, rows, 2)]
     given = [pixels.reshape(-1, g.shape[-1]) for rows in g_rows for pixels in _transformed(_A, rows, 2)]
     # A product with more columns than rows is the faster one.
@@ -99,15 +98,21 @@ def filter_gradient(x: jax.Array, g: jax.Array) -> jax.Array:
 
 
 def _by_row(x: jax.Array, g: jax.Array) -> tuple[list[jax.Array], list[jax.Array]]:
-    return _transformed(_B, jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0))), 1), _transformed(_A, g, 1)
+    return _transformed(_B, x, 1), _transformed(_A, g, 1)
 
 
 def _transformed(matrix: np.ndarray, image: jax.Array, axis: int) -> list[jax.Array]:
-    """``matrix p`` of the pieces p that begin at every fourth pixel of an axis: an array for each row of the matrix."""
-    length = matrix.shape[1]
-    last = image.shape[axis] - length + 1  # where the last piece begins, and one
-    pieces = [jax.lax.slice_in_dim(image, i, i + last, _STEP, axis) for i in range(length)]
+    """``matrix p`` of an axis' pieces p of 4 pixels, or 6 with one to each side: an array for each of its rows."""
+    pieces = [jax.lax.slice_in_dim(image, i, None, _STEP, axis) for i in range(_STEP)]
+    if matrix.shape[1] > _STEP:
+        pieces = [_shifted(pieces[-1], 1, axis), *pieces, _shifted(pieces[0], -1, axis)]
     return [_combined(weights, pieces) for weights in matrix]
+
+
+def _shifted(image: jax.Array, by: int, axis: int) -> jax.Array:
+    """The image, moved along an axis; zeros come in."""
+    edges = [(by, -by, 0) if axis == other else (0, 0, 0) for other in range(image.ndim)]
+    return jax.lax.pad(image, image.dtype.type(0), edges)
 
 
 def _combined(weights: np.ndarray, arrays: list[jax.Array]) -> jax.Array:
@@ -115,18 +120,3 @@ def _combined(weights: np.ndarray, arrays: list[jax.Array]) -> jax.Array:
     terms = [(w, a) for w, a in zip(weights, arrays, strict=True) if w]
     terms = [a if w == 1 else -a if w == -1 else a * a.dtype.type(w) for w, a in terms]
     return sum(terms[1:], terms[0])
-
-
-def _apart(function: Callable[..., Any], *args: jax.Array) -> Any:
-    """``function(*args)``, apart from what is around it; NaN where the first number of the last argument is.
-
-    XLA would compute the arguments anew in each loop that reads them, but does not fuse into a conditional. It cannot
-    know that this one is true, unless training is lost.
-    """
-    first = args[-1].ravel()[0]
-    results = jax.eval_shape(function, *args)
-
-    def lost(*_: jax.Array) -> Any:
-        return jax.tree.map(lambda result: jnp.full(result.shape, jnp.nan, result.dtype), results)
-
-    return jax.lax.cond(first == first, function, lost, *args)

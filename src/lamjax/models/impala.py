@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from lamjax.models.fusion import unfused
 from lamjax.models.init import Conv, Dense
 
 
@@ -102,6 +103,10 @@ def _pool_forward(x: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]
 
 def _pool_backward(saved: tuple[jax.Array, jax.Array], g: jax.Array) -> tuple[jax.Array]:
     winner, image = saved
+    return (unfused(_to_winners, winner, g)[:, : image.shape[1], : image.shape[2]],)
+
+
+def _to_winners(winner: jax.Array, g: jax.Array) -> jax.Array:
     b, h, w, c = g.shape
     total = jnp.zeros((b, h, 2, w, 2, c), g.dtype)
     # Row 2 i + r, r = 0 or 1, is row 1 + r of window i and, for r = 1, row 0 of window i + 1; columns likewise.
@@ -112,7 +117,7 @@ def _pool_backward(saved: tuple[jax.Array, jax.Array], g: jax.Array) -> tuple[ja
             after = ((0, 0), (0, down), (0, right), (0, 0))
             won = jnp.pad(winner, after, constant_values=-1)[:, down:, None, right:, None] == place
             total += jnp.where(won, jnp.pad(g, after)[:, down:, None, right:, None], 0)
-    return (total.reshape(b, 2 * h, 2 * w, c)[:, : image.shape[1], : image.shape[2]],)
+    return total.reshape(b, 2 * h, 2 * w, c)
 
 
 _pool_of_3_by_2.defvjp(_pool_forward, _pool_backward)
