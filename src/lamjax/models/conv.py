@@ -20,8 +20,8 @@ _A = np.vstack([np.vander(_POINTS, 4, increasing=True), [0, 0, 0, 1]])
 _G = np.vstack([np.vander(_POINTS, 3, increasing=True) / np.array(_SCALES)[:, None], [0, 0, 1]])
 _B = np.vstack([[*np.poly(others)[::-1], 0] for others in _OTHERS] + [np.poly(_POINTS)[::-1]]).round(12)
 _STEP = _A.shape[1]
-# Below, XLA:CPU's own convolution is as fast, and takes less time to compile.
-_SIZE, _CHANNELS = 8, 24
+# Smaller images, and fewer channels, XLA:CPU's own convolutions take as fast, and compile sooner.
+_SIZE, _WIDE, _THIN = 8, 24, 12
 
 
 def conv(x: jax.Array, kernel: jax.Array) -> jax.Array:
@@ -30,7 +30,8 @@ def conv(x: jax.Array, kernel: jax.Array) -> jax.Array:
     On a CPU, large enough 3 x 3 ones in float32 and both of their gradients are `by_rows` and `filter_gradient`: the
     same up to rounding.
     """
-    large = all(n >= _SIZE and n % _STEP == 0 for n in x.shape[1:3]) and min(kernel.shape[2:]) >= _CHANNELS
+    thin, wide = sorted(kernel.shape[2:])
+    large = thin >= _THIN and wide >= _WIDE and all(n >= _SIZE and n % _STEP == 0 for n in x.shape[1:3])
     single = x.dtype == kernel.dtype == jnp.float32
     if jax.default_backend() == "cpu" and kernel.shape[:2] == (3, 3) and large and single:
         return _conv_on_cpu(x, kernel)
@@ -43,7 +44,7 @@ def _conv(x: jax.Array, kernel: jax.Array) -> jax.Array:
 
 @jax.custom_vjp
 def _conv_on_cpu(x: jax.Array, kernel: jax.Array) -> jax.Array:
-    return unfused(by_rows, x, kernel)
+    return unfused(by_rows, x, kernel) if min(kernel.shape[2:]) >= _WIDE else _conv(x, kernel)
 
 
 def _forward(x: jax.Array, kernel: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
@@ -52,8 +53,7 @@ def _forward(x: jax.Array, kernel: jax.Array) -> tuple[jax.Array, tuple[jax.Arra
 
 def _backward(saved: tuple[jax.Array, jax.Array], g: jax.Array) -> tuple[jax.Array, jax.Array]:
     x, kernel = saved
-    turned = kernel[::-1, ::-1].swapaxes(2, 3)
-    return unfused(by_rows, g, turned), filter_gradient(x, g)
+    return _conv_on_cpu(g, kernel[::-1, ::-1].swapaxes(2, 3)), filter_gradient(x, g)
 
 
 _conv_on_cpu.defvjp(_forward, _backward)
