@@ -61,7 +61,7 @@ def refilled(settings: Settings, torch_rate: float | None) -> dict[str, Any]:
     """
     batch, config, devices, fused = settings.batch_size, settings.preset.dynamics, jax.local_devices(), settings.fused
     block = batch * max(8, 2 * fused) // len(devices)
-    phases = range(1 + max(2, settings.repeats // 6))  # the first does not count
+    phases = range(1 + max(2, settings.repeats // 3))  # the first does not count
     where = {"batch_size": batch, "split": "all", "devices": None if len(devices) == 1 else devices}
     refilling = {"mode": "ring", "ring_frames": ring.SLOTS * block, "align": fused}
     trains, times = {}, {}
