@@ -89,6 +89,8 @@ def refilled(settings: Settings, torch_rate: float | None) -> dict[str, Any]:
         [(1, step)],
         config.dtype,
         of_resident=float(np.median(resident / refilled)),
+        # What reading takes of one core, which on a CPU is missing to a device, and so to all.
+        reading_share=float(read_ms / np.median(refilled)),
         read_frames_per_s=1e3 * frames / read_ms,
         read_gb_per_s=1e-6 * frames * FRAME_BYTES / read_ms,
         store_frames=store.num_frames,
