@@ -5,6 +5,7 @@ import os
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -21,6 +22,13 @@ def milliseconds(call: Callable[[], Any], samples: int) -> np.ndarray:
         jax.block_until_ready(call())
         times.append(1e3 * (time.perf_counter() - start))
     return np.array(times)
+
+
+def trace(call: Callable[[], Any], folder: Path) -> None:
+    """Writes what the device does in three calls, each operation with its time."""
+    with jax.profiler.trace(folder):
+        for _ in range(3):
+            jax.block_until_ready(call())
 
 
 class Stepper:

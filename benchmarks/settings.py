@@ -30,6 +30,7 @@ class Settings:
       host_devices: devices that a CPU is presented as.
       torch: False leaves PyTorch out, even where it is installed.
       out: the JSON file.
+      profile: a folder for traces of three more dispatches of stages 1 and 2, to open in TensorBoard or Perfetto.
     """
 
     size: Literal["cpu", "paper"] = "cpu"
@@ -39,6 +40,7 @@ class Settings:
     host_devices: int = 2
     torch: bool = True
     out: Path = Path(__file__).parent / "results" / "latest.json"
+    profile: Annotated[Path | None, tyro.conf.arg(metavar="DIR")] = None
 
     @property
     def preset(self) -> RunConfig:

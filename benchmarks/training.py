@@ -76,7 +76,10 @@ def row(name: str, settings: Settings, torch_rate: float | None) -> dict[str, An
     state = parallel.replicate(state, devices)
     steps = {"stage1": dynamics_steps, "stage2": cloning_steps}[name]
     step = program(steps, (state, *rest), batch, fused)
-    times = measure.milliseconds(measure.Stepper(lambda state: step.call(state, *rest), state), settings.repeats)
+    stepper = measure.Stepper(lambda state: step.call(state, *rest), state)
+    times = measure.milliseconds(stepper, settings.repeats)
+    if settings.profile:
+        measure.trace(stepper, settings.profile / f"{name}-{batch}")
     return measure.row(
         name,
         settings.size,
