@@ -86,6 +86,9 @@ def test_only_large_convolutions_in_single_precision_take_the_other_way():
     x, kernel = drawn(*LARGE)
     assert convolutions(conv, x, kernel) == 6
     assert convolutions(backward, x, kernel) == 12  # none in the filter gradient
+    between = x[..., :12], kernel[:, :, :12]
+    assert convolutions(conv, *between) == 1
+    assert convolutions(backward, *between) == 2
     few, odd, tall = (x[:, :4, :4], kernel), (x[:, :, :10], kernel), (x, jnp.ones((5, 3, 24, 32)))
     half, thin = (x.astype(jnp.bfloat16), kernel.astype(jnp.bfloat16)), (x[..., :8], kernel[:, :, :8])
     for args in (few, odd, tall, half, thin):

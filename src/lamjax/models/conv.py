@@ -87,7 +87,7 @@ def filter_gradient(x: jax.Array, g: jax.Array) -> jax.Array:
     Returns:
       ``[3, 3, I, O]``.
     """
-    x_rows, g_rows = unfused(_by_row, x, g)
+    x_rows, g_rows = unfused(lambda x, g: (_transformed(_B, x, 1), _transformed(_A, g, 1)), x, g)
     seen = [pixels.reshape(-1, x.shape[-1]) for rows in x_rows for pixels in _transformed(_B, rows, 2)]
     given = [pixels.reshape(-1, g.shape[-1]) for rows in g_rows for pixels in _transformed(_A, rows, 2)]
     # A product with more columns than rows is the faster one.
@@ -95,10 +95,6 @@ def filter_gradient(x: jax.Array, g: jax.Array) -> jax.Array:
     sums = [d.T @ e if wide else (e.T @ d).T for d, e in zip(seen, given, strict=True)]
     sums = np.kron(_G, _G).T.astype(x.dtype) @ jnp.stack(sums).reshape(len(sums), -1)
     return sums.reshape(3, 3, x.shape[-1], g.shape[-1])
-
-
-def _by_row(x: jax.Array, g: jax.Array) -> tuple[list[jax.Array], list[jax.Array]]:
-    return _transformed(_B, x, 1), _transformed(_A, g, 1)
 
 
 def _transformed(matrix: np.ndarray, image: jax.Array, axis: int) -> list[jax.Array]:
@@ -116,7 +112,6 @@ def _shifted(image: jax.Array, by: int, axis: int) -> jax.Array:
 
 
 def _combined(weights: np.ndarray, arrays: list[jax.Array]) -> jax.Array:
-    """The arrays' weighted sum. Weights of 1, -1 and 0 cost no product."""
-    terms = [(w, a) for w, a in zip(weights, arrays, strict=True) if w]
-    terms = [a if w == 1 else -a if w == -1 else a * a.dtype.type(w) for w, a in terms]
+    """The arrays' weighted sum, without those that have no weight."""
+    terms = [a * a.dtype.type(w) for w, a in zip(weights, arrays, strict=True) if w]
     return sum(terms[1:], terms[0])
