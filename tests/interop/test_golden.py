@@ -161,12 +161,23 @@ def test_the_command_fails(tmp_path, capsys, arrays, name, entries):
 
 
 def test_only_what_has_no_gradient_is_left_to_rounding(arrays, found):
-    spread = {name.removeprefix("after3/"): array for name, array in golden.rounding(arrays, found, draws=1).items()}
-    # Of the biases in front of a batch norm Adam sees the rounding alone; those with most pixels have most of it.
-    assert np.median(spread["wm.down.0.conv.bias"]) > 1e-5 and np.median(spread["wm.up.5.conv.bias"]) > 1e-5
-    others = [name for name in spread if name.endswith("bias") and ".conv.bias" not in name]
-    assert len(others) > 30 and max(spread[name].max() for name in others) < 5e-6
+    state = pytorch.dynamics_state(
+        {name.removeprefix("before/"): array for name, array in arrays.items() if name.startswith("before/")},
+        golden.config_of(arrays),
+    )
+    grads = jax.jit(jax.grad(lambda params: dynamics.loss_fn(params, state, arrays["obs_u8"])[0]))(state.params)
+    size = {n: np.abs(g).max() for n, g in jax.device_get(pytorch.dynamics_arrays(state.replace(params=grads))).items()}
+    blocks = [f"wm.{way}.{level}" for way, levels in (("down", 5), ("up", 6)) for level in range(levels)]
+    # A batch norm takes off again what a bias in front of it adds.
+    assert all(size[f"{block}.conv.bias"] < 1e-3 * size[f"{block}.norm.bias"] for block in blocks)
 
+    # How large rounding is depends on the machine; that it loosens no bound of what has a gradient must not.
+    spread = {name.removeprefix("after3/"): array for name, array in golden.rounding(arrays, found, draws=1).items()}
+    others = [name for name in spread if name.endswith("bias") and name.removesuffix(".conv.bias") not in blocks]
+    assert len(others) > 30 and max(10 * spread[name].max() for name in others) < 5e-4
+
+
+def test_rounding_excuses_its_own_elements_alone(arrays, found):
     def holds(name, error, spread):
         wrong = found[f"after3/{name}"] + error.astype(np.float32)
         rows = golden.compare(arrays | {f"after3/{name}": wrong}, found, spread)
@@ -174,8 +185,7 @@ def test_only_what_has_no_gradient_is_left_to_rounding(arrays, found):
         return next(row.ok for row in rows if row.name == f"after3/{name}")
 
     for name in ("wm.down.0.conv.bias", "wm.final_conv.3.bias"):
-        loose = {f"after3/{name}": np.full(found[f"after3/{name}"].shape, 8e-5)}
-        tight = {f"after3/{name}": spread["wm.final_conv.3.bias"].max() + np.zeros_like(found[f"after3/{name}"])}
+        tight, loose = ({f"after3/{name}": np.full(found[f"after3/{name}"].shape, spread)} for spread in (1e-6, 8e-5))
         error = np.zeros_like(found[f"after3/{name}"])
         error[1] = 6e-4
         assert [holds(name, error, bound) for bound in (None, tight, loose)] == [False, False, True]
