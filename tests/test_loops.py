@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lamjax import loops
+from lamjax import dynamics, loops
 from lamjax.models.grid import GridConfig, GridFDMConfig
 from lamjax.models.impala import ImpalaConfig
 from lamjax.models.mlp import MLPConfig, MLPFDMConfig
@@ -50,6 +50,30 @@ def test_host_scan_takes_keys():
 
     _, drawn = loops.host_scan(draw, None, keys)
     np.testing.assert_array_equal(drawn, jax.vmap(jax.random.normal)(keys))
+
+
+@pytest.fixture
+def accelerator(monkeypatch):
+    """What is asked for the backend hears of an accelerator; what it computes runs on the CPU all the same."""
+    monkeypatch.setattr(jax, "default_backend", lambda: "tpu")
+
+
+def test_repeated_steps_on_an_accelerator_are_those_on_a_cpu(request):
+    windows = jnp.asarray(np.random.default_rng(0).normal(size=(4, 8, 3, 5)), jnp.float32)
+    networks = {"idm": MLPConfig((16,), 16), "fdm": MLPFDMConfig((16,))}
+    config = dynamics.DynamicsConfig(steps=20, warmup_steps=2, learning_rate=1e-2, **networks)
+    state = loops.jit_once(dynamics.init, static_argnums=(1, 2))(jax.random.key(0), config, (5,))
+
+    def repeated(state):
+        return loops.repeat(lambda s: dynamics.train_step(s, windows[s.step % 4]), state, 4)
+
+    plain = jax.jit(repeated)(state)
+    kernels = str(jax.make_jaxpr(lambda s: repeated(s))(state)).count("concatenate")
+    request.getfixturevalue("accelerator")
+    packed = jax.jit(lambda state: repeated(state))(state)
+    assert str(jax.make_jaxpr(lambda s: repeated(s))(state)).count("concatenate") > kernels  # it did pack
+    assert jax.tree.structure(plain) == jax.tree.structure(packed)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), plain, packed)
 
 
 def test_steps_of_convolutions_fuse_everywhere_but_on_a_cpu():

@@ -1,8 +1,10 @@
 import jax
+import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
-from lamjax.optim import warmup_linear
+from lamjax.optim import Packed, grads_as, pack, pack_groups, unpack, unpack_groups, warmup_linear
 
 
 def test_stage_one_of_lapo():
@@ -42,3 +44,38 @@ def test_the_shortest_runs_have_a_rate(steps):
     schedule = warmup_linear(peak=1.0, start=0.1, end=0.0, warmup_steps=50, steps=steps)
     rates = np.array([schedule(step) for step in range(steps + 1)])
     assert np.isfinite(rates).all() and rates.min() >= 0 and rates.max() == 1
+
+
+TREE = {"w": jnp.arange(6.0).reshape(2, 3), "b": jnp.array(6.0), "more": {"w": jnp.array([[7.0]])}}
+
+
+def test_packing_puts_leaves_end_to_end_and_back():
+    packed = pack(TREE)
+    np.testing.assert_array_equal(packed.values, [6, 7, 0, 1, 2, 3, 4, 5])  # in the order of the names
+    assert jax.tree.leaves(packed) == [packed.values]
+    jax.tree.map(np.testing.assert_array_equal, unpack(packed), TREE)
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+def test_an_optimizer_does_to_packed_groups_what_it_does_to_the_arrays(frozen):
+    params = {"trained": TREE, "other": {"w": jnp.array([3.0, -4.0])}}
+    grads = jax.tree.map(lambda x: jnp.cos(x) + 2, params)
+    adam = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(0.1, weight_decay=0.01))
+    tx = adam
+    if frozen:
+        tx = optax.multi_transform({"a": adam, "b": optax.set_to_zero()}, {"trained": "a", "other": "b"})
+
+    def steps(params, opt_state):
+        for _ in range(3):
+            updates, opt_state = tx.update(grads_as(params, grads), opt_state, params)
+            params = optax.apply_updates(params, updates)
+        return params, opt_state
+
+    packed = pack_groups(params, tx.init(params))
+    assert all(isinstance(group, Packed) for group in packed[0].values())
+    kept = len(jax.tree.leaves(packed[1])) - len(jax.tree.leaves(tx.init({"trained": 0.0, "other": 0.0})))
+    assert kept == 0  # every moment of a group lies in one array
+    plain, back = steps(params, tx.init(params)), unpack_groups(steps(*packed))
+    assert jax.tree.structure(plain) == jax.tree.structure(back)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), plain, back)
+    assert (plain[0]["other"]["w"] == params["other"]["w"]).all() == frozen

@@ -18,7 +18,7 @@ from lamjax import parallel
 from lamjax.models.impala import ImpalaConfig
 from lamjax.models.policy import LatentPolicy, ObsStats, normalise_obs
 from lamjax.models.trunk import TrunkConfig
-from lamjax.optim import warmup_linear
+from lamjax.optim import grads_as, unpack_groups, warmup_linear
 
 
 @dataclasses.dataclass(frozen=True)
@@ -118,8 +118,8 @@ def train_step(
         predicted, _ = _policy(state.config, state.latent_dim).apply({"params": params}, inputs)
         return jnp.mean(jnp.square(predicted - latents))
 
-    loss, grads = jax.value_and_grad(loss_fn)(state.params)
-    loss, grads = parallel.pmean((loss, grads), axis_name)
+    loss, grads = jax.value_and_grad(loss_fn)(unpack_groups(state.params))
+    loss, grads = parallel.pmean((loss, grads_as(state.params, grads)), axis_name)
     updates, opt_state = optimizer(state.config).update(grads, state.opt_state, state.params)
     metrics = {
         "loss": loss,

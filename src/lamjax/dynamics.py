@@ -32,7 +32,7 @@ from lamjax.models.policy import ObsStats, normalise_obs
 from lamjax.models.quantizer import Codebooks, QuantizerConfig
 from lamjax.models.trunk import TrunkConfig
 from lamjax.models.unet import UNetConfig
-from lamjax.optim import warmup_linear
+from lamjax.optim import grads_as, unpack_groups, warmup_linear
 from lamjax.spaces import ActionSpace, as_space
 
 _AUGMENT = 0x5417F7  # the constant that random shifts are drawn from
@@ -417,9 +417,9 @@ def train_step(
         chex.assert_shape(labelled[0], (None, *windows.shape[1:]))
         chex.assert_shape(labelled[1], (len(labelled[0]), *state.space.shape))
     grads, (batch_stats, latents, metrics) = jax.grad(loss_fn, has_aux=True)(
-        state.params, state, windows, axis_name, labelled
+        unpack_groups(state.params), state, windows, axis_name, labelled
     )
-    grads, metrics = parallel.pmean((grads, metrics), axis_name)
+    grads, metrics = parallel.pmean((grads_as(state.params, grads), metrics), axis_name)
     updates, opt_state = optimizer(config).update(grads, state.opt_state, state.params)
     counts = parallel.psum(quantizer.hits(latents.codes, config.quantizer), axis_name)
     perplexity = quantizer.perplexity(counts)

@@ -11,6 +11,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from lamjax.optim import pack_groups, unpack_groups
+
 # ``jit`` for what runs once, such as initialisation: drawing parameters of sixty shapes takes 24 CPU seconds to compile
 # with XLA's optimisations and 7 without.
 jit_once = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
@@ -26,12 +28,26 @@ def host_scan(step: Callable[[Any, Any], tuple[Any, Any]], carry: Any, xs: Any) 
     return carry, jax.tree.map(lambda *leaves: jnp.stack(leaves), *ys)
 
 
+def packs() -> bool:
+    """Whether parameters and moments are packed while steps repeat, which saves a step hundreds of kernels.
+
+    True on an accelerator (see `lamjax.optim`). A CPU has no kernels to start, so there packing would only copy.
+    """
+    return jax.default_backend() != "cpu"
+
+
 def repeat(step: Callable[[Any], tuple[Any, Any]], state: Any, n: int) -> tuple[Any, Any]:
-    """Steps n times inside ``jit``: the state after, and the metrics' means. A single step stays outside the scan."""
+    """Steps n times inside ``jit``: the state after, and the metrics' means. A single step stays outside the scan.
+
+    Where that `packs`, `step` gets a state whose ``params`` and ``opt_state`` are packed, and gives one back.
+    """
     if n == 1:
         return step(state)
+    if packs():
+        params, opt_state = pack_groups(state.params, state.opt_state)
+        state = state.replace(params=params, opt_state=opt_state)
     state, metrics = jax.lax.scan(lambda s, _: step(s), state, None, length=n)
-    return state, jax.tree.map(lambda x: x.mean(0), metrics)
+    return unpack_groups(state), jax.tree.map(lambda x: x.mean(0), metrics)
 
 
 def fuses_steps(network: Any, *others: Any, backend: str | None = None) -> bool:

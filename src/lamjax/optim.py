@@ -1,6 +1,12 @@
-"""Learning-rate schedules that the stages share."""
+"""What the stages' optimizers share: learning-rate schedules, and parameters that lie end to end while steps repeat."""
 
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
 import optax
+from flax import struct
 
 
 def warmup_linear(peak: float, start: float, end: float, warmup_steps: int, steps: int) -> optax.Schedule:
@@ -13,3 +19,70 @@ def warmup_linear(peak: float, start: float, end: float, warmup_steps: int, step
         ],
         [warmup_steps],
     )
+
+
+@struct.dataclass
+class Packed:
+    """A tree of arrays of one dtype, end to end in one array.
+
+    An optimizer that works number by number, as Adam does, takes it for a tree of one leaf: on an accelerator its step
+    is then one kernel instead of one for each array, and so is the gradient's norm.
+
+    Attributes:
+      values: ``[P]``.
+      structure: the tree's (static).
+      shapes: of its leaves (static).
+    """
+
+    values: jax.Array
+    structure: Any = struct.field(pytree_node=False)
+    shapes: tuple[tuple[int, ...], ...] = struct.field(pytree_node=False)
+
+
+def pack(tree: Any) -> Packed:
+    """Puts a tree's arrays end to end."""
+    leaves, structure = jax.tree.flatten(tree)
+    return Packed(jnp.concatenate([leaf.ravel() for leaf in leaves]), structure, tuple(leaf.shape for leaf in leaves))
+
+
+def unpack(packed: Packed) -> Any:
+    """The tree that `pack` got."""
+    start, leaves = 0, []
+    for shape in packed.shapes:
+        size = math.prod(shape)
+        leaves.append(packed.values[start : start + size].reshape(shape))
+        start += size
+    return jax.tree.unflatten(packed.structure, leaves)
+
+
+def pack_groups(params: dict[str, Any], opt_state: Any) -> tuple[dict[str, Any], Any]:
+    """Packs each top-level group of `params`, and of what an optimizer keeps for it.
+
+    Groups stay apart, because optimizers treat some of them in their own way; what an optimizer does not keep for a
+    group (`optax.MaskedNode`) stays as it is.
+    """
+
+    def is_kept(node: Any) -> bool:
+        return isinstance(node, dict) and node.keys() == params.keys()
+
+    def pack_like(node: Any) -> Any:
+        if not is_kept(node):
+            return node
+        same = {name: jax.tree.structure(node[name]) == jax.tree.structure(params[name]) for name in params}
+        return {name: pack(tree) if same[name] else tree for name, tree in node.items()}
+
+    return pack_like(params), jax.tree.map(pack_like, opt_state, is_leaf=is_kept)
+
+
+def unpack_groups(tree: Any) -> Any:
+    """The inverse of `pack_groups`, for any tree; what is not packed stays as it is."""
+
+    def is_packed(node: Any) -> bool:
+        return isinstance(node, Packed)
+
+    return jax.tree.map(lambda node: unpack(node) if is_packed(node) else node, tree, is_leaf=is_packed)
+
+
+def grads_as(params: dict[str, Any], grads: dict[str, Any]) -> dict[str, Any]:
+    """Gradients by `unpack_groups` of `params`, packed where these are."""
+    return {name: pack(grads[name]) if isinstance(params[name], Packed) else grads[name] for name in params}

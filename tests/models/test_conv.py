@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lamjax.models.conv import by_rows, conv, filter_gradient
+from lamjax.models.conv import by_rows, conv, filter_gradient, padded
 
 LARGE = ((2, 8, 12, 24), (3, 3, 24, 32))
 
@@ -23,8 +23,8 @@ def convolutions(function, *args):
 
 def taps(x):
     """In double precision, the image under each tap of a 3 x 3 kernel: ``[3, 3, B, H, W, I]``."""
-    padded, (h, w) = np.pad(np.float64(x), ((0, 0), (1, 1), (1, 1), (0, 0))), x.shape[1:3]
-    return np.array([[padded[:, i : i + h, j : j + w] for j in range(3)] for i in range(3)])
+    framed, (h, w) = np.pad(np.float64(x), ((0, 0), (1, 1), (1, 1), (0, 0))), x.shape[1:3]
+    return np.array([[framed[:, i : i + h, j : j + w] for j in range(3)] for i in range(3)])
 
 
 def test_rows_by_hand():
@@ -104,3 +104,17 @@ def test_what_is_not_a_number_stays_so():
     lost = jnp.full_like(kernel, jnp.nan)
     for array in (conv(x, lost), gradients(x, lost)[0], gradients(x * jnp.nan, kernel)[1]):
         assert np.isnan(array).all()
+
+
+@pytest.mark.parametrize("channels", [(9, 64), (30, 24), (24, 3), (8, 16)])
+def test_padded_channels_change_nothing(channels):
+    x, kernel = drawn((2, 6, 6, channels[0]), (3, 3, *channels))
+    np.testing.assert_allclose(padded(x, kernel), conv(x, kernel), rtol=1e-5, atol=1e-4)
+    gradients = [
+        jax.grad(lambda *args, f=function: jnp.sum(jnp.sin(f(*args))), argnums=(0, 1))(x, kernel)
+        for function in (padded, conv)
+    ]
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-3), *gradients)
+    inside = str(jax.make_jaxpr(padded)(x, kernel))
+    whole = [-(-n // 8) * 8 for n in channels]
+    assert f"f32[2,6,6,{whole[1]}] = conv_general_dilated" in inside and f"f32[3,3,{whole[0]},{whole[1]}]" in inside

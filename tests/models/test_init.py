@@ -153,3 +153,23 @@ def test_a_convolution_of_few_pixels_is_flaxs(size, kernel):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), ours[1][0]["conv"], of_flax[1][0])
     np.testing.assert_allclose(ours[1][1], of_flax[1][1], atol=1e-5)
     assert "convolution" not in jax.jit(layer.apply).lower({"params": params}, x).as_text()
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [
+        pytest.param(Conv(2, (3, 3), dtype=jnp.bfloat16), id="same"),
+        pytest.param(Conv(2, (3, 3), strides=(2, 2), padding=1, dtype=jnp.bfloat16), id="strided"),
+        pytest.param(ConvTranspose(2, (2, 2), dtype=jnp.bfloat16), id="transposed"),
+    ],
+)
+def test_a_bias_in_bfloat16_hears_of_every_pixel(layer):
+    """Each of n pixels adds 1 to the gradient; a sum in bfloat16 would stop growing at 256."""
+    x = jnp.zeros((5, 32, 32, 3), jnp.bfloat16)
+    params = loops.jit_once(layer.init)(jax.random.key(0), x)
+    y, gradient = jax.jit(lambda p: jax.vjp(lambda p: layer.apply(p, x), p))(params)
+    assert y.dtype == jnp.bfloat16
+    (grads,) = gradient(jnp.ones_like(y))
+    pixels = y.size // 2
+    assert pixels >= 5 * 16 * 16
+    np.testing.assert_array_equal(grads["params"]["conv"]["bias"], [pixels, pixels])

@@ -95,3 +95,25 @@ def test_statistics_stay_float32_under_bfloat16(x, variables):
     _, updated = BatchNorm(dtype=jnp.bfloat16).apply(variables, constant, train=True, mutable=["batch_stats"])
     expected = 0.9 * variables["batch_stats"]["mean"] + 0.1 * 1.0078125
     np.testing.assert_allclose(updated["batch_stats"]["mean"], expected, rtol=1e-6)
+
+
+def test_the_gradient_in_bfloat16_is_that_of_float32():
+    """The norm takes off a gradient's mean and its part along x: what is left must not be the rounding of these."""
+    rng = np.random.default_rng(1)
+    x = (3 + rng.normal(size=(4, 16, 16, C))).astype(jnp.bfloat16)
+    g = (5 + rng.normal(size=x.shape)).astype(jnp.bfloat16)  # most of it is its mean
+
+    def gradient(dtype):
+        module = BatchNorm(dtype=dtype)
+        variables = module.init(jax.random.key(0), x, train=False)
+
+        def output(params, x):
+            return module.apply(variables | {"params": params}, x, train=True, mutable=["batch_stats"])[0]
+
+        _, pull = jax.vjp(output, variables["params"], x.astype(dtype))
+        params, at_x = pull(g.astype(dtype))
+        return np.asarray(at_x, np.float64), np.asarray(params["bias"])
+
+    (half, half_bias), (exact, exact_bias) = gradient(jnp.bfloat16), gradient(jnp.float32)
+    assert np.linalg.norm(half - exact) < 0.005 * np.linalg.norm(exact)
+    np.testing.assert_allclose(half_bias, exact_bias, rtol=1e-6)

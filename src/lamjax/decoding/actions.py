@@ -23,7 +23,7 @@ from lamjax.decoding import offline
 from lamjax.decoding.offline import OfflineConfig
 from lamjax.dynamics import DynamicsState
 from lamjax.models.policy import ObsStats, normalise_obs
-from lamjax.optim import warmup_linear
+from lamjax.optim import grads_as, unpack_groups, warmup_linear
 from lamjax.ppo.agent import ScratchAgent
 from lamjax.spaces import ActionSpace, as_space
 
@@ -99,8 +99,8 @@ def train_step(
         outputs, _ = state.agent.network.apply({"params": params}, normalise_obs(obs, state.obs_stats))
         return space.loss(outputs, actions).mean(), jnp.mean(space.score(space.mode(outputs), actions))
 
-    found = jax.value_and_grad(loss_fn, has_aux=True)(state.params)
-    (loss, score), grads = parallel.pmean(found, axis_name)
+    (loss, score), grads = jax.value_and_grad(loss_fn, has_aux=True)(unpack_groups(state.params))
+    loss, score, grads = parallel.pmean((loss, score, grads_as(state.params, grads)), axis_name)
     updates, opt_state = _optimizer(state.config, state.decays).update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
     new = state.replace(params=params, opt_state=opt_state, step=state.step + 1)

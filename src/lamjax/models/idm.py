@@ -19,5 +19,6 @@ class IDM(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        """Maps frames joined on channels ``[B, H, W, 3C]``, floats in [-0.5, 0.5], to latents ``[B, Z]``."""
-        return Dense(self.latent_dim, dtype=self.dtype, name="head")(make_trunk(self.trunk, self.dtype)(x))
+        """Maps frames joined on channels ``[B, H, W, 3C]``, floats in [-0.5, 0.5], to latents float32 ``[B, Z]``."""
+        features = make_trunk(self.trunk, self.dtype)(x).astype(jnp.float32)
+        return Dense(self.latent_dim, name="head")(features)  # a rounded latent may be nearest to another code

@@ -62,22 +62,23 @@ class Conv(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         """Applies the layer."""
         shape = (*self.kernel_size, x.shape[-1], self.features)
-        init = uniform_bound(math.prod(shape[:3]))
-        reaches_all = all(2 * n - 1 <= k for n, k in zip(x.shape[1:3], self.kernel_size, strict=True))
-        if self.padding == "SAME" and self.strides == (1, 1):
-            kernel, bias = (w.astype(self.dtype) for w in _ConvWeights(shape, init, name="conv")())
-            convolve = _conv_of_few_pixels if reaches_all else conv
-            return convolve(x.astype(self.dtype), kernel) + bias[None, None, None]
-        return nn.Conv(
-            self.features,
-            self.kernel_size,
-            self.strides,
-            padding=self.padding,
-            dtype=self.dtype,
-            kernel_init=init,
-            bias_init=init,
-            name="conv",
-        )(x)
+        kernel, bias = _ConvWeights(shape, uniform_bound(math.prod(shape[:3])), name="conv")()
+        x, kernel = x.astype(self.dtype), kernel.astype(self.dtype)
+        if self.padding != "SAME" or self.strides != (1, 1):
+            padding = [(self.padding,) * 2] * 2 if isinstance(self.padding, int) else self.padding
+            x = jax.lax.conv_general_dilated(
+                x, kernel, self.strides, padding, dimension_numbers=("NHWC", "HWIO", "NHWC")
+            )
+        elif all(2 * n - 1 <= k for n, k in zip(x.shape[1:3], self.kernel_size, strict=True)):
+            x = _conv_of_few_pixels(x, kernel)
+        else:
+            x = conv(x, kernel)
+        return _biased(x, bias)
+
+
+def _biased(x: jax.Array, bias: jax.Array) -> jax.Array:
+    """``x + bias`` in the type of x, ``[B, H, W, O]``; added in float32, because the bias' gradient sums all pixels."""
+    return (x.astype(jnp.float32) + bias[None, None, None]).astype(x.dtype)
 
 
 def _conv_of_few_pixels(x: jax.Array, kernel: jax.Array) -> jax.Array:
@@ -113,13 +114,13 @@ class TiledConv(nn.Module):
         """Maps ``[B, H, W, I]`` and ``[B, Z]`` to ``[B, H, W, O]``."""
         shape = (*self.kernel_size, x.shape[-1] + v.shape[-1], self.features)
         init = uniform_bound(math.prod(shape[:3]))
-        kernel, bias = (w.astype(self.dtype) for w in _ConvWeights(shape, init, name="conv")())
-        x, v = x.astype(self.dtype), v.astype(self.dtype)
+        kernel, bias = _ConvWeights(shape, init, name="conv")()
+        x, v, kernel = x.astype(self.dtype), v.astype(self.dtype), kernel.astype(self.dtype)
         over_x, over_v = jnp.split(kernel, [x.shape[-1]], axis=2)
         rows, columns = (_inside(n, k, self.dtype) for n, k in zip(x.shape[1:3], self.kernel_size, strict=True))
         taps = jnp.einsum("bz,ijzo->bijo", v, over_v)
         constant = jnp.einsum("hi,wj,bijo->bhwo", rows, columns, taps)
-        return conv(x, over_x) + constant + bias[None, None, None]
+        return _biased(conv(x, over_x) + constant, bias)
 
 
 def _inside(size: int, kernel: int, dtype: Any) -> np.ndarray:
@@ -146,9 +147,9 @@ class ConvTranspose(nn.Module):
         rows, columns = self.kernel_size
         init = uniform_bound(rows * columns * self.features)
         shape = (rows, columns, channels, self.features)
-        kernel, bias = (weight.astype(self.dtype) for weight in _ConvWeights(shape, init, name="conv")())
+        kernel, bias = _ConvWeights(shape, init, name="conv")()
         # Flipped, as flax and XLA apply it.
-        kernel = kernel[::-1, ::-1].transpose(2, 0, 1, 3).reshape(channels, -1)
+        kernel = kernel.astype(self.dtype)[::-1, ::-1].transpose(2, 0, 1, 3).reshape(channels, -1)
         x = x.astype(self.dtype).reshape(-1, channels) @ kernel
         x = x.reshape(b, h, w, rows, columns, self.features).transpose(0, 1, 3, 2, 4, 5)
-        return x.reshape(b, h * rows, w * columns, self.features) + bias[None, None, None]
+        return _biased(x.reshape(b, h * rows, w * columns, self.features), bias)

@@ -19,8 +19,9 @@ import numpy as np
 import optax
 from flax import struct
 
-from lamjax import parallel
+from lamjax import loops, parallel
 from lamjax.envs.api import VectorEnv, stepper
+from lamjax.optim import grads_as, pack_groups, unpack_groups
 from lamjax.ppo import losses
 from lamjax.ppo.gae import gae
 from lamjax.ppo.rollout import ActorState, EpisodeStats, init_actor, rollout
@@ -288,13 +289,13 @@ def minibatch_step(
 
     # Unrolled, not scanned: see `loops`.
     grad_fn = jax.grad(loss_fn, has_aux=True)
-    size = rows.size // config.grad_chunks
+    size, trained = rows.size // config.grad_chunks, unpack_groups(params)
     pieces = [
-        grad_fn(params, agent, jax.tree.map(lambda x, i=i: x[i * size : (i + 1) * size], minibatch), config)
+        grad_fn(trained, agent, jax.tree.map(lambda x, i=i: x[i * size : (i + 1) * size], minibatch), config)
         for i in range(config.grad_chunks)
     ]
     grads, metrics = jax.tree.map(lambda *leaves: sum(leaves) / len(leaves), *pieces)
-    grads, metrics = parallel.pmean((grads, metrics), axis_name)
+    grads, metrics = parallel.pmean((grads_as(params, grads), metrics), axis_name)
 
     updates, opt_state = optimizer(config).update(grads, opt_state)
     updates = {group: jax.tree.map(lambda u, r=rates[group]: -r * u, tree) for group, tree in updates.items()}
@@ -323,7 +324,11 @@ def _improve(
         axis_name=axis_name,
     )
     rows = _minibatches(state, rollout, axis_name)
-    (params, opt_state), metrics = scan(step, (state.params, state.opt_state), rows)
+    carry = state.params, state.opt_state
+    if scan is jax.lax.scan and loops.packs():
+        carry = pack_groups(*carry)
+    carry, metrics = scan(step, carry, rows)
+    params, opt_state = unpack_groups(carry)
     metrics = _summary(metrics, rollout, axis_name)
     new = state.replace(params=params, opt_state=opt_state, actor=rollout.actor, update=state.update + 1)
     return new, metrics
