@@ -9,8 +9,9 @@ after ``act`` has returned, so a rollout can give one group its actions and mean
 The number of groups changes the time that a rollout takes, and nothing else.
 
 No frame is copied here. A callback returns views of a native batch's memory, which changes at the batch's next ``act``.
-XLA copies what a callback returns before the callback counts as done, on CPU and GPU, under ``jit`` and outside it
-(where JAX compiles the callback by itself), and the next ``act`` is a callback that needs the handle of this one.
+XLA copies what a callback returns before the callback counts as done, under ``jit`` and outside it (there JAX compiles
+the callback by itself): a test holds this of CPUs, and on a GPU jaxlib waits for the upload. The next ``act`` comes in
+a callback that needs the handle of this one.
 """
 
 import contextlib
@@ -199,7 +200,7 @@ class Procgen:
     the game's time-out ended the episode without the level having been completed.
 
     Objects of equal settings compare equal, so ``jit`` compiles once for all of them. `close` frees the batches that
-    this object made; a ``reset`` inside a jitted function makes its batch through the object that was traced.
+    this object made; a ``reset`` inside a jitted function makes its batches through the object that was traced.
     """
 
     num_actions = NUM_ACTIONS
