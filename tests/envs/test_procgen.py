@@ -1,6 +1,7 @@
 import contextlib
 import functools
 import io
+import itertools
 import sys
 
 import chex
@@ -142,6 +143,76 @@ def test_one_step_at_a_time_equals_one_scan(env, played, actions):
         equal(jax.tree.map(lambda x: x[0], step), jax.tree.map(lambda x, t=t: x[t], steps))
 
 
+def test_frames_are_kept_when_the_games_go_on(env, played, actions):
+    """Nothing is compiled around these steps, and the native memory behind each frame is written again by the next."""
+    obs, state = env.reset(jax.random.key(3))
+    kept = [obs]
+    for action in actions[:6]:
+        obs, state, *_ = env.step(jax.random.key(0), state, jnp.asarray(action))
+        kept.append(obs)
+    first_obs, _, steps = played
+    np.testing.assert_array_equal(np.stack(kept), [first_obs, *steps["obs"][:6]])
+    assert all((before != after).any() for before, after in itertools.pairwise(map(np.asarray, kept)))
+
+
+# Two groups
+
+
+@pytest.fixture(scope="module")
+def halves():
+    env = envs.make("coinrun", N, num_threads=2, groups=2)
+    yield env
+    env.close()
+
+
+def test_two_groups_play_what_one_does(env, halves, played, actions):
+    first_obs, first, steps = played
+    obs, state = halves.reset(jax.random.key(3))
+    assert len(procgen._BATCHES[int(state.handle)]) == 2
+    np.testing.assert_array_equal(obs, first_obs)
+    np.testing.assert_array_equal(state.level_seed, first.level_seed)
+    equal(play(halves, state, actions)[1], steps)
+    assert halves.env_params == env.env_params  # the number of groups is no property of the games
+
+
+def test_groups_in_turn_play_what_one_batch_does(halves, played, actions):
+    first_obs, _, steps = played
+    _, state = halves.reset(jax.random.key(3))
+
+    def turn(state, inputs):
+        action, group = inputs
+        *received, info = halves.stepper.exchange(state, action, group)
+        obs, state, reward, terminated, truncated = received
+        return state, {"obs": obs, "reward": reward, "terminated": terminated, "truncated": truncated, **info}
+
+    state, received = jax.lax.scan(turn, state, (actions.reshape(300, 2), np.tile([0, 1], 150).astype(np.int32)))
+    obs, state, *_ = halves.stepper.receive(state, jnp.int32(1))
+    np.testing.assert_array_equal(received["obs"][0], first_obs[2:])  # group 1 has not been sent anything
+    np.testing.assert_array_equal(obs, steps["obs"][-1][2:])
+    for group, rows in enumerate((slice(0, 2), slice(2, 4))):
+        ours = jax.tree.map(lambda x, group=group: x[1 + group :: 2], received)
+        for name in ("obs", "reward", "terminated", "truncated", "level_complete", "level_seed", "final_observation"):
+            np.testing.assert_array_equal(ours[name], steps[name][: len(ours[name]), rows], name)
+    np.testing.assert_array_equal(state.obs, steps["obs"][-1])
+    np.testing.assert_array_equal(state.time, steps["time"][-1])
+    np.testing.assert_array_equal(state.level_seed, steps["level_seed"][-1])
+
+
+@pytest.mark.parametrize("order", [("env", "halves"), ("halves", "env")], ids=["one to two", "two to one"])
+def test_a_saved_state_goes_on_with_another_number_of_groups(request, played, actions, order):
+    before, after = (request.getfixturevalue(name) for name in order)
+    state, _ = play(before, before.reset(jax.random.key(3))[1], actions[:50])
+    _, steps = play(after, after.set_state(before.get_state(state)), actions[50:])
+    equal(steps, jax.tree.map(lambda x: x[50:], played[2]))
+
+
+def test_how_many_groups_there_are_by_default():
+    assert [procgen.default_groups(64, backend) for backend in ("cpu", "gpu", "tpu")] == [1, 2, 2]
+    assert procgen.default_groups(63, "gpu") == 1
+    assert envs.make("maze", 4).groups == envs.make("maze", 3).groups == 1  # on this CPU
+    assert stepper(envs.make("maze", 4, groups=2)) != stepper(envs.make("maze", 4))
+
+
 # Saving and restoring
 
 
@@ -203,17 +274,18 @@ def test_a_level_completed_at_the_last_moment_is_terminated(monkeypatch):
 
     class Native:
         def __init__(self, num, **_):
-            self.num = num
+            self._ob = {"rgb": np.zeros((num, 64, 64, 3), np.uint8)}
+            self._rew, self._first = np.ones(num, np.float32), np.array([True, True, False])
+            self._info = {
+                "prev_level_complete": np.array([1, 0, 1], np.uint8),
+                "level_seed": np.full(num, 5, np.int32),
+            }
 
         def act(self, action):
             assert action.dtype == np.int32
 
-        def observe(self):
-            obs = {"rgb": np.zeros((self.num, 64, 64, 3), np.uint8)}
-            return np.ones(self.num, np.float32), obs, np.array([True, True, False])
-
-        def get_info(self):
-            return [{"prev_level_complete": complete, "level_seed": 5} for complete in (1, 0, 1)]
+        def call_c_func(self, name):
+            assert name == "libenv_observe"
 
         def close(self):
             pass
@@ -312,12 +384,24 @@ def test_without_procgen_one_sentence_names_the_extra(monkeypatch):
         ({"num_envs": 0}, "num_envs must be at least 1, not 0"),
         ({"num_envs": 2, "num_levels": -1}, "must not be negative, not -1 and 0"),
         ({"num_envs": 2, "start_level": -3}, "must not be negative, not 0 and -3"),
+        ({"num_envs": 2, "groups": 3}, "groups must be 1 or 2, not 3"),
+        ({"num_envs": 5, "groups": 2}, "5 environments do not split into two groups: make their number even"),
         ({"num_envs": 2, "distribution_mode": "medium"}, "distribution_mode must be one of .* not 'medium'"),
     ],
 )
 def test_bad_arguments_are_refused(kwargs, message):
     with pytest.raises(ValueError, match=message):
         envs.make("coinrun", **kwargs)
+
+
+def test_a_gym3_without_the_buffers_is_refused(monkeypatch):
+    class Native:
+        def __init__(self, **_):
+            self._ob = self._rew = self._first = None
+
+    monkeypatch.setattr(procgen, "_native_class", lambda: Native)
+    with pytest.raises(envs.ProcgenNotInstalledError, match=r'keeps no _info.*pip install "gym3==0.3.3"'):
+        Procgen("maze", 2, time_limit=2)._make(2, 0)
 
 
 # Devices

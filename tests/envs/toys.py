@@ -1,10 +1,14 @@
-"""A gymnax-style environment whose episodes are known in advance."""
+"""Environments whose episodes are known in advance: gymnax-style ones, and one of two groups."""
 
+import dataclasses
 from types import SimpleNamespace
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
 from flax import struct
+
+from lamjax.spaces import Box
 
 
 @struct.dataclass
@@ -112,3 +116,46 @@ class Aim(Counter):
         begun = jax.random.uniform(key, (2,), minval=-1.0)
         after = jnp.where(terminated | truncated, begun, moved)
         return after, (count, after), reward, terminated, truncated, {"final_observation": moved}
+
+
+@dataclasses.dataclass(frozen=True)
+class Halves:
+    """A point ``[2]`` that actions push; past 1 its episode ends, cut short where it is low. Nothing is random.
+
+    With two groups it answers as real Procgen does: `exchange` hands over what the other group was sent before.
+    """
+
+    num_envs: int
+    groups: int = 1
+
+    action_space: ClassVar[Box] = Box((-2.0, 0.0), (2.0, 1.0))
+
+    def begin(self):
+        """N points, all different, and their answers to nothing."""
+        n = self.num_envs
+        obs = jnp.stack([jnp.linspace(0, 0.5, n), jnp.linspace(0.3, 0, n)], axis=1)
+        return obs, (obs, obs, jnp.zeros(n), jnp.zeros(n, bool))
+
+    def step(self, key, state, action):
+        moved = state[0] + action / 4
+        done = moved[:, 0] > 1
+        obs = jnp.where(done[:, None], moved * 0.1, moved)
+        state = obs, moved, action.sum(-1), done
+        return self._answer(state, slice(None))
+
+    def _answer(self, state, rows):
+        obs, moved, reward, done = (x[rows] for x in state)
+        low = moved[:, 1] < 1
+        return obs, state, reward, done & ~low, done & low, {"final_observation": moved}
+
+    def _rows(self, group):
+        return group * (self.num_envs // 2) + jnp.arange(self.num_envs // 2)
+
+    def exchange(self, state, action, group):
+        rows = self._rows(group)
+        _, after, *_ = self.step(None, tuple(x[rows] for x in state), action)
+        state = tuple(x.at[rows].set(new) for x, new in zip(state, after, strict=True))
+        return self._answer(state, self._rows(1 - group))
+
+    def receive(self, state, group):
+        return self._answer(state, self._rows(group))

@@ -1,12 +1,19 @@
+import dataclasses
 import functools
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from lamjax import envs
 from lamjax.envs import Gymnax
-from lamjax.ppo.rollout import EpisodeStats, RewardScale, init_actor, rollout, scale_reward
+from lamjax.envs.procgen import Procgen
+from lamjax.ppo import train as ppo
+from lamjax.ppo.rollout import ActorState, EpisodeStats, RewardScale, init_actor, rollout, scale_reward
+from lamjax.spaces import Discrete
+from tests.envs.toys import Halves
 from tests.ppo.probes import TELLTALE, ProbeEnv
 
 N, T = 6, 40
@@ -192,3 +199,129 @@ def test_rollout_follows_from_the_key(telltale):
     first, again, other = (jax.device_get(telltale(jax.random.key(seed))) for seed in (0, 0, 1))
     jax.tree.map(np.testing.assert_array_equal, first, again)
     assert (first[2].action != other[2].action).any()
+
+
+def test_rollout_is_what_steps_one_by_one_give(telltale):
+    """Rewards scaled and episodes summed up while acting, as a loop on the host does it."""
+    key = jax.random.key(0)
+    before, after, steps, stats = jax.device_get(telltale(key, limit=2.0))
+    env = Gymnax(ProbeEnv(), N, params=TELLTALE.tables)
+    env_step = jax.jit(env.step)
+    obs, env_state, scale = jnp.asarray(before.obs), before.env, before.reward_scale
+    running, length, ended = np.zeros(N, np.float32), np.zeros(N, np.int32), np.zeros(3)
+    for t, step_key in enumerate(jax.random.split(jax.random.fold_in(key, 1), T)):
+        key_action, key_env = jax.random.split(step_key)
+        action = jax.random.categorical(key_action, jnp.broadcast_to(jnp.log(jnp.array([0.3, 0.7])), (N, 2)))
+        np.testing.assert_array_equal(steps.features["seen"][t], obs)
+        np.testing.assert_array_equal(steps.action[t], action)
+        obs, env_state, reward, terminated, truncated, info = env_step(key_env, env_state, action)
+        done = np.asarray(terminated | truncated)
+        np.testing.assert_array_equal(steps.done[t], done)
+        np.testing.assert_array_equal(steps.terminated[t], terminated)
+        expected = np.where(truncated, value_of(info["final_observation"]), 0)
+        np.testing.assert_array_equal(steps.final_value[t], expected)
+        running, length = running + np.asarray(reward), length + 1
+        ended += [done.sum(), running[done].sum(), length[done].sum()]
+        scale, scaled = scale_reward(scale, reward, done, 0.99, 2.0)
+        np.testing.assert_allclose(steps.reward[t], scaled, rtol=1e-6)
+        running, length = np.where(done, 0, running), np.where(done, 0, length)
+    np.testing.assert_array_equal(after.obs, obs)
+    np.testing.assert_array_equal(after.episode_return, running)
+    np.testing.assert_array_equal(after.episode_length, length)
+    jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-5), after.reward_scale, scale)
+    np.testing.assert_allclose([stats.count, stats.return_sum, stats.length_sum], ended, rtol=1e-6)
+
+
+# Two groups in turn
+
+
+def equal(left, right):
+    """Both trees, to the bit."""
+    jax.tree.map(np.testing.assert_array_equal, jax.device_get(left), jax.device_get(right))
+
+
+@pytest.mark.parametrize("steps", [1, 25])
+def test_groups_in_turn_draw_the_actions_of_one_batch(steps):
+    """Continuous actions, whose samples leave the bounds; episodes end both ways."""
+
+    def act(obs):
+        outputs = jnp.stack([obs[:, 0], obs[:, 1], obs[:, 1], -obs[:, 0]], axis=1)
+        return outputs, 10 * obs[:, 0] + obs[:, 1]
+
+    @functools.partial(jax.jit, static_argnums=0)
+    def run(env):
+        obs, env_state = env.begin()
+        zeros = jnp.zeros(N)
+        state = ActorState(env_state, obs, zeros, zeros.astype(jnp.int32), RewardScale.init(N))
+        settings = {"num_steps": steps, "gamma": 0.9, "reward_limit": 1.0, "bootstrap_truncation": True}
+        return rollout(env, lambda obs: obs, act, state, jax.random.key(5), **settings)
+
+    together, in_turn = run(Halves(N)), run(Halves(N, groups=2))
+    jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-6), in_turn, together)
+    transitions = together[1]
+    assert (np.abs(transitions.action) > 2).any() or steps == 1
+    cut = transitions.done & ~transitions.terminated
+    assert (cut.any() and transitions.terminated.any()) or steps == 1
+    np.testing.assert_array_equal(transitions.final_value != 0, cut)
+
+
+@dataclasses.dataclass(frozen=True)
+class Hashing:
+    """Acts on a checksum of the frame: in whole numbers, so that an environment's row depends on no other."""
+
+    space: ClassVar[Discrete] = Discrete(15)
+
+    def encode(self, frozen, obs):
+        weights = (1 + jnp.arange(64) % 7)[None, :, None, None]
+        return jnp.sum(obs.astype(jnp.int32) * weights, axis=(1, 2, 3)) % 9973
+
+    def apply(self, params, features):
+        mixed = features[:, None] * (3 + 2 * jnp.arange(self.space.n))[None] % 101
+        right = jnp.zeros(self.space.n).at[7].set(3.0).at[8].set(3.5)  # so that episodes end
+        return mixed / 64 + right[None], features / 64
+
+
+CONFIG = ppo.PPOConfig(num_envs=4, num_steps=100, num_minibatches=1, bootstrap_truncation=True)
+
+
+def rollouts_of(groups, config=CONFIG, devices=(), rollouts=2):
+    """Some rollouts of deaths that count as truncations, with their frames; handles left out."""
+    env = Procgen("coinrun", config.num_envs // max(len(devices), 1), time_limit=1, num_threads=1, groups=groups)
+    state = ppo.init(jax.random.key(1), config, {}, env, devices)
+    results = []
+    for number in range(rollouts):
+        result = ppo.collect_on(devices, Hashing(), env, state, keep_obs=True)
+        state = state.replace(actor=result.actor, update=state.update + 1 if number == 0 else state.update)
+        actor = result.actor.replace(env=result.actor.env.replace(handle=None))
+        results.append(jax.device_get(result.replace(actor=actor)))
+    env.close()
+    return results
+
+
+def test_procgen_in_turn_is_procgen_at_once():
+    """Observations, actions, rewards, ends and values of two rollouts, the second where the first stopped."""
+    together, in_turn = rollouts_of(1), rollouts_of(2)
+    equal(in_turn, together)
+    assert all(result.done.sum() >= 2 for result in together)
+    np.testing.assert_array_equal(together[1].obs[0], together[0].actor.obs)
+    assert (together[0].obs[0] != together[1].obs[0]).any()
+
+
+def test_procgen_in_turn_on_two_devices():
+    devices = jax.local_devices()[:2]
+    config = dataclasses.replace(CONFIG, num_envs=8, num_steps=30)
+    together, in_turn = (rollouts_of(groups, config, devices, rollouts=1) for groups in (1, 2))
+    equal(in_turn, together)
+    assert together[0].obs.shape == (2, 30, 4, 64, 64, 3)
+    assert (together[0].obs[0] != together[0].obs[1]).any()
+
+
+def test_a_distracted_environment_steps_its_groups_at_once():
+    """Its frames are drawn for all N together; the games underneath may have any number of groups."""
+    results = []
+    for groups in (1, 2):
+        env = envs.make("coinrun", 4, num_threads=1, groups=groups, distractor="overlay")
+        state = ppo.init(jax.random.key(1), dataclasses.replace(CONFIG, num_steps=8), {}, env)
+        results.append(ppo.collect_on((), Hashing(), env, state, keep_obs=True).obs)
+        env.close()
+    equal(*results)

@@ -100,3 +100,18 @@ def stepper(env: VectorEnv) -> Any:
     ``jit`` compiles a rollout once for all Procgen games. Environments without a ``stepper`` are their own.
     """
     return getattr(env, "stepper", env)
+
+
+def takes_turns(env: Any) -> bool:
+    """Whether a rollout steps the halves of a `stepper` in turn, one on the host while the device acts for the other.
+
+    Such an environment holds its N environments in two groups (``groups == 2``), the first and the second half of the
+    rows, and has, besides ``step``:
+
+    - ``exchange(state, action [N / 2, ...], group)``: sends one group its actions, and receives what the other shows.
+    - ``receive(state, group)``: receives what one group shows.
+
+    Both return what ``step`` does, of the N / 2 environments that are received, but the state of all N. To receive from
+    a group that was sent nothing since the last time gives its observations again, and leaves the state as it is.
+    """
+    return getattr(env, "groups", 1) == 2

@@ -1,8 +1,17 @@
-"""Real Procgen inside ``jit``: one native batch of games behind ``io_callback``.
+"""Real Procgen inside ``jit``: native batches of games behind ``io_callback``.
 
-The native batch lives on the host; what JAX carries is its id, the last frames and a step counter. The callbacks are
-unordered on purpose: each one needs the frames of the one before, so data dependence already orders them, and the
-same rollout can run on several devices (one native batch each), which ordered effects do not allow.
+The games live on the host; what JAX carries is a handle, the last frames and a step counter. The callbacks are
+unordered on purpose, because ordered effects do not allow the same rollout on several devices. What orders them is the
+handle: every callback takes it and returns it, so each one waits for the one before.
+
+A handle stands for one native batch of N environments, or for two of N / 2, the *groups*. C++ threads step a group
+after ``act`` has returned, so a rollout can give one group its actions and meanwhile compute the other's (`exchange`).
+The number of groups changes the time that a rollout takes, and nothing else.
+
+No frame is copied here. A callback returns views of a native batch's memory, which changes at the batch's next ``act``.
+XLA copies what a callback returns before the callback counts as done, under ``jit`` and outside it (there JAX compiles
+the callback by itself): a test holds this of CPUs, and on a GPU jaxlib waits for the upload. The next ``act`` comes in
+a callback that needs the handle of this one.
 """
 
 import contextlib
@@ -10,6 +19,7 @@ import dataclasses
 import io
 import itertools
 import os
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
 import jax
@@ -20,21 +30,27 @@ from jax.experimental import io_callback
 
 from lamjax.spaces import Discrete
 
+# (obs uint8 [M, 64, 64, 3], reward float32 [M], first bool [M], complete bool [M], level_seed int32 [M]).
+Frames = tuple[np.ndarray, ...]
+
 OBS_SHAPE = (64, 64, 3)
 NUM_ACTIONS = 15
 DISTRIBUTION_MODES = ("easy", "hard", "extreme", "memory", "exploration")
 
-# The native batches of this process by id. JAX carries the id, because a pytree cannot hold a C++ object.
-_BATCHES: dict[int, Any] = {}
+# What a step reads of a native batch without the copies and dictionaries that gym3 makes of it (gym3.libenv.CEnv).
+_BUFFERS = ("_ob", "_rew", "_first", "_info")
+
+# The groups of native batches of this process by handle: a pytree cannot hold a C++ object.
+_BATCHES: dict[int, tuple[Any, ...]] = {}
 _NEXT_ID = itertools.count(1)
 
 
 @struct.dataclass
 class ProcgenState:
-    """What a rollout carries of a native batch.
+    """What a rollout carries of the native batches.
 
     Attributes:
-      handle: int32 ``[]``, the id of the native batch in this process.
+      handle: int32 ``[]``, stands for the native batches in this process; what the last callback returned.
       obs: uint8 ``[N, 64, 64, 3]``, the last frames, which become ``final_observation`` where an episode ends.
       time: int32 ``[N]``, steps taken in the running episode.
       time_limit: int32 ``[]``, the game's time-out; with the handle all that tells a step which game it is.
@@ -64,50 +80,116 @@ def _native_class():
     return ProcgenGym3Env
 
 
+def default_groups(num_envs: int, backend: str | None = None) -> int:
+    """How many groups N environments are stepped in, unless the caller says.
+
+    On a CPU the policy and the games share the same cores, so nothing is gained by computing both at once, and one
+    policy of N rows is faster than two of N / 2. On an accelerator the host is idle while the policy is computed.
+
+    Args:
+      num_envs: N.
+      backend: by default JAX's.
+    """
+    return 1 if (backend or jax.default_backend()) == "cpu" or num_envs % 2 else 2
+
+
 @dataclasses.dataclass(frozen=True)
 class ProcgenStepper:
-    """Steps N environments of whichever game their state names, so that all games share one compiled rollout.
+    """Steps N environments of whichever game their state belongs to, so that all games share one compiled rollout.
 
     Attributes:
       num_envs: N.
+      groups: 1, or 2 that `exchange` can step in turn: the first and the second half of the rows.
     """
 
     num_envs: int
+    groups: int = 1
 
     action_space: ClassVar[Discrete] = Discrete(NUM_ACTIONS)
 
-    def _host_step(self, handle: np.ndarray, action: np.ndarray):
-        batch = _BATCHES[int(handle)]
-        batch.act(np.asarray(action, np.int32))
-        reward, obs, first = batch.observe()
-        info = batch.get_info()
-        complete = np.fromiter((i["prev_level_complete"] for i in info), np.bool_, self.num_envs)
-        return obs["rgb"].copy(), reward.astype(np.float32), first.copy(), complete & first, _level_seeds(batch)
-
     def step(self, key: jax.Array, state: ProcgenState, action: jax.Array, params: Any = None):
-        """Steps the native batch; see `VectorEnv.step`. The game draws its randomness itself: `key` is not used."""
+        """Steps all environments; see `VectorEnv.step`. The game draws its randomness itself: `key` is not used."""
         del key, params
-        n = self.num_envs
+        state = state.replace(time=state.time + 1)
+        return self._call(_host_step, state, 0, self.num_envs, action.astype(jnp.int32))
+
+    def exchange(self, state: ProcgenState, action: jax.Array, group: jax.Array):
+        """Sends one group its actions and receives what the other one shows.
+
+        Args:
+          state: the state of all N environments.
+          action: int ``[N / 2]``, of the group that begins a step.
+          group: int32 ``[]``, 0 or 1: which one that is. The other group ends its step, if it has begun one.
+
+        Returns:
+          What `step` returns, of the other group's N / 2 environments, but the state of all.
+        """
+        half = self.num_envs // 2
+        time = jax.lax.dynamic_slice_in_dim(state.time, group * half, half) + 1
+        state = state.replace(time=jax.lax.dynamic_update_slice_in_dim(state.time, time, group * half, 0))
+        return self._call(_host_exchange, state, (1 - group) * half, half, action.astype(jnp.int32), group)
+
+    def receive(self, state: ProcgenState, group: jax.Array):
+        """Receives what one group shows, as `exchange` does, and sends nothing."""
+        half = self.num_envs // 2
+        return self._call(_host_receive, state, group * half, half, group)
+
+    def _call(self, callback: Callable, state: ProcgenState, start: Any, size: int, *sent: jax.Array):
+        """Runs a callback that gives the `Frames` of the rows from `start`, whose steps `state.time` already counts."""
         shapes = (
-            jax.ShapeDtypeStruct((n, *OBS_SHAPE), jnp.uint8),
-            jax.ShapeDtypeStruct((n,), jnp.float32),
-            jax.ShapeDtypeStruct((n,), jnp.bool_),
-            jax.ShapeDtypeStruct((n,), jnp.bool_),
-            jax.ShapeDtypeStruct((n,), jnp.int32),
+            jax.ShapeDtypeStruct((), jnp.int32),
+            jax.ShapeDtypeStruct((size, *OBS_SHAPE), jnp.uint8),
+            jax.ShapeDtypeStruct((size,), jnp.float32),
+            jax.ShapeDtypeStruct((size,), jnp.bool_),
+            jax.ShapeDtypeStruct((size,), jnp.bool_),
+            jax.ShapeDtypeStruct((size,), jnp.int32),
         )
-        obs, reward, done, complete, level_seed = io_callback(
-            self._host_step, shapes, state.handle, action.astype(jnp.int32)
+        handle, obs, reward, done, complete, level_seed = io_callback(callback, shapes, state.handle, *sent)
+        before = jax.tree.map(
+            lambda x: jax.lax.dynamic_slice_in_dim(x, start, size), {"obs": state.obs, "time": state.time}
         )
-        time = state.time + 1
-        truncated = done & ~complete & (time >= state.time_limit)
+        truncated = done & ~complete & (before["time"] >= state.time_limit)
         info = {
-            "final_observation": state.obs,
+            "final_observation": before["obs"],
             "final_is_exact": jnp.zeros((), jnp.bool_),
             "level_complete": complete,
             "level_seed": level_seed,
         }
-        state = state.replace(obs=obs, time=jnp.where(done, 0, time), level_seed=level_seed)
-        return obs, state, reward, done & ~truncated, truncated, info
+        after = {"obs": obs, "time": jnp.where(done, 0, before["time"]), "level_seed": level_seed}
+        rows = {
+            name: jax.lax.dynamic_update_slice_in_dim(getattr(state, name), new, start, 0)
+            for name, new in after.items()
+        }
+        return obs, state.replace(handle=handle, **rows), reward, done & ~truncated, truncated, info
+
+
+def _host_step(handle: np.ndarray, action: np.ndarray) -> tuple[np.ndarray, ...]:
+    batches = _BATCHES[int(handle)]
+    for batch, part in zip(batches, np.asarray(action).reshape(len(batches), -1), strict=True):
+        batch.act(part)
+    return np.asarray(handle), *_observe(batches)
+
+
+def _host_exchange(handle: np.ndarray, action: np.ndarray, group: np.ndarray) -> tuple[np.ndarray, ...]:
+    batches, sent = _BATCHES[int(handle)], int(group)
+    batches[sent].act(np.asarray(action))
+    return np.asarray(handle), *_observe(batches[1 - sent : 2 - sent])
+
+
+def _host_receive(handle: np.ndarray, group: np.ndarray) -> tuple[np.ndarray, ...]:
+    batches, received = _BATCHES[int(handle)], int(group)
+    return np.asarray(handle), *_observe(batches[received : received + 1])
+
+
+def _observe(batches: Sequence[Any]) -> Frames:
+    """Waits until the batches have stepped; what they show, in views of their own memory where it is one batch."""
+    shown = []
+    for batch in batches:
+        batch.call_c_func("libenv_observe")
+        first, info = batch._first, batch._info
+        complete = info["prev_level_complete"].astype(np.bool_) & first
+        shown.append((batch._ob["rgb"], batch._rew, first, complete, info["level_seed"]))
+    return shown[0] if len(shown) == 1 else tuple(np.concatenate(parts) for parts in zip(*shown, strict=True))
 
 
 class Procgen:
@@ -118,7 +200,7 @@ class Procgen:
     the game's time-out ended the episode without the level having been completed.
 
     Objects of equal settings compare equal, so ``jit`` compiles once for all of them. `close` frees the batches that
-    this object made; a ``reset`` inside a jitted function makes its batch through the object that was traced.
+    this object made; a ``reset`` inside a jitted function makes its batches through the object that was traced.
     """
 
     num_actions = NUM_ACTIONS
@@ -136,6 +218,7 @@ class Procgen:
         start_level: int = 0,
         distribution_mode: str = "easy",
         num_threads: int | None = None,
+        groups: int | None = None,
     ):
         """Describes the batch; ``reset`` makes it.
 
@@ -147,9 +230,11 @@ class Procgen:
           start_level: the first level's seed.
           distribution_mode: one of `DISTRIBUTION_MODES`.
           num_threads: C++ threads; by default the machine's cores, at most 16.
+          groups: 1, or 2 native batches of N / 2 that a rollout steps in turn, so that the host steps one half while
+            the device computes the policy of the other; results are the same. By default see `default_groups`.
 
         Raises:
-          ValueError: if an argument is out of range.
+          ValueError: if an argument is out of range, or N is odd and there are two groups.
           ProcgenNotInstalledError: if the ``procgen`` extra is absent.
         """
         if num_envs < 1:
@@ -158,18 +243,24 @@ class Procgen:
             raise ValueError(f"num_levels and start_level must not be negative, not {num_levels} and {start_level}.")
         if distribution_mode not in DISTRIBUTION_MODES:
             raise ValueError(f"distribution_mode must be one of {DISTRIBUTION_MODES}, not {distribution_mode!r}.")
+        groups = default_groups(num_envs) if groups is None else groups
+        if groups not in (1, 2):
+            raise ValueError(f"groups must be 1 or 2, not {groups}.")
+        if num_envs % groups:
+            raise ValueError(f"{num_envs} environments do not split into two groups: make their number even.")
         self._native = _native_class()
         self.name = game
         self.num_envs = num_envs
         self.time_limit = time_limit
-        self.stepper = ProcgenStepper(num_envs)
+        self.groups = groups
+        self.stepper = ProcgenStepper(num_envs, groups)
         self.env_params = {
             "num_levels": num_levels,
             "start_level": start_level,
             "distribution_mode": distribution_mode,
         }
         self._num_threads = num_threads if num_threads is not None else min(os.cpu_count() or 1, 16)
-        self._settings = (game, num_envs, time_limit, *self.env_params.values(), self._num_threads)
+        self._settings = (game, num_envs, time_limit, *self.env_params.values(), self._num_threads, groups)
         self._handles: set[int] = set()
 
     def __eq__(self, other: object) -> bool:
@@ -178,26 +269,47 @@ class Procgen:
     def __hash__(self) -> int:
         return hash(self._settings)
 
-    def _create(self, rand_seed: int) -> int:
-        """Makes a native batch and returns its id."""
-        handle = next(_NEXT_ID)
-        _BATCHES[handle] = self._native(
-            num=self.num_envs,
-            env_name=self.name,
-            rand_seed=int(rand_seed),
-            num_threads=self._num_threads,
-            **self.env_params,
+    def _make(self, num_envs: int, rand_seed: int) -> Any:
+        """Makes a native batch."""
+        batch = self._native(
+            num=num_envs, env_name=self.name, rand_seed=rand_seed, num_threads=self._num_threads, **self.env_params
         )
+        missing = [name for name in _BUFFERS if not hasattr(batch, name)]
+        if missing:
+            raise ProcgenNotInstalledError(
+                f"This gym3 keeps no {' and '.join(missing)}, which Procgen's frames are read from: "
+                'run `pip install "gym3==0.3.3"`.'
+            )
+        return batch
+
+    def _hold(self, batches: tuple[Any, ...]) -> int:
+        """Keeps the groups of native batches, and returns their handle."""
+        handle = next(_NEXT_ID)
+        _BATCHES[handle] = batches
         self._handles.add(handle)
         return handle
 
+    def _restore(self, blobs: Sequence[bytes]) -> int:
+        """Makes native batches that go on where N environments stood; returns their handle."""
+        each = self.num_envs // self.groups
+        batches = tuple(self._make(each, 0) for _ in range(self.groups))
+        for group, batch in enumerate(batches):
+            batch.callmethod("set_state", blobs[group * each : (group + 1) * each])
+        return self._hold(batches)
+
     def _host_reset(self, rand_seed: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        handle = self._create(int(rand_seed))
-        _, obs, _ = _BATCHES[handle].observe()
-        return np.int32(handle), obs["rgb"].copy(), _level_seeds(_BATCHES[handle])
+        # One batch deals the levels, so that they do not depend on the number of groups.
+        batch = self._make(self.num_envs, int(rand_seed))
+        obs, _, _, _, level_seed = _observe([batch])
+        if self.groups == 1:
+            return np.int32(self._hold((batch,))), obs, level_seed
+        obs, level_seed = obs.copy(), level_seed.copy()
+        handle = self._restore(batch.callmethod("get_state"))
+        batch.close()
+        return np.int32(handle), obs, level_seed
 
     def reset(self, key: jax.Array, params: Any = None) -> tuple[jax.Array, ProcgenState]:
-        """Makes a new native batch seeded by `key`; see `VectorEnv.reset`. `close` frees it."""
+        """Makes new native batches seeded by `key`; see `VectorEnv.reset`. `close` frees them."""
         del params
         rand_seed = jax.random.randint(key, (), 0, np.iinfo(np.int32).max, jnp.int32)
         shapes = (
@@ -210,13 +322,16 @@ class Procgen:
         return obs, ProcgenState(handle, obs, time, time_limit, level_seed)
 
     def step(self, key: jax.Array, state: ProcgenState, action: jax.Array, params: Any = None):
-        """Steps the native batch; see `VectorEnv.step`. The game draws its randomness itself: `key` is not used."""
+        """Steps all environments; see `VectorEnv.step`. The game draws its randomness itself: `key` is not used."""
         return self.stepper.step(key, state, action, params)
 
     def get_state(self, state: ProcgenState) -> dict[str, np.ndarray]:
-        """Reads the native batch (about 38 kB an environment); call it between dispatches, never inside ``jit``."""
+        """Reads the native batches (about 38 kB an environment); call it between dispatches, never inside ``jit``.
+
+        What it returns does not depend on the number of groups.
+        """
         state = jax.device_get(state)
-        blobs = _BATCHES[int(state.handle)].callmethod("get_state")
+        blobs = [blob for batch in _BATCHES[int(state.handle)] for blob in batch.callmethod("get_state")]
         return {
             "native": np.frombuffer(b"".join(blobs), np.uint8),
             "native_lengths": np.array([len(blob) for blob in blobs], np.int64),
@@ -226,14 +341,12 @@ class Procgen:
         }
 
     def set_state(self, saved: dict[str, np.ndarray]) -> ProcgenState:
-        """Makes a new native batch that goes on where the saved one stood."""
-        handle = self._create(0)
+        """Makes new native batches that go on where the saved ones stood, whatever their number of groups was."""
         ends = np.cumsum(saved["native_lengths"])
         native = np.asarray(saved["native"]).tobytes()
         blobs = [native[end - length : end] for end, length in zip(ends, saved["native_lengths"], strict=True)]
-        _BATCHES[handle].callmethod("set_state", blobs)
         return ProcgenState(
-            jnp.int32(handle),
+            jnp.int32(self._restore(blobs)),
             jnp.asarray(saved["obs"]),
             jnp.asarray(saved["time"]),
             jnp.int32(self.time_limit),
@@ -243,9 +356,6 @@ class Procgen:
     def close(self) -> None:
         """Frees the native batches that this object made; states that name them must not be stepped again."""
         for handle in self._handles:
-            _BATCHES.pop(handle).close()
+            for batch in _BATCHES.pop(handle):
+                batch.close()
         self._handles.clear()
-
-
-def _level_seeds(batch: Any) -> np.ndarray:
-    return np.array([info["level_seed"] for info in batch.get_info()], np.int32)

@@ -120,7 +120,7 @@ def make(
       num_envs: N.
       distractor: what moves over the frames besides the game (see `Distracted`); "none" leaves them as they are.
       distractor_strength: in (0, 1].
-      **params: for Procgen ``num_levels``, ``start_level``, ``distribution_mode``, ``num_threads``.
+      **params: for Procgen ``num_levels``, ``start_level``, ``distribution_mode``, ``num_threads``, ``groups``.
 
     Raises:
       UnknownEnvError: if there is no such environment.
