@@ -7,7 +7,6 @@ record -> dynamics (stage 1) -> cloning (stage 2) -> decode_offline, decode_onli
 import dataclasses
 import functools
 import hashlib
-import itertools
 import json
 import os
 import platform
@@ -27,6 +26,7 @@ import optax
 import lamjax
 from lamjax import cloning, dynamics, envs, experts, loops, parallel, policies
 from lamjax.analysis import diagnosis, latents, probes, report
+from lamjax.analysis.held_out import cloning_error, held_out_errors, swapped_error
 from lamjax.analysis.reading import reading_of
 from lamjax.cloning import CloningState
 from lamjax.config import RecordConfig, RunConfig, ScratchConfig
@@ -429,7 +429,7 @@ def dynamics_stage(run: Run, store: Store) -> DynamicsState:
     held_out = held_out_windows(run, store)
 
     def test(state: DynamicsState) -> dict[str, float]:
-        errors = held_out_errors(parallel.on_one(state, run.devices), held_out)
+        errors = held_out_errors(parallel.on_one(state, run.devices), held_out.batches)
         return {"test_fdm_mse": errors["fdm_mse"], "test_fdm_ratio": errors["fdm_ratio"]}
 
     advance = over(_dynamics_steps, run.devices, (None, 0, None, 0))
@@ -459,21 +459,7 @@ def dynamics_stage(run: Run, store: Store) -> DynamicsState:
     return state
 
 
-_evaluate = jax.jit(dynamics.evaluate)
-_evaluate_swapped = jax.jit(dynamics.evaluate_swapped)
 SWAPPED = 8  # batches of held-out windows whose latents are exchanged
-
-
-def held_out_errors(state: DynamicsState, held_out: EvaluationWindows) -> dict[str, Any]:
-    """Forward-model errors over all held-out windows, and how often each code was used."""
-    rows = [jax.device_get(_evaluate(state, batch)) for batch in held_out]
-    fdm, copy = (float(np.mean([row[name] for row in rows])) for name in ("fdm_mse", "copy_last_mse"))
-    return {
-        "fdm_mse": fdm,
-        "copy_last_mse": copy,
-        "fdm_ratio": fdm / max(copy, 1e-12),
-        "code_counts": np.sum([row["code_counts"] for row in rows], axis=0),
-    }
 
 
 def _still(windows: np.ndarray) -> np.ndarray:
@@ -498,7 +484,10 @@ def examine_dynamics(
     # The last null shows the untrained model o_t three times: what the recorded policy gives away by itself.
     for prefix, model, motion in (("", state, True), ("untrained_", untrained, True), ("still_", untrained, False)):
         train_z, _ = latents.latents_of(model, fitting.windows if motion else _still(fitting.windows))
-        test_z, codes = latents.latents_of(model, held_out.windows if motion else _still(held_out.windows))
+        if motion:
+            test_z, codes = latents.latents_of_batches(model, held_out.batches)
+        else:
+            test_z, codes = latents.latents_of(model, _still(held_out.windows))
         key = stage_key(run.config, "probe")
         read = reading.probe(key, train_z, train_actions, test_z, test_actions)
         results |= {prefix + name: value for name, value in read.items()}
@@ -509,12 +498,11 @@ def examine_dynamics(
             arrays["latents_untrained" if prefix else "latents"] = test_z
         if not prefix:
             test_z_trained, test_codes = test_z, codes
-    errors = held_out_errors(state, held_out)
+    errors = held_out_errors(state, held_out.batches)
     counts = errors.pop("code_counts")
-    swapped = np.mean([_evaluate_swapped(state, batch) for batch in itertools.islice(held_out, SWAPPED)])
     shares = counts / np.maximum(counts.sum(-1, keepdims=True), 1)
     results |= errors | {
-        "fdm_swapped_mse": float(swapped),
+        "fdm_swapped_mse": swapped_error(state, held_out.batches[:SWAPPED]),
         **reading.constant(train_actions, test_actions),
         "codebook_perplexity": np.exp(-np.sum(shares * np.log(shares + 1e-10), -1)).tolist(),
         "dead_codes": (counts == 0).sum(-1).tolist(),
@@ -555,11 +543,11 @@ def cloning_stage(run: Run, store: Store, model: DynamicsState) -> CloningState:
     fuse = _fuse(config.trunk, run.config.dynamics.idm)
     stream = training_stream(run, store, config.batch_size, run.config.seed + 1, fuse)
     held_out = held_out_windows(run, store)
-    targets, _ = latents.latents_of(model, held_out.windows)
+    targets, _ = latents.latents_of_batches(model, held_out.batches)
+    uploaded = jax.device_put(targets)
 
     def test(state: CloningState) -> dict[str, float]:
-        predicted = policy_latents(parallel.on_one(state, run.devices), held_out.windows[:, -2])
-        return {"test_loss": float(np.mean(np.square(predicted - targets)))}
+        return {"test_loss": cloning_error(parallel.on_one(state, run.devices), held_out.batches, uploaded)}
 
     advance = over(_cloning_steps, run.devices, (None, 0, None, None))
     shared = parallel.replicate((stream.key, model), run.devices)
@@ -598,8 +586,8 @@ def policy_latents(state: CloningState, obs: np.ndarray) -> np.ndarray:
     """What the latent policy says at observations ``[E, *obs_shape]``: float32 ``[E, Z]``."""
     batch = latents.BATCH
     padded = np.concatenate([obs, obs[:1].repeat(-len(obs) % batch, 0)])
-    pieces = [np.asarray(_predict_latents(state, padded[i : i + batch])) for i in range(0, len(padded), batch)]
-    return np.concatenate(pieces)[: len(obs)]
+    pieces = [_predict_latents(state, padded[i : i + batch]) for i in range(0, len(padded), batch)]
+    return np.concatenate(jax.device_get(pieces))[: len(obs)]
 
 
 # Nulls that the third stage is held against

@@ -371,11 +371,11 @@ def test_continuous_labels_are_those_of_the_store(stores, tmp_path):
 def test_evaluation_windows_are_fixed_and_full(stores):
     store = stores.make([6] * 60)
     windows = data.EvaluationWindows(store, num_windows=10, batch_size=4, split="test")
-    assert len(windows) == 2 and windows.starts.shape == (8,)
+    assert windows.starts.shape == (8,)
     assert set(windows.starts) <= set(store.starts("test"))
-    first, second = (np.concatenate(list(windows)) for _ in range(2))
-    np.testing.assert_array_equal(first, second)
-    np.testing.assert_array_equal(stores.numbers(first), windows.starts[:, None] + np.arange(3))
+    assert isinstance(windows.batches, jax.Array) and windows.batches is windows.batches  # uploaded once
+    np.testing.assert_array_equal(windows.batches, windows.windows.reshape(2, 4, *windows.windows.shape[1:]))
+    np.testing.assert_array_equal(stores.numbers(windows.windows), windows.starts[:, None] + np.arange(3))
     again = data.EvaluationWindows(store, num_windows=10, batch_size=4, split="test")
     np.testing.assert_array_equal(again.starts, windows.starts)
 
@@ -384,6 +384,6 @@ def test_evaluation_windows_of_small_splits(stores):
     store = stores.make([5, 5], level_seeds=[1, 2])
     assert {data.split_of_level(1), data.split_of_level(2)} == {"train"}
     windows = data.EvaluationWindows(store, num_windows=99, batch_size=32, split="train")
-    assert [batch.shape for batch in windows] == [(6, 3, 4)]
+    assert windows.batches.shape == (1, 6, 3, 4)
     with pytest.raises(data.StoreError, match=r"test split of .* has no windows"):
         data.EvaluationWindows(store, num_windows=99, batch_size=32)

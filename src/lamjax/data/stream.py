@@ -20,7 +20,7 @@ Dimension keys: N: frames, S: window starts, B: batch, L: frames in a window, D:
 """
 
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Literal
 
 import flax.struct
@@ -359,7 +359,7 @@ class _Ring:
 
 
 class EvaluationWindows:
-    """A fixed set of windows, in batches of one shape; each iteration gives the same ones.
+    """A fixed set of windows, in batches of one shape.
 
     Args:
         store: where the frames come from.
@@ -399,12 +399,10 @@ class EvaluationWindows:
         self.starts = np.sort(rng.choice(starts, num_windows, replace=False))
         self.windows = store.windows(self.starts, length)
 
-    def __len__(self) -> int:
-        return len(self.starts) // self.batch_size
-
-    def __iter__(self) -> Iterator[np.ndarray]:
-        """Yields arrays [B, L, *obs_shape]."""
-        yield from np.split(self.windows, len(self))
+    @functools.cached_property
+    def batches(self) -> jax.Array:
+        """All windows as [E / B, B, L, *obs_shape] in device memory: uploaded once, kept as long as this object."""
+        return jax.device_put(self.windows.reshape(-1, self.batch_size, *self.windows.shape[1:]))
 
 
 def shard_episodes(lengths: np.ndarray, num_shards: int) -> np.ndarray:
