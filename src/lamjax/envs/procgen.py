@@ -18,6 +18,7 @@ import numpy as np
 from flax import struct
 from jax.experimental import io_callback
 
+from lamjax.envs.api import one_batch_under_vmap
 from lamjax.spaces import Discrete
 
 OBS_SHAPE = (64, 64, 3)
@@ -84,6 +85,7 @@ class ProcgenStepper:
         complete = np.fromiter((i["prev_level_complete"] for i in info), np.bool_, self.num_envs)
         return obs["rgb"].copy(), reward.astype(np.float32), first.copy(), complete & first, _level_seeds(batch)
 
+    @one_batch_under_vmap
     def step(self, key: jax.Array, state: ProcgenState, action: jax.Array, params: Any = None):
         """Steps the native batch; see `VectorEnv.step`. The game draws its randomness itself: `key` is not used."""
         del key, params
