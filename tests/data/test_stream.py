@@ -368,6 +368,29 @@ def test_continuous_labels_are_those_of_the_store(stores, tmp_path):
     np.testing.assert_array_equal(actions, taken[stores.numbers(frames)[:, 1]])
 
 
+@pytest.mark.parametrize("count", [None, 2])
+def test_streams_share_frames_and_keep_their_own_order(store, stores, monkeypatch, count):
+    devices = None if count is None else tuple(jax.local_devices()[:count])
+    settings = {"batch_size": 2, "seed": 3, "devices": devices}
+    first, own = make_stream(store, batch_size=4, devices=devices), make_stream(store, **settings)
+    with monkeypatch.context() as patch:
+        patch.setattr(stream_module, "_upload", None)  # nothing is uploaded again
+        shared = make_stream(store, **settings, like=first)
+    assert shared.buffer(0) is first.buffer(0)
+    assert (shared.num_starts, shared.steps_per_epoch) == (own.num_starts, own.steps_per_epoch)
+    for step in range(5):
+        np.testing.assert_array_equal(shared.windows(step), own.windows(step))
+
+
+def test_streams_of_other_windows_or_on_a_ring_share_no_frames(store):
+    first = make_stream(store)
+    with pytest.raises(ValueError, match=r"^a stream of .* cannot share the frames of one of"):
+        make_stream(store, length=2, like=first)
+    ring = make_stream(store, batch_size=1, mode="ring", ring_frames=40, like=first)
+    assert ring.steps_per_phase
+    assert make_stream(store, like=make_stream(store, batch_size=1, mode="ring", ring_frames=40)).steps_per_epoch == 11
+
+
 def test_evaluation_windows_are_fixed_and_full(stores):
     store = stores.make([6] * 60)
     windows = data.EvaluationWindows(store, num_windows=10, batch_size=4, split="test")
