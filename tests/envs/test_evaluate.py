@@ -5,7 +5,7 @@ import pytest
 
 from lamjax import envs
 from lamjax.envs import Gymnax
-from lamjax.envs.evaluate import CHUNK, evaluate, evaluate_all, outputs_of, side_by_side
+from lamjax.envs.evaluate import CHUNK, evaluate, evaluate_all, most_together, outputs_of, side_by_side
 from tests.envs.toys import Counter
 
 LENGTHS = (3, 40, 7)  # the second is longer than a dispatch
@@ -178,3 +178,8 @@ def test_policies_that_share_a_trunk_run_it_once_on_all_observations():
 def test_side_by_side_needs_an_environment_for_each(toy):
     with pytest.raises(ValueError, match=r"^2 policies in 4 environments each need 8, not 4\.$"):
         evaluate_all(constant, [jnp.zeros(2)] * 2, toy, 8, jax.random.key(0), greedy=[False] * 2)
+
+
+def test_how_many_play_together_is_decided_by_the_machine():
+    assert most_together(64, "cpu") == 1
+    assert [most_together(num_envs, "gpu") for num_envs in (2, 64, 100, 4096)] == [16, 16, 10, 1]

@@ -20,7 +20,16 @@ from flax import struct
 
 from lamjax.envs.api import VectorEnv, join_states, stepper
 
+MOST = 16  # policies that play side by side on an accelerator,
+MOST_ENVS = 1024  # in so many environments altogether
 CHUNK = 32  # steps a dispatch: rarely more than a chunk is played after the last episode has ended
+
+
+def most_together(num_envs: int, backend: str | None = None) -> int:
+    """How many policies should play side by side in `num_envs` environments each: one on a CPU, which gains nothing."""
+    if (backend or jax.default_backend()) == "cpu":
+        return 1
+    return max(1, min(MOST, MOST_ENVS // num_envs))
 
 
 @struct.dataclass
