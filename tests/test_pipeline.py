@@ -373,6 +373,35 @@ def test_naming_resumes_exactly(module, name, calls, decoded, store, tmp_path, m
         assert saved(tmp_path, stage) == saved(decoded[0], stage)
 
 
+def test_stages_share_one_upload_of_the_frames(store, tmp_path):
+    with open_run(tmp_path, settings(), 2) as run:
+        frames = pipeline.TrainingFrames(run, store)
+        first, second = frames.stream(4, 0, 1), frames.stream(8, 1, 1)
+        assert first.buffer(0) is second.buffer(0)
+        np.testing.assert_array_equal(second.windows(3), pipeline.training_stream(run, store, 8, 1, 1).windows(3))
+        frames.free()
+        assert frames.stream(4, 0, 1).buffer(0) is not first.buffer(0)
+    with open_run(tmp_path / "ring", RING, 1) as run:
+        frames = pipeline.TrainingFrames(run, store)
+        first, second = frames.stream(4, 0, 25), frames.stream(4, 1, 25)
+        assert first.steps_per_phase and first.buffer(0).frames is not second.buffer(0).frames
+
+
+def test_clones_of_labels_see_the_rows_of_the_runs_seed(store, tmp_path):
+    """They are the clones of a loop that takes each batch from the host, of the first labels alone."""
+    rng, key = np.random.default_rng(3), jax.random.key(1)
+    obs, taken = rng.normal(size=(9, 4)).astype(np.float32), rng.integers(2, size=9).astype(np.int32)
+    with open_run(tmp_path, settings(), 1) as run:
+        config = run.config
+        _, params = pipeline.clone_actions(run, key, jax.device_put(obs), taken, 6, 2)
+    state = pipeline._init_actions(key, config.cloning, 2, (4,), False, None)
+    rows, step = np.random.default_rng(config.seed), jax.jit(actions.train_step)
+    for _ in range(config.offline.bc_steps):
+        batch = rows.integers(6, size=config.cloning.batch_size)
+        state, _ = step(state, obs[batch], taken[batch])
+    close(params, state.policy, rtol=1e-5, atol=1e-6)
+
+
 def test_random_play_leaves_frames_for_ppo():
     with pytest.raises(
         ValueError, match=r"^named.frames \(768\) must be fewer than the frames that PPO shares with it"

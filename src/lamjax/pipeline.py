@@ -7,7 +7,6 @@ record -> dynamics (stage 1) -> cloning (stage 2) -> decode_offline, decode_onli
 import dataclasses
 import functools
 import hashlib
-import itertools
 import json
 import os
 import platform
@@ -27,6 +26,7 @@ import optax
 import lamjax
 from lamjax import cloning, dynamics, envs, experts, loops, parallel, policies
 from lamjax.analysis import diagnosis, latents, probes, report
+from lamjax.analysis.held_out import cloning_error, held_out_errors, swapped_error
 from lamjax.analysis.reading import reading_of
 from lamjax.cloning import CloningState
 from lamjax.config import RecordConfig, RunConfig, ScratchConfig
@@ -43,7 +43,7 @@ from lamjax.data.stream import (
 )
 from lamjax.decoding import actions, offline, online
 from lamjax.dynamics import DynamicsState
-from lamjax.envs.evaluate import evaluate
+from lamjax.envs.evaluate import evaluate_all, most_together
 from lamjax.metrics import Progress, read_metrics
 from lamjax.models.policy import ObsStats, obs_stats
 from lamjax.ppo import train as ppo
@@ -215,11 +215,44 @@ def evaluate_policy(
     num_envs: int,
     greedy: bool = False,
     distracted: bool = True,
-    draw: int = 0,
 ) -> dict[str, Any]:
-    """Plays fixed episodes on levels that depend on the run's seed and `draw` alone, the same for every policy."""
-    env = make_env(run.env, min(num_envs, episodes), run.config, distracted=distracted)
-    progress = Progress(f"evaluating {label}", episodes, unit="episode")
+    """One policy: see `evaluate_policies`."""
+    (results,) = evaluate_policies(
+        run, label, logits_fn, [params], episodes=episodes, num_envs=num_envs, greedy=[greedy], distracted=distracted
+    )
+    return results
+
+
+def evaluate_policies(
+    run: Run,
+    label: str,
+    logits_fn: Any,
+    params: list[Any],
+    *,
+    episodes: int,
+    num_envs: int,
+    greedy: list[bool],
+    distracted: bool = True,
+    draw: int = 0,
+) -> list[dict[str, Any]]:
+    """Plays fixed episodes on levels that depend on the run's seed and `draw` alone, the same for every policy.
+
+    Args:
+      run: the open run.
+      label: what is evaluated, for the progress.
+      logits_fn: of all policies.
+      params: of each policy; they play side by side.
+      episodes: of each.
+      num_envs: environments of each.
+      greedy: for each, whether it takes the most likely action.
+      distracted: whether frames carry the run's distractor.
+      draw: another number means other levels.
+    """
+    num_envs = min(num_envs, episodes)
+    env = make_env(run.env, num_envs, run.config, distracted=distracted)
+    wide = make_env(run.env, num_envs * len(params), run.config, distracted=distracted) if len(params) > 1 else None
+    total = episodes * len(params)
+    progress = Progress(f"evaluating {label}", total, unit="episode")
 
     def tick(finished: int) -> None:
         progress.to(finished)
@@ -227,12 +260,14 @@ def evaluate_policy(
 
     key = stage_key(run.config, f"evaluation-{draw}" if draw else "evaluation")
     try:
-        returns, _ = evaluate(logits_fn, params, env, episodes, key, greedy=greedy, progress=tick)
-        progress.to(episodes)
+        returns, _ = evaluate_all(logits_fn, params, env, episodes, key, greedy=greedy, wide=wide, progress=tick)
+        progress.to(total)
     finally:
         progress.close()
-        env.close()
-    return returns_summary(run.env, returns)
+        for opened in (env, wide):
+            if opened is not None:
+                opened.close()
+    return [returns_summary(run.env, row) for row in returns]
 
 
 # Recording
@@ -355,8 +390,10 @@ def _cloning_steps(
     return loops.repeat(step, state, n)
 
 
-def training_stream(run: Run, store: Store, batch_size: int, seed: int, fuse: int) -> ObservationStream:
-    """The training windows of the store, in the order of `seed`, for dispatches of `fuse` steps."""
+def training_stream(
+    run: Run, store: Store, batch_size: int, seed: int, fuse: int, like: ObservationStream | None = None
+) -> ObservationStream:
+    """The training windows of the store, in the order of `seed`, for dispatches of `fuse` steps; frames as `like`'s."""
     config = run.config
     return ObservationStream(
         store,
@@ -369,7 +406,31 @@ def training_stream(run: Run, store: Store, batch_size: int, seed: int, fuse: in
         mask_boundaries=config.analysis.mask_boundaries,
         length=config.dynamics.window,
         devices=_several(run.devices),
+        like=like,
     )
+
+
+class TrainingFrames:
+    """The training frames in device memory: uploaded for the first stage that asks, kept for the next until `free`.
+
+    In a ring, which never holds all of them, each stage has its own.
+    """
+
+    def __init__(self, run: Run, store: Store):
+        """Uploads nothing yet."""
+        self._run, self._store = run, store
+        self._first: ObservationStream | None = None
+
+    def stream(self, batch_size: int, seed: int, fuse: int) -> ObservationStream:
+        """As `training_stream`."""
+        made = training_stream(self._run, self._store, batch_size, seed, fuse, self._first)
+        if made.steps_per_phase is None:
+            self._first = made
+        return made
+
+    def free(self) -> None:
+        """Gives the memory back, once no stage uses its stream any more."""
+        self._first = None
 
 
 def _several(devices: tuple[jax.Device, ...]) -> tuple[jax.Device, ...] | None:
@@ -414,14 +475,14 @@ def init_dynamics(run: Run, store: Store) -> DynamicsState:
     return _init_dynamics(key, run.config.dynamics, store.obs_shape, training_stats(store), store.action_space)
 
 
-def dynamics_stage(run: Run, store: Store) -> DynamicsState:
-    """Trains stage 1 and examines it on held-out levels."""
+def dynamics_stage(run: Run, store: Store, frames: TrainingFrames | None = None) -> DynamicsState:
+    """Trains stage 1 and examines it on held-out levels; `frames` are by default its own."""
     config = run.config.dynamics
     untrained = init_dynamics(run, store)
     if run.done("dynamics"):
         return restore(run, "dynamics", untrained, Saver(config))[1]
     fuse = _fuse(config.idm, config.fdm)
-    stream = training_stream(run, store, config.batch_size, run.config.seed, fuse)
+    stream = (frames or TrainingFrames(run, store)).stream(config.batch_size, run.config.seed, fuse)
     # Off, stage 1 has no door to actions at all; on, it knows those of the subset and counts them.
     num_labels = config.num_labelled(len(store.starts("train", config.window)))
     subset = LabelledSubset(store, num_labels, seed=run.config.seed, length=config.window) if num_labels else None
@@ -429,7 +490,7 @@ def dynamics_stage(run: Run, store: Store) -> DynamicsState:
     held_out = held_out_windows(run, store)
 
     def test(state: DynamicsState) -> dict[str, float]:
-        errors = held_out_errors(parallel.on_one(state, run.devices), held_out)
+        errors = held_out_errors(parallel.on_one(state, run.devices), held_out.batches)
         return {"test_fdm_mse": errors["fdm_mse"], "test_fdm_ratio": errors["fdm_ratio"]}
 
     advance = over(_dynamics_steps, run.devices, (None, 0, None, 0))
@@ -459,21 +520,7 @@ def dynamics_stage(run: Run, store: Store) -> DynamicsState:
     return state
 
 
-_evaluate = jax.jit(dynamics.evaluate)
-_evaluate_swapped = jax.jit(dynamics.evaluate_swapped)
 SWAPPED = 8  # batches of held-out windows whose latents are exchanged
-
-
-def held_out_errors(state: DynamicsState, held_out: EvaluationWindows) -> dict[str, Any]:
-    """Forward-model errors over all held-out windows, and how often each code was used."""
-    rows = [jax.device_get(_evaluate(state, batch)) for batch in held_out]
-    fdm, copy = (float(np.mean([row[name] for row in rows])) for name in ("fdm_mse", "copy_last_mse"))
-    return {
-        "fdm_mse": fdm,
-        "copy_last_mse": copy,
-        "fdm_ratio": fdm / max(copy, 1e-12),
-        "code_counts": np.sum([row["code_counts"] for row in rows], axis=0),
-    }
 
 
 def _still(windows: np.ndarray) -> np.ndarray:
@@ -498,7 +545,10 @@ def examine_dynamics(
     # The last null shows the untrained model o_t three times: what the recorded policy gives away by itself.
     for prefix, model, motion in (("", state, True), ("untrained_", untrained, True), ("still_", untrained, False)):
         train_z, _ = latents.latents_of(model, fitting.windows if motion else _still(fitting.windows))
-        test_z, codes = latents.latents_of(model, held_out.windows if motion else _still(held_out.windows))
+        if motion:
+            test_z, codes = latents.latents_of_batches(model, held_out.batches)
+        else:
+            test_z, codes = latents.latents_of(model, _still(held_out.windows))
         key = stage_key(run.config, "probe")
         read = reading.probe(key, train_z, train_actions, test_z, test_actions)
         results |= {prefix + name: value for name, value in read.items()}
@@ -509,12 +559,11 @@ def examine_dynamics(
             arrays["latents_untrained" if prefix else "latents"] = test_z
         if not prefix:
             test_z_trained, test_codes = test_z, codes
-    errors = held_out_errors(state, held_out)
+    errors = held_out_errors(state, held_out.batches)
     counts = errors.pop("code_counts")
-    swapped = np.mean([_evaluate_swapped(state, batch) for batch in itertools.islice(held_out, SWAPPED)])
     shares = counts / np.maximum(counts.sum(-1, keepdims=True), 1)
     results |= errors | {
-        "fdm_swapped_mse": float(swapped),
+        "fdm_swapped_mse": swapped_error(state, held_out.batches[:SWAPPED]),
         **reading.constant(train_actions, test_actions),
         "codebook_perplexity": np.exp(-np.sum(shares * np.log(shares + 1e-10), -1)).tolist(),
         "dead_codes": (counts == 0).sum(-1).tolist(),
@@ -544,8 +593,8 @@ def examine_dynamics(
 # Stage 2
 
 
-def cloning_stage(run: Run, store: Store, model: DynamicsState) -> CloningState:
-    """Clones the latent policy."""
+def cloning_stage(run: Run, store: Store, model: DynamicsState, frames: TrainingFrames | None = None) -> CloningState:
+    """Clones the latent policy; `frames` are by default its own."""
     config = run.config.cloning
     state = loops.jit_once(cloning.init, static_argnums=(1, 2, 3))(
         stage_key(run.config, "cloning"), config, store.obs_shape, run.config.dynamics.latent_dim, model.obs_stats
@@ -553,13 +602,13 @@ def cloning_stage(run: Run, store: Store, model: DynamicsState) -> CloningState:
     if run.done("cloning"):
         return restore(run, "cloning", state, Saver(config))[1]
     fuse = _fuse(config.trunk, run.config.dynamics.idm)
-    stream = training_stream(run, store, config.batch_size, run.config.seed + 1, fuse)
+    stream = (frames or TrainingFrames(run, store)).stream(config.batch_size, run.config.seed + 1, fuse)
     held_out = held_out_windows(run, store)
-    targets, _ = latents.latents_of(model, held_out.windows)
+    targets, _ = latents.latents_of_batches(model, held_out.batches)
+    uploaded = jax.device_put(targets)
 
     def test(state: CloningState) -> dict[str, float]:
-        predicted = policy_latents(parallel.on_one(state, run.devices), held_out.windows[:, -2])
-        return {"test_loss": float(np.mean(np.square(predicted - targets)))}
+        return {"test_loss": cloning_error(parallel.on_one(state, run.devices), held_out.batches, uploaded)}
 
     advance = over(_cloning_steps, run.devices, (None, 0, None, None))
     shared = parallel.replicate((stream.key, model), run.devices)
@@ -598,8 +647,8 @@ def policy_latents(state: CloningState, obs: np.ndarray) -> np.ndarray:
     """What the latent policy says at observations ``[E, *obs_shape]``: float32 ``[E, Z]``."""
     batch = latents.BATCH
     padded = np.concatenate([obs, obs[:1].repeat(-len(obs) % batch, 0)])
-    pieces = [np.asarray(_predict_latents(state, padded[i : i + batch])) for i in range(0, len(padded), batch)]
-    return np.concatenate(pieces)[: len(obs)]
+    pieces = [_predict_latents(state, padded[i : i + batch]) for i in range(0, len(padded), batch)]
+    return np.concatenate(jax.device_get(pieces))[: len(obs)]
 
 
 # Nulls that the third stage is held against
@@ -641,13 +690,13 @@ class Labelled:
 
     Attributes:
       draw: its number.
-      obs: o_t, ``[L, *obs_shape]``.
+      obs: o_t, ``[L, *obs_shape]``, in device memory.
       actions: ``[L, *space.shape]``.
       latents: float32 ``[L, Z]`` of o_t by the "policy", and of the windows by the "idm" where it is decoded too.
     """
 
     draw: int
-    obs: np.ndarray
+    obs: jax.Array
     actions: np.ndarray
     latents: dict[str, np.ndarray]
 
@@ -661,14 +710,25 @@ def draw_labels(run: Run, store: Store, model: DynamicsState, policy: CloningSta
     found = {"policy": policy_latents(policy, obs)}
     if {"idm", "relabel"} & set(run.config.offline.methods):
         found["idm"], _ = latents.latents_of(model, windows)
-    return Labelled(draw, obs, subset.actions, found)
+    return Labelled(draw, jax.device_put(obs), subset.actions, found)
 
 
-def offline_stage(run: Run, store: Store, model: DynamicsState, policy: CloningState, space: ActionSpace) -> None:
-    """Decodes by the protocol of `offline`: every method, at every number of labels, on every draw of them."""
+def offline_stage(
+    run: Run,
+    store: Store,
+    model: DynamicsState,
+    policy: CloningState,
+    space: ActionSpace,
+    frames: TrainingFrames | None = None,
+) -> None:
+    """Decodes by the protocol of `offline`: every method, at every number of labels, on every draw of them.
+
+    Policies are made and evaluated in chunks; what a chunk measured is in the summary before the next one begins.
+    """
     config = run.config.offline
     if run.done("decode_offline"):
         return
+    frames = frames or TrainingFrames(run, store)
     with timed() as seconds:
         available = len(store.starts("train", model.config.window))
         counts = offline.label_counts(config, available)
@@ -676,40 +736,30 @@ def offline_stage(run: Run, store: Store, model: DynamicsState, policy: CloningS
             raise RunError(f"The store has {available} labelled windows, fewer than any of --offline.labels.")
         partial = run.summary.setdefault("partial", {}).setdefault("decode_offline", {"by_seed": {}})
         by_seed: dict[str, list[list[float]]] = partial["by_seed"]
-        fuse = _fuse(run.config.cloning.trunk, model.config.idm)
-        stream = functools.cache(
-            lambda: training_stream(run, store, run.config.cloning.batch_size, run.config.seed + 2, fuse)
-        )
-
-        def missing(method: str, plays: tuple[str, ...], count: int, draw: int) -> list[str]:
-            measured = {play: by_seed.get(offline.curve_name(method, play), []) for play in plays}
-            return [play for play in plays if [count, draw] not in [row[:2] for row in measured[play]]]
-
-        for draw in range(config.seeds):
-            labelled = functools.cache(lambda draw=draw: draw_labels(run, store, model, policy, counts[-1], draw))
-            for count in counts:
-                for method, plays in offline.variants(config, count).items():
-                    if not (plays := missing(method, plays, count, draw)):
-                        continue
-                    network, params = offline_policy(run, method, count, labelled(), model, policy, stream, space)
-                    for play in plays:
-                        found = evaluate_policy(
-                            run,
-                            f"{LABELS_USED[method]} {count} labels, {play}",
-                            policies.Logits(network),
-                            params,
-                            episodes=config.episodes,
-                            num_envs=config.num_envs,
-                            greedy=play == "greedy",
-                            draw=draw,
-                        )
-                        if (play, draw) == ("sampled", 0) and method in SAVED_AS:
-                            folder = run.folder / "policies" / f"{SAVED_AS[method]}-{count}"
-                            policies.save_policy(folder, network, params, found)
-                        rows = by_seed.setdefault(offline.curve_name(method, play), [])
-                        rows.append([count, draw, found["return_mean"], found["return_stderr"]])
-                        partial |= {name: offline.over_seeds(rows) for name, rows in by_seed.items()}
-                        run.write_summary()
+        labelled = functools.lru_cache(1)(lambda draw: draw_labels(run, store, model, policy, counts[-1], draw))
+        for chunk in offline.chunks(offline.candidates(config, counts, by_seed), most_together(config.num_envs)):
+            draw = chunk[0].draw
+            network, params = offline_policies(run, chunk, labelled(draw), model, policy, frames, space)
+            plays = [(one, play, p) for one, p in zip(chunk, params, strict=True) for play in one.plays]
+            measured = evaluate_policies(
+                run,
+                f"{LABELS_USED[chunk[0].method]} {chunk[0].count} labels" + (" and others" if len(plays) > 1 else ""),
+                policies.Logits(network),
+                [p for _, _, p in plays],
+                episodes=config.episodes,
+                num_envs=config.num_envs,
+                greedy=[play == "greedy" for _, play, _ in plays],
+                draw=draw,
+            )
+            for (one, play, p), result in zip(plays, measured, strict=True):
+                if (play, draw) == ("sampled", 0) and one.method in SAVED_AS:
+                    folder = run.folder / "policies" / f"{SAVED_AS[one.method]}-{one.count}"
+                    policies.save_policy(folder, network, p, result)
+                rows = by_seed.setdefault(offline.curve_name(one.method, play), [])
+                rows.append([one.count, draw, result["return_mean"], result["return_stderr"]])
+            partial |= {name: offline.over_seeds(rows) for name, rows in by_seed.items()}
+            run.write_summary()
+            run.check_stop()
         results = {
             "curve": [],
             "bc_curve": [],
@@ -724,46 +774,75 @@ def offline_stage(run: Run, store: Store, model: DynamicsState, policy: CloningS
     run.finish("decode_offline", results | diagnosis.judge_offline(results, run.summary["nulls"]))
 
 
-def offline_policy(
+def offline_policies(
     run: Run,
-    method: offline.Method,
-    count: int,
+    chunk: list[offline.Candidate],
     labelled: Labelled,
     model: DynamicsState,
     policy: CloningState,
-    stream: Callable[[], ObservationStream],
+    frames: TrainingFrames,
     space: ActionSpace,
-) -> tuple[policies.Network, Any]:
-    """The policy that a method makes of the first `count` labels of a draw, and its parameters."""
+) -> tuple[policies.Network, list[Any]]:
+    """The policies of a chunk, made of the first labels of a draw: their network, and the parameters of each."""
     config = run.config.offline
-    key = jax.random.fold_in(stage_key(run.config, "offline"), count)
+    keys = [jax.random.fold_in(stage_key(run.config, "offline"), one.count) for one in chunk]
     if labelled.draw:
-        key = jax.random.fold_in(key, labelled.draw)
-    if method == "bc":
-        return clone_actions(run, key, labelled.obs[:count], labelled.actions[:count], space, policy.obs_stats)
-    seen = labelled.latents["policy" if method == "policy" else "idm"]
-    decoder, _ = offline.fit(key, seen, labelled.actions, config, space, count)
-    if method == "relabel":
-        name, obs_shape = f"relabel-{count}-{labelled.draw}", labelled.obs.shape[1:]
-        return relabel(run, name, key, model, decoder, stream(), obs_shape, space)
-    network = policies.DecodedPolicy(policy.config.trunk, policy.latent_dim, space, config)
-    return network, policies.decoded_params(policy, decoder)
+        keys = [jax.random.fold_in(key, labelled.draw) for key in keys]
+    fitted = [place for place, one in enumerate(chunk) if one.method != "bc"]
+    decoders = {}
+    if fitted:
+        stacked, _ = offline.fit_all(
+            jnp.stack([keys[place] for place in fitted]),
+            np.stack([labelled.latents["policy" if chunk[place].method == "policy" else "idm"] for place in fitted]),
+            np.stack([labelled.actions] * len(fitted)),
+            config,
+            space,
+            np.array([chunk[place].count for place in fitted], np.int32),
+        )
+        decoders = {place: jax.tree.map(lambda x, row=row: x[row], stacked) for row, place in enumerate(fitted)}
+    if chunk[0].is_decoded:
+        network = policies.DecodedPolicy(policy.config.trunk, policy.latent_dim, space, config)
+        return network, [policies.decoded_params(policy, decoders[place]) for place in fitted]
+    made = []
+    for place, (one, key) in enumerate(zip(chunk, keys, strict=True)):
+        if one.method == "bc":
+            made.append(clone_actions(run, key, labelled.obs, labelled.actions, one.count, space, policy.obs_stats))
+        else:
+            name, obs_shape = f"relabel-{one.count}-{one.draw}", labelled.obs.shape[1:]
+            stream = frames.stream(
+                run.config.cloning.batch_size,
+                run.config.seed + 2,
+                _fuse(run.config.cloning.trunk, model.config.idm),
+            )
+            made.append(relabel(run, name, key, model, decoders[place], stream, obs_shape, space))
+    return made[0][0], [params for _, params in made]
 
 
 _init_actions = loops.jit_once(actions.init, static_argnums=(1, 2, 3, 4))
-_step_actions = jax.jit(actions.train_step, donate_argnums=0)
+_clone_steps = jax.jit(actions.clone_steps, static_argnames="n", donate_argnums=0)
 
 
 def clone_actions(
-    run: Run, key: jax.Array, obs: np.ndarray, taken: np.ndarray, space: ActionSpace, stats: ObsStats = None
+    run: Run,
+    key: jax.Array,
+    obs: jax.Array,
+    taken: np.ndarray,
+    count: int,
+    space: ActionSpace,
+    stats: ObsStats = None,
 ) -> tuple[ScratchAgent, Any]:
-    """Behaviour cloning from scratch on labelled observations (standardised by `stats`): offline decoding's null."""
-    config = run.config.cloning
+    """Behaviour cloning from scratch on the first `count` labelled observations (standardised by `stats`).
+
+    It is offline decoding's null.
+    """
+    config, steps = run.config.cloning, run.config.offline.bc_steps
     state = _init_actions(key, config, space, obs.shape[1:], False, stats)
     rng = np.random.default_rng(run.config.seed)
-    for number in range(run.config.offline.bc_steps):
-        rows = rng.integers(len(obs), size=config.batch_size)  # of one size, so that it compiles once
-        state, _ = _step_actions(state, obs[rows], taken[rows])
+    rows = np.array([rng.integers(count, size=config.batch_size) for _ in range(steps)], np.int32)
+    labels = jax.device_put((obs, taken, rows))  # of one size for all counts, so that steps compile once
+    fuse = _fuse(config.trunk)
+    for number, first in enumerate(range(0, steps, fuse)):
+        state, _ = _clone_steps(state, *labels, min(fuse, steps - first))
         if number % run.config.max_in_flight == 0:
             jax.block_until_ready(state)
             run.check_stop()
@@ -1060,18 +1139,21 @@ def run_pipeline(run: Run, source: Source, data: Path) -> Path:
     check_shares(run)
     run.summary["source"] = {"policy": source.kind, **source.info}
     store = record_stage(run, source, data)
-    space = store.action_space
+    space, frames = store.action_space, TrainingFrames(run, store)
     checkpointed()
-    model = dynamics_stage(run, store)
+    model = dynamics_stage(run, store, frames)
     checkpointed()
-    policy = cloning_stage(run, store, model)
+    policy = cloning_stage(run, store, model, frames)
     checkpointed()
+    if "relabel" not in run.config.offline.methods:
+        frames.free()
     if jax.process_count() > 1:
         print("stages 1 and 2 have ended; the others run on one host: start the same command there", file=sys.stderr)
         return page
     nulls_stage(run, source, space)
     checkpointed()
-    offline_stage(run, store, model, policy, space)
+    offline_stage(run, store, model, policy, space, frames)
+    frames.free()  # PPO has a use for the memory
     checkpointed()
     scratch_stage(run, "ppo_scratch", run.config.scratch)
     checkpointed()

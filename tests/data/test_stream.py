@@ -368,14 +368,37 @@ def test_continuous_labels_are_those_of_the_store(stores, tmp_path):
     np.testing.assert_array_equal(actions, taken[stores.numbers(frames)[:, 1]])
 
 
+@pytest.mark.parametrize("count", [None, 2])
+def test_streams_share_frames_and_keep_their_own_order(store, stores, monkeypatch, count):
+    devices = None if count is None else tuple(jax.local_devices()[:count])
+    settings = {"batch_size": 2, "seed": 3, "devices": devices}
+    first, own = make_stream(store, batch_size=4, devices=devices), make_stream(store, **settings)
+    with monkeypatch.context() as patch:
+        patch.setattr(stream_module, "_upload", None)  # nothing is uploaded again
+        shared = make_stream(store, **settings, like=first)
+    assert shared.buffer(0) is first.buffer(0)
+    assert (shared.num_starts, shared.steps_per_epoch) == (own.num_starts, own.steps_per_epoch)
+    for step in range(5):
+        np.testing.assert_array_equal(shared.windows(step), own.windows(step))
+
+
+def test_streams_of_other_windows_or_on_a_ring_share_no_frames(store):
+    first = make_stream(store)
+    with pytest.raises(ValueError, match=r"^a stream of .* cannot share the frames of one of"):
+        make_stream(store, length=2, like=first)
+    ring = make_stream(store, batch_size=1, mode="ring", ring_frames=40, like=first)
+    assert ring.steps_per_phase
+    assert make_stream(store, like=make_stream(store, batch_size=1, mode="ring", ring_frames=40)).steps_per_epoch == 11
+
+
 def test_evaluation_windows_are_fixed_and_full(stores):
     store = stores.make([6] * 60)
     windows = data.EvaluationWindows(store, num_windows=10, batch_size=4, split="test")
-    assert len(windows) == 2 and windows.starts.shape == (8,)
+    assert windows.starts.shape == (8,)
     assert set(windows.starts) <= set(store.starts("test"))
-    first, second = (np.concatenate(list(windows)) for _ in range(2))
-    np.testing.assert_array_equal(first, second)
-    np.testing.assert_array_equal(stores.numbers(first), windows.starts[:, None] + np.arange(3))
+    assert isinstance(windows.batches, jax.Array) and windows.batches is windows.batches  # uploaded once
+    np.testing.assert_array_equal(windows.batches, windows.windows.reshape(2, 4, *windows.windows.shape[1:]))
+    np.testing.assert_array_equal(stores.numbers(windows.windows), windows.starts[:, None] + np.arange(3))
     again = data.EvaluationWindows(store, num_windows=10, batch_size=4, split="test")
     np.testing.assert_array_equal(again.starts, windows.starts)
 
@@ -384,6 +407,6 @@ def test_evaluation_windows_of_small_splits(stores):
     store = stores.make([5, 5], level_seeds=[1, 2])
     assert {data.split_of_level(1), data.split_of_level(2)} == {"train"}
     windows = data.EvaluationWindows(store, num_windows=99, batch_size=32, split="train")
-    assert [batch.shape for batch in windows] == [(6, 3, 4)]
+    assert windows.batches.shape == (1, 6, 3, 4)
     with pytest.raises(data.StoreError, match=r"test split of .* has no windows"):
         data.EvaluationWindows(store, num_windows=99, batch_size=32)

@@ -8,6 +8,7 @@ import pytest
 from lamjax.decoding import offline
 from lamjax.decoding.offline import OfflineConfig
 from lamjax.spaces import Box
+from tests.trees import close
 
 CONFIG = OfflineConfig(steps=300, batch_size=64, learning_rate=3e-3, hidden=(32,), episodes=4, num_envs=4)
 
@@ -93,6 +94,36 @@ def test_padding_changes_nothing_and_compiles_once():
     chex.assert_trees_all_equal(exact, again)
     more, _ = fit(jax.random.key(0), z, actions, CONFIG, 5, 64)
     assert np.any(more["mean"] != exact["mean"])
+
+
+def test_decoders_fitted_together_are_those_fitted_one_by_one():
+    latents, actions = (np.stack(column) for column in zip(*(planted(64, 1.0, seed) for seed in range(3)), strict=True))
+    keys, counts = jax.random.split(jax.random.key(0), 3), np.array([8, 64, 30], np.int32)
+    config = OfflineConfig(steps=20, batch_size=16, learning_rate=3e-3, hidden=(16,), episodes=4, num_envs=4)
+    params, losses = offline.fit_all(keys, latents, actions, config, 5, counts)
+    for row in range(3):
+        alone, loss = offline.fit(keys[row], latents[row], actions[row], config, 5, counts[row])
+        close(jax.tree.map(lambda x, row=row: x[row], params), alone, rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(losses[row], loss, rtol=1e-4)
+
+
+def test_candidates_are_what_is_not_measured_yet_and_chunks_keep_what_belongs_together():
+    config = OfflineConfig(methods=("policy", "bc", "idm"), seeds=2, compare_at=(64,))
+    every = offline.candidates(config, [16, 64], {})
+    both = ("sampled", "greedy")
+    first = [(16, "policy", ("sampled",)), (64, "policy", both), (64, "idm", both)]
+    first += [(16, "bc", ("sampled",)), (64, "bc", both)]
+    assert [(one.draw, one.count, one.method, one.plays) for one in every] == [
+        (draw, *rest) for draw in (0, 1) for rest in first
+    ]
+    measured = {"curve": [[16, 0, 1.0, 0.1]], "greedy_curve": [[64, 0, 1.0, 0.1]], "bc_curve": [[16, 1, 1.0, 0.1]]}
+    left = offline.candidates(config, [16, 64], measured)
+    assert len(left) == 8 and left[0] == offline.Candidate(0, 64, "policy", ("sampled",))
+
+    assert [[len(one.plays) for one in chunk] for chunk in offline.chunks(every, 3)] == [[1, 2], [2], [1, 2]] * 2
+    assert [len(chunk) for chunk in offline.chunks(every, 1)] == [1] * 10
+    assert [len(chunk) for chunk in offline.chunks(every, 100)] == [3, 2, 3, 2]
+    assert list(offline.chunks([], 4)) == []
 
 
 def test_counts_are_labels_and_shares_that_the_data_holds():

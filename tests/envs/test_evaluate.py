@@ -5,7 +5,7 @@ import pytest
 
 from lamjax import envs
 from lamjax.envs import Gymnax
-from lamjax.envs.evaluate import CHUNK, evaluate
+from lamjax.envs.evaluate import CHUNK, evaluate, evaluate_all, most_together, outputs_of, side_by_side
 from tests.envs.toys import Counter
 
 LENGTHS = (3, 40, 7)  # the second is longer than a dispatch
@@ -100,3 +100,86 @@ def test_real_procgen_plays_the_same_levels_with_the_same_key():
     assert (runs[0][1] != runs[2][1]).any()
     for returns, lengths in runs:
         assert lengths.min() > 0 and returns.min() >= 0
+
+
+# Several policies side by side
+
+
+def threshold(policy, obs):
+    """Logits of a tiny network: elementwise products and sums, so that no batch changes its rounding."""
+    seen = obs.reshape(obs.shape[0], -1).astype(jnp.float32)
+    feature = jnp.sum(jnp.sin(seen * policy["trunk"][None, : seen.shape[1]]), -1, keepdims=True)
+    return policy["head"][None] * feature
+
+
+def players(count, actions, size, *, share):
+    """Policies that differ in their heads, and in their trunks unless they share one."""
+    rng = np.random.default_rng(count)
+    trunk = jnp.asarray(rng.normal(size=size), jnp.float32)
+    return [
+        {
+            "trunk": trunk if share else jnp.asarray(rng.normal(size=size), jnp.float32),
+            "head": jnp.asarray(rng.normal(size=actions), jnp.float32),
+        }
+        for _ in range(count)
+    ]
+
+
+def alone_and_together(make, policies, greedy, episodes, key):
+    """Returns and lengths of the policies one by one, and side by side."""
+    env, wide = make(4), make(4 * len(policies))
+    alone = [
+        evaluate(threshold, policy, env, episodes, key, greedy=mode)
+        for policy, mode in zip(policies, greedy, strict=True)
+    ]
+    together = evaluate_all(threshold, policies, env, episodes, key, greedy=greedy, wide=wide)
+    env.close()
+    wide.close()
+    return [np.stack(column) for column in zip(*alone, strict=True)], together
+
+
+@pytest.mark.parametrize("share", [True, False])
+@pytest.mark.parametrize(
+    ("name", "params", "actions", "size"),
+    [
+        ("bigfish", {"num_threads": 0}, 15, 64 * 64 * 3),
+        ("maze", {"num_threads": 0, "distractor": "overlay"}, 15, 64 * 64 * 3),
+        ("cartpole", {}, 2, 4),
+        ("minatar/breakout", {"distractor": "jitter"}, 3, 400),
+    ],
+)
+def test_side_by_side_each_policy_plays_exactly_what_it_plays_alone(name, params, actions, size, share):
+    policies, greedy = players(3, actions, size, share=share), [False, True, False]
+    make = lambda n: envs.make(name, n, **params)  # noqa: E731
+    alone, together = alone_and_together(make, policies, greedy, 8, jax.random.key(5))
+    np.testing.assert_array_equal(together[0], alone[0])
+    np.testing.assert_array_equal(together[1], alone[1])
+    assert len({lengths.tobytes() for lengths in together[1]}) > 1  # the policies differ
+
+
+def test_policies_that_share_a_trunk_run_it_once_on_all_observations():
+    policies = side_by_side(players(3, 5, 6, share=True))
+    assert len(policies.shared) == len(policies.own) == 1 and policies.own[0].shape == (3, 5)
+    obs = jnp.ones((3, 4, 6))
+
+    def logits(policy, obs):
+        features = obs @ policy["trunk"][:, None]
+        return features * policy["head"][None]
+
+    text = str(jax.make_jaxpr(lambda p, o: outputs_of(logits, p, o))(policies, obs))
+    assert "scan" not in text and "f32[3,6]" not in text  # neither one by one, nor a copy of the trunk for each
+    seen = outputs_of(logits, policies, obs)
+    for number in range(3):
+        np.testing.assert_allclose(seen[number], logits(policies.policy((policies.own[0][number],)), obs[number]))
+    apart = side_by_side(players(3, 5, 6, share=False))
+    assert "scan" in str(jax.make_jaxpr(lambda p, o: outputs_of(logits, p, o))(apart, obs))
+
+
+def test_side_by_side_needs_an_environment_for_each(toy):
+    with pytest.raises(ValueError, match=r"^2 policies in 4 environments each need 8, not 4\.$"):
+        evaluate_all(constant, [jnp.zeros(2)] * 2, toy, 8, jax.random.key(0), greedy=[False] * 2)
+
+
+def test_how_many_play_together_is_decided_by_the_machine():
+    assert most_together(64, "cpu") == 1
+    assert [most_together(num_envs, "gpu") for num_envs in (2, 64, 100, 4096)] == [16, 16, 10, 1]

@@ -62,14 +62,17 @@ def test_one_command_sets_it(options):
 def play_briefly(monkeypatch):
     """Evaluations of a moment: what policies are worth is not the question here."""
 
-    def evaluate(logits_fn, policy, env, episodes, key, *, greedy=False, progress=None):
+    def evaluate_all(logits_fn, players, env, episodes, key, *, greedy, wide=None, progress=None):
         obs, _ = env.reset(key)
-        logits = np.asarray(logits_fn(policy, obs))
-        assert logits.shape == (env.num_envs, env.num_actions) and np.isfinite(logits).all()
-        draw = float(jax.random.uniform(key))
-        return np.full(episodes, draw + greedy, np.float32), np.ones(episodes, np.int32)
+        assert (wide or env).num_envs == len(players) * env.num_envs
+        for policy in players:
+            logits = np.asarray(logits_fn(policy, obs))
+            assert logits.shape == (env.num_envs, env.num_actions) and np.isfinite(logits).all()
+        draw, shape = float(jax.random.uniform(key)), (len(players), episodes)
+        returns = np.array([[draw + mode] * episodes for mode in greedy], np.float32)
+        return returns, np.ones(shape, np.int32)
 
-    monkeypatch.setattr(pipeline, "evaluate", evaluate)
+    monkeypatch.setattr(pipeline, "evaluate_all", evaluate_all)
 
 
 METHODS = ("--offline.methods", "policy", "bc", "idm", "relabel", "--offline.seeds", "2")
@@ -141,11 +144,14 @@ def untrained_policy(config, store):
 
 
 def test_offline_decoding_resumes_where_it_stopped(recorded, tmp_path, play_briefly, monkeypatch):
-    """Stopped before every evaluation in turn, also inside the cloning of named actions, it ends with the same."""
+    """Stopped before every evaluation in turn, also inside the cloning of named actions, it ends with the same.
+
+    And so it does where many policies are made and evaluated together.
+    """
     config, store = settings(*METHODS, "--checkpoint-every", "0"), open_store(recorded)
     model = pipeline.init_dynamics(_Like(config), store)
     policy = untrained_policy(config, store)
-    evaluate, seen = pipeline.evaluate, []
+    evaluate_all, seen, chunks = pipeline.evaluate_all, [], []
 
     def stage(folder):
         with Run(folder, "coinrun", config, {}) as run:
@@ -153,18 +159,21 @@ def test_offline_decoding_resumes_where_it_stopped(recorded, tmp_path, play_brie
             pipeline.offline_stage(run, store, model, policy, 15)
         return run.done("decode_offline")
 
-    def fingerprint(logits_fn, params, env, episodes, key, **options):
-        """A return that depends on every weight of the policy."""
+    def fingerprints(logits_fn, players, env, episodes, key, **options):
+        """Returns that depend on every weight of the policies."""
         obs = np.full((env.num_envs, *env.obs_shape), 100, np.uint8)
-        value = np.float32(np.asarray(logits_fn(params, obs)).std())
-        if value not in seen and stopping:
-            seen.append(value)
+        values = [np.float32(np.asarray(logits_fn(params, obs)).std()) for params in players]
+        chunks.append(len(players))
+        if stopping and not set(values) <= set(seen):
+            seen.extend(values)
             raise InterruptedRunError(15)
-        return np.full(episodes, value), evaluate(logits_fn, params, env, episodes, key, **options)[1]
+        lengths = evaluate_all(logits_fn, players, env, episodes, key, **options)[1]
+        return np.repeat(np.array(values)[:, None], episodes, 1), lengths
 
-    monkeypatch.setattr(pipeline, "evaluate", fingerprint)
+    monkeypatch.setattr(pipeline, "evaluate_all", fingerprints)
     stopping = False
     whole = stage(tmp_path / "whole")
+    assert chunks == [2] * 8  # each policy sampled and greedy
     stopping = True
     for _ in range(8):
         with pytest.raises(InterruptedRunError):
@@ -173,6 +182,15 @@ def test_offline_decoding_resumes_where_it_stopped(recorded, tmp_path, play_brie
     assert {**found, "seconds": 0} == {**whole, "seconds": 0}
     values = [row[2] for rows in found["by_seed"].values() for row in rows]
     assert len(set(values)) == 8  # four methods on two draws
+
+    stopping = False
+    chunks.clear()
+    monkeypatch.setattr(pipeline, "most_together", lambda num_envs: 4)
+    together = stage(tmp_path / "together")
+    assert chunks == [4] * 4  # of each draw the decoded policies, then the cloned ones
+    assert together["by_seed"].keys() == whole["by_seed"].keys()
+    for name, rows in together["by_seed"].items():
+        np.testing.assert_allclose(rows, whole["by_seed"][name], rtol=1e-3)
 
 
 def test_online_decoding_of_all_layers_by_rl_alone(recorded, tmp_path, play_briefly):

@@ -160,7 +160,7 @@ def test_the_same_command_again_does_nothing(whole, monkeypatch):
     def forbidden(*args, **kwargs):
         raise AssertionError("something was done again")
 
-    for name in ("record", "train", "evaluate", "examine_dynamics", "clone_actions"):
+    for name in ("record", "train", "evaluate_all", "examine_dynamics", "clone_actions"):
         monkeypatch.setattr(pipeline, name, forbidden)
 
     def state():

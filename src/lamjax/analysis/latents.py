@@ -21,16 +21,31 @@ def _infer(state: DynamicsState, windows: jax.Array) -> dynamics.Latents:
     return dynamics.infer_latents(state, windows)
 
 
+@jax.jit
+def _infer_all(state: DynamicsState, batches: jax.Array) -> dynamics.Latents:
+    return jax.lax.map(lambda batch: dynamics.infer_latents(state, batch), batches)
+
+
 def latents_of(state: DynamicsState, windows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Latents of windows ``[E, k + 2, *obs_shape]``: continuous float32 ``[E, Z]`` and codes int32 ``[E, N, H]``."""
-    continuous, codes = [], []
+    """Latents of windows ``[E, k + 2, *obs_shape]``: continuous float32 ``[E, Z]`` and codes int32 ``[E, N, H]``.
+
+    Windows in host memory go to the device batch by batch, and nothing waits for a result before the last is sent.
+    """
+    pieces = []
     for start in range(0, len(windows), BATCH):
         batch = windows[start : start + BATCH]
         missing = BATCH - len(batch) if len(windows) > BATCH else 0
-        latents = jax.device_get(_infer(state, np.concatenate([batch, batch[:1].repeat(missing, 0)])))
-        continuous.append(latents.continuous[: len(batch)])
-        codes.append(latents.codes[: len(batch)])
-    return np.concatenate(continuous), np.concatenate(codes)
+        latents = _infer(state, np.concatenate([batch, batch[:1].repeat(missing, 0)]))
+        pieces.append((latents.continuous, latents.codes))
+    continuous, codes = zip(*jax.device_get(pieces), strict=True)
+    return np.concatenate(continuous)[: len(windows)], np.concatenate(codes)[: len(windows)]
+
+
+def latents_of_batches(state: DynamicsState, batches: jax.Array) -> tuple[np.ndarray, np.ndarray]:
+    """As `latents_of`, of windows ``[M, B, k + 2, *obs_shape]`` in device memory (E = M * B), in one dispatch."""
+    latents = _infer_all(state, batches)
+    continuous, codes = jax.device_get((latents.continuous, latents.codes))
+    return continuous.reshape(-1, *continuous.shape[2:]), codes.reshape(-1, *codes.shape[2:])
 
 
 def to_uint8(frames: jax.Array) -> np.ndarray:

@@ -20,7 +20,7 @@ Dimension keys: N: frames, S: window starts, B: batch, L: frames in a window, D:
 """
 
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Literal
 
 import flax.struct
@@ -202,6 +202,8 @@ class ObservationStream:
         devices: None for one buffer on the default device. Otherwise each device holds its own
             episodes, and every field of the buffer has a leading axis D, laid out for `pmap`. Of
             devices of several hosts this host's alone are filled, and D counts them.
+        like: a stream of the same windows whose resident frames this one shares instead of
+            uploading them again; a ring shares nothing.
 
     Attributes:
         key: JAX key made from the seed.
@@ -211,7 +213,8 @@ class ObservationStream:
 
     Raises:
         StoreError: a device would hold fewer windows than its share of a batch.
-        ValueError: the mode is unknown, or the batch does not divide by the devices.
+        ValueError: the mode is unknown, the batch does not divide by the devices, or `like` has
+            other windows.
     """
 
     def __init__(
@@ -227,6 +230,7 @@ class ObservationStream:
         length: int = 3,
         mask_boundaries: bool = True,
         devices: Sequence[jax.Device] | None = None,
+        like: "ObservationStream | None" = None,
     ):
         if mode not in ("resident", "ring"):
             raise ValueError(f"mode {mode!r} is unknown; use 'resident' or 'ring'")
@@ -237,7 +241,9 @@ class ObservationStream:
         self.seed = seed
         self.length = length
         self.key = jax.random.key(seed)
-        self._store, self._devices = store, devices
+        self._windows_of = (store.path, split, length, mask_boundaries, devices)
+        if like is not None and like._windows_of != self._windows_of:
+            raise ValueError(f"a stream of {self._windows_of} cannot share the frames of one of {like._windows_of}")
         chosen = np.flatnonzero(split_mask(store.episodes, split))
         shard_of = shard_episodes(store.episodes.length[chosen], axis_size)
         owned = [chosen[shard_of == d] for d in range(axis_size)]
@@ -267,6 +273,9 @@ class ObservationStream:
                     f"{share}; enlarge ring_frames"
                 )
             self._ring = _Ring(store, blocks, capacity, seed, devices)
+            return
+        if like is not None and like.steps_per_phase is None:
+            self._buffer = like._buffer
             return
         # A round number, so that stores of about one size, of other seeds or games, share one compiled step.
         size = -(-max(len(frames) for frames in shards) // _FRAMES_PER_COPY) * _FRAMES_PER_COPY
@@ -359,7 +368,7 @@ class _Ring:
 
 
 class EvaluationWindows:
-    """A fixed set of windows, in batches of one shape; each iteration gives the same ones.
+    """A fixed set of windows, in batches of one shape.
 
     Args:
         store: where the frames come from.
@@ -399,12 +408,10 @@ class EvaluationWindows:
         self.starts = np.sort(rng.choice(starts, num_windows, replace=False))
         self.windows = store.windows(self.starts, length)
 
-    def __len__(self) -> int:
-        return len(self.starts) // self.batch_size
-
-    def __iter__(self) -> Iterator[np.ndarray]:
-        """Yields arrays [B, L, *obs_shape]."""
-        yield from np.split(self.windows, len(self))
+    @functools.cached_property
+    def batches(self) -> jax.Array:
+        """All windows as [E / B, B, L, *obs_shape] in device memory: uploaded once, kept as long as this object."""
+        return jax.device_put(self.windows.reshape(-1, self.batch_size, *self.windows.shape[1:]))
 
 
 def shard_episodes(lengths: np.ndarray, num_shards: int) -> np.ndarray:

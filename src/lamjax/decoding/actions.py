@@ -7,7 +7,7 @@ Of continuous actions pi is a Gaussian (see `lamjax.spaces`).
 LAPO+ (arXiv 2602.02762) turns LAPO's order round: the few labels decode the inverse model, which then names the action
 of every training window, and the policy is cloned from these.
 
-Dimension keys: B batch.
+Dimension keys: B batch, L labels.
 """
 
 from typing import Any
@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import optax
 from flax import struct
 
-from lamjax import dynamics, parallel
+from lamjax import dynamics, loops, parallel
 from lamjax.cloning import CloningConfig
 from lamjax.decoding import offline
 from lamjax.decoding.offline import OfflineConfig
@@ -105,6 +105,29 @@ def train_step(
     params = optax.apply_updates(state.params, updates)
     new = state.replace(params=params, opt_state=opt_state, step=state.step + 1)
     return new, {"loss": loss, space.score_name: score}
+
+
+def clone_steps(
+    state: ActionState, obs: jax.Array, actions: jax.Array, rows: jax.Array, n: int
+) -> tuple[ActionState, dict[str, jax.Array]]:
+    """Takes n steps of cloning on labels that lie on the device, to be compiled as one dispatch.
+
+    Args:
+      state: the training state.
+      obs: ``[L, *obs_shape]``.
+      actions: ``[L, *space.shape]``.
+      rows: int32 ``[S, B]``, the labels that each of S steps sees.
+      n: steps (static), 1 where steps do not fuse (see `lamjax.loops`).
+
+    Returns:
+      The new state and the metrics' means.
+    """
+
+    def step(state: ActionState) -> tuple[ActionState, dict[str, jax.Array]]:
+        batch = rows[state.step]
+        return train_step(state, obs[batch], actions[batch])
+
+    return loops.repeat(step, state, n)
 
 
 def name_actions(

@@ -6,12 +6,14 @@ environment. LAPO's own order is to clone latents first and to decode the policy
 *policy* says at the labelled observations, because that is what it will see when it acts. A decoder fitted on the
 inverse model's latents, the other reading, meets off-manifold inputs there; it is measured beside it.
 
-Dimension keys: L places for labels, N labels, Z latent size, K numbers that a policy head gives (see `lamjax.spaces`).
+Dimension keys: F decoders, L places for labels, N labels, Z latent size, K numbers that a policy head gives (see
+`lamjax.spaces`).
 """
 
 import dataclasses
 import functools
-from collections.abc import Sequence
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 import chex
@@ -98,6 +100,71 @@ def variants(config: OfflineConfig, count: int) -> dict[Method, tuple[Play, ...]
     return {method: ("sampled",) for method in config.methods if method in ("policy", "bc")}
 
 
+@dataclasses.dataclass(frozen=True)
+class Candidate:
+    """A policy that the protocol measures.
+
+    Attributes:
+      draw: which draw of the labels.
+      count: how many of them.
+      method: what is done with them.
+      plays: how it acts, an evaluation each.
+    """
+
+    draw: int
+    count: int
+    method: Method
+    plays: tuple[Play, ...]
+
+    @property
+    def is_decoded(self) -> bool:
+        """Whether it is the latent policy with a decoder of its own, not a clone of actions."""
+        return self.method in ("policy", "idm")
+
+
+def candidates(
+    config: OfflineConfig, counts: Sequence[int], by_seed: Mapping[str, Sequence[Sequence[float]]]
+) -> list[Candidate]:
+    """What is still to be measured: by draw, the decoded policies first, then by number of labels.
+
+    Args:
+      config: the settings.
+      counts: the numbers of labels.
+      by_seed: what is measured already: of each curve rows that start with ``(N, draw)``.
+    """
+    every = [
+        Candidate(
+            draw,
+            count,
+            method,
+            tuple(
+                play
+                for play in plays
+                if [count, draw] not in [list(row[:2]) for row in by_seed.get(curve_name(method, play), ())]
+            ),
+        )
+        for draw in range(config.seeds)
+        for count in counts
+        for method, plays in variants(config, count).items()
+    ]
+    return sorted((one for one in every if one.plays), key=lambda one: (one.draw, not one.is_decoded))
+
+
+def chunks(candidates: Sequence[Candidate], size: int) -> Iterator[list[Candidate]]:
+    """Cuts candidates into those that are evaluated together: one draw, networks of one kind, at most `size` plays.
+
+    The plays of one candidate stay together, also where they are more.
+    """
+    for _, alike in itertools.groupby(candidates, lambda one: (one.draw, one.is_decoded)):
+        chunk: list[Candidate] = []
+        for one in alike:
+            if chunk and sum(len(other.plays) for other in (*chunk, one)) > size:
+                yield chunk
+                chunk = []
+            chunk.append(one)
+        yield chunk
+
+
 def over_seeds(rows: Sequence[tuple[int, int, float, float]]) -> list[list[float]]:
     """A curve from the returns of each draw.
 
@@ -173,6 +240,33 @@ def fit(
 
     (net, _), loss = jax.lax.scan(step, (params["net"], tx.init(params["net"])), jnp.arange(config.steps))
     return {**params, "net": net}, loss[-1]
+
+
+@functools.partial(jax.jit, static_argnames=("config", "space"))
+def fit_all(
+    keys: jax.Array,
+    latents: jax.Array,
+    actions: jax.Array,
+    config: OfflineConfig,
+    space: ActionSpace | int,
+    counts: jax.Array,
+) -> tuple[Any, jax.Array]:
+    """Fits F decoders in one dispatch; each is what `fit` makes of its key, latents, actions and count.
+
+    Args:
+      keys: typed PRNG keys ``[F]``.
+      latents: float32 ``[F, L, Z]``.
+      actions: ``[F, L, *space.shape]``.
+      config: the settings (static).
+      space: what actions are (static).
+      counts: int32 ``[F]``.
+
+    Returns:
+      The decoders' parameters, with a leading axis F, and the losses of the last steps ``[F]``.
+    """
+    return jax.vmap(lambda key, z, taken, count: fit(key, z, taken, config, space, count))(
+        keys, latents, actions, counts
+    )
 
 
 def decode(params: Any, latents: jax.Array, config: OfflineConfig, space: ActionSpace | int) -> jax.Array:

@@ -3,11 +3,15 @@
 Dimension keys: N environments, then the observation's own shape (``H, W, C`` for pixels).
 """
 
-from collections.abc import Sequence
+import dataclasses
+import functools
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+from jax.custom_batching import custom_vmap
 
 from lamjax.spaces import ActionSpace
 
@@ -115,3 +119,41 @@ def takes_turns(env: Any) -> bool:
     a group that was sent nothing since the last time gives its observations again, and leaves the state as it is.
     """
     return getattr(env, "groups", 1) == 2
+
+
+def one_batch_under_vmap(step: Callable[..., Any]) -> Callable[..., Any]:
+    """Lets ``vmap`` take a native stepper's ``step`` over P states ``[P, N, ...]`` in a single native call.
+
+    All P states must hold the same handle: that of one native batch of P * N environments.
+
+    Args:
+      step: method of a frozen dataclass with the field ``num_envs``; it uses no key.
+    """
+
+    @functools.wraps(step)
+    def alone(self, key: jax.Array, state: Any, action: jax.Array, params: Any = None):
+        @custom_vmap
+        def native(state, action):
+            return step(self, key, state, action, params)
+
+        @native.def_vmap
+        def side_by_side(copies, is_batched, state, action):
+            n = copies * self.num_envs
+
+            def join(leaf, batched):
+                if not batched:
+                    return leaf if not leaf.ndim else jnp.tile(leaf, (copies, *(1,) * (leaf.ndim - 1)))
+                return leaf[0] if leaf.ndim == 1 else leaf.reshape(n, *leaf.shape[2:])
+
+            def separate(leaf):
+                if not leaf.ndim:
+                    return jnp.broadcast_to(leaf, (copies,))
+                return leaf.reshape(copies, self.num_envs, *leaf.shape[1:])
+
+            joined = jax.tree.map(join, (state, action), tuple(is_batched))
+            results = step(dataclasses.replace(self, num_envs=n), None, *joined)
+            return jax.tree.map(separate, results), jax.tree.map(lambda _: True, results)
+
+        return native(state, action)
+
+    return alone

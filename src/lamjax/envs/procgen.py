@@ -28,6 +28,7 @@ import numpy as np
 from flax import struct
 from jax.experimental import io_callback
 
+from lamjax.envs.api import one_batch_under_vmap
 from lamjax.spaces import Discrete
 
 # (obs uint8 [M, 64, 64, 3], reward float32 [M], first bool [M], complete bool [M], level_seed int32 [M]).
@@ -107,6 +108,7 @@ class ProcgenStepper:
 
     action_space: ClassVar[Discrete] = Discrete(NUM_ACTIONS)
 
+    @one_batch_under_vmap
     def step(self, key: jax.Array, state: ProcgenState, action: jax.Array, params: Any = None):
         """Steps all environments; see `VectorEnv.step`. The game draws its randomness itself: `key` is not used."""
         del key, params
