@@ -1,7 +1,8 @@
 """Measures the throughput of the stages, PPO, the loader and the linear sweep; writes a table and a JSON file.
 
-The file is written after each row, and a row that fails says why in both. Each figure is taken from dispatches that are awaited one by one, after a warm-up. Beside it stand the rate of the same
-work in PyTorch, where that is installed, and how far it is from what the device's matrix products and copies reach.
+The file is written after each row, and a row that fails says why in both. Each figure is taken from dispatches that are
+awaited one by one, after a warm-up. Beside it stand the rate of the same work in PyTorch, where that is installed, and
+how far it is from what the device's matrix products and copies reach.
 """
 
 import functools

@@ -13,8 +13,8 @@ from typing import Annotated, Any
 import tyro
 
 from benchmarks import table
-from benchmarks.accelerator import packing, plan, visit
-from benchmarks.accelerator.visit import say
+from benchmarks.accelerator import packing, plan, runner
+from benchmarks.accelerator.runner import say
 
 ROOT = Path(__file__).parents[2]
 EXPERT, CACHE = "expert.tar.xz", "cache.tar"
@@ -27,7 +27,7 @@ class Options:
     Attributes:
       minutes: for all of it.
       out: the folder of what comes back: at most eight files of 16 MiB at most.
-      earlier: the `out` of an earlier visit, whose expert trains on and whose compiled programs are used; by default
+      earlier: the `out` of an earlier run, whose expert trains on and whose compiled programs are used; by default
         `out` itself.
       cache: JAX's compilation cache, with XLA's autotuning results.
       expert_env: the environment whose expert is trained in the time that is left.
@@ -47,8 +47,8 @@ def has_nvidia() -> bool:
     return shutil.which("nvidia-smi") is not None or Path("/dev/nvidiactl").exists()
 
 
-class Visit:
-    """One visit to a machine: the result so far, and the time that is left.
+class Session:
+    """One run of the command: the result so far, and the time that is left.
 
     Attributes:
       result: what ``results.json`` holds.
@@ -58,7 +58,7 @@ class Visit:
         self.options, self._work = options, work
         self._end = time.monotonic() + 60 * options.minutes
         self._runs = work / "runs" / options.expert_env / "expert"
-        env = visit.environment(os.environ, options.dry, has_nvidia(), options.cache.absolute())
+        env = runner.environment(os.environ, options.dry, has_nvidia(), options.cache.absolute())
         self._env = env | {"PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "src"), env.get("PYTHONPATH", "")])}
         self.result: dict[str, Any] = {"minutes": options.minutes, "dry": options.dry, "steps": [], "rows": []}
         self.result["files"] = []
@@ -82,21 +82,21 @@ class Visit:
             return self.write()
         say(f"-- {step.name}: at most {seconds:.0f} s; {left:.0f} s left")
         results = self._work / f"{step.name}.jsonl"
-        read = visit.Reader(results)
+        read = runner.Reader(results)
 
         def poll() -> None:
             for entries in read():
-                visit.merge(self.result, entries)
-                visit.describe(entries)
+                runner.merge(self.result, entries)
+                runner.describe(entries)
 
         o = self.options
         job = {"step": step.name, "dry": o.dry, "results": str(results), "expert_env": o.expert_env}
         job |= {"out": str(o.out.absolute()), "work": str(self._work)}
-        command = visit.python_module("benchmarks.accelerator.steps", json.dumps(job))
+        command = runner.python_module("benchmarks.accelerator.steps", json.dumps(job))
         log, start = o.out / "log.txt", time.monotonic()
         with log.open("a") as file:
             file.write(f"==== {step.name}\n")
-        why = visit.run_step(command, step, seconds, self._env, log, poll)
+        why = runner.run_step(command, step, seconds, self._env, log, poll)
         entry |= {"ok": why is None, "seconds": time.monotonic() - start, "why": why}
         say(f"-- {step.name}: {f'failed: {why}' if why else 'done'} after {entry['seconds']:.0f} s")
         self.write()
@@ -110,11 +110,11 @@ class Visit:
         except (OSError, ValueError) as error:
             entry = {"name": name, "bytes": None, "why": str(error)}
         self.result["files"] = [file for file in self.result["files"] if file["name"] != name] + [entry]
-        say(f"-- {name}: {entry['why'] or f'{entry["bytes"] / 2**20:.2f} MiB'}")
+        say(f"-- {name}: {entry['why'] or '%.2f MiB' % (entry['bytes'] / 2**20)}")
         self.write()
 
     def unpack(self, path: Path, folder: Path) -> None:
-        """Unpacks an archive of an earlier visit, if it is there; without it everything starts anew."""
+        """Unpacks an archive of an earlier run, if it is there; without it everything starts anew."""
         if not path.exists():
             return
         try:
@@ -125,7 +125,7 @@ class Visit:
             say(f"-- {error}")
 
     def load(self) -> None:
-        """Takes up what an earlier visit left."""
+        """Takes up what an earlier run left."""
         earlier = self.options.earlier or self.options.out
         self.unpack(earlier / CACHE, self.options.cache)
         self.unpack(earlier / EXPERT, self._runs)
@@ -135,7 +135,7 @@ class Visit:
         self.pack(EXPERT, packing.pack_run, self._runs, "expert")
 
     def run(self) -> int:
-        """The whole visit; the exit code."""
+        """All steps; the exit code."""
         self.load()
         say(table.HEADER)
         for step in plan.DRY_STEPS if self.options.dry else plan.STEPS:
@@ -165,7 +165,7 @@ def main() -> int:
     options.out.mkdir(parents=True, exist_ok=True)
     (options.out / "log.txt").write_text("")
     with tempfile.TemporaryDirectory(prefix="lamjax-accelerator-") as work:
-        return Visit(options, Path(work)).run()
+        return Session(options, Path(work)).run()
 
 
 if __name__ == "__main__":

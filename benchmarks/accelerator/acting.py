@@ -85,10 +85,8 @@ def rollout(name: str, settings: Settings, **options: Any) -> dict[str, Any]:
     times, seconds = _timed(measure.Stepper(act, state), settings.repeats)
     env.close()
     frames = config.num_envs * config.num_steps
-    dtype = _dtype(name, settings)
-    return _row(
-        f"{name}_acting", settings, config.num_envs, "frames/s", frames, (1, times, seconds), dtype=dtype, **options
-    )
+    options |= {"dtype": _dtype(name, settings)}
+    return _row(f"{name}_acting", settings, config.num_envs, "frames/s", frames, (1, times, seconds), **options)
 
 
 def _dtype(name: str, settings: Settings) -> str:

@@ -56,6 +56,11 @@ def coinrun_windows(count: int) -> np.ndarray:
     return np.stack(frames[-3:], 1)
 
 
+def random_windows(count: int) -> np.ndarray:
+    """Windows uint8 ``[count, 3, 64, 64, 3]`` of pixels without any order."""
+    return np.random.default_rng(0).integers(0, 256, (count, 3, *OBS), np.uint8)
+
+
 @dataclasses.dataclass(frozen=True)
 class Problem:
     """What the gradients of a stage are taken at: parameters and data in host memory, equal for every device."""

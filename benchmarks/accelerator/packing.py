@@ -65,7 +65,7 @@ def unpack(path: Path, folder: Path) -> None:
 
 
 def chosen(sizes: dict[str, int], limit: int) -> list[str]:
-    """The files of a cache that fit: autotuning results first, then the largest programs, which took longest to compile.
+    """The files of a cache that fit: autotuning results, then the largest programs, which took longest to compile.
 
     Args:
       sizes: bytes by name.

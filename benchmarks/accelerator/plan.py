@@ -34,11 +34,11 @@ STEPS = (
 
 # On a CPU also what must go wrong, and an expert that goes on from its archive.
 DRY_STEPS = (
-    *(dataclasses.replace(step, limit_s=120.0, least_s=1.0) for step in STEPS[:-1]),
+    *(dataclasses.replace(step, limit_s=300.0, least_s=1.0) for step in STEPS[:-1]),
     Step("hangs", 4, 1),
     Step("fails", 30, 1),
-    Step("expert", 60, 1, grace_s=30),
-    Step("expert_again", 60, 1, grace_s=30),
+    Step("expert", 40, 1, grace_s=15),
+    Step("expert_again", 40, 1, grace_s=15),
 )
 
 RESERVE_S = 30.0  # for packing

@@ -1,5 +1,6 @@
 """The parent of the steps: it gives each its time, reads what it measured, and ends it when its time is over."""
 
+import contextlib
 import json
 import os
 import signal
@@ -23,9 +24,8 @@ def environment(given: Mapping[str, str], dry: bool, has_nvidia: bool, cache: Pa
     if platforms and "cpu" not in platforms.split(","):
         platforms += ",cpu"
     env = dict(given) | {"JAX_COMPILATION_CACHE_DIR": str(cache), "PYTHONUNBUFFERED": "1"}
-    env.setdefault(
-        "XLA_PYTHON_CLIENT_PREALLOCATE", "false"
-    )  # Procgen and the CPU backend need nothing, but profilers do
+    # The profiler and the libraries that XLA tunes among need memory of their own.
+    env.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     if platforms:
         env["JAX_PLATFORMS"] = platforms
     if dry:  # compiling is most of the time, and its speed does not count
@@ -108,10 +108,8 @@ def run_step(
 
 def _signal(process: subprocess.Popen, signum: int) -> None:
     """Signals a process and what it has started; all of it may have ended."""
-    try:
+    with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signum)
-    except ProcessLookupError:
-        pass
 
 
 def last_line(output: str) -> str | None:
