@@ -41,6 +41,7 @@ DRY_STEPS = (
     Step("expert_again", 40, 1, grace_s=15),
 )
 
+MEANT_TO_FAIL = ("hangs", "fails")
 RESERVE_S = 30.0  # for packing
 
 
