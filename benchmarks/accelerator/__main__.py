@@ -4,6 +4,7 @@ import dataclasses
 import json
 import os
 import shutil
+import signal
 import sys
 import tempfile
 import time
@@ -166,6 +167,7 @@ def main() -> int:
     options = tyro.cli(Options, prog="python -m benchmarks.accelerator")
     options.out.mkdir(parents=True, exist_ok=True)
     (options.out / "log.txt").write_text("")
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the running step ends, too
     with tempfile.TemporaryDirectory(prefix="lamjax-accelerator-") as work:
         return Session(options, Path(work)).run()
 

@@ -141,9 +141,11 @@ def _ppo(problem: Problem, stage: str) -> tuple[Any, Any, Any]:
         config, frozen = problem.preset.scratch, None
         agent = config.agent(envs.make("coinrun", 1).action_space)
         params = agent.init(jax.random.key(1), OBS)
-    log_prob, value, advantage, target = rng.normal(size=(4, len(obs))).astype(np.float32)
+    advantage, target = rng.normal(size=(2, len(obs))).astype(np.float32)
     action = rng.integers(0, NUM_ACTIONS, len(obs)).astype(np.int32)
-    batch = ppo.Batch(None, action, np.full_like(log_prob, -np.log(NUM_ACTIONS)), value, advantage, target)
+    # Old values and probabilities are near those of networks at their start: nothing is clipped.
+    log_prob, value = np.full_like(target, -np.log(NUM_ACTIONS)), np.zeros_like(target)
+    batch = ppo.Batch(None, action, log_prob, value, advantage, target)
 
     def loss(params: Any, data: Any) -> jax.Array:
         batch, obs, frozen = data

@@ -20,17 +20,18 @@ def kept(path: Path, limit: int = LIMIT) -> Path:
     size = path.stat().st_size
     if size > limit:
         path.unlink()
-        raise TooLargeError(f"{path.name} has {size / 2**20:.1f} MiB, more than {limit / 2**20:.0f}, and is left out.")
+        name = path.name.removeprefix(".partial-")
+        raise TooLargeError(f"{name} has {size / 2**20:.1f} MiB, more than {limit / 2**20:.0f}, and is left out.")
     return path
 
 
-def _archive(path: Path, files: list[tuple[Path, str]], mode: str) -> None:
-    """Writes an archive of ``(file, name in it)``, under another name until it is complete."""
-    partial = path.with_name(f".{path.name}.partial")
+def _archive(path: Path, files: list[tuple[Path, str]], mode: str, limit: int) -> None:
+    """Writes an archive of ``(file, name in it)``; one that is there already is replaced by a complete one alone."""
+    partial = path.with_name(f".partial-{path.name}")
     with tarfile.open(partial, mode) as archive:
         for file, name in files:
             archive.add(file, name)
-    partial.replace(path)
+    kept(partial, limit).replace(path)
 
 
 def pack_run(run: Path, stage: str, path: Path, limit: int = LIMIT) -> Path:
@@ -46,8 +47,8 @@ def pack_run(run: Path, stage: str, path: Path, limit: int = LIMIT) -> Path:
         raise FileNotFoundError(f"{checkpoints} holds no checkpoint yet.")
     newest = max(steps, key=lambda folder: int(folder.name))
     parts = (run / "config.json", run / "summary.json", run / "metrics.jsonl", run / "policies", newest)
-    _archive(path, [(part, str(part.relative_to(run))) for part in parts if part.exists()], "w:xz")
-    return kept(path, limit)
+    _archive(path, [(part, str(part.relative_to(run))) for part in parts if part.exists()], "w:xz", limit)
+    return path
 
 
 def unpack(path: Path, folder: Path) -> None:
@@ -92,6 +93,5 @@ def pack_cache(folder: Path, path: Path, limit: int = LIMIT) -> tuple[int, int]:
         if file.is_file() and not file.name.endswith("-atime")
     }
     names = chosen(sizes, limit)
-    _archive(path, [(folder / name, name) for name in names], "w")
-    kept(path, limit)
+    _archive(path, [(folder / name, name) for name in names], "w", limit)
     return len(names), len(sizes)

@@ -143,6 +143,14 @@ def test_an_archive_above_the_limit_is_left_out(tmp_path):
     assert not list(tmp_path.glob("*expert*"))
 
 
+def test_an_archive_above_the_limit_leaves_the_earlier_one(tmp_path):
+    _run_folder(tmp_path / "run")
+    (tmp_path / "expert.tar.xz").write_text("earlier")
+    with pytest.raises(packing.TooLargeError):
+        packing.pack_run(tmp_path / "run", "expert", tmp_path / "expert.tar.xz", limit=500)
+    assert (tmp_path / "expert.tar.xz").read_text() == "earlier"
+
+
 def test_a_run_without_a_checkpoint_is_not_packed(tmp_path):
     with pytest.raises(FileNotFoundError, match="holds no checkpoint yet"):
         packing.pack_run(tmp_path, "expert", tmp_path / "expert.tar.xz")
