@@ -228,7 +228,7 @@ def test_gradient_errors_by_hand():
     assert errors["all"] == pytest.approx({"relative_error": 18**0.5 / 5, "cosine": 16 / 25})
 
 
-@pytest.mark.parametrize("stage", gradients.STAGES)
+@pytest.mark.parametrize("stage", ["stage2", "stage3"])  # the others compile for longer; a dry run has them
 def test_gradients_of_the_smallest_networks(stage):
     problem = gradients.Problem.at_start(Settings(size="smoke").preset, gradients.random_windows(2))
     device = jax.devices()[0]
