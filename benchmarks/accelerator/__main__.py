@@ -32,6 +32,7 @@ class Options:
         `out` itself.
       cache: JAX's compilation cache, with XLA's autotuning results.
       expert_env: the environment whose expert is trained in the time that is left.
+      only: steps to run, by their names in `benchmarks.accelerator.plan`; by default all.
       dry: runs all of it on a CPU, with tiny networks, and two steps that must fail.
     """
 
@@ -40,6 +41,7 @@ class Options:
     earlier: Annotated[Path | None, tyro.conf.arg(metavar="DIR")] = None
     cache: Path = ROOT / ".jax_cache"
     expert_env: str = "coinrun"
+    only: tuple[str, ...] = ()
     dry: bool = False
 
 
@@ -139,7 +141,8 @@ class Session:
         """All steps; the exit code."""
         self.load()
         say(table.HEADER)
-        for step in plan.DRY_STEPS if self.options.dry else plan.STEPS:
+        steps = plan.DRY_STEPS if self.options.dry else plan.STEPS
+        for step in [step for step in steps if step.name in (self.options.only or [step.name])]:
             if step.name == "expert_again":
                 shutil.rmtree(self._runs, ignore_errors=True)
                 self.unpack(self.options.out / EXPERT, self._runs)
