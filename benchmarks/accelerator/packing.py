@@ -28,7 +28,7 @@ def kept(path: Path, limit: int = LIMIT) -> Path:
 def _archive(path: Path, files: list[tuple[Path, str]], mode: str, limit: int) -> None:
     """Writes an archive of ``(file, name in it)``; one that is there already is replaced by a complete one alone."""
     partial = path.with_name(f".partial-{path.name}")
-    with tarfile.open(partial, mode) as archive:
+    with tarfile.open(partial, mode, format=tarfile.GNU_FORMAT) as archive:  # one header a file
         for file, name in files:
             archive.add(file, name)
     kept(partial, limit).replace(path)

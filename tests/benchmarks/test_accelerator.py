@@ -176,6 +176,15 @@ def test_of_a_cache_autotuning_comes_first_and_then_the_largest_that_fit(tmp_pat
     assert (tmp_path / "cache.tar").stat().st_size <= limit
 
 
+def test_an_archive_of_many_small_files_is_below_the_limit(tmp_path):
+    folder = tmp_path / "cache"
+    folder.mkdir()
+    for number in range(300):
+        (folder / f"{number}-{'n' * (number % 150)}").write_bytes(b"x" * 700)
+    packing.pack_cache(folder, tmp_path / "cache.tar", limit=200_000)
+    assert 150_000 < (tmp_path / "cache.tar").stat().st_size <= 200_000
+
+
 def _thread(pid, tid, name):
     return {"ph": "M", "pid": pid, "tid": tid, "name": "thread_name", "args": {"name": name}}
 
