@@ -12,6 +12,7 @@ CHECKPOINT    =
 EPISODES      =
 SIZE          =
 ONLY          =
+MINUTES       =
 FULL          =
 ARGS          =
 ACCEL        ?= auto
@@ -47,7 +48,7 @@ run    = exec .venv/bin/lamjax $(strip $(1))
 option = $(if $($(1)),--$(2) $($(1)))
 common = --env $(ENV) $(call option,SEED,seed)
 
-.PHONY: help setup train test bench experiment linear linear-grid lint format record expert eval report lock clean
+.PHONY: help setup train test bench accelerator experiment linear linear-grid lint format record expert eval report lock clean
 
 help:  ## list the targets (the default)
 	@echo "Usage: make <target> [VARIABLE=value ...]"
@@ -69,6 +70,9 @@ test: setup  ## run the test suite
 
 bench: setup  ## measure the throughput of each part (SIZE=cpu|paper ONLY="stage1 linear")
 	exec .venv/bin/python -m benchmarks $(call option,SIZE,size) $(call option,ONLY,only) $(ARGS)
+
+accelerator: setup  ## measure a GPU or TPU, the most valuable first (MINUTES=9; ARGS=--dry tries it on a CPU)
+	exec .venv/bin/python -m benchmarks.accelerator $(call option,MINUTES,minutes) $(ARGS)
 
 experiment: setup  ## answer a question with five seeds, NAME=vq_ablation; without NAME list them
 	exec .venv/bin/python -m experiments $(NAME) $(ARGS)

@@ -1,22 +1,21 @@
 """Measures the throughput of the stages, PPO, the loader and the linear sweep; writes a table and a JSON file.
 
-Each figure is taken from dispatches that are awaited one by one, after a warm-up. Beside it stand the rate of the same
-work in PyTorch, where that is installed, and how far it is from what the device's matrix products and copies reach.
+The file is written after each row, and a row that fails says why in both. Each figure is taken from dispatches that are
+awaited one by one, after a warm-up. Beside it stand the rate of the same work in PyTorch, where that is installed, and
+how far it is from what the device's matrix products and copies reach.
 """
 
 import functools
-import json
-import platform
-import subprocess
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
 import tyro
 
-import lamjax
-from benchmarks import acting, linear, loading, measure, ppo, training
+from benchmarks import acting, linear, loading, measure, ppo, table, training
 from benchmarks.settings import Settings
+from lamjax import pipeline
 
 MEASURED: dict[str, Callable[[Settings, float | None], dict[str, Any]]] = {
     "stage1": functools.partial(training.row, "stage1"),
@@ -39,6 +38,9 @@ def torch_rates(settings: Settings) -> tuple[Callable[[str, Settings], float | N
     if settings.size != "paper":
         print("PyTorch's program has LAPO's networks: SIZE=paper compares with it.")
         return nothing, None
+    if settings.preset.dynamics.dtype != "float32":
+        print("PyTorch's program computes in float32: --dtype float32 compares with it.")
+        return nothing, None
     try:
         import torch
     except ImportError:
@@ -53,59 +55,42 @@ def torch_rates(settings: Settings) -> tuple[Callable[[str, Settings], float | N
     return reference.rate, torch.__version__
 
 
-def line(row: dict[str, Any]) -> str:
-    """A row as it is printed."""
-    ms, ratio, fraction = row["step_ms"], row["ratio"], row["roofline_fraction"]
-    peak = row["peak_bytes"]
-    return (
-        f"{row['name']:12s} {row['size']:6s} {row['batch']:6d} {row['rate']:12.1f} {row['unit']:10s} "
-        f"{f'{ratio:.2f}x' if ratio else '-':>7s} {ms['p10']:10.1f} {ms['median']:10.1f} {ms['p90']:10.1f} "
-        f"{row['compile_s']:9.1f} {f'{fraction:.0%}' if fraction else '-':>8s} "
-        f"{f'{peak / 2**20:.0f}' if peak else '-':>8s}"
-    )
+def measured(settings: Settings, rate: Callable[[str, Settings], float | None]) -> Iterator[dict[str, Any]]:
+    """The rows one by one; one that fails says why, and the next follows. PyTorch runs at the first batch alone."""
+    for name in settings.only:
+        for index, sized in enumerate(settings.scaled(name)):
+            try:
+                yield MEASURED[name](sized, None if index else rate(name, sized))
+            except Exception as error:
+                yield table.failed(name, settings.size, sized.batch_size, settings.dtype, error)
 
 
-def main() -> None:
-    """Parses the options, measures, prints the table."""
+def main() -> int:
+    """Parses the options, measures, prints the table; returns 1 if a row failed."""
     settings = tyro.cli(Settings, prog="python -m benchmarks")
     # Has an effect on CPUs alone, where convolutions hardly use a second core and two devices do.
     jax.config.update("jax_num_cpu_devices", settings.host_devices)
 
     rate, torch_version = torch_rates(settings)
     device = measure.device()
-    git = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True)
     print(
         f"{device['count']} {device['kind']}, {device['cpus']} cores: matrix products "
         f"{device['matmul_gflops']['float32']:.0f} GFLOP/s, copies {device['copy_gb_per_s']:.0f} GB/s"
     )
-    print(
-        f"{'part':12s} {'size':6s} {'batch':>6s} {'rate':>12s} {'':10s} {'/torch':>7s} {'p10 ms':>10s} {'median':>10s} "
-        f"{'p90':>10s} {'compile s':>9s} {'roofline':>8s} {'peak MiB':>8s}"
-    )
-    rows = []
-    for name in settings.only:
-        for sized in settings.scaled(name):
-            row = MEASURED[name](sized, rate(name, sized))
-            rows.append(row)
-            print(line(row), flush=True)
-            if row["details"]:
-                details = ", ".join(f"{name} {value:.4g}" for name, value in row["details"].items())
-                print(f"{'':12s} {details}", flush=True)
+    print(table.HEADER, flush=True)
     result = {
         "device": device,
-        "versions": {
-            "python": platform.python_version(),
-            "jax": jax.__version__,
-            "lamjax": lamjax.__version__,
-            "torch": torch_version,
-        },
-        "git": git.stdout.strip(),
-        "rows": rows,
+        "versions": measure.versions() | {"torch": torch_version},
+        "git": pipeline.git_hash(),
+        "rows": [],
     }
-    settings.out.parent.mkdir(parents=True, exist_ok=True)
-    settings.out.write_text(json.dumps(result, indent=1) + "\n")
+    for row in measured(settings, rate):
+        result["rows"].append(row)
+        print(table.line(row), flush=True)
+        table.write(settings.out, result)
     print(f"written to {settings.out}")
+    return int(any("error" in row for row in result["rows"]))
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

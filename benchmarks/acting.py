@@ -18,7 +18,6 @@ from lamjax import dynamics, envs, loops
 from lamjax.config import PRESETS
 from lamjax.decoding import online
 from lamjax.ppo import train as ppo
-from lamjax.ppo.agent import ScratchAgent
 from lamjax.ppo.train import PPOConfig
 
 FEW = 4  # steps of acting in a sample, where a whole rollout would take too long
@@ -32,21 +31,25 @@ def ppo_config(name: str, settings: Settings) -> PPOConfig:
     return config
 
 
+def start(name: str, settings: Settings, config: PPOConfig, env: envs.VectorEnv) -> tuple[Any, Any, ppo.PPOState]:
+    """The agent of a row, its frozen parameters, and PPO's state before its first update."""
+    preset, key = settings.preset, jax.random.key(0)
+    if name == "stage3":
+        policy = init_cloning(key, preset.cloning, OBS, preset.dynamics.latent_dim)
+        agent = online.make_agent(policy, preset.online, env.action_space)
+        params, frozen = agent.init(key, policy)
+    else:
+        agent, frozen = preset.scratch.agent(env.action_space), None
+        params = agent.init(key, env.obs_shape)
+    return agent, frozen, ppo.init(key, config, params, env)
+
+
 def row(name: str, settings: Settings, torch_rate: float | None) -> dict[str, Any]:
     """One row of the table."""
     preset, config = settings.preset, ppo_config(name, settings)
     acted = FEW if settings.slow else config.num_steps
-    short = dataclasses.replace(config, num_steps=acted)
     env = envs.make("coinrun", config.num_envs)
-    key = jax.random.key(0)
-    if name == "stage3":
-        policy = init_cloning(key, preset.cloning, OBS, preset.dynamics.latent_dim)
-        agent = online.make_agent(policy, preset.online, env.num_actions)
-        params, frozen = agent.init(key, policy)
-    else:
-        agent, frozen = ScratchAgent(preset.scratch.trunk, env.num_actions), None
-        params = agent.init(key, env.obs_shape)
-    state = ppo.init(key, short, params, env)
+    agent, frozen, state = start(name, settings, dataclasses.replace(config, num_steps=acted), env)
 
     collect = compiled(ppo.collect, agent, env, state, frozen)
     act = Stepper(lambda state: _acted(state, collect.call(state, frozen)), state)
@@ -77,6 +80,7 @@ def row(name: str, settings: Settings, torch_rate: float | None) -> dict[str, An
         frames,
         parts,
         programs,
+        (preset.online if name == "stage3" else preset.scratch).dtype,
         torch_rate=torch_rate,
         **details,
     )

@@ -35,7 +35,7 @@ def loader(settings: Settings, torch_rate: float | None) -> dict[str, Any]:
     return row | {"roofline_fraction": 2e9 * gb_per_s / measure.copy_bytes(), "details": {"gb_per_s": gb_per_s}}
 
 
-def _store(path: Path, frames: int) -> data.Store:
+def random_play(path: Path, frames: int) -> data.Store:
     """A recording of coinrun under random actions."""
     env = envs.make("coinrun", 64)
     logits = policies.uniform_logits(env.num_actions)
@@ -66,7 +66,7 @@ def refilled(settings: Settings, torch_rate: float | None) -> dict[str, Any]:
     refilling = {"mode": "ring", "ring_frames": ring.SLOTS * block, "align": fused}
     trains, times = {}, {}
     with tempfile.TemporaryDirectory() as folder:
-        store = _store(Path(folder) / "store", TIMES * ring.SLOTS * block * len(devices))
+        store = random_play(Path(folder) / "store", TIMES * ring.SLOTS * block * len(devices))
         stream = data.ObservationStream(store, **where, **refilling)
         read_ms = np.median([_phase(stream.windows, stream, phase) for phase in range(11)][1:])
         for mode, options in (("resident", {}), ("ring", refilling)):

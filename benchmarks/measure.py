@@ -2,6 +2,7 @@
 
 import functools
 import os
+import platform
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -11,6 +12,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+
+import lamjax
 
 
 def milliseconds(call: Callable[[], Any], samples: int) -> np.ndarray:
@@ -25,9 +28,9 @@ def milliseconds(call: Callable[[], Any], samples: int) -> np.ndarray:
 
 
 def trace(call: Callable[[], Any], folder: Path) -> None:
-    """Writes what the device does in three calls, each operation with its time."""
+    """Writes what the device does in two calls, each operation with its time."""
     with jax.profiler.trace(folder):
-        for _ in range(3):
+        for _ in range(2):
             jax.block_until_ready(call())
 
 
@@ -78,37 +81,54 @@ def compiled(function: Any, *args: Any, devices: int = 1, **kwargs: Any) -> Prog
 
 
 @functools.cache
-def matmul_flops(dtype: str) -> float:
-    """FLOP/s of a large matrix product."""
+def matmul_flops(dtype: str, precision: str | None = None) -> float:
+    """FLOP/s of a large matrix product, at JAX's default precision (on a GPU TF32 for float32) or another."""
     n = 2048 if jax.default_backend() == "cpu" else 8192
-    x = jnp.ones((n, n), dtype)
-    return 2 * n**3 / (1e-3 * float(milliseconds(functools.partial(jax.jit(jnp.matmul), x, x), 10).min()))
+    x = jax.random.normal(jax.random.key(0), (n, n), dtype)  # some devices multiply ones faster than real numbers
+    product = jax.jit(functools.partial(jnp.matmul, precision=precision))
+    return 2 * n**3 / (1e-3 * float(milliseconds(lambda: product(x, x), 10).min()))
+
+
+def matmul_error() -> float:
+    """The relative error of float32 products at the default precision: 1e-7 where it is float32's, 3e-4 in TF32."""
+    x = jax.random.normal(jax.random.key(0), (512, 512))
+    exact = np.asarray(x, np.float64) @ np.asarray(x, np.float64)
+    return float(np.linalg.norm(np.asarray(jax.jit(jnp.matmul)(x, x)) - exact) / np.linalg.norm(exact))
 
 
 @functools.cache
 def copy_bytes() -> float:
     """Bytes a second that are read and written where large arrays are copied."""
-    x = jnp.ones((64 if jax.default_backend() == "cpu" else 512, 2**20), jnp.float32)
+    x = jax.random.normal(jax.random.key(0), (64 if jax.default_backend() == "cpu" else 512, 2**20), jnp.float32)
     # In place: on a CPU fresh memory costs more than the copy.
     negate = jax.jit(jnp.negative, donate_argnums=0)
     times = milliseconds(Stepper(lambda x: (negate(x),) * 2, x), 10)
     return 2 * x.nbytes / (1e-3 * float(times.min()))
 
 
-def device() -> dict[str, Any]:
-    """The machine, and its measured ceilings."""
+def identity() -> dict[str, Any]:
+    """Which machine this is."""
     first = jax.devices()[0]
     return {
         "platform": first.platform,
         "kind": first.device_kind,
         "count": jax.local_device_count(),
         "cpus": os.cpu_count(),
-        "matmul_gflops": {
-            dtype: matmul_flops(dtype) / 1e9
-            for dtype in (("float32",) if first.platform == "cpu" else ("float32", "bfloat16"))
-        },
+    }
+
+
+def device() -> dict[str, Any]:
+    """The machine, and its measured ceilings."""
+    types = ("float32",) if jax.default_backend() == "cpu" else ("float32", "bfloat16")
+    return identity() | {
+        "matmul_gflops": {dtype: matmul_flops(dtype) / 1e9 for dtype in types},
         "copy_gb_per_s": copy_bytes() / 1e9,
     }
+
+
+def versions() -> dict[str, str]:
+    """Of what the figures depend on."""
+    return {"python": platform.python_version(), "jax": jax.__version__, "lamjax": lamjax.__version__}
 
 
 def row(
@@ -142,8 +162,8 @@ def row(
     flops, moved = (sum(n * getattr(program, field) for n, program in programs) for field in ("flops", "bytes"))
     least_s = max(flops / matmul_flops(dtype), moved / copy_bytes())
     rate = 1e3 * count / median
-    stats = jax.devices()[0].memory_stats()
-    peak = stats["peak_bytes_in_use"] if stats else max((program.peak_bytes for _, program in programs), default=0)
+    # Of the programs alone: what a device says of its memory is the peak of all rows before, too.
+    peak = max((program.peak_bytes for _, program in programs), default=0)
     return {
         "name": name,
         "size": size,

@@ -1,8 +1,6 @@
 """The rates of the same work in PyTorch, by `benchmarks.torch_lapo`; only where the networks are LAPO's."""
 
-import contextlib
 import functools
-import io
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -12,7 +10,7 @@ import jax
 import numpy as np
 import torch
 
-from benchmarks import measure, torch_lapo
+from benchmarks import coinrun, measure, torch_lapo
 from benchmarks.acting import ppo_config
 from benchmarks.settings import OBS, Settings
 from lamjax.interop import golden
@@ -90,7 +88,7 @@ def _ppo(settings: Settings, name: str) -> float:
     else:
         policy.policy_head = torch.nn.Linear(256, 15, device=_device())
         agent, trained = policy, list(policy.parameters())
-    env = _coinrun(config.num_envs)
+    env = coinrun.native(config.num_envs)
     recent = _frames(config.num_envs, 3)
     act = torch.compile(functools.partial(torch_lapo.act, agent, layout=LAYOUT))
     infer = torch.compile(functools.partial(torch_lapo.infer, idm, layout=LAYOUT))
@@ -113,14 +111,6 @@ def _ppo(settings: Settings, name: str) -> float:
     env.close()
     minibatches = config.num_epochs * config.num_minibatches
     return 1e3 * config.num_envs * config.num_steps / (config.num_steps * act_ms + minibatches * learn_ms)
-
-
-def _coinrun(num_envs: int) -> Any:
-    with contextlib.redirect_stderr(io.StringIO()):  # procgen imports gym, which prints a notice
-        from procgen import ProcgenGym3Env
-    return ProcgenGym3Env(
-        num=num_envs, env_name="coinrun", distribution_mode="easy", num_threads=min(os.cpu_count() or 1, 16)
-    )
 
 
 def rate(name: str, settings: Settings) -> float | None:

@@ -17,15 +17,24 @@ OBS = (64, 64, 3)
 _FUSED = 25  # optimizer steps in a dispatch, as in the pipeline
 
 
+def with_dtype(preset: RunConfig, dtype: str) -> RunConfig:
+    """A preset whose stages and PPO from scratch have activations of this type."""
+    parts = ("dynamics", "cloning", "online", "scratch")
+    return dataclasses.replace(
+        preset, **{name: dataclasses.replace(getattr(preset, name), dtype=dtype) for name in parts}
+    )
+
+
 @dataclasses.dataclass(frozen=True)
 class Settings:
     """Measures throughput; the sizes are those of a preset.
 
     Attributes:
-      size: cpu or paper, the preset whose networks are measured.
+      size: cpu, paper or smoke, the preset whose networks are measured.
       only: rows to measure.
+      dtype: type of the activations in stages 1 to 3 and in PPO from scratch; by default the preset's.
       batches: windows in a batch of stages 1 and 2, one row for each; by default the preset's, 32 for the paper's
-        networks on a CPU, and for those on an accelerator also 512, 1024 and 4096. Other rows use the first.
+        networks on a CPU, and for those on an accelerator also 512 and 1024. Other rows use the first.
       samples: dispatches behind each figure; by default 30, and 5 for the paper's networks on a CPU.
       host_devices: devices that a CPU is presented as.
       torch: False leaves PyTorch out, even where it is installed.
@@ -33,7 +42,8 @@ class Settings:
       profile: a folder for traces of three more dispatches of stages 1 and 2, to open in TensorBoard or Perfetto.
     """
 
-    size: Literal["cpu", "paper"] = "cpu"
+    size: Literal["cpu", "paper", "smoke"] = "cpu"
+    dtype: Annotated[Literal["float32", "bfloat16"] | None, tyro.conf.arg(metavar="float32|bfloat16")] = None
     only: tuple[Row, ...] = ROWS
     batches: tuple[int, ...] = ()
     samples: Annotated[int | None, tyro.conf.arg(metavar="INT")] = None
@@ -45,7 +55,8 @@ class Settings:
     @property
     def preset(self) -> RunConfig:
         """The networks and their settings."""
-        return PRESETS[self.size]
+        preset = PRESETS[self.size]
+        return preset if self.dtype is None else with_dtype(preset, self.dtype)
 
     @property
     def slow(self) -> bool:
@@ -64,7 +75,7 @@ class Settings:
         batches = self.batches
         if not batches:
             scale = self.size == "paper" and jax.default_backend() != "cpu"
-            batches = (self.batch_size, *((512, 1024, 4096) if scale else ()))
+            batches = (self.batch_size, *((512, 1024) if scale else ()))
         return [dataclasses.replace(self, batches=(batch,)) for batch in (batches if row in SCALED else batches[:1])]
 
     @property

@@ -27,6 +27,13 @@ PARTS = {
     "loader": "drawing windows",
     "ring": "stage 1, out of a ring",
     "linear": "linear sweep",
+    "procgen": "Procgen alone",
+    "callback": "calls of the host",
+    "stage3_acting": "acting in stage 3",
+    "stage3_update": "stage 3, whole updates",
+    "ppo_acting": "acting in PPO from scratch",
+    "ppo_update": "PPO from scratch, whole updates",
+    "held_out": "held-out errors of stage 1",
 }
 PROBES = {
     CLASSES.probe: "actions read from latents by a probe (aliases merged)",
@@ -113,10 +120,20 @@ def section() -> str:
     return "\n\n".join(table(json.loads(path.read_text())) for path in paths)
 
 
+def _part(row: dict) -> str:
+    """What was measured; the type of the activations if it is not float32, and how many native batches take turns."""
+    groups = row.get("details", {}).get("groups", 1)
+    return (
+        f"{PARTS[row['name']]}, `{row['size']}`"
+        + (", bfloat16" if row.get("dtype") == "bfloat16" else "")
+        + (f", {groups} native batches in turn" if groups > 1 else "")
+    )
+
+
 def _speed(row: dict) -> str:
     ratio, fraction, ms = row["ratio"], row["roofline_fraction"], row["step_ms"]
     cells = [
-        f"{PARTS[row['name']]}, `{row['size']}`",
+        _part(row),
         f"{row['batch']:,}",
         f"{row['rate']:,.0f} {row['unit']}" if row["rate"] >= 100 else f"{row['rate']:.1f} {row['unit']}",
         f"{ms['median']:,.1f} ({ms['p10']:,.1f} to {ms['p90']:,.1f})",
@@ -138,7 +155,7 @@ def speed_table(result: dict) -> str:
         "",
         "| part, preset | batch | rate | ms a step (p10 to p90) | of PyTorch's rate | of the roofline | compile s |",
         "| --- | --- | --- | --- | --- | --- | --- |",
-        *map(_speed, result["rows"]),
+        *(_speed(row) for row in result["rows"] if "error" not in row),  # the file says why a row failed
     ]
     return "\n".join(lines)
 

@@ -180,16 +180,20 @@ def header(env: str, preset: str, name: str, command: str, config: RunConfig) ->
         "seed": config.seed,
         "name": name,
         "command": command,
-        "git": _git_hash(),
+        "git": git_hash(),
         "versions": {"lamjax": lamjax.__version__, "python": platform.python_version(), **versions},
         "device": {"platform": device.platform, "kind": device.device_kind, "count": jax.local_device_count()}
         | {"cpus": os.cpu_count()},
     }
 
 
-def _git_hash() -> str | None:
+def git_hash() -> str | None:
+    """The commit of this checkout, or None outside of one and where git is not installed."""
     here = Path(__file__).parent
-    found = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=here, capture_output=True, text=True)
+    try:
+        found = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=here, capture_output=True, text=True)
+    except FileNotFoundError:
+        return None
     return found.stdout.strip() or None
 
 

@@ -20,4 +20,4 @@ def test_a_stage_is_traced(tmp_path):
     MEASURED["stage2"](Settings(samples=1, profile=tmp_path), None)
     (trace,) = (tmp_path / "stage2-64").glob("**/*.trace.json.gz")
     events = json.loads(gzip.decompress(trace.read_bytes()))["traceEvents"]
-    assert sum("Execute" in event.get("name", "") for event in events) >= 3
+    assert sum("Execute" in event.get("name", "") for event in events) >= 2

@@ -11,7 +11,7 @@ def test_an_accelerator_fuses_and_is_measured_at_several_batches(monkeypatch):
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
     settings = Settings(size="paper")
     assert settings.fused == 25 and settings.repeats == 30
-    assert [sized.batch_size for sized in settings.scaled("stage1")] == [128, 512, 1024, 4096]
+    assert [sized.batch_size for sized in settings.scaled("stage1")] == [128, 512, 1024]
     assert [sized.batch_size for sized in settings.scaled("stage3")] == [128]
 
 

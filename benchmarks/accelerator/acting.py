@@ -1,0 +1,142 @@
+"""Rates of acting in real coinrun and of whole updates, as a run makes them: its functions and its dispatches."""
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.experimental import io_callback
+
+from benchmarks import acting, coinrun, measure
+from benchmarks.settings import OBS, Settings
+from benchmarks.training import init_cloning, init_dynamics
+from lamjax import envs, loops
+from lamjax.decoding import online
+from lamjax.ppo import train as ppo
+
+CALLS = 100  # callbacks in a dispatch
+
+
+def _timed(call: Callable[[], Any], samples: int) -> tuple[np.ndarray, float]:
+    """Milliseconds of each call, and seconds of a first one, which compiles."""
+    start = time.perf_counter()
+    jax.block_until_ready(call())
+    return measure.milliseconds(call, samples), time.perf_counter() - start
+
+
+def _row(name: str, settings: Settings, batch: int, unit: str, count: float, *parts, dtype="float32", **details):
+    """A row of parts ``(how often, milliseconds, compile seconds)``, for which XLA counts no work."""
+    row = measure.row(name, settings.size, batch, unit, count, [(n, ms) for n, ms, _ in parts], dtype=dtype, **details)
+    return row | {"compile_s": sum(seconds for *_, seconds in parts)}
+
+
+def native(settings: Settings, num_envs: int, steps: int) -> dict[str, Any]:
+    """Procgen alone: acting and observing in one native batch, without JAX."""
+    env, rng = coinrun.native(num_envs), np.random.default_rng(0)
+    actions = rng.integers(0, 15, (steps, num_envs)).astype(np.int32)
+
+    def play() -> None:
+        for action in actions:
+            env.act(action)
+            env.observe()
+
+    times = measure.milliseconds(play, settings.repeats)
+    env.close()
+    row = _row("procgen", settings, num_envs, "frames/s", num_envs * steps, (1, times, 0.0))
+    return row | {"dtype": "uint8"}
+
+
+def callbacks(settings: Settings, num_frames: int) -> dict[str, Any]:
+    """Calls of the host from a loop on the device, with nothing or with so many frames coming back."""
+    frames = np.random.default_rng(0).integers(0, 256, (num_frames, *OBS), np.uint8)
+    shapes = jax.ShapeDtypeStruct((), jnp.int32), jax.ShapeDtypeStruct(frames.shape, jnp.uint8)
+
+    def host(number: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        return np.int32(number + 1), frames
+
+    @jax.jit
+    def dispatch(number: jax.Array) -> Any:
+        def step(carry, _):
+            number, total = carry
+            number, seen = io_callback(host, shapes, number)
+            return (number, total + seen.astype(jnp.int32).sum()), None
+
+        return jax.lax.scan(step, (number, jnp.int32(0)), None, length=CALLS)[0]
+
+    times, seconds = _timed(lambda: dispatch(jnp.int32(0)), settings.repeats)
+    row = _row(
+        "callback", settings, num_frames, "calls/s", CALLS, (1, times, seconds), ms_a_call=np.median(times) / CALLS
+    )
+    return row | {"dtype": "uint8"}
+
+
+def rollout(name: str, settings: Settings, **options: Any) -> dict[str, Any]:
+    """Acting alone: whole rollouts. `options` are those of `envs.make`."""
+    config = acting.ppo_config(name, settings)
+    env = envs.make("coinrun", config.num_envs, **options)
+    agent, frozen, state = acting.start(name, settings, config, env)
+
+    def act(state: ppo.PPOState) -> tuple[ppo.PPOState, Any]:
+        made = ppo.collect_on((), agent, env, state, frozen)
+        return state.replace(actor=made.actor, update=state.update + 1), made.batch.advantage
+
+    times, seconds = _timed(measure.Stepper(act, state), settings.repeats)
+    env.close()
+    frames = config.num_envs * config.num_steps
+    options |= {"dtype": _dtype(name, settings)}
+    return _row(f"{name}_acting", settings, config.num_envs, "frames/s", frames, (1, times, seconds), **options)
+
+
+def _dtype(name: str, settings: Settings) -> str:
+    return (settings.preset.online if name == "stage3" else settings.preset.scratch).dtype
+
+
+def _scan(settings: Settings, name: str) -> Callable:
+    preset = settings.preset
+    trunk = preset.cloning.trunk if name == "stage3" else preset.scratch.trunk
+    return jax.lax.scan if loops.fuses_steps(trunk) else loops.host_scan
+
+
+def scratch_update(settings: Settings) -> dict[str, Any]:
+    """A whole update of PPO from scratch."""
+    config, scan = acting.ppo_config("ppo", settings), _scan(settings, "ppo")
+    env = envs.make("coinrun", config.num_envs)
+    agent, frozen, state = acting.start("ppo", settings, config, env)
+    step = measure.Stepper(lambda state: ppo.update_on((), state, agent, env, frozen, scan=scan), state)
+    times, seconds = _timed(step, settings.repeats)
+    env.close()
+    frames = config.num_envs * config.num_steps
+    batch, dtype = frames // config.num_minibatches, _dtype("ppo", settings)
+    return _row("ppo_update", settings, batch, "frames/s", frames, (1, times, seconds), dtype=dtype)
+
+
+def online_update(settings: Settings) -> dict[str, Any]:
+    """A whole update of stage 3, with the inverse model at work for as large a share as in a run; no decoder's fit."""
+    preset, key = settings.preset, jax.random.key(0)
+    config, scan = preset.online, _scan(settings, "stage3")
+    env = envs.make("coinrun", config.ppo.num_envs)
+    policy = init_cloning(key, preset.cloning, OBS, preset.dynamics.latent_dim)
+    model = init_dynamics(key, preset.dynamics, OBS)
+    agent = online.make_agent(policy, config, env.action_space)
+    state = online.init(key, config, policy, env)
+    numbers = range(config.ppo.num_updates)
+    collecting = next((n for n in numbers if _only_collects(config, n, settings.repeats + 2)), 0)
+    parts = []
+    for first, share in ((collecting, config.decoder.stop), (config.ppo.num_updates, 1 - config.decoder.stop)):
+        state = state.replace(ppo=state.ppo.replace(update=jnp.int32(first)))
+        step = measure.Stepper(lambda state: online.update(state, model, agent, env, scan=scan), state)
+        parts.append((share, *_timed(step, settings.repeats)))
+        state = step.state
+    env.close()
+    frames = config.ppo.num_envs * config.ppo.num_steps
+    details = {"collecting_ms": np.median(parts[0][1]), "later_ms": np.median(parts[1][1])}
+    batch = frames // config.ppo.num_minibatches
+    return _row("stage3_update", settings, batch, "frames/s", frames, *parts, dtype=config.dtype, **details)
+
+
+def _only_collects(config: online.OnlineConfig, first: int, updates: int) -> bool:
+    """Whether the updates after number `first` feed the decoder and none of them refits it."""
+    after = range(first + 1, first + 1 + updates)
+    return all(online.collects(config, n) and not online.refits(config, n) for n in after)
