@@ -18,10 +18,10 @@ def check(folder: Path) -> None:
     assert [step["name"] for step in result["steps"]] == STEPS, result["steps"]
     for step in result["steps"]:
         assert step["why"] == WHY.get(step["name"]), step
-    failed = [row for row in result["rows"] if "error" in row and "'groups'" not in row["error"]]
+    failed = [row for row in result["rows"] if "error" in row]
     assert not failed, failed
     assert {row["name"] for row in result["rows"]} == ROWS
-    assert all(row["rate"] > 0 for row in result["rows"] if "error" not in row)
+    assert all(row["rate"] > 0 for row in result["rows"])
     assert set(result["gradients"]) == {"stage1", "stage2", "stage3", "ppo"}
     assert all(of["float32"]["all"]["cosine"] > 0.999 for of in result["gradients"].values()), result["gradients"]
     assert all(summary["operations"] for summary in result["traces"].values()), result["traces"]

@@ -8,21 +8,13 @@ import jax
 import tyro
 
 from lamjax import loops
-from lamjax.config import PRESETS, RunConfig
+from lamjax.config import RunConfig, presets_for, with_dtype
 
 Row = Literal["stage1", "stage2", "stage3", "ppo", "loader", "ring", "ppo_cartpole", "ppo_breakout", "linear"]
 ROWS: tuple[Row, ...] = get_args(Row)
 SCALED: tuple[Row, ...] = ("stage1", "stage2")  # rows that are measured at each of several batches
 OBS = (64, 64, 3)
 _FUSED = 25  # optimizer steps in a dispatch, as in the pipeline
-
-
-def with_dtype(preset: RunConfig, dtype: str) -> RunConfig:
-    """A preset whose stages and PPO from scratch have activations of this type."""
-    parts = ("dynamics", "cloning", "online", "scratch")
-    return dataclasses.replace(
-        preset, **{name: dataclasses.replace(getattr(preset, name), dtype=dtype) for name in parts}
-    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,7 +24,7 @@ class Settings:
     Attributes:
       size: cpu, paper or smoke, the preset whose networks are measured.
       only: rows to measure.
-      dtype: type of the activations in stages 1 to 3 and in PPO from scratch; by default the preset's.
+      dtype: type of the activations in all stages; by default the preset's.
       batches: windows in a batch of stages 1 and 2, one row for each; by default the preset's, 32 for the paper's
         networks on a CPU, and for those on an accelerator also 512 and 1024. Other rows use the first.
       samples: dispatches behind each figure; by default 30, and 5 for the paper's networks on a CPU.
@@ -55,7 +47,7 @@ class Settings:
     @property
     def preset(self) -> RunConfig:
         """The networks and their settings."""
-        preset = PRESETS[self.size]
+        preset = presets_for(OBS)[self.size]
         return preset if self.dtype is None else with_dtype(preset, self.dtype)
 
     @property

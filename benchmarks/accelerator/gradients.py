@@ -7,10 +7,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from benchmarks.settings import OBS, with_dtype
+from benchmarks.settings import OBS
 from benchmarks.training import init_cloning, init_dynamics
-from lamjax import cloning, dynamics, envs
-from lamjax.config import RunConfig
+from lamjax import cloning, dynamics, envs, loops
+from lamjax.config import RunConfig, with_dtype
 from lamjax.decoding import online
 from lamjax.ppo import train as ppo
 
@@ -99,11 +99,12 @@ def gradients(stage: str, problem: Problem, dtype: str, device: jax.Device) -> d
       dtype: of the activations.
       device: where it is computed.
     """
+    jit = loops.jit_once if device.platform == "cpu" else jax.jit  # a CPU is the reference, which runs once
     problem = _typed(problem, dtype)
     loss, params, data = {"stage1": _dynamics, "stage2": _cloning}.get(stage, _ppo)(problem, stage)
     with jax.default_device(device):
         params, data = jax.device_put((params, data), device)
-        return jax.device_get(jax.jit(jax.grad(loss))(params, data))
+        return jax.device_get(jit(jax.grad(loss))(params, data))
 
 
 def _dynamics(problem: Problem, stage: str) -> tuple[Any, Any, Any]:

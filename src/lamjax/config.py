@@ -461,16 +461,30 @@ OWN_PRESETS: dict[str, dict[str, RunConfig]] = {"pendulum": {"cpu": _PENDULUM_CP
 _LARGEST_GRID = 32  # cells of a side; what is larger is taken for an image
 
 
-def presets_for(obs_shape: tuple[int, ...], env: str | None = None) -> dict[str, RunConfig]:
+def with_dtype(config: RunConfig, dtype: Literal["float32", "bfloat16"]) -> RunConfig:
+    """The settings with activations of this type in every stage; losses, statistics and optimizers stay float32."""
+    parts = ("dynamics", "cloning", "online", "scratch", "expert")
+    return dataclasses.replace(
+        config, **{name: dataclasses.replace(getattr(config, name), dtype=dtype) for name in parts}
+    )
+
+
+def presets_for(obs_shape: tuple[int, ...], env: str | None = None, backend: str | None = None) -> dict[str, RunConfig]:
     """The presets for observations of a shape: images ``[H, W, C]``, grids (small images), or vectors ``[D]``.
+
+    ``paper`` computes in bfloat16 on an accelerator, and in float32 on a CPU, whose units are no faster in bfloat16;
+    `with_dtype` changes that. ``reference`` is LAPO to the letter: float32 everywhere.
 
     Args:
       obs_shape: the shape.
       env: the environment's name, where it may have presets of its own.
+      backend: where it will run; by default JAX's.
     """
     presets = VECTOR_PRESETS
     if len(obs_shape) == 3:
         presets = GRID_PRESETS if max(obs_shape[:2]) <= _LARGEST_GRID else PRESETS
+    if "paper" in presets and (backend or jax.default_backend()) != "cpu":
+        presets = presets | {"paper": with_dtype(presets["paper"], "bfloat16")}
     return presets | OWN_PRESETS[env] if env in OWN_PRESETS else presets
 
 
