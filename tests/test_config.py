@@ -17,6 +17,7 @@ from lamjax.config import (
     PRESETS,
     VECTOR_PRESETS,
     RunConfig,
+    ScratchConfig,
     default_preset,
     presets_for,
 )
@@ -70,6 +71,24 @@ def test_presets_are_json(preset):
     for (name, a), (_, b) in zip(parts(preset), parts(dataclasses.replace(preset)), strict=True):
         assert checkpoint.as_json(a) == checkpoint.as_json(b), name
     assert checkpoint.differing_field(values, checkpoint.as_json(dataclasses.replace(preset, seed=5))) is not None
+
+
+def test_presets_are_read_back_exactly(preset):
+    written = json.loads(json.dumps(checkpoint.as_json(preset)))
+    back = checkpoint.from_json(RunConfig, written)
+    assert back == preset and hash(back) == hash(preset)
+    assert type(back.dynamics.idm) is type(preset.dynamics.idm) and type(back.dynamics.fdm) is type(preset.dynamics.fdm)
+
+
+def test_settings_that_fit_no_class_are_refused():
+    with pytest.raises(checkpoint.CheckpointError, match="are not those of a ImpalaConfig or GridConfig or MLPConfig"):
+        checkpoint.from_json(ScratchConfig, {"trunk": {"width": 3}})
+
+
+def test_a_field_that_came_later_has_its_default():
+    written = checkpoint.as_json(PRESETS["cpu"])
+    del written["ring_frames"], written["dynamics"]["augment"]
+    assert checkpoint.from_json(RunConfig, written) == PRESETS["cpu"]
 
 
 def test_each_kind_of_observation_has_presets_of_its_own():

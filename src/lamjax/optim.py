@@ -4,7 +4,6 @@ import jax
 import jax.numpy as jnp
 import optax
 
-
 # (warm-up, total) steps of a schedule, ints or int32 ``[]``.
 Lengths = tuple[int | jax.Array, int | jax.Array]
 

@@ -568,7 +568,11 @@ def cloning_stage(run: Run, store: Store, model: DynamicsState) -> CloningState:
     """Clones the latent policy."""
     config = run.config.cloning
     state = loops.jit_once(cloning.init, static_argnums=(1, 2, 3))(
-        stage_key(run.config, "cloning"), config.program, store.obs_shape, run.config.dynamics.latent_dim, model.obs_stats
+        stage_key(run.config, "cloning"),
+        config.program,
+        store.obs_shape,
+        run.config.dynamics.latent_dim,
+        model.obs_stats,
     )
     if run.done("cloning"):
         return restore(run, "cloning", state, Saver(config))[1]
@@ -762,11 +766,11 @@ def offline_policy(
     if method == "bc":
         return clone_actions(run, key, labelled.obs[:count], labelled.actions[:count], space, policy.obs_stats)
     seen = labelled.latents["policy" if method == "policy" else "idm"]
-    decoder, _ = offline.fit(key, seen, labelled.actions, config, space, count)
+    decoder, _ = offline.fit(key, seen, labelled.actions, config.program, space, count)
     if method == "relabel":
         name, obs_shape = f"relabel-{count}-{labelled.draw}", labelled.obs.shape[1:]
         return relabel(run, name, key, model, decoder, stream(), obs_shape, space)
-    network = policies.DecodedPolicy(policy.config.trunk, policy.latent_dim, space, config)
+    network = policies.DecodedPolicy(policy.config.trunk, policy.latent_dim, space, config.program)
     return network, policies.decoded_params(policy, decoder)
 
 
