@@ -31,6 +31,7 @@ SHARES = {"dynamics": 0.4, "cloning": 0.2, "ppo": 0.4}
 TESTS = 5  # evaluations on held-out windows in the longer of stages 1 and 2, at most
 FEWEST_UPDATES = 8
 FEWEST_FRAMES = 4096
+DENSE = 4  # updates of PPO at its start after each of which the online decoder is refitted, at least
 FEWEST = 50  # a stage keeps one step in so many of the preset's
 
 
@@ -259,8 +260,7 @@ def _with_lengths(config: RunConfig, lengths: _Lengths) -> RunConfig:
         return dataclasses.replace(ppo, total_frames=max(1, updates) * ppo.num_envs * ppo.num_steps)
 
     share = lengths.ppo / config.online.ppo.num_updates
-    decoder = config.online.decoder
-    decoder = dataclasses.replace(decoder, every=max(1, round(decoder.every * min(1, share))))
+    decoder = _with_refits(config.online.decoder, share, lengths.ppo)
     named, played = config.named, config.named.frames
     if played:
         dispatch = CHUNK * named.ppo.num_envs
@@ -280,6 +280,20 @@ def _with_lengths(config: RunConfig, lengths: _Lengths) -> RunConfig:
         online=dataclasses.replace(config.online, ppo=frames(config.online.ppo), decoder=decoder),
         scratch=dataclasses.replace(config.scratch, ppo=frames(config.scratch.ppo)),
         named=dataclasses.replace(named, ppo=named_ppo, frames=played),
+    )
+
+
+def _with_refits(decoder: online.DecoderConfig, share: float, updates: int) -> online.DecoderConfig:
+    """A decoder that is refitted about as often as in the whole preset, and at least after the first few updates."""
+    if share >= 1:
+        return decoder
+    dense = min(1.0, max(decoder.dense_until, (DENSE + 0.5) / updates))
+    return dataclasses.replace(
+        decoder,
+        start=min(decoder.start, 0.5 / updates),
+        dense_until=dense,
+        stop=max(decoder.stop, min(1.0, 2 * dense)),
+        every=max(1, round(decoder.every * share)),
     )
 
 
