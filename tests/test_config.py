@@ -179,6 +179,15 @@ def test_ppo_budgets(preset):
     assert {group for group, _ in preset.online.ppo.learning_rates} == {"policy_head", "value_head", "fc", "convs"}
 
 
+def test_the_expert_for_accelerators():
+    """IMPALA's own width and as many transitions in an update as 64 environments of 256 steps give."""
+    expert = PRESETS["paper"].expert
+    assert expert == PRESETS["reference"].expert and expert.trunk.channels == (16, 32, 32)
+    assert (expert.dtype, expert.ppo.num_envs) == ("bfloat16", 256)
+    assert expert.ppo.num_envs * expert.ppo.num_steps == 64 * 256
+    assert (expert.ppo.num_epochs, expert.ppo.num_minibatches, expert.ppo.gamma) == (3, 8, 0.999)
+
+
 def test_the_online_decoder_is_fitted(preset):
     decoder, ppo = preset.online.decoder, preset.online.ppo
     assert 0 <= decoder.start <= decoder.dense_until <= decoder.stop <= 1
