@@ -65,7 +65,8 @@ def _stopwatch() -> Iterator[Callable[[], float]]:
     """Gives a function that returns the seconds since the block began, those of compilation excluded."""
     _Compilation.listen()
     started, compiled = time.monotonic(), _Compilation.seconds
-    yield lambda: time.monotonic() - started - (_Compilation.seconds - compiled)
+    # Never below 0: what one program traces inside another counts twice.
+    yield lambda: max(0.0, time.monotonic() - started - (_Compilation.seconds - compiled))
 
 
 def _rehearse(run: Run, stage: Callable[[], Any]) -> _Timed:
@@ -219,9 +220,10 @@ def _play(run: Run, store: Any, network: Any, params: Any) -> tuple[float, float
     before = _Compilation.seconds
     with contextlib.suppress(_EnoughError), contextlib.closing(env):
         evaluate(policies.Logits(network), params, env, config.eval_episodes, key, progress=tick)
+        times.append(time.monotonic())
     player = _Compilation.seconds - before
-    # Fewer than three, where all episodes were over at once: then compilation is in the figure, and it is too long.
-    chunk = float(np.median(np.diff(times)[1:])) if len(times) > 2 else times[-1] - times[0]
+    # Where all episodes were over in one dispatch, it compiled as well.
+    chunk = float(np.median(np.diff(times)[1:])) if len(times) > 2 else max(0.0, times[-1] - times[0] - player)
     lengths = np.asarray(store.episodes.length)
     longest = getattr(env, "time_limit", None) or int(lengths.max())
     return chunk * longest / PLAYED, player
