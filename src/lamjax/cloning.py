@@ -18,7 +18,7 @@ from lamjax import parallel
 from lamjax.models.impala import ImpalaConfig
 from lamjax.models.policy import LatentPolicy, ObsStats, normalise_obs
 from lamjax.models.trunk import TrunkConfig
-from lamjax.optim import Lengths, warmup_linear
+from lamjax.optim import Lengths, check_lengths, warmup_linear
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,8 +50,8 @@ class CloningConfig:
 
     @property
     def program(self) -> "CloningConfig":
-        """The settings with neutral lengths: equal for runs that differ in nothing else, so they compile once."""
-        return dataclasses.replace(self, warmup_steps=0, steps=1)
+        """The settings without lengths: equal for runs that differ in nothing else, so they compile once."""
+        return dataclasses.replace(self, warmup_steps=0, steps=0)
 
 
 @struct.dataclass
@@ -126,6 +126,7 @@ def train_step(
     Returns:
       The new state and metrics, float32 ``[]``: ``loss``, ``grad_norm``, ``learning_rate``.
     """
+    check_lengths(state.config.steps, lengths)
     chex.assert_shape(latents, (obs.shape[0], state.latent_dim))
     latents = jax.lax.stop_gradient(latents)
 

@@ -32,7 +32,7 @@ from lamjax.models.policy import ObsStats, normalise_obs
 from lamjax.models.quantizer import Codebooks, QuantizerConfig
 from lamjax.models.trunk import TrunkConfig
 from lamjax.models.unet import UNetConfig
-from lamjax.optim import Lengths, warmup_linear
+from lamjax.optim import Lengths, check_lengths, warmup_linear
 from lamjax.spaces import ActionSpace, as_space
 
 _AUGMENT = 0x5417F7  # the constant that random shifts are drawn from
@@ -115,8 +115,8 @@ class DynamicsConfig:
 
     @property
     def program(self) -> "DynamicsConfig":
-        """The settings with neutral lengths: equal for runs that differ in nothing else, so they compile once."""
-        return dataclasses.replace(self, warmup_steps=0, steps=1)
+        """The settings without lengths: equal for runs that differ in nothing else, so they compile once."""
+        return dataclasses.replace(self, warmup_steps=0, steps=0)
 
     @property
     def latent_dim(self) -> int:
@@ -423,6 +423,7 @@ def train_step(
       ValueError: if there are labels and the state has no head that could learn from them.
     """
     config = state.config
+    check_lengths(config.steps, lengths)
     chex.assert_rank(windows, {3, 5})
     chex.assert_axis_dimension(windows, 1, config.window)
     if labelled is not None:

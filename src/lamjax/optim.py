@@ -8,6 +8,12 @@ import optax
 Lengths = tuple[int | jax.Array, int | jax.Array]
 
 
+def check_lengths(steps: int, lengths: Lengths | None) -> None:
+    """Raises `ValueError` where neither the settings (`steps` of them) nor `lengths` say how long training is."""
+    if not steps and lengths is None:
+        raise ValueError("These settings have no lengths (`program`): give the step `lengths`, or a config with steps.")
+
+
 def warmup_linear(
     peak: float, start: float, end: float, warmup_steps: int | jax.Array, steps: int | jax.Array
 ) -> optax.Schedule:
