@@ -6,6 +6,7 @@ SEED          =
 SEEDS         =
 NAME          =
 EXPERT_FRAMES =
+WITHIN        =
 FRAMES        =
 POLICY        =
 CHECKPOINT    =
@@ -54,7 +55,7 @@ help:  ## list the targets (the default)
 	@echo "Usage: make <target> [VARIABLE=value ...]"
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  \1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 15
 	@echo "Variables (ENV=$(ENV) unless given):"
-	@echo "  train    ENV PRESET=paper|reference|cpu|smoke SEED SEEDS NAME EXPERT_FRAMES"
+	@echo "  train    ENV PRESET=paper|reference|cpu|smoke SEED SEEDS NAME EXPERT_FRAMES WITHIN=10m"
 	@echo "  record   ENV POLICY=expert|random|PATH FRAMES SEED      expert   ENV PRESET FRAMES SEED"
 	@echo "  eval     ENV CHECKPOINT=expert|PATH EPISODES SEED       report   ENV NAME"
 	@echo "  experiment NAME=vq_ablation|noise|... (docs/experiments.md)"
@@ -63,7 +64,7 @@ help:  ## list the targets (the default)
 setup: $(stamp)  ## make .venv from the lock file and install lamjax into it
 
 train: setup  ## record, learn, decode and report: a whole run in runs/<ENV>/<NAME>
-	$(call run,train $(common) $(call option,PRESET,preset) $(call option,NAME,name) $(call option,SEEDS,seeds) $(call option,EXPERT_FRAMES,expert-frames) $(ARGS))
+	$(call run,train $(common) $(call option,PRESET,preset) $(call option,NAME,name) $(call option,SEEDS,seeds) $(call option,EXPERT_FRAMES,expert-frames) $(call option,WITHIN,within) $(ARGS))
 
 test: setup  ## run the test suite
 	exec .venv/bin/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile $(ARGS)

@@ -12,9 +12,9 @@ import jax
 import numpy as np
 import pytest
 
-from lamjax import checkpoint, cli, pipeline, run
+from lamjax import budget, checkpoint, cli, pipeline, rehearsal, run
 from lamjax.cli import main
-from lamjax.config import GRID_PRESETS, PRESETS, VECTOR_PRESETS, RecordConfig
+from lamjax.config import GRID_PRESETS, PRESETS, VECTOR_PRESETS, RecordConfig, RunConfig
 from lamjax.data import StoreWriter, open_store
 from lamjax.envs import PROCGEN_GAMES
 from lamjax.experts import available
@@ -244,6 +244,70 @@ def test_a_run_of_another_demonstrator_is_refused(fails, folder):
     with open_run(folder, SMOKE, "expert-01234567"):
         pass
     assert "source is 'expert-01234567' there and 'random' here" in fails(*TRAIN)
+
+
+@pytest.fixture
+def measured(monkeypatch):
+    """Rates as if this machine had been measured, and no stages; returns the settings of each run that was started."""
+    rates = budget.StageRates(1.0, 0.5, 0.1)
+    times = dict.fromkeys(("decoder_step", "examine", "episode", "player", "labels", "fit", "bc_step"), 0.1)
+    found = budget.Rates(10.0, 0.001, 1000, rates, rates, rates, rates, **times)
+    started, calls = [], []
+    monkeypatch.setattr(rehearsal, "measure", lambda *args: calls.append(args) or found)
+    monkeypatch.setattr(pipeline, "run_pipeline", lambda run, *_: run.write_summary() or started.append(run.config))
+    return started, calls
+
+
+def test_a_run_keeps_the_settings_that_fitted_into_its_time(measured, folder, fails, capfd):
+    started, calls = measured
+    command = [*TRAIN, "--within", "1m"]
+    assert main(command) == 0 and main(command) == 0
+    assert len(calls) == 1 and calls[0][3] == 60  # a resumed run does not measure again
+    assert started[0] == started[1] and started[0].dynamics.steps <= SMOKE.dynamics.steps
+    assert re.search(r"the run took \d+s of 1m00s", capfd.readouterr().err)
+    place = folder / "runs" / "coinrun" / "smoke-s0"
+    written = json.loads((place / "config.json").read_text())
+    settings = {key: value for key, value in written.items() if key not in ("env", "source")}
+    assert checkpoint.from_json(RunConfig, settings) == started[0]
+    within = json.loads((place / "summary.json").read_text())["within"]
+    assert within["seconds"] == 60 and within["rates"]["spent"] == 10
+    assert sum(within["predicted"].values()) <= 60 and "decode_online" in within["predicted"]
+    # Another time or another option is another run.
+    assert "another configuration: within is 60.0 there and 120.0 here" in fails(*TRAIN, "--within", "2m")
+    assert "another configuration: eval_episodes is 16 there and 8 here" in fails(*command, "--eval-episodes", "8")
+    assert "another configuration: " in fails(*TRAIN, "--log-every", "4")
+
+
+def test_a_run_without_a_time_does_not_get_one_later(measured, folder, fails):
+    assert main(TRAIN) == 0
+    assert "was started without --within" in fails(*TRAIN, "--within", "1m")
+
+
+def test_a_time_is_not_for_training_an_expert(measured, fails):
+    sentence = fails("train", "--env", "maze", "--preset", "smoke", "--expert-frames", "4096", "--within", "1m")
+    assert sentence.startswith("There is no expert for maze yet") and "`lamjax expert --env maze`" in sentence
+    assert measured == ([], [])
+
+
+def test_a_time_that_is_none_or_too_short_is_a_sentence(measured, fails, capfd):
+    assert fails(*TRAIN, "--within", "soon").startswith("--within soon is no time: give seconds (600)")
+    capfd.readouterr()
+    assert main([*TRAIN, "--within", "12s"]) == 2
+    assert "does not fit into 12s on this machine" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("backend", "given", "kept"), [("gpu", None, ".jax_cache"), ("cpu", None, None), ("gpu", "x", "x")]
+)
+def test_accelerators_keep_what_is_compiled(monkeypatch, backend, given, kept):
+    before = jax.config.jax_compilation_cache_dir
+    monkeypatch.setattr(jax, "default_backend", lambda: backend)
+    try:
+        jax.config.update("jax_compilation_cache_dir", given)
+        cli._keep_compiled()
+        assert jax.config.jax_compilation_cache_dir == kept
+    finally:
+        jax.config.update("jax_compilation_cache_dir", before)
 
 
 def test_a_run_in_use_is_refused(fails, folder):

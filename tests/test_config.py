@@ -17,6 +17,7 @@ from lamjax.config import (
     PRESETS,
     VECTOR_PRESETS,
     RunConfig,
+    ScratchConfig,
     default_preset,
     presets_for,
 )
@@ -70,6 +71,24 @@ def test_presets_are_json(preset):
     for (name, a), (_, b) in zip(parts(preset), parts(dataclasses.replace(preset)), strict=True):
         assert checkpoint.as_json(a) == checkpoint.as_json(b), name
     assert checkpoint.differing_field(values, checkpoint.as_json(dataclasses.replace(preset, seed=5))) is not None
+
+
+def test_presets_are_read_back_exactly(preset):
+    written = json.loads(json.dumps(checkpoint.as_json(preset)))
+    back = checkpoint.from_json(RunConfig, written)
+    assert back == preset and hash(back) == hash(preset)
+    assert type(back.dynamics.idm) is type(preset.dynamics.idm) and type(back.dynamics.fdm) is type(preset.dynamics.fdm)
+
+
+def test_settings_that_fit_no_class_are_refused():
+    with pytest.raises(checkpoint.CheckpointError, match="are not those of a ImpalaConfig or GridConfig or MLPConfig"):
+        checkpoint.from_json(ScratchConfig, {"trunk": {"width": 3}})
+
+
+def test_a_field_that_came_later_has_its_default():
+    written = checkpoint.as_json(PRESETS["cpu"])
+    del written["ring_frames"], written["dynamics"]["augment"]
+    assert checkpoint.from_json(RunConfig, written) == PRESETS["cpu"]
 
 
 def test_each_kind_of_observation_has_presets_of_its_own():
@@ -158,6 +177,15 @@ def test_ppo_budgets(preset):
             assert (fractions[0], fractions[-1]) == (0.0, 1.0) and fractions == sorted(fractions), group
             assert all(0 <= rate < 0.1 for _, rate in schedule)
     assert {group for group, _ in preset.online.ppo.learning_rates} == {"policy_head", "value_head", "fc", "convs"}
+
+
+def test_the_expert_for_accelerators():
+    """IMPALA's own width and as many transitions in an update as 64 environments of 256 steps give."""
+    expert = PRESETS["paper"].expert
+    assert expert == PRESETS["reference"].expert and expert.trunk.channels == (16, 32, 32)
+    assert (expert.dtype, expert.ppo.num_envs) == ("bfloat16", 256)
+    assert expert.ppo.num_envs * expert.ppo.num_steps == 64 * 256
+    assert (expert.ppo.num_epochs, expert.ppo.num_minibatches, expert.ppo.gamma) == (3, 8, 0.999)
 
 
 def test_the_online_decoder_is_fitted(preset):

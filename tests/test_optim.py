@@ -1,10 +1,23 @@
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
 
-from lamjax.optim import Packed, grads_as, pack, pack_groups, unpack, unpack_groups, warmup_linear
+from lamjax.cloning import CloningConfig
+from lamjax.dynamics import DynamicsConfig
+from lamjax.optim import (
+    Packed,
+    check_lengths,
+    grads_as,
+    pack,
+    pack_groups,
+    unpack,
+    unpack_groups,
+    warmup_linear,
+)
 
 
 def test_stage_one_of_lapo():
@@ -44,6 +57,26 @@ def test_the_shortest_runs_have_a_rate(steps):
     schedule = warmup_linear(peak=1.0, start=0.1, end=0.0, warmup_steps=50, steps=steps)
     rates = np.array([schedule(step) for step in range(steps + 1)])
     assert np.isfinite(rates).all() and rates.min() >= 0 and rates.max() == 1
+
+
+def test_one_program_serves_every_length():
+    rate = jax.jit(lambda step, warmup, steps: warmup_linear(3e-4, 0.1, 0.01, warmup, steps)(step))
+    for warmup, steps in ((50, 1000), (7, 90), (50, 20)):
+        schedule = warmup_linear(3e-4, 0.1, 0.01, warmup, steps)
+        for step in (0, 3, 7, 20, 60, 1000):
+            traced = rate(jnp.int32(step), jnp.int32(warmup), jnp.int32(steps))
+            np.testing.assert_allclose(traced, schedule(step), rtol=1e-6)
+    assert rate._cache_size() == 1
+
+
+@pytest.mark.parametrize("config", [DynamicsConfig(), CloningConfig()], ids=["stage 1", "stage 2"])
+def test_programs_have_no_lengths(config):
+    assert dataclasses.replace(config, steps=7, warmup_steps=2).program == config.program != config
+    assert config.lengths == (config.warmup_steps, config.steps)
+    with pytest.raises(ValueError, match="These settings have no lengths"):
+        check_lengths(config.program.steps, None)
+    check_lengths(config.program.steps, config.lengths)
+    check_lengths(config.steps, None)
 
 
 TREE = {"w": jnp.arange(6.0).reshape(2, 3), "b": jnp.array(6.0), "more": {"w": jnp.array([[7.0]])}}

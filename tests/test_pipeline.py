@@ -52,13 +52,15 @@ def test_training_stays_on_the_device_and_is_traced_once(stage, steps, count, mo
     config, obs, key = CONVOLVES, (64, 64, 3), jax.random.key(0)
     devices = tuple(jax.local_devices()[:count])
     state = loops.jit_once(dynamics.init, static_argnums=(1, 2))(key, config.dynamics, obs)
-    advance, last = pipeline.over(pipeline._dynamics_steps, devices, (None, 0, None, 0)), None  # no labels
+    advance = pipeline.over(pipeline._dynamics_steps, devices, (None, 0, None, 0, None))
+    lengths = parallel.replicate(pipeline._traced(getattr(config, stage).lengths), devices)
+    last = (None, lengths)  # no labels
     if stage == "cloning":
-        last = parallel.replicate(state, devices)
+        last = (lengths, parallel.replicate(state, devices))
         state = loops.jit_once(cloning.init, static_argnums=(1, 2, 3))(
             key, config.cloning, obs, config.dynamics.latent_dim
         )
-        advance = pipeline.over(pipeline._cloning_steps, devices, (None, 0, None, None))
+        advance = pipeline.over(pipeline._cloning_steps, devices, (None, 0, None, None, None))
     frames = np.random.default_rng(0).integers(0, 256, (100, *obs), np.uint8)
     buffer = parallel.deal([jax.device_put(Buffer(frames, valid_starts(np.arange(100) % 25 == 0)))] * count, devices)
     state, key = parallel.replicate((state, key), devices)
@@ -68,7 +70,7 @@ def test_training_stays_on_the_device_and_is_traced_once(stage, steps, count, mo
         with pytest.raises(Exception, match="Disallowed host-to-device transfer"):
             state.step + 1  # the guard is on, also on a CPU
         for _ in range(3):
-            state, metrics = advance(state, buffer, key, last, steps)
+            state, metrics = advance(state, buffer, key, *last, steps)
         jax.block_until_ready(metrics)
     assert int(state.step) == 3 * steps
     assert np.isfinite(metrics["loss"])
@@ -143,7 +145,7 @@ def test_stages_on_two_devices_are_those_of_one_on_the_joined_batch(store, tmp_p
         parts = [sample_labelled(labels[d], stream[0].key, step, 4, axis_index=d, axis_size=2) for d in (0, 1)]
         return [np.concatenate(arrays) for arrays in zip(*parts, strict=True)]
 
-    step, state = jax.jit(dynamics.train_step), untrained
+    step, state = jax.jit(dynamics.train_step), untrained.replace(config=config.dynamics)
     for number in range(steps):
         state, metrics = step(state, joined(stream[0], number), tuple(labelled(number)))
     assert metrics["action_loss"] > 0
@@ -477,7 +479,7 @@ def test_two_processes_train_what_one_trains_on_the_joined_batch(store, tmp_path
 
     config = settings(steps=20)
     with open_run(tmp_path / "one", config, 2) as run:
-        state = pipeline.init_dynamics(run, store)
+        state = pipeline.init_dynamics(run, store).replace(config=config.dynamics)
         stream = pipeline.training_stream(run, store, 4, 0, 1)
     step = jax.jit(dynamics.train_step)
     for number in range(20):

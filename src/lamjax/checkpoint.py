@@ -9,6 +9,7 @@ import hashlib
 import json
 import logging
 import textwrap
+import typing
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -120,6 +121,36 @@ def completed(config: Any, saved: Mapping[str, Any]) -> dict[str, Any]:
 def as_json(config: Any) -> Any:
     """A config dataclass as JSON values (tuples become lists)."""
     return json.loads(json.dumps(dataclasses.asdict(config)))
+
+
+def from_json(kind: Any, values: Any) -> Any:
+    """The config that `as_json` wrote; a field that was saved without a value has its default.
+
+    Args:
+      kind: the config's class, or a union of such classes: of these the one whose fields the values fit.
+      values: what `as_json` gave.
+
+    Raises:
+      CheckpointError: if the values fit no such class.
+    """
+    members = [member for member in typing.get_args(kind) or (kind,) if dataclasses.is_dataclass(member)]
+    if not members or not isinstance(values, Mapping):
+        return _as_tuples(values)
+
+    def missing(member: type) -> int:
+        return len({field.name for field in dataclasses.fields(member)} - values.keys())
+
+    fitting = [m for m in members if values.keys() <= {field.name for field in dataclasses.fields(m)}]
+    if not fitting:
+        classes = " or ".join(member.__name__ for member in members)
+        raise CheckpointError(f"The settings {', '.join(sorted(values))} are not those of a {classes}.")
+    member = min(fitting, key=missing)
+    kinds = typing.get_type_hints(member)
+    return member(**{name: from_json(kinds[name], value) for name, value in values.items()})
+
+
+def _as_tuples(value: Any) -> Any:
+    return tuple(map(_as_tuples, value)) if isinstance(value, list) else value
 
 
 @dataclasses.dataclass(frozen=True)

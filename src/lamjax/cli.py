@@ -38,6 +38,8 @@ class Train:
       policy: whom to record: expert, random, or a policy folder; by default the expert if there is one.
       store: trajectories to learn from, recorded or imported before, instead of recording a policy.
       expert_frames: where there is no expert, trains one with so many frames first.
+      within: how long the run may take, such as 10m, 600s or 1h30m; it measures this machine first and sets steps,
+        frames and evaluations.
       runs: where run folders lie.
       data: where recorded trajectories lie.
       distributed: trains stages 1 and 2 together with the same command on other hosts; also where the environment
@@ -52,6 +54,7 @@ class Train:
     policy: str | None = None
     store: Path | None = None
     expert_frames: int | None = None
+    within: str | None = None
     runs: Path = _RUNS
     data: Path = _DATA
     distributed: bool = False
@@ -255,9 +258,10 @@ def train(args: Train) -> None:
     """`lamjax train`."""
     import jax
 
-    from lamjax import pipeline, whole
+    from lamjax import budget, pipeline, whole
     from lamjax.run import read_json
 
+    within = None if args.within is None else budget.parse_duration(args.within) / args.seeds
     folders = []
     for seed in range(args.config.seed, args.config.seed + args.seeds):
         folder = whole.train(
@@ -268,6 +272,7 @@ def train(args: Train) -> None:
             policy=args.policy,
             store=args.store,
             expert_frames=args.expert_frames,
+            within=within,
             runs=args.runs,
             data=args.data,
             command=_command(),
@@ -550,6 +555,17 @@ def parse(verb: str, argv: list[str]) -> Any:
     )
 
 
+def _keep_compiled() -> None:
+    """Keeps compiled programs between runs on an accelerator, and with them what XLA tuned (JAX does so by itself).
+
+    In ``JAX_COMPILATION_CACHE_DIR`` where that is set, which counts on a CPU too; else in ``.jax_cache`` here.
+    """
+    import jax
+
+    if jax.config.jax_compilation_cache_dir is None and jax.default_backend() != "cpu":
+        jax.config.update("jax_compilation_cache_dir", ".jax_cache")
+
+
 def main(argv: list[str] | None = None) -> int:
     """Runs a verb; returns the exit code: 0, 2 for a user's mistake, 128 + n after signal n."""
     argv = sys.argv[1:] if argv is None else argv
@@ -567,7 +583,10 @@ def main(argv: list[str] | None = None) -> int:
     try:
         if verb == "train" and not {"-h", "--help"} & set(rest):
             parallel.join_hosts("--distributed" in rest)  # options have defaults that look at the devices
-        VERBS[verb][1](parse(verb, rest))
+        args = parse(verb, rest)
+        if verb in ("train", "expert"):
+            _keep_compiled()
+        VERBS[verb][1](args)
     except InterruptedRunError as stop:
         print(f"lamjax: {stop}", file=sys.stderr)
         return 128 + stop.signum

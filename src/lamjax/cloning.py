@@ -18,7 +18,7 @@ from lamjax import parallel
 from lamjax.models.impala import ImpalaConfig
 from lamjax.models.policy import LatentPolicy, ObsStats, normalise_obs
 from lamjax.models.trunk import TrunkConfig
-from lamjax.optim import grads_as, unpack_groups, warmup_linear
+from lamjax.optim import Lengths, check_lengths, grads_as, unpack_groups, warmup_linear
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,6 +43,16 @@ class CloningConfig:
     trunk: TrunkConfig = ImpalaConfig()
     dtype: Literal["float32", "bfloat16"] = "float32"
 
+    @property
+    def lengths(self) -> tuple[int, int]:
+        """Warm-up and total steps, as `train_step` takes them."""
+        return self.warmup_steps, self.steps
+
+    @property
+    def program(self) -> "CloningConfig":
+        """The settings without lengths: equal for runs that differ in nothing else, so they compile once."""
+        return dataclasses.replace(self, warmup_steps=0, steps=0)
+
 
 @struct.dataclass
 class CloningState:
@@ -65,17 +75,17 @@ class CloningState:
     obs_stats: ObsStats = None
 
 
-def _schedule(config: CloningConfig) -> optax.Schedule:
-    return warmup_linear(config.learning_rate, 0.01, 0.0, config.warmup_steps, config.steps)
+def _schedule(config: CloningConfig, lengths: Lengths | None = None) -> optax.Schedule:
+    return warmup_linear(config.learning_rate, 0.01, 0.0, *(lengths or config.lengths))
 
 
-def optimizer(config: CloningConfig) -> optax.GradientTransformation:
-    """AdamW under a warm-up and a linear decay, no clip.
+def optimizer(config: CloningConfig, lengths: Lengths | None = None) -> optax.GradientTransformation:
+    """AdamW under a warm-up and a linear decay (over `lengths` instead of the config's), no clip.
 
     The value head has no gradient here and must stay at its start, so neither decay nor moments may touch it.
     """
     labels = lambda params: {name: "frozen" if name == "value_head" else "trained" for name in params}  # noqa: E731
-    trained = optax.adamw(_schedule(config), weight_decay=config.weight_decay)
+    trained = optax.adamw(_schedule(config, lengths), weight_decay=config.weight_decay)
     return optax.multi_transform({"trained": trained, "frozen": optax.set_to_zero()}, labels)
 
 
@@ -97,7 +107,12 @@ def init(
 
 
 def train_step(
-    state: CloningState, obs: jax.Array, latents: jax.Array, *, axis_name: str | None = None
+    state: CloningState,
+    obs: jax.Array,
+    latents: jax.Array,
+    *,
+    axis_name: str | None = None,
+    lengths: Lengths | None = None,
 ) -> tuple[CloningState, dict[str, jax.Array]]:
     """One step of behaviour cloning in latent space. Pure, as `dynamics.train_step`.
 
@@ -106,10 +121,12 @@ def train_step(
       obs: ``[B, *obs_shape]``, o_t, the middle frames of the windows.
       latents: float32 ``[B, Z]``, the continuous latents of those windows; no gradient flows into them.
       axis_name: devices over which gradients and metrics are reduced.
+      lengths: warm-up and total steps of the learning rate, traced, instead of the config's.
 
     Returns:
       The new state and metrics, float32 ``[]``: ``loss``, ``grad_norm``, ``learning_rate``.
     """
+    check_lengths(state.config.steps, lengths)
     chex.assert_shape(latents, (obs.shape[0], state.latent_dim))
     latents = jax.lax.stop_gradient(latents)
 
@@ -120,11 +137,11 @@ def train_step(
 
     loss, grads = jax.value_and_grad(loss_fn)(unpack_groups(state.params))
     loss, grads = parallel.pmean((loss, grads_as(state.params, grads)), axis_name)
-    updates, opt_state = optimizer(state.config).update(grads, state.opt_state, state.params)
+    updates, opt_state = optimizer(state.config, lengths).update(grads, state.opt_state, state.params)
     metrics = {
         "loss": loss,
         "grad_norm": optax.tree.norm(grads),
-        "learning_rate": jnp.asarray(_schedule(state.config)(state.step)),
+        "learning_rate": jnp.asarray(_schedule(state.config, lengths)(state.step)),
     }
     params = optax.apply_updates(state.params, updates)
     return state.replace(params=params, opt_state=opt_state, step=state.step + 1), metrics

@@ -32,7 +32,7 @@ from lamjax.models.policy import ObsStats, normalise_obs
 from lamjax.models.quantizer import Codebooks, QuantizerConfig
 from lamjax.models.trunk import TrunkConfig
 from lamjax.models.unet import UNetConfig
-from lamjax.optim import grads_as, unpack_groups, warmup_linear
+from lamjax.optim import Lengths, check_lengths, grads_as, unpack_groups, warmup_linear
 from lamjax.spaces import ActionSpace, as_space
 
 _AUGMENT = 0x5417F7  # the constant that random shifts are drawn from
@@ -109,6 +109,16 @@ class DynamicsConfig:
             raise ValueError(f"dynamics.labelled_batch must be at least 1, not {self.labelled_batch}.")
 
     @property
+    def lengths(self) -> tuple[int, int]:
+        """Warm-up and total steps, as `train_step` takes them."""
+        return self.warmup_steps, self.steps
+
+    @property
+    def program(self) -> "DynamicsConfig":
+        """The settings without lengths: equal for runs that differ in nothing else, so they compile once."""
+        return dataclasses.replace(self, warmup_steps=0, steps=0)
+
+    @property
     def latent_dim(self) -> int:
         """Z."""
         return self.quantizer.latent_dim
@@ -165,12 +175,14 @@ class Latents:
     codes: jax.Array
 
 
-def optimizer(config: DynamicsConfig) -> optax.GradientTransformation:
-    """Global-norm clip, then AdamW under a warm-up and a linear decay."""
-    schedule = warmup_linear(config.learning_rate, 0.1, 0.01, config.warmup_steps, config.steps)
-    return optax.chain(
-        optax.clip_by_global_norm(config.max_grad_norm), optax.adamw(schedule, weight_decay=config.weight_decay)
-    )
+def _schedule(config: DynamicsConfig, lengths: Lengths | None = None) -> optax.Schedule:
+    return warmup_linear(config.learning_rate, 0.1, 0.01, *(lengths or config.lengths))
+
+
+def optimizer(config: DynamicsConfig, lengths: Lengths | None = None) -> optax.GradientTransformation:
+    """Global-norm clip, then AdamW under a warm-up and a linear decay (over `lengths` instead of the config's)."""
+    adamw = optax.adamw(_schedule(config, lengths), weight_decay=config.weight_decay)
+    return optax.chain(optax.clip_by_global_norm(config.max_grad_norm), adamw)
 
 
 def _idm(config: DynamicsConfig) -> IDM:
@@ -388,6 +400,7 @@ def train_step(
     labelled: tuple[jax.Array, jax.Array] | None = None,
     *,
     axis_name: str | None = None,
+    lengths: Lengths | None = None,
 ) -> tuple[DynamicsState, dict[str, jax.Array]]:
     """One step of stage 1. Pure: jit it (donating the state), vmap it over seeds, or pmap it with an `axis_name`.
 
@@ -398,6 +411,7 @@ def train_step(
         ``[0, A)`` or -1 where it is unknown, or float32 ``[L, A]`` or NaN; without any label the action loss is 0. They
         train the inverse model and the head alone: not the forward model, its batch statistics or the codebooks.
       axis_name: devices over which gradients, batch statistics, code counts and metrics are reduced.
+      lengths: warm-up and total steps of the learning rate, traced, instead of the config's.
 
     Returns:
       The new state and metrics, float32 ``[]``: ``loss``, ``fdm_mse`` and ``copy_last_mse`` (pixels in [-0.5, 0.5],
@@ -409,6 +423,7 @@ def train_step(
       ValueError: if there are labels and the state has no head that could learn from them.
     """
     config = state.config
+    check_lengths(config.steps, lengths)
     chex.assert_rank(windows, {3, 5})
     chex.assert_axis_dimension(windows, 1, config.window)
     if labelled is not None:
@@ -420,13 +435,11 @@ def train_step(
         unpack_groups(state.params), state, windows, axis_name, labelled
     )
     grads, metrics = parallel.pmean((grads_as(state.params, grads), metrics), axis_name)
-    updates, opt_state = optimizer(config).update(grads, state.opt_state, state.params)
+    updates, opt_state = optimizer(config, lengths).update(grads, state.opt_state, state.params)
     counts = parallel.psum(quantizer.hits(latents.codes, config.quantizer), axis_name)
     perplexity = quantizer.perplexity(counts)
     metrics["grad_norm"] = optax.tree.norm(grads)
-    metrics["learning_rate"] = warmup_linear(config.learning_rate, 0.1, 0.01, config.warmup_steps, config.steps)(
-        state.step
-    )
+    metrics["learning_rate"] = jnp.asarray(_schedule(config, lengths)(state.step))
     for n in range(config.quantizer.codebooks):
         metrics[f"perplexity_{n}"] = perplexity[n]
         metrics[f"used_codes_{n}"] = jnp.sum(counts[n] > 0).astype(jnp.float32)

@@ -46,6 +46,7 @@ from lamjax.dynamics import DynamicsState
 from lamjax.envs.evaluate import evaluate_all, most_together
 from lamjax.metrics import Progress, read_metrics
 from lamjax.models.policy import ObsStats, obs_stats
+from lamjax.optim import Lengths
 from lamjax.ppo import train as ppo
 from lamjax.ppo.agent import ScratchAgent
 from lamjax.ppo.train import PPOConfig, PPOState
@@ -364,7 +365,14 @@ def over(
 
 
 def _dynamics_steps(
-    state: DynamicsState, buffer: Buffer, key: jax.Array, labels: Labels | None, n: int, *, axis_name: str | None
+    state: DynamicsState,
+    buffer: Buffer,
+    key: jax.Array,
+    labels: Labels | None,
+    lengths: Lengths,
+    n: int,
+    *,
+    axis_name: str | None,
 ):
     """Takes n steps of stage 1 in one dispatch; `key` is the stream's, `labels` what it may know of actions."""
     place = parallel.place(axis_name)
@@ -375,13 +383,20 @@ def _dynamics_steps(
         if labels is not None:
             labelled = sample_labelled(labels, key, state.step, config.labelled_batch, **place)
         windows = sample(buffer, key, state.step, config.batch_size, length=config.window, **place)
-        return dynamics.train_step(state, windows, labelled, axis_name=axis_name)
+        return dynamics.train_step(state, windows, labelled, axis_name=axis_name, lengths=lengths)
 
     return loops.repeat(step, state, n)
 
 
 def _cloning_steps(
-    state: CloningState, buffer: Buffer, key: jax.Array, model: DynamicsState, n: int, *, axis_name: str | None
+    state: CloningState,
+    buffer: Buffer,
+    key: jax.Array,
+    lengths: Lengths,
+    model: DynamicsState,
+    n: int,
+    *,
+    axis_name: str | None,
 ):
     """Takes n steps of stage 2 in one dispatch; `key` is the stream's."""
     place = parallel.place(axis_name)
@@ -389,9 +404,14 @@ def _cloning_steps(
     def step(state: CloningState):
         windows = sample(buffer, key, state.step, state.config.batch_size, length=model.config.window, **place)
         latents = dynamics.infer_latents(model, windows).continuous
-        return cloning.train_step(state, windows[:, -2], latents, axis_name=axis_name)
+        return cloning.train_step(state, windows[:, -2], latents, axis_name=axis_name, lengths=lengths)
 
     return loops.repeat(step, state, n)
+
+
+def _traced(lengths: tuple[int, int]) -> Lengths:
+    """Lengths as arguments of a compiled program, which then serves runs of every length."""
+    return tuple(jnp.int32(length) for length in lengths)
 
 
 def training_stream(
@@ -476,7 +496,7 @@ def training_stats(store: Store) -> ObsStats:
 def init_dynamics(run: Run, store: Store) -> DynamicsState:
     """Stage 1 before its first step: the same for the same seed, and the probe's null."""
     key = stage_key(run.config, "dynamics")
-    return _init_dynamics(key, run.config.dynamics, store.obs_shape, training_stats(store), store.action_space)
+    return _init_dynamics(key, run.config.dynamics.program, store.obs_shape, training_stats(store), store.action_space)
 
 
 def dynamics_stage(run: Run, store: Store, frames: TrainingFrames | None = None) -> DynamicsState:
@@ -497,14 +517,14 @@ def dynamics_stage(run: Run, store: Store, frames: TrainingFrames | None = None)
         errors = held_out_errors(parallel.on_one(state, run.devices), held_out.batches)
         return {"test_fdm_mse": errors["fdm_mse"], "test_fdm_ratio": errors["fdm_ratio"]}
 
-    advance = over(_dynamics_steps, run.devices, (None, 0, None, 0))
-    key = parallel.replicate(stream.key, run.devices)
+    advance = over(_dynamics_steps, run.devices, (None, 0, None, 0, None))
+    key, lengths = parallel.replicate((stream.key, _traced(config.lengths)), run.devices)
     # The state is donated, so the untrained one is copied first: the probe's null needs it.
     state, seconds = train(
         run,
         "dynamics",
         parallel.replicate(jax.tree.map(jnp.copy, untrained), run.devices),
-        lambda state, position, n: advance(state, stream.buffer(position), key, labels, n),
+        lambda state, position, n: advance(state, stream.buffer(position), key, labels, lengths, n),
         config.steps,
         saver=_spread_saver(run, config),
         log_every=run.config.log_every,
@@ -601,7 +621,11 @@ def cloning_stage(run: Run, store: Store, model: DynamicsState, frames: Training
     """Clones the latent policy; `frames` are by default its own."""
     config = run.config.cloning
     state = loops.jit_once(cloning.init, static_argnums=(1, 2, 3))(
-        stage_key(run.config, "cloning"), config, store.obs_shape, run.config.dynamics.latent_dim, model.obs_stats
+        stage_key(run.config, "cloning"),
+        config.program,
+        store.obs_shape,
+        run.config.dynamics.latent_dim,
+        model.obs_stats,
     )
     if run.done("cloning"):
         return restore(run, "cloning", state, Saver(config))[1]
@@ -614,8 +638,8 @@ def cloning_stage(run: Run, store: Store, model: DynamicsState, frames: Training
     def test(state: CloningState) -> dict[str, float]:
         return {"test_loss": cloning_error(parallel.on_one(state, run.devices), held_out.batches, uploaded)}
 
-    advance = over(_cloning_steps, run.devices, (None, 0, None, None))
-    shared = parallel.replicate((stream.key, model), run.devices)
+    advance = over(_cloning_steps, run.devices, (None, 0, None, None, None))
+    shared = parallel.replicate((stream.key, _traced(config.lengths), model), run.devices)
     state, seconds = train(
         run,
         "cloning",
@@ -799,13 +823,13 @@ def offline_policies(
             jnp.stack([keys[place] for place in fitted]),
             np.stack([labelled.latents["policy" if chunk[place].method == "policy" else "idm"] for place in fitted]),
             np.stack([labelled.actions] * len(fitted)),
-            config,
+            config.program,
             space,
             np.array([chunk[place].count for place in fitted], np.int32),
         )
         decoders = {place: jax.tree.map(lambda x, row=row: x[row], stacked) for row, place in enumerate(fitted)}
     if chunk[0].is_decoded:
-        network = policies.DecodedPolicy(policy.config.trunk, policy.latent_dim, space, config)
+        network = policies.DecodedPolicy(policy.config.trunk, policy.latent_dim, space, config.program)
         return network, [policies.decoded_params(policy, decoders[place]) for place in fitted]
     made = []
     for place, (one, key) in enumerate(zip(chunk, keys, strict=True)):
@@ -840,7 +864,8 @@ def clone_actions(
     It is offline decoding's null.
     """
     config, steps = run.config.cloning, run.config.offline.bc_steps
-    state = _init_actions(key, config, space, obs.shape[1:], False, stats)
+    # The learning rate stays at its peak here, so lengths do not matter.
+    state = _init_actions(key, config.program, space, obs.shape[1:], False, stats)
     rng = np.random.default_rng(run.config.seed)
     rows = np.array([rng.integers(count, size=config.batch_size) for _ in range(steps)], np.int32)
     labels = jax.device_put((obs, taken, rows))  # of one size for all counts, so that steps compile once

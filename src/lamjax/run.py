@@ -66,6 +66,7 @@ class Run:
       summary: what ``summary.json`` holds; change it through `finish` and `note`.
       log: the metric sinks.
       devices: what stages train on (see `parallel.devices`).
+      rehearse: None, or what takes the place of `train`, with its arguments: how `lamjax.budget` times stages.
       signum: the signal that asked to stop, or None.
     """
 
@@ -84,6 +85,7 @@ class Run:
         """
         self.env, self.config, self.devices = env, config, parallel.devices()
         self.signum: int | None = None
+        self.rehearse: Callable[..., Any] | None = None
         self._held = contextlib.ExitStack()  # what is given back in the end
         try:
             if jax.process_index():
@@ -243,6 +245,8 @@ def train(
       RunError: if a metric is not finite; the message names the steps, and the checkpoint before them is kept.
       InterruptedRunError: after a signal.
     """
+    if run.rehearse is not None:
+        return run.rehearse(stage, state, advance, fuse=fuse, evaluate=evaluate)
     config = run.config
     position, state, seconds = restore(run, stage, state, saver)
     if position >= total:

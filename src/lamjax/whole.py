@@ -9,15 +9,16 @@ An environment of one's own is passed as an object with gymnax's ``reset`` and s
 
 import dataclasses
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
 import jax
 
-from lamjax import envs, experts, pipeline
+from lamjax import budget, checkpoint, envs, experts, pipeline, rehearsal
 from lamjax.config import RunConfig, default_preset, presets_for
 from lamjax.pipeline import Source
-from lamjax.run import Run, RunError
+from lamjax.run import Run, RunError, read_json, write_json
 
 RUNS, DATA = Path("runs"), Path("data")
 
@@ -130,6 +131,7 @@ def train(
     policy: str | None = None,
     store: Path | None = None,
     expert_frames: int | None = None,
+    within: float | None = None,
     runs: Path = RUNS,
     data: Path = DATA,
     command: str = "",
@@ -144,6 +146,8 @@ def train(
       policy: "expert", "random", or a policy folder; by default the expert if there is one or one is to be trained.
       store: trajectories to learn from instead.
       expert_frames: where there is no expert, trains one with so many frames first.
+      within: seconds that the run may take: it measures this machine first, and makes the settings' steps, frames and
+        evaluations fit (`lamjax.budget`). A run that is resumed keeps the settings that were found at its start.
       runs: where run folders lie.
       data: where recorded trajectories lie.
       command: what the summary says was typed.
@@ -153,9 +157,12 @@ def train(
     """
     if store is None and jax.process_count() > 1:
         raise RunError("On several hosts give --store, trajectories that each of them can read: make them with record.")
+    started = time.monotonic()
     env = named(env)
     preset, settings = preset_of(env, preset)
     config = config or settings
+    if within is not None:
+        _check_budget(env, config, policy, store, expert_frames, runs)
     source, banner = demonstrator(
         env,
         config,
@@ -167,7 +174,64 @@ def train(
         command=command,
     )
     name = name or f"{preset}-s{config.seed}"
-    header = pipeline.header(env, preset, name, command, config) | {"banner": banner}
-    with Run(runs / env / name, env, config, header, source.name) as run:
+    folder = runs / env / name
+    fitted = {}
+    if within is not None:
+        config, fitted["within"] = _fit(folder, env, config, source, within, data)
+    header = pipeline.header(env, preset, name, command, config) | {"banner": banner} | fitted
+    with Run(folder, env, config, header, source.name) as run:
         pipeline.run_pipeline(run, source, data)
-        return run.folder
+    if within is not None:
+        took, allowed = (budget.format_duration(seconds) for seconds in (time.monotonic() - started, within))
+        print(f"the run took {took} of {allowed}", file=sys.stderr)
+    return folder
+
+
+def _check_budget(
+    env: str, config: RunConfig, policy: str | None, store: Path | None, expert_frames: int | None, runs: Path
+) -> None:
+    """Raises `RunError` where a run cannot end in a given time, before anything is recorded."""
+    if jax.process_count() > 1:
+        raise RunError("--within measures one machine: leave it out on several hosts, and set the steps instead.")
+    trains = policy is None and store is None and (expert_frames or config.train_expert)
+    if trains and not pipeline.has_expert(env, runs):
+        raise RunError(
+            f"There is no expert for {env} yet, and no part of --within goes into training one: make one first "
+            f"(`lamjax expert --env {env}`), or give --policy random or --store."
+        )
+
+
+def _fit(
+    folder: Path, env: str, config: RunConfig, source: Source, seconds: float, data: Path
+) -> tuple[RunConfig, dict[str, Any]]:
+    """The settings that fit into `seconds`, and what the summary says of that; kept in ``within.json`` from then on.
+
+    Raises:
+      RunError: if the run was started with another time or other settings (the field is named).
+      BudgetError: if the run cannot be so short.
+    """
+    path = folder / "within.json"
+    asked = {"within": seconds, **checkpoint.as_json(config)}
+    if path.exists():
+        kept = read_json(path)
+        if field := checkpoint.differing_field(asked, kept["asked"]):
+            raise RunError(
+                f"{folder} was started with another configuration: {field}. "
+                "Use the same settings, or choose another --name."
+            )
+        return checkpoint.from_json(RunConfig, kept["config"]), kept["summary"]
+    if (folder / "config.json").exists():
+        raise RunError(f"{folder} was started without --within: leave it out, or choose another --name.")
+    print(f"measuring this machine, to end within {budget.format_duration(seconds)}", file=sys.stderr)
+    rates = rehearsal.measure(env, config, source, seconds, data)
+    config = budget.fit_budget(config, rates, seconds)
+    predicted = budget.predict(config, rates)
+    summary = {"seconds": seconds, "rates": dataclasses.asdict(rates), "predicted": predicted}
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(path, {"asked": asked, "config": checkpoint.as_json(config), "summary": summary})
+    print(
+        f"measured in {budget.format_duration(rates.spent)}; the run is expected to end after "
+        f"{budget.format_duration(sum(predicted.values()))}",
+        file=sys.stderr,
+    )
+    return config, summary

@@ -70,6 +70,12 @@ class OfflineConfig:
     num_envs: int = 64
     bc_steps: int = 3_000
 
+    @property
+    def program(self) -> "OfflineConfig":
+        """The settings that fits and decoded policies depend on; the protocol's numbers are neutral."""
+        protocol = {"labels": (), "label_shares": (), "seeds": 1, "compare_at": (), "bc_steps": 1}
+        return dataclasses.replace(self, **protocol, episodes=self.num_envs)
+
     def __post_init__(self):
         if self.episodes % self.num_envs:
             raise ValueError(f"episodes ({self.episodes}) must be a multiple of num_envs ({self.num_envs}).")

@@ -95,6 +95,11 @@ class PPOConfig:
             )
 
     @property
+    def program(self) -> "PPOConfig":
+        """The settings that programs depend on: neutral where runs may differ and still share what is compiled."""
+        return dataclasses.replace(self, total_frames=self.num_envs * self.num_steps, learning_rates=())
+
+    @property
     def num_updates(self) -> int:
         """Whole updates in `total_frames`."""
         return self.total_frames // (self.num_envs * self.num_steps)
@@ -308,17 +313,24 @@ def improve(
 ) -> tuple[PPOState, dict[str, jax.Array]]:
     """Epochs of minibatches on a rollout, in one dispatch unless `scan` is a loop on the host; see `update`."""
     run = _improve_fused if scan is jax.lax.scan else _improve
-    return run(state, agent, rollout, scan, axis_name)
+    rates = _learning_rates(state.config, tuple(state.params), state.update)
+    new, metrics = run(state.replace(config=state.config.program), agent, rollout, rates, scan, axis_name)
+    return new.replace(config=state.config), metrics
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _learning_rates(config: PPOConfig, groups: tuple[str, ...], update: jax.Array) -> dict[str, jax.Array]:
+    return learning_rates(config, dict.fromkeys(groups), update)
 
 
 def _improve(
-    state: PPOState, agent: Agent, rollout: Rollout, scan: Callable, axis_name: str | None
+    state: PPOState, agent: Agent, rollout: Rollout, rates: dict[str, jax.Array], scan: Callable, axis_name: str | None
 ) -> tuple[PPOState, dict[str, jax.Array]]:
     config = state.config
     step = functools.partial(
         minibatch_step,
         batch=rollout.batch,
-        rates=learning_rates(config, state.params, state.update),
+        rates=rates,
         agent=agent,
         config=config,
         axis_name=axis_name,
@@ -369,9 +381,9 @@ def collect_on(
 ) -> Rollout:
     """`collect` on one device or on the several of `init`; the rollout then has a leading axis of devices."""
     if len(devices) < 2:
-        return collect(agent, stepper(env), state, frozen, None, keep_obs)
+        return collect(agent, stepper(env), state.replace(config=state.config.program), frozen, None, keep_obs)
     act = _mapped_collect(tuple(devices), agent, stepper(env), keep_obs)
-    return act(state.replace(actor=None), state.actor, frozen)
+    return act(state.replace(actor=None, config=state.config.program), state.actor, frozen)
 
 
 @functools.cache
@@ -411,7 +423,7 @@ def _mapped_improve(devices: tuple[jax.Device, ...], agent: Agent, config: PPOCo
     """`improve` in one dispatch, and its parts for a loop on the host."""
 
     def fused(shared: PPOState, rollout: Rollout, axis_name: str | None):
-        return _improve(shared, agent, rollout, jax.lax.scan, axis_name)
+        return improve(shared, agent, rollout, axis_name=axis_name)
 
     def step(carry, rows: jax.Array, number: jax.Array, batch: Batch, update: jax.Array, axis_name: str | None):
         rates = learning_rates(config, carry[0], update)
@@ -453,7 +465,9 @@ def update(
       ``entropy`` (nats), ``approx_kl``, ``clip_fraction``, ``grad_norm``, ``explained_variance``; and of the episodes
       that ended, ``episodes`` (how many), ``episode_return`` and ``episode_length`` (means, NaN where none ended).
     """
-    return improve(state, agent, collect(agent, stepper(env), state, frozen, axis_name), scan=scan, axis_name=axis_name)
+    shared = state.replace(config=state.config.program)
+    rollout = collect(agent, stepper(env), shared, frozen, axis_name)
+    return improve(state, agent, rollout, scan=scan, axis_name=axis_name)
 
 
 def update_on(

@@ -1,0 +1,396 @@
+"""A run that ends in a given time: rates of this machine to steps, frames and evaluations. Pure; `rehearsal` measures.
+
+How the time is split, after what cannot be cut (what was spent already, set-up, examining stage 1):
+
+- `RESERVE` of all of it stays free, for checkpoints, the report and moments in which the machine is slower.
+- Recording may take `RECORDING` of all of it: more frames than training can look at help nothing.
+- Playing (baselines, offline decoding's curves, final returns) may take `PLAYING` of the rest. Draws of labels go
+  first, then numbers of labels, then comparisons, then episodes.
+- Of what remains (`SHARES`) stage 1 has 0.4, since everything after it reads its latents, stage 2 has 0.2, and PPO,
+  online and from scratch at the same frames, has 0.4. No stage gets more than the preset gives it; what one leaves goes
+  to the others, and what all leave is not used.
+
+Settings other than lengths stay as they are: batches, networks, learning rates. Schedules that are fractions scale by
+themselves; warm-up steps and the decoder's `every` are scaled here.
+"""
+
+import dataclasses
+import math
+import re
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from lamjax.config import RunConfig
+from lamjax.data.record import CHUNK
+from lamjax.decoding import offline, online
+
+RESERVE = 0.05
+RECORDING = 0.1
+PLAYING = 0.35
+SHARES = {"dynamics": 0.4, "cloning": 0.2, "ppo": 0.4}
+TESTS = 5  # evaluations on held-out windows in the longer of stages 1 and 2, at most
+FEWEST_UPDATES = 8
+FEWEST_FRAMES = 4096
+DENSE = 4  # updates of PPO at its start after each of which the online decoder is refitted, at least
+FEWEST = 50  # a stage keeps one step in so many of the preset's
+
+
+class BudgetError(ValueError):
+    """Raised when a run does not fit into its time; says how much it needs."""
+
+
+@dataclasses.dataclass(frozen=True)
+class StageRates:
+    """What a training stage takes, in seconds, compilation excluded.
+
+    Attributes:
+      start: before its first step.
+      step: an optimizer step, or an update of PPO.
+      test: an evaluation on held-out windows.
+    """
+
+    start: float
+    step: float
+    test: float = 0.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Rates:
+    """What this machine takes for the parts of a run, in seconds; compilation counts where the run repeats it.
+
+    Attributes:
+      spent: recording and measuring, compilation included: what the run compiles once is in here.
+      frame: one recorded frame; 0 where trajectories are there already.
+      windows: training windows of the recording (a number).
+      dynamics: stage 1.
+      cloning: stage 2.
+      scratch: PPO from scratch.
+      online: online decoding, without its decoder.
+      decoder_step: a step of online decoding's decoder.
+      examine: examining stage 1.
+      episode: one episode in each environment of an evaluation, as long as episodes can get.
+      player: compiling the player of one more policy.
+      labels: drawing labels.
+      fit: an offline decoder's fit.
+      bc_step: a step of behaviour cloning on labels.
+      compile: compilation while measuring (part of `spent`).
+    """
+
+    spent: float
+    frame: float
+    windows: int
+    dynamics: StageRates
+    cloning: StageRates
+    scratch: StageRates
+    online: StageRates
+    decoder_step: float
+    examine: float
+    episode: float
+    player: float
+    labels: float
+    fit: float
+    bc_step: float
+    compile: float = 0.0
+
+
+def parse_duration(text: str) -> float:
+    """Seconds of "600", "600s", "10m" or "1h30m".
+
+    Raises:
+      BudgetError: if it is none of these, or not above 0.
+    """
+    parts = re.fullmatch(r"(?:(\d+(?:\.\d+)?)h)?(?:(\d+(?:\.\d+)?)m)?(?:(\d+(?:\.\d+)?)s?)?", text.strip())
+    hours, minutes, seconds = (float(part or 0) for part in parts.groups()) if parts else (0.0, 0.0, 0.0)
+    total = 3600 * hours + 60 * minutes + seconds
+    if total <= 0:
+        raise BudgetError(f"--within {text} is no time: give seconds (600), or hours and minutes such as 10m or 1h30m.")
+    return total
+
+
+def format_duration(seconds: float) -> str:
+    """Seconds as "1h05m" or "9m40s", for people."""
+    whole = math.ceil(seconds)
+    if whole >= 3600:
+        return f"{whole // 3600}h{whole % 3600 // 60:02d}m"
+    return f"{whole // 60}m{whole % 60:02d}s" if whole >= 60 else f"{whole}s"
+
+
+def with_frames(config: RunConfig, frame: float, seconds: float) -> RunConfig:
+    """The settings of a recording that fits, and of what is drawn from it: probe windows and numbers of labels.
+
+    Args:
+      config: the preset's settings.
+      frame: seconds for a recorded frame.
+      seconds: the whole budget.
+    """
+    dispatch = CHUNK * config.record.num_envs
+    full = config.record.frames
+    fewest = min(full, _up(FEWEST_FRAMES, dispatch))
+    frames = min(full, max(fewest, int(RECORDING * seconds / max(frame, 1e-9)) // dispatch * dispatch))
+    if frames == full:
+        return config
+    analysis, settings = config.analysis, config.offline
+
+    def scaled(windows: int) -> int:
+        return min(windows, _up(max(1, windows * frames // full), 128))
+
+    labels = tuple(n for n in settings.labels if n <= frames // 4) or settings.labels[:1]
+    return dataclasses.replace(
+        config,
+        record=dataclasses.replace(config.record, frames=frames),
+        analysis=dataclasses.replace(
+            analysis, probe_train=scaled(analysis.probe_train), probe_test=scaled(analysis.probe_test)
+        ),
+        offline=_with_labels(settings, labels),
+    )
+
+
+def _with_labels(settings: offline.OfflineConfig, labels: tuple[int, ...]) -> offline.OfflineConfig:
+    """Fewer numbers of labels; what is compared is compared at one of them that is left."""
+    compared = settings.compare_at and (tuple(n for n in settings.compare_at if n in labels) or labels[-1:])
+    return dataclasses.replace(settings, labels=labels, label_shares=(), compare_at=compared)
+
+
+def _up(count: int, unit: int) -> int:
+    return -(-count // unit) * unit
+
+
+def _protocols(config: RunConfig) -> Iterator[RunConfig]:
+    """The settings with the preset's evaluation, then with less and less of it."""
+    yield config
+    settings = config.offline
+    for seeds in range(settings.seeds - 1, 0, -1):
+        settings = dataclasses.replace(settings, seeds=seeds)
+        yield dataclasses.replace(config, offline=settings)
+    labels = settings.labels
+    while len(labels) > 1:
+        # The largest stays, since fits are padded to it, and what is compared; the smallest says the least.
+        kept = {labels[-1], *settings.compare_at[-1:]}
+        spare = [n for n in labels if n not in kept]
+        labels = tuple(n for n in labels if n != (spare[0] if spare else labels[0]))
+        settings = _with_labels(settings, labels)
+        yield dataclasses.replace(config, offline=settings)
+    methods = tuple(method for method in settings.methods if method in ("policy", "bc"))
+    settings = dataclasses.replace(settings, methods=methods, play=("sampled",))
+    yield dataclasses.replace(config, offline=settings)
+    settings = dataclasses.replace(settings, episodes=settings.num_envs)
+    yield dataclasses.replace(config, offline=settings, eval_episodes=min(64, config.eval_episodes))
+
+
+def predict(config: RunConfig, rates: Rates) -> dict[str, float]:
+    """Seconds that each stage takes on this machine, and "spent", which went into recording and measuring."""
+    settings, ppo = config.offline, config.online.ppo
+
+    def play(episodes: int, num_envs: int = 64) -> float:
+        return episodes // min(num_envs, episodes) * rates.episode
+
+    def tests(steps: int) -> int:
+        return -(-steps // config.analysis.eval_every)
+
+    counts = offline.label_counts(settings, rates.windows)
+    plans = [(method, plays) for count in counts for method, plays in offline.variants(settings, count).items()]
+    cost = {"policy": rates.fit, "idm": rates.fit, "bc": settings.bc_steps * rates.bc_step}
+    cost["relabel"] = rates.fit + config.cloning.steps * rates.cloning.step
+    decoding = sum(cost[method] + len(plays) * play(settings.episodes, settings.num_envs) for method, plays in plans)
+    players = len({(method == "bc", way) for method, plays in plans for way in plays})
+    seconds = {
+        "spent": rates.spent,
+        "dynamics": rates.dynamics.start
+        + config.dynamics.steps * rates.dynamics.step
+        + tests(config.dynamics.steps) * rates.dynamics.test
+        + rates.examine,
+        "cloning": rates.cloning.start
+        + config.cloning.steps * rates.cloning.step
+        + (tests(config.cloning.steps) + 1) * rates.cloning.test,
+        "nulls": 2 * (play(config.eval_episodes) + rates.player),
+        "decode_offline": settings.seeds * (rates.labels + decoding) + players * rates.player,
+        "ppo_scratch": rates.scratch.start
+        + config.scratch.ppo.num_updates * rates.scratch.step
+        + play(config.eval_episodes),
+        "decode_online": rates.online.start
+        + ppo.num_updates * rates.online.step
+        + decoder_steps(config) * rates.decoder_step
+        + play(config.eval_episodes)
+        + rates.player,
+    }
+    if config.named.frames:
+        seconds["decode_named"] = (
+            config.named.frames * rates.frame
+            + rates.fit
+            + config.cloning.steps * rates.cloning.step
+            + config.named.after.num_updates * rates.scratch.step
+            + 2 * play(config.eval_episodes)
+        )
+    return seconds
+
+
+def decoder_steps(config: RunConfig) -> int:
+    """Steps of all refits of online decoding's decoder."""
+    settings, ppo = config.online.decoder, config.online.ppo
+    pairs = max(0, ppo.num_steps - config.dynamics.window + 1) * ppo.num_envs
+    capacity = min(settings.capacity, ppo.total_frames)
+    return sum(
+        settings.epochs * min(number * pairs, capacity) // min(settings.batch_size, capacity)
+        for number in range(1, ppo.num_updates + 1)
+        if online.refits(config.online, number)
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class _Lengths:
+    """Steps of stages 1 and 2 and updates of PPO."""
+
+    dynamics: int
+    cloning: int
+    ppo: int
+
+
+def _with_lengths(config: RunConfig, lengths: _Lengths) -> RunConfig:
+    """The settings with so many steps and updates, and everything that scales with them."""
+
+    def stage(settings: Any, steps: int) -> Any:
+        warmup = max(1, settings.warmup_steps * steps // settings.steps) if settings.warmup_steps else 0
+        return dataclasses.replace(settings, steps=steps, warmup_steps=warmup)
+
+    def frames(ppo: Any) -> Any:
+        if lengths.ppo >= config.online.ppo.num_updates:
+            return ppo
+        share = lengths.ppo / config.online.ppo.num_updates
+        updates = lengths.ppo if ppo.num_updates == config.online.ppo.num_updates else round(share * ppo.num_updates)
+        return dataclasses.replace(ppo, total_frames=max(1, updates) * ppo.num_envs * ppo.num_steps)
+
+    share = lengths.ppo / config.online.ppo.num_updates
+    decoder = _with_refits(config.online.decoder, share, lengths.ppo)
+    named, played = config.named, config.named.frames
+    if played:
+        dispatch = CHUNK * named.ppo.num_envs
+        played = max(dispatch, int(played * share) // dispatch * dispatch) if share < 1 else played
+    named_ppo = frames(named.ppo)
+    if played >= named_ppo.total_frames:
+        named_ppo = dataclasses.replace(named_ppo, total_frames=played + named_ppo.num_envs * named_ppo.num_steps)
+    longest = max(lengths.dynamics, lengths.cloning)
+    every = max(config.analysis.eval_every, 1)
+    if -(-longest // every) > TESTS or every >= min(lengths.dynamics, lengths.cloning):
+        every = _up(-(-longest // TESTS), config.log_every)
+    return dataclasses.replace(
+        config,
+        dynamics=stage(config.dynamics, lengths.dynamics),
+        cloning=stage(config.cloning, lengths.cloning),
+        analysis=dataclasses.replace(config.analysis, eval_every=every),
+        online=dataclasses.replace(config.online, ppo=frames(config.online.ppo), decoder=decoder),
+        scratch=dataclasses.replace(config.scratch, ppo=frames(config.scratch.ppo)),
+        named=dataclasses.replace(named, ppo=named_ppo, frames=played),
+    )
+
+
+def _with_refits(decoder: online.DecoderConfig, share: float, updates: int) -> online.DecoderConfig:
+    """A decoder that is refitted about as often as in the whole preset, and at least after the first few updates."""
+    if share >= 1:
+        return decoder
+    dense = min(1.0, max(decoder.dense_until, (DENSE + 0.5) / updates))
+    return dataclasses.replace(
+        decoder,
+        start=min(decoder.start, 0.5 / updates),
+        dense_until=dense,
+        stop=max(decoder.stop, min(1.0, 2 * dense)),
+        every=max(1, round(decoder.every * share)),
+    )
+
+
+def fit_budget(config: RunConfig, rates: Rates, seconds: float) -> RunConfig:
+    """The settings with which a run ends within `seconds` on a machine of these rates (the module says how).
+
+    Args:
+      config: the preset's settings.
+      rates: what `rehearsal.measure` gave.
+      seconds: all of the time, that which measuring took included.
+
+    Returns:
+      Settings whose `predict` adds up to at most `seconds`; no stage is longer than in `config`.
+
+    Raises:
+      BudgetError: if not even the shortest stages fit; the message says how much time they need.
+    """
+    config = with_frames(config, rates.frame, seconds)
+    fitted = _fitted(config, rates, seconds)
+    if fitted is None:
+        needed = seconds
+        while _fitted(config, rates, needed) is None:
+            needed *= 1.05
+        raise BudgetError(
+            f"A run of these settings does not fit into {format_duration(seconds)} on this machine, of which measuring "
+            f"took {format_duration(rates.spent)}: give it {format_duration(needed)}, or smaller settings."
+        )
+    return fitted
+
+
+def _fitted(config: RunConfig, rates: Rates, seconds: float) -> RunConfig | None:
+    """What `fit_budget` returns, or None where nothing fits."""
+    full = _Lengths(config.dynamics.steps, config.cloning.steps, config.online.ppo.num_updates)
+    fewest = _Lengths(
+        _fewest_steps(config.dynamics.steps, config.log_every),
+        _fewest_steps(config.cloning.steps, config.log_every),
+        min(full.ppo, FEWEST_UPDATES),
+    )
+    available = (1 - RESERVE) * seconds - rates.spent
+    protocols = [(_playing(protocol, rates), protocol) for protocol in _protocols(config)]
+    allowed = max(min(protocols[0][0], PLAYING * available), min(cost for cost, _ in protocols))
+    config = next(protocol for cost, protocol in protocols if cost <= allowed)
+
+    def training(lengths: _Lengths) -> float:
+        fitted = _with_lengths(config, lengths)
+        return sum(predict(fitted, rates).values()) - rates.spent - _playing(fitted, rates)
+
+    budget = available - allowed
+    lengths, least = fewest, training(fewest)
+    if least > budget:
+        return None
+    # Each stage has its share of what is left; what a stage does not use comes round again.
+    growing = dict(SHARES)
+    units = {name: _unit(config, name) for name in SHARES}
+    while growing and (spare := budget - training(lengths)) > 0:
+        total, before = sum(growing.values()), lengths
+        for name, share in list(growing.items()):
+            now, most = getattr(lengths, name), getattr(full, name)
+
+            def cost(count: int, name: str = name, others: _Lengths = lengths) -> float:
+                return training(dataclasses.replace(others, **{name: count}))
+
+            count = _most(cost, now, most, units[name], cost(now) + spare * share / total)
+            lengths = dataclasses.replace(lengths, **{name: count})
+            if count == most:
+                growing.pop(name)
+        if lengths == before:
+            break
+    return _with_lengths(config, lengths)
+
+
+def _most(cost: Callable[[int], float], low: int, high: int, unit: int, limit: float) -> int:
+    """The largest of low, low + unit, ..., high whose cost is within the limit; costs rise."""
+    if cost(high) <= limit:
+        return high
+    most = 0
+    least, steps = 0, max(0, (high - low) // unit)
+    while least <= steps:
+        middle = (least + steps) // 2
+        if cost(low + middle * unit) <= limit:
+            most, least = middle, middle + 1
+        else:
+            steps = middle - 1
+    return low + most * unit
+
+
+def _unit(config: RunConfig, name: str) -> int:
+    """Stages 1 and 2 end with a row of metrics, so that no shorter dispatch is compiled for their last steps."""
+    return 1 if name == "ppo" else config.log_every
+
+
+def _fewest_steps(steps: int, log_every: int) -> int:
+    return min(steps, _up(max(4 * log_every, steps // FEWEST), log_every))
+
+
+def _playing(config: RunConfig, rates: Rates) -> float:
+    """Seconds of everything that plays."""
+    seconds = predict(config, rates)
+    finals = 2 * (config.eval_episodes // min(64, config.eval_episodes)) * rates.episode
+    return seconds["nulls"] + seconds["decode_offline"] + finals + rates.player

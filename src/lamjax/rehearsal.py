@@ -1,0 +1,231 @@
+"""Rates of this machine: a rehearsal of a run, whose stages are set up as ever and stopped after a few steps.
+
+`Run.rehearse` takes the place of the training loop. So what is timed is what the pipeline calls, and what is compiled
+for it is not compiled again: lengths are arguments of the compiled programs, or no part of them.
+"""
+
+import contextlib
+import dataclasses
+import functools
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.monitoring
+import numpy as np
+
+from lamjax import budget, parallel, pipeline, policies
+from lamjax.budget import Rates, StageRates
+from lamjax.config import RunConfig
+from lamjax.data.record import CHUNK
+from lamjax.decoding import offline, online
+from lamjax.envs.evaluate import CHUNK as PLAYED
+from lamjax.envs.evaluate import evaluate
+from lamjax.pipeline import Source
+from lamjax.run import Run
+
+LONG_ENOUGH = 0.5  # seconds of steps that a rate is taken from
+MOST = 20  # dispatches that a rate is taken from
+CHUNKS = 3  # dispatches of recording and playing, of which the first compiles
+BC_STEPS = 4
+
+
+class _EnoughError(Exception):
+    """Stops a stage once it is timed."""
+
+
+@dataclasses.dataclass(frozen=True)
+class _Timed:
+    """A stage's rates and its state after a few steps."""
+
+    rates: StageRates
+    state: Any
+
+
+class _Compilation:
+    """Seconds that JAX has traced, lowered and compiled for."""
+
+    seconds = 0.0
+
+    @classmethod
+    @functools.cache  # listeners cannot be taken back, so there is one
+    def listen(cls) -> None:
+        def add(event: str, seconds: float, **_: Any) -> None:
+            if event.startswith("/jax/core/compile/"):
+                cls.seconds += seconds
+
+        jax.monitoring.register_event_duration_secs_listener(add)
+
+
+@contextlib.contextmanager
+def _stopwatch() -> Iterator[Callable[[], float]]:
+    """Gives a function that returns the seconds since the block began, those of compilation excluded."""
+    _Compilation.listen()
+    started, compiled = time.monotonic(), _Compilation.seconds
+    # Never below 0: what one program traces inside another counts twice.
+    yield lambda: max(0.0, time.monotonic() - started - (_Compilation.seconds - compiled))
+
+
+def _rehearse(run: Run, stage: Callable[[], Any]) -> _Timed:
+    """Sets a stage up, takes a few steps and stops it."""
+    timed: list[_Timed] = []
+
+    def steps(name: str, state: Any, advance: Callable, *, fuse: int, evaluate: Callable | None) -> None:
+        start, n, position = seconds(), min(fuse, run.config.log_every), 0
+
+        def dispatch() -> float:
+            nonlocal state, position
+            with _stopwatch() as passed:
+                state, metrics = advance(state, position, n)
+                jax.block_until_ready((state, metrics))
+            position += n
+            return passed()
+
+        # The first dispatch counts alone only where it is long: it also loads what was compiled.
+        spent = [dispatch()]
+        if spent[0] < LONG_ENOUGH:
+            spent = []
+            while sum(spent) < LONG_ENOUGH and len(spent) < MOST:
+                spent.append(dispatch())
+        test = 0.0
+        if evaluate:
+            evaluate(state)
+            with _stopwatch() as passed:
+                evaluate(state)
+            test = passed()
+        timed.append(_Timed(StageRates(start, sum(spent) / len(spent) / n, test), parallel.on_one(state, run.devices)))
+        raise _EnoughError
+
+    run.rehearse = steps
+    with _stopwatch() as seconds, contextlib.suppress(_EnoughError):
+        stage()
+    return timed[0]
+
+
+def measure(env: str, config: RunConfig, source: Source, seconds: float, data: Path) -> Rates:
+    """Records what the run will learn from and takes the rates of its stages; called on the host, on one host.
+
+    Args:
+      env: the environment's name.
+      config: the preset's settings.
+      source: who is recorded, or the store.
+      seconds: the whole budget.
+      data: where recorded trajectories lie: the run finds the recording there.
+
+    Returns:
+      What `budget.fit_budget` needs. Raises what the stages raise.
+    """
+    started = time.monotonic()
+    _Compilation.listen()
+    compiled = _Compilation.seconds
+    with tempfile.TemporaryDirectory(prefix="lamjax-") as folder:
+        frame = 0.0 if source.store else _frame(env, config, source, Path(folder))
+        config = budget.with_frames(config, frame, seconds)
+        settings = dataclasses.replace(config, offline=dataclasses.replace(config.offline, bc_steps=BC_STEPS))
+        header = {"env": env}
+        with Run(Path(folder) / "run", env, settings, header, source.name) as run:
+            store = pipeline.record_stage(run, source, data)
+            rates = _rates(run, store)
+    spent = time.monotonic() - started
+    return Rates(spent=spent, frame=frame, compile=_Compilation.seconds - compiled, **rates)
+
+
+def _frame(env: str, config: RunConfig, source: Source, folder: Path) -> float:
+    """Seconds for a recorded frame."""
+    header, frames = {"env": env}, CHUNK * config.record.num_envs
+    with Run(folder / "frames", env, config, header) as run:
+        key = pipeline.stage_key(config, "record")
+        pipeline.play(run, folder / "compiled", source, frames, config.record.num_envs, key)
+        with _stopwatch() as passed:
+            pipeline.play(run, folder / "timed", source, CHUNKS * frames, config.record.num_envs, key)
+    return passed() / (CHUNKS * frames)
+
+
+def _rates(run: Run, store: Any) -> dict[str, Any]:
+    """The rates of every stage after the recording."""
+    config, space = run.config, store.action_space
+    untrained, frames = pipeline.init_dynamics(run, store), pipeline.TrainingFrames(run, store)
+    dynamics = _rehearse(run, lambda: pipeline.dynamics_stage(run, store, frames))
+    model = dynamics.state
+    held_out = pipeline.held_out_windows(run, store)
+    with _stopwatch() as passed:
+        pipeline.examine_dynamics(run, store, untrained, model, held_out)
+    examine = passed()
+    cloning = _rehearse(run, lambda: pipeline.cloning_stage(run, store, model, frames))
+    policy = cloning.state
+    frames.free()
+    scratch = _rehearse(run, lambda: pipeline.scratch_stage(run, "ppo_scratch", config.scratch))
+    decoding = _rehearse(run, lambda: pipeline.online_stage(run, model, policy))
+    decoder_step, online_rates = _decoder(config, decoding, policy, space)
+    episode, player = _play(run, store, config.scratch.agent(space), scratch.state.params)
+
+    windows = len(store.starts("train", config.dynamics.window))
+    count = offline.label_counts(config.offline, windows)[-1:]
+    times = {"labels": 0.0, "fit": 0.0, "bc_step": 0.0}
+    if count:
+        with _stopwatch() as passed:
+            labelled = pipeline.draw_labels(run, store, model, policy, count[0], 0)
+        times["labels"] = passed()
+        made = {}
+        for method in ("policy", "bc"):
+            candidate = offline.Candidate(0, count[0], method, ("sampled",))
+            with _stopwatch() as passed:
+                jax.block_until_ready(
+                    pipeline.offline_policies(run, [candidate], labelled, model, policy, frames, space)[1]
+                )
+            made[method] = passed()
+        times |= {"fit": made["policy"], "bc_step": made["bc"] / BC_STEPS}
+    return {
+        "windows": windows,
+        "dynamics": dynamics.rates,
+        "cloning": cloning.rates,
+        "scratch": scratch.rates,
+        "online": online_rates,
+        "decoder_step": decoder_step,
+        "examine": examine,
+        "episode": episode,
+        "player": player,
+        **times,
+    }
+
+
+def _decoder(config: RunConfig, decoding: _Timed, policy: Any, space: Any) -> tuple[float, StageRates]:
+    """Seconds for a step of the online decoder, and online decoding's rates without it."""
+    settings, state = config.online.decoder, decoding.state
+    if not settings.enabled:
+        return 0.0, decoding.rates
+    agent = online.make_agent(policy, config.online, space)
+    key = jax.random.key(0)
+    jax.block_until_ready(online.fit_decoder(key, state.pairs, agent, settings))
+    with _stopwatch() as passed:
+        jax.block_until_ready(online.fit_decoder(key, state.pairs, agent, settings))
+    capacity = state.pairs.valid.shape[0]
+    steps = settings.epochs * min(int(state.pairs.written), capacity) // min(settings.batch_size, capacity)
+    return passed() / max(steps, 1), decoding.rates
+
+
+def _play(run: Run, store: Any, network: Any, params: Any) -> tuple[float, float]:
+    """Seconds for an episode in each environment of an evaluation, and for compiling its player."""
+    config = run.config
+    env = pipeline.make_env(run.env, min(64, config.eval_episodes), config)
+    times: list[float] = []
+
+    def tick(_: int) -> None:
+        times.append(time.monotonic())
+        if len(times) > CHUNKS:
+            raise _EnoughError
+
+    key = pipeline.stage_key(config, "evaluation")
+    before = _Compilation.seconds
+    with contextlib.suppress(_EnoughError), contextlib.closing(env):
+        evaluate(policies.Logits(network), params, env, config.eval_episodes, key, progress=tick)
+        times.append(time.monotonic())
+    player = _Compilation.seconds - before
+    # Where all episodes were over in one dispatch, it compiled as well.
+    chunk = float(np.median(np.diff(times)[1:])) if len(times) > 2 else max(0.0, times[-1] - times[0] - player)
+    lengths = np.asarray(store.episodes.length)
+    longest = getattr(env, "time_limit", None) or int(lengths.max())
+    return chunk * longest / PLAYED, player
