@@ -161,6 +161,15 @@ def test_the_preset_gives_the_defaults_and_options_override_them():
     assert cli.parse("expert", []).config == PRESETS["cpu"]  # these tests run on a CPU
 
 
+def test_one_option_sets_the_type_of_every_stage_and_theirs_override_it():
+    config = cli.parse("train", ["--dtype", "bfloat16", "--cloning.dtype=float32"]).config
+    parts = (config.dynamics, config.cloning, config.online, config.scratch, config.expert)
+    assert [part.dtype for part in parts] == ["bfloat16", "float32", *["bfloat16"] * 3]
+    assert cli.parse("expert", ["--preset", "paper", "--dtype=float32"]).config.expert.dtype == "float32"
+    with pytest.raises(SystemExit):
+        cli.parse("train", ["--dtype", "float16"])
+
+
 def test_the_environment_decides_which_table_the_preset_is_from():
     args = cli.parse("train", ["--env", "minatar/breakout", "--dynamics.fdm.blocks", "3"])
     assert args.preset == "cpu" and args.config.dynamics.idm == GRID_PRESETS["cpu"].dynamics.idm

@@ -20,6 +20,7 @@ from lamjax.config import (
     ScratchConfig,
     default_preset,
     presets_for,
+    with_dtype,
 )
 from lamjax.decoding.online import DecoderConfig, HybridAgent, OnlineConfig, collects, refits
 from lamjax.models.impala import ImpalaConfig
@@ -313,3 +314,17 @@ def test_the_check_for_branches_can_fail():
     for code in ('if preset == "cpu": pass', 'x = 1 if args.preset in ("a", "b") else 2', 'if name == "smoke": pass'):
         assert list(preset_branches(ast.parse(code)))
     assert not list(preset_branches(ast.parse("if preset not in PRESETS: raise ValueError(preset)")))
+
+
+def test_paper_computes_in_bfloat16_on_an_accelerator_alone():
+    def types(config):
+        return {part.dtype for part in (config.dynamics, config.cloning, config.online, config.scratch)}
+
+    for backend in ("gpu", "tpu"):
+        presets = presets_for((64, 64, 3), backend=backend)
+        assert types(presets["paper"]) == {"bfloat16"} and with_dtype(presets["paper"], "float32").dynamics == (
+            PRESETS["paper"].dynamics
+        )
+        assert types(presets["reference"]) == types(presets["cpu"]) == {"float32"}
+        assert presets_for((4,), backend=backend) is VECTOR_PRESETS
+    assert types(presets_for((64, 64, 3), backend="cpu")["paper"]) == {"float32"}

@@ -10,18 +10,19 @@ import signal
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 import tyro
 from tyro.conf import Positional, arg
 
 from lamjax import linear_cli
-from lamjax.config import PRESET_NOTES, PRESETS, RecordConfig, RunConfig
+from lamjax.config import PRESET_NOTES, PRESETS, RecordConfig, RunConfig, with_dtype
 from lamjax.data.import_common import Done
 from lamjax.data.import_parquet import Columns
 from lamjax.envs.wrappers import Distractor
 
 Settings = Annotated[RunConfig, arg(name="")]
+Dtype = Literal["float32", "bfloat16"]
 _RUNS, _DATA = Path("runs"), Path("data")
 
 
@@ -38,6 +39,8 @@ class Train:
       policy: whom to record: expert, random, or a policy folder; by default the expert if there is one.
       store: trajectories to learn from, recorded or imported before, instead of recording a policy.
       expert_frames: where there is no expert, trains one with so many frames first.
+      dtype: type of the activations in every stage, float32 or bfloat16; by default the preset's (paper: bfloat16 on
+        an accelerator).
       within: how long the run may take, such as 10m, 600s or 1h30m; it measures this machine first and sets steps,
         frames and evaluations.
       runs: where run folders lie.
@@ -54,6 +57,7 @@ class Train:
     policy: str | None = None
     store: Path | None = None
     expert_frames: int | None = None
+    dtype: Dtype | None = None
     within: str | None = None
     runs: Path = _RUNS
     data: Path = _DATA
@@ -106,6 +110,7 @@ class Expert:
       name: the run folder's name; the policy "expert" means the one called so.
       frames: environment frames; by default the preset's.
       start: expert (the shipped one), or a policy folder, whose weights training starts from instead of from scratch.
+      dtype: type of the activations, float32 or bfloat16; by default the preset's.
       runs: where run folders lie.
       config: the settings of the preset; --expert.* matters here.
     """
@@ -115,6 +120,7 @@ class Expert:
     name: str = "expert"
     frames: int | None = None
     start: str | None = None
+    dtype: Dtype | None = None
     runs: Path = _RUNS
     config: Settings = PRESETS["cpu"]
 
@@ -545,6 +551,9 @@ def parse(verb: str, argv: list[str]) -> Any:
 
         asked = _option(argv, "--preset") or (default.preset if cls is ImportTorch else None)
         preset, config = whole.preset_of(_option(argv, "--env") or default.env, asked)
+        dtype = _option(argv, "--dtype")
+        if hasattr(default, "dtype") and dtype in get_args(Dtype):
+            config = with_dtype(config, dtype)
         default = dataclasses.replace(default, preset=preset, config=config)
     return tyro.cli(
         cls,

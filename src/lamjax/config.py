@@ -455,7 +455,7 @@ _PENDULUM_CPU = _with_networks(
 PRESETS: dict[str, RunConfig] = {"paper": RunConfig(), "reference": _REFERENCE, "cpu": _CPU, "smoke": _SMOKE}
 
 PRESET_NOTES: dict[str, str] = {
-    "paper": "LAPO's networks and budgets with the reference's defects mended; for a GPU or TPU.",
+    "paper": "LAPO's networks and budgets with the reference's defects mended; for a GPU or TPU, in bfloat16 there.",
     "reference": "LAPO as its released code runs, defects included; for comparisons on a GPU or TPU.",
     "cpu": "small networks and budgets; 10 to 25 minutes on two CPU cores.",
     "smoke": "the whole path in seconds, with results that mean nothing; for tests.",
