@@ -349,6 +349,26 @@ def test_devices_with_environments_of_their_own_make_one_update_in_a_loop_and_in
         ppo.init(jax.random.key(1), start.config, {}, bench.env, devices)
 
 
+def test_packed_minibatches_are_the_others(bench, monkeypatch):
+    """On an accelerator parameters and moments lie end to end; what is computed here runs on the CPU all the same."""
+    state = bench.start(probes.ACTION_MUST_MATCH)
+    rollout = ppo.collect(AGENT, bench.env, state)
+    plain, plain_metrics = ppo.improve(state, AGENT, rollout)
+    monkeypatch.setattr(loops, "packs", lambda: True)
+    # A setting of acting alone: with it the update is another program, which is traced anew.
+    other = state.replace(config=dataclasses.replace(state.config, bootstrap_truncation=False))
+    packed, packed_metrics = ppo.improve(other, AGENT, rollout)
+
+    def joins(state):
+        return str(jax.make_jaxpr(lambda state: ppo.improve(state, AGENT, rollout))(state)).count("concatenate")
+
+    assert joins(other) >= joins(state) + 3 * len(state.params)  # parameters and both moments of each group
+    assert jax.tree.structure(packed.params) == jax.tree.structure(plain.params)
+    allclose(
+        (packed.params, packed.opt_state, packed_metrics), (plain.params, plain.opt_state, plain_metrics), 1e-3, 1e-5
+    )
+
+
 def test_host_loop_and_scan_make_the_same_update(telltale):
     state, rollout = telltale
 
