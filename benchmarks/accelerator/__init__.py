@@ -5,7 +5,7 @@ a folder of the other packages (here ``site``; neither pip, git nor a registry i
 
     PYTHONPATH=site:src:. python3 -m benchmarks.accelerator --minutes 9 --out DIR
 
-``--dry`` runs the same steps on a CPU with tiny networks, in about four minutes on two cores. `DIR` is flat and holds
+``--dry`` runs the same steps on a CPU with tiny networks, in about five minutes on two cores. `DIR` is flat and holds
 at most eight files of 16 MiB at most:
 
 - ``results.json``, written after every step; to commit it, copy it to ``benchmarks/results/<device>.json``. `rows` are

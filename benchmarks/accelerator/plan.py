@@ -37,8 +37,8 @@ DRY_STEPS = (
     *(dataclasses.replace(step, limit_s=300.0, least_s=1.0) for step in STEPS[:-1]),
     Step("hangs", 4, 1),
     Step("fails", 30, 1),
-    Step("expert", 40, 1, grace_s=15),
-    Step("expert_again", 40, 1, grace_s=15),
+    Step("expert", 60, 1, grace_s=15),
+    Step("expert_again", 60, 1, grace_s=15),
 )
 
 MEANT_TO_FAIL = ("hangs", "fails")
