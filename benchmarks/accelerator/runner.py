@@ -34,7 +34,7 @@ def environment(given: Mapping[str, str], dry: bool, has_nvidia: bool, cache: Pa
 
 
 def merge(result: dict[str, Any], entries: Mapping[str, Any]) -> None:
-    """Takes what a step told into the result: rows are appended, facts replace what they were."""
+    """Merges a step's entries into the result: rows are appended, other entries replace what was there."""
     for name, value in entries.items():
         if name == "row":
             result["rows"].append(value)
@@ -124,7 +124,7 @@ def say(text: str) -> None:
 
 
 def describe(entries: Mapping[str, Any]) -> None:
-    """Prints what a step told, a line a figure."""
+    """Prints a step's entries, one figure a line."""
     for name, value in entries.items():
         if name == "row":
             say(table.line(value))

@@ -483,7 +483,8 @@ def presets_for(obs_shape: tuple[int, ...], env: str | None = None, backend: str
     """The presets for observations of a shape: images ``[H, W, C]``, grids (small images), or vectors ``[D]``.
 
     ``paper`` computes in bfloat16 on an accelerator, and in float32 on a CPU, whose units are no faster in bfloat16;
-    `with_dtype` changes that. ``reference`` is LAPO to the letter: float32 everywhere.
+    `with_dtype` changes that. The three stages of ``reference`` stay float32. The expert of both, which LAPO does not
+    describe, is bfloat16 on every backend.
 
     Args:
       obs_shape: the shape.

@@ -39,7 +39,7 @@ def packs() -> bool:
 def repeat(step: Callable[[Any], tuple[Any, Any]], state: Any, n: int) -> tuple[Any, Any]:
     """Steps n times inside ``jit``: the state after, and the metrics' means. A single step stays outside the scan.
 
-    Where that `packs`, `step` gets a state whose ``params`` and ``opt_state`` are packed, and gives one back.
+    If `packs` is true, `step` sees and returns a state whose ``params`` and ``opt_state`` are packed.
     """
     if n == 1:
         return step(state)
@@ -48,6 +48,11 @@ def repeat(step: Callable[[Any], tuple[Any, Any]], state: Any, n: int) -> tuple[
         state = state.replace(params=params, opt_state=opt_state)
     state, metrics = jax.lax.scan(lambda s, _: step(s), state, None, length=n)
     return unpack_groups(state), jax.tree.map(lambda x: x.mean(0), metrics)
+
+
+def over_batches(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Compiles ``function(state, *batch)`` for stacked batches ``[M, B, ...]``; its results get a leading axis M."""
+    return jax.jit(lambda state, *batches: jax.lax.map(lambda batch: function(state, *batch), batches))
 
 
 def fuses_steps(network: Any, *others: Any, backend: str | None = None) -> bool:

@@ -6,7 +6,6 @@ without a backward pass it is no slower there.
 Dimension keys: M batches, B windows in a batch, L frames in a window, Z latent size.
 """
 
-from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -16,11 +15,7 @@ import numpy as np
 from lamjax import cloning, dynamics
 from lamjax.cloning import CloningState
 from lamjax.dynamics import DynamicsState
-
-
-def over_batches(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Compiles ``function(state, *batch)`` for stacked batches ``[M, B, ...]``; its results get a leading axis M."""
-    return jax.jit(lambda state, *batches: jax.lax.map(lambda batch: function(state, *batch), batches))
+from lamjax.loops import over_batches
 
 
 def _cloning_error(state: CloningState, windows: jax.Array, latents: jax.Array) -> jax.Array:

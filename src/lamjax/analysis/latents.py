@@ -11,6 +11,7 @@ import numpy as np
 
 from lamjax import dynamics
 from lamjax.dynamics import DynamicsState
+from lamjax.loops import over_batches
 from lamjax.models.policy import normalise_obs
 
 BATCH = 256
@@ -21,9 +22,7 @@ def _infer(state: DynamicsState, windows: jax.Array) -> dynamics.Latents:
     return dynamics.infer_latents(state, windows)
 
 
-@jax.jit
-def _infer_all(state: DynamicsState, batches: jax.Array) -> dynamics.Latents:
-    return jax.lax.map(lambda batch: dynamics.infer_latents(state, batch), batches)
+_infer_all = over_batches(dynamics.infer_latents)
 
 
 def latents_of(state: DynamicsState, windows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
