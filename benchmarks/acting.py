@@ -14,11 +14,12 @@ from benchmarks.measure import Stepper, compiled, milliseconds
 from benchmarks.measure import row as measured_row
 from benchmarks.settings import OBS, Settings
 from benchmarks.training import init_cloning, init_dynamics
-from lamjax import dynamics, envs, loops
+from lamjax import dynamics, envs
 from lamjax.config import PRESETS
 from lamjax.decoding import online
 from lamjax.ppo import train as ppo
 from lamjax.ppo.train import PPOConfig
+from lamjax.training import driver
 
 FEW = 4  # steps of acting in a sample, where a whole rollout would take too long
 
@@ -96,7 +97,7 @@ def _acted(state: ppo.PPOState, rollout: ppo.Rollout) -> tuple[ppo.PPOState, Any
 
 def _learning(state: ppo.PPOState, agent: Any, rollout: ppo.Rollout, config: PPOConfig, settings: Settings):
     """The program that learns, milliseconds of its samples, and how many of those an update has."""
-    if loops.fuses_steps(agent.trunk):
+    if driver.fuses_steps(agent.trunk):
         improve = jax.jit(lambda state, rollout: ppo.improve(state, agent, rollout), donate_argnums=0)
         program = compiled(improve, state, rollout)
         return program, milliseconds(Stepper(lambda s: program.call(s, rollout), state), settings.repeats), 1

@@ -7,8 +7,8 @@ from typing import Annotated, Literal, get_args
 import jax
 import tyro
 
-from lamjax import loops
 from lamjax.config import RunConfig, presets_for, with_dtype
+from lamjax.training import driver
 
 Row = Literal["stage1", "stage2", "stage3", "ppo", "loader", "ring", "ppo_cartpole", "ppo_breakout", "linear"]
 ROWS: tuple[Row, ...] = get_args(Row)
@@ -79,4 +79,4 @@ class Settings:
     def fused(self) -> int:
         """Optimizer steps in a dispatch."""
         config = self.preset.dynamics
-        return _FUSED if loops.fuses_steps(config.idm, config.fdm) else 1
+        return _FUSED if driver.fuses_steps(config.idm, config.fdm) else 1

@@ -9,14 +9,15 @@ import numpy as np
 
 from benchmarks import measure
 from benchmarks.settings import OBS, Settings
-from lamjax import cloning, dynamics, loops, parallel
+from lamjax import cloning, dynamics, parallel
 from lamjax.data.stream import Buffer, sample
 from lamjax.data.windows import valid_starts
+from lamjax.training import driver
 
 _FRAMES = 8192  # of a device's buffer
 
-init_dynamics = loops.jit_once(dynamics.init, static_argnums=(1, 2))
-init_cloning = loops.jit_once(cloning.init, static_argnums=(1, 2, 3))
+init_dynamics = driver.jit_once(dynamics.init, static_argnums=(1, 2))
+init_cloning = driver.jit_once(cloning.init, static_argnums=(1, 2, 3))
 
 
 def frames_buffer(devices: list[jax.Device]) -> Buffer:
@@ -35,7 +36,7 @@ def dynamics_steps(
         windows = sample(buffer, key, state.step, batch, length=state.config.window, **parallel.place(axis_name))
         return dynamics.train_step(state, windows, axis_name=axis_name)
 
-    return loops.repeat(step, state, steps)
+    return driver.repeat(step, state, steps)
 
 
 def cloning_steps(
@@ -48,7 +49,7 @@ def cloning_steps(
         latents = dynamics.infer_latents(model, windows).continuous
         return cloning.train_step(state, windows[:, -2], latents, axis_name=axis_name)
 
-    return loops.repeat(step, state, steps)
+    return driver.repeat(step, state, steps)
 
 
 def program(steps: Callable, args: tuple[Any, ...], batch: int, fused: int) -> measure.Program:

@@ -10,19 +10,19 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments import common
-from lamjax import cloning, dynamics, envs, fused, policies
+from lamjax import cloning, dynamics, envs, jitted, policies
 from lamjax.analysis import latents, probes
 from lamjax.cloning import CloningConfig
 from lamjax.config import GRID_PRESETS, VECTOR_PRESETS, RunConfig, ScratchConfig
-from lamjax.decoding import actions
+from lamjax.decoding import behaviour_cloning
 from lamjax.decoding.online import LEARNING_RATES, OnlineConfig
 from lamjax.dynamics import DynamicsState
 from lamjax.envs.api import VectorEnv
-from lamjax.fused import Played
-from lamjax.loops import jit_once
+from lamjax.jitted import Played
 from lamjax.models.grid import GridConfig, GridFDMConfig
-from lamjax.models.policy import ObsStats
 from lamjax.ppo.agent import ScratchAgent
+from lamjax.preprocess import ObsStats
+from lamjax.training.driver import jit_once
 
 _GRID = GRID_PRESETS["cpu"]
 
@@ -65,15 +65,15 @@ EXPERT_FRAMES = {"minatar/breakout": 1_048_576, "cartpole": 262_144}
 NUM_ENVS = 64
 PROBE_TRAIN, PROBE_TEST = 8192, 2048
 
-learn = jax.jit(fused.learn, static_argnames=("env", "config"))
-record = jax.jit(fused.record, static_argnames=("env", "logits_fn", "steps", "tell"))
-train_dynamics = jax.jit(fused.train_dynamics, static_argnames=("config", "space"))
-train_cloning = jax.jit(fused.train_cloning, static_argnames="config")
-evaluate = jax.jit(fused.evaluate, static_argnames=("env", "logits_fn", "per_env"))
-windows = jax.jit(fused.windows, static_argnames="count")
-untrained_dynamics = jit_once(fused.untrained_dynamics, static_argnames=("config", "space"))
-_starts = jax.jit(fused.starts, static_argnames="count")
-available = jax.jit(lambda played: fused.buffer(played).num_starts)
+learn = jax.jit(jitted.learn, static_argnames=("env", "config"))
+record = jax.jit(jitted.record, static_argnames=("env", "logits_fn", "steps", "tell"))
+train_dynamics = jax.jit(jitted.train_dynamics, static_argnames=("config", "space"))
+train_cloning = jax.jit(jitted.train_cloning, static_argnames="config")
+evaluate = jax.jit(jitted.evaluate, static_argnames=("env", "logits_fn", "per_env"))
+windows = jax.jit(jitted.windows, static_argnames="count")
+untrained_dynamics = jit_once(jitted.untrained_dynamics, static_argnames=("config", "space"))
+_starts = jax.jit(jitted.starts, static_argnames="count")
+available = jax.jit(lambda played: jitted.buffer(played).num_starts)
 _evaluate_dynamics = jax.jit(dynamics.evaluate)
 
 
@@ -198,8 +198,8 @@ def examine(
 def decode_online(
     key: jax.Array, config: OnlineConfig, policy: cloning.CloningState, model: DynamicsState, env: VectorEnv
 ) -> tuple[dict, dict[str, jax.Array]]:
-    """Parameters and metrics of `fused.decode_online`, whose agent is no array."""
-    return fused.decode_online(key, config, policy, model, env)[1:]
+    """Parameters and metrics of `jitted.decode_online`, whose agent is no array."""
+    return jitted.decode_online(key, config, policy, model, env)[1:]
 
 
 _predict = jax.jit(cloning.predict_latents)
@@ -218,7 +218,7 @@ def decoded_return(
     """The mean return of the latent policy, decoded from so many labels, over two episodes in each environment."""
     key_labels, key_fit, key_play = jax.random.split(key, 3)
     seen, taken = windows(key_labels, train, labels)
-    network, params = fused.decode_offline(key_fit, config.offline, policy, seen[:, 1], taken, env.num_actions)
+    network, params = jitted.decode_offline(key_fit, config.offline, policy, seen[:, 1], taken, env.num_actions)
     return float(evaluate(key_play, env, policies.Logits(network), params, 2).mean())
 
 
@@ -231,11 +231,11 @@ def clone_actions(
     The observations may be more than those labelled by hand: `taken` is whatever the actions are said to be.
     """
     key_init, key_rows = jax.random.split(key)
-    state = actions.init(key_init, config, num_actions, obs.shape[1:], True, stats)
+    state = behaviour_cloning.init(key_init, config, num_actions, obs.shape[1:], True, stats)
 
     def step(state, index):
         rows = jax.random.randint(jax.random.fold_in(key_rows, index), (config.batch_size,), 0, len(obs))
-        return actions.train_step(state, obs[rows], taken[rows])
+        return behaviour_cloning.train_step(state, obs[rows], taken[rows])
 
     return jax.lax.scan(step, state, jnp.arange(config.steps))[0].policy
 
@@ -245,4 +245,4 @@ def recorded(env: str, policy: str, steps: int, seed: int) -> tuple[Played, Play
     """Training and held-out recordings of 64 environments, of the demonstrator or of uniform actions."""
     vector = envs.make(env, NUM_ENVS)
     logits_fn, params = expert(env, seed) if policy == "expert" else (policies.uniform_logits(vector.num_actions), {})
-    return fused.split(record(keys(seed)[0], vector, logits_fn, params, steps))
+    return jitted.split(record(keys(seed)[0], vector, logits_fn, params, steps))

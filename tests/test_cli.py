@@ -12,7 +12,7 @@ import jax
 import numpy as np
 import pytest
 
-from lamjax import budget, checkpoint, cli, pipeline, rehearsal, run
+from lamjax import budget, cli, pipeline, rehearsal
 from lamjax.cli import main
 from lamjax.config import GRID_PRESETS, PRESETS, VECTOR_PRESETS, RecordConfig, RunConfig
 from lamjax.data import StoreWriter, open_store
@@ -20,6 +20,7 @@ from lamjax.envs import PROCGEN_GAMES
 from lamjax.experts import available
 from lamjax.policies import load_policy, save_policy
 from lamjax.ppo.agent import ScratchAgent
+from lamjax.training import checkpoint, run_folder
 
 SMOKE = PRESETS["smoke"]
 TRAIN = ["train", "--env", "coinrun", "--preset", "smoke", "--policy", "random"]
@@ -238,7 +239,7 @@ def test_a_store_that_is_too_small_says_so(fails, folder):
 
 
 def open_run(folder, config, source="random"):
-    return run.Run(folder / "runs" / "coinrun" / "smoke-s0", "coinrun", config, {}, source)
+    return run_folder.Run(folder / "runs" / "coinrun" / "smoke-s0", "coinrun", config, {}, source)
 
 
 def test_a_run_of_another_configuration_names_the_field(fails, folder):
@@ -341,11 +342,11 @@ def test_damaged_checkpoints_say_what_to_do(fails, folder):
     stage = folder / "runs" / "coinrun" / "smoke-s0" / "checkpoints" / "dynamics"
     checkpoint.save(stage, 5, {"x": np.zeros(3)}, config=SMOKE.dynamics)
     (stage / "5" / "note" / "metadata").write_text("{")
-    logging.getLogger("lamjax.checkpoint").setLevel(logging.ERROR)  # its warnings are not the sentence
+    logging.getLogger("lamjax.training.checkpoint").setLevel(logging.ERROR)  # its warnings are not the sentence
     try:
         assert fails(*TRAIN) == f"No checkpoint in {stage} is intact: delete the folder to start the stage anew."
     finally:
-        logging.getLogger("lamjax.checkpoint").setLevel(logging.NOTSET)
+        logging.getLogger("lamjax.training.checkpoint").setLevel(logging.NOTSET)
 
 
 def test_a_report_of_what_is_not_a_run(fails, folder):
@@ -360,7 +361,7 @@ def test_a_full_disk_is_a_sentence(fails, monkeypatch):
     def write_json(path, value):
         raise OSError(errno.ENOSPC, "No space left on device", str(path))
 
-    monkeypatch.setattr(run, "write_json", write_json)
+    monkeypatch.setattr(run_folder, "write_json", write_json)
     assert fails(*TRAIN) == "No space left on device: runs/coinrun/smoke-s0/config.json"
 
 
@@ -487,7 +488,7 @@ def test_the_stages_see_the_store(folder):
     source = pipeline.store_source("coinrun", folder / "mine", 15)
     digest = open_store(folder / "mine").manifest["sha256"][:8]
     assert (source.kind, source.name) == ("store", f"store-{digest}")
-    with run.Run(folder / "run", "coinrun", SMOKE, {}, source.name) as opened:
+    with run_folder.Run(folder / "run", "coinrun", SMOKE, {}, source.name) as opened:
         store = pipeline.record_stage(opened, source, folder / "data")
         assert store.path == folder / "mine" and opened.summary["stages"]["record"]["frames"] == 2048
         assert not (folder / "data").exists()

@@ -8,9 +8,9 @@ import pytest
 
 from lamjax import cloning
 from lamjax.cloning import CloningConfig
-from lamjax.loops import jit_once
 from lamjax.models.impala import ImpalaConfig
 from lamjax.models.mlp import MLPConfig
+from lamjax.training.driver import jit_once
 from tests.trees import close
 
 init_cloning = jit_once(cloning.init, static_argnums=(1, 2, 3))

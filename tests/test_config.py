@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import lamjax
-from lamjax import checkpoint, cli, config
+from lamjax import cli, config
 from lamjax.config import (
     GRID_PRESETS,
     OWN_PRESETS,
@@ -28,7 +28,8 @@ from lamjax.models.mlp import MLPConfig
 from lamjax.policies import DecodedPolicy
 from lamjax.ppo.agent import ScratchAgent
 from lamjax.ppo.train import PPOConfig
-from lamjax.run import Run, Saver
+from lamjax.training import checkpoint
+from lamjax.training.run_folder import Run, Saver
 
 SOURCE = Path(lamjax.__file__).parent
 FRAME = 64  # pixels of a side of Procgen's frames

@@ -10,15 +10,15 @@ import pytest
 
 from lamjax import dynamics
 from lamjax.analysis import latents, probes
-from lamjax.data.clean import clean
 from lamjax.dynamics import DynamicsConfig
-from lamjax.loops import jit_once
 from lamjax.models.impala import ImpalaConfig
 from lamjax.models.mlp import MLPConfig, MLPFDMConfig
 from lamjax.models.quantizer import QuantizerConfig
 from lamjax.models.unet import UNetConfig
-from lamjax.optim import warmup_linear
+from lamjax.preprocess import clean
+from lamjax.schedules import warmup_linear
 from lamjax.spaces import Box
+from lamjax.training.driver import jit_once
 from tests.trees import close
 
 init_dynamics = jit_once(dynamics.init, static_argnums=(1, 2, 4))

@@ -8,16 +8,8 @@ import pytest
 
 from lamjax.cloning import CloningConfig
 from lamjax.dynamics import DynamicsConfig
-from lamjax.optim import (
-    Packed,
-    check_lengths,
-    grads_as,
-    pack,
-    pack_groups,
-    unpack,
-    unpack_groups,
-    warmup_linear,
-)
+from lamjax.optim import Packed, grads_as, pack, pack_groups, unpack, unpack_groups
+from lamjax.schedules import check_lengths, warmup_linear
 
 
 def test_stage_one_of_lapo():

@@ -13,14 +13,15 @@ import jax
 import numpy as np
 import pytest
 
-from lamjax import checkpoint, cloning, dynamics, loops, parallel, pipeline, policies
+from lamjax import cloning, dynamics, parallel, pipeline, policies
 from lamjax.config import PRESETS, VECTOR_PRESETS, NamedConfig, RunConfig, ScratchConfig
 from lamjax.data import Buffer, StoreWriter, open_store, sample_labelled, valid_starts
-from lamjax.decoding import actions, offline
+from lamjax.decoding import behaviour_cloning, offline
 from lamjax.decoding.online import DecoderConfig, OnlineConfig
 from lamjax.models.impala import ImpalaConfig
 from lamjax.ppo.train import PPOConfig
-from lamjax.run import InterruptedRunError, Run
+from lamjax.training import checkpoint, driver
+from lamjax.training.run_folder import InterruptedRunError, Run
 from tests.trees import close
 
 SMALL = ImpalaConfig(channels=(8,), strides=(4,), blocks=0, features=8, stem=4, pool=False)
@@ -51,13 +52,13 @@ def test_still_windows_show_the_middle_frame_alone():
 def test_training_stays_on_the_device_and_is_traced_once(stage, steps, count, monkeypatch):
     config, obs, key = CONVOLVES, (64, 64, 3), jax.random.key(0)
     devices = tuple(jax.local_devices()[:count])
-    state = loops.jit_once(dynamics.init, static_argnums=(1, 2))(key, config.dynamics, obs)
+    state = driver.jit_once(dynamics.init, static_argnums=(1, 2))(key, config.dynamics, obs)
     advance = pipeline.over(pipeline._dynamics_steps, devices, (None, 0, None, 0, None))
     lengths = parallel.replicate(pipeline._traced(getattr(config, stage).lengths), devices)
     last = (None, lengths)  # no labels
     if stage == "cloning":
         last = (lengths, parallel.replicate(state, devices))
-        state = loops.jit_once(cloning.init, static_argnums=(1, 2, 3))(
+        state = driver.jit_once(cloning.init, static_argnums=(1, 2, 3))(
             key, config.cloning, obs, config.dynamics.latent_dim
         )
         advance = pipeline.over(pipeline._cloning_steps, devices, (None, 0, None, None, None))
@@ -152,7 +153,7 @@ def test_stages_on_two_devices_are_those_of_one_on_the_joined_batch(store, tmp_p
     close((model.params, model.codebooks), (state.params, state.codebooks), rtol=1e-3, atol=1e-5)
 
     infer, step = jax.jit(dynamics.infer_latents), jax.jit(cloning.train_step)
-    expected = loops.jit_once(cloning.init, static_argnums=(1, 2, 3))(
+    expected = driver.jit_once(cloning.init, static_argnums=(1, 2, 3))(
         pipeline.stage_key(config, "cloning"), config.cloning, (4,), model.config.latent_dim, model.obs_stats
     )
     for number in range(config.cloning.steps):
@@ -160,8 +161,8 @@ def test_stages_on_two_devices_are_those_of_one_on_the_joined_batch(store, tmp_p
         expected, _ = step(expected, windows[:, -2], infer(model, windows).continuous)
     close(policy.params, expected.params, rtol=1e-3, atol=1e-5)
 
-    step = jax.jit(actions.train_step)
-    name = jax.jit(actions.name_actions, static_argnums=(3, 4))
+    step = jax.jit(behaviour_cloning.train_step)
+    name = jax.jit(behaviour_cloning.name_actions, static_argnums=(3, 4))
     expected = pipeline._init_actions(jax.random.key(1), config.cloning, 2, (4,), True, model.obs_stats)
     for number in range(config.cloning.steps):
         windows = joined(stream[2], number)
@@ -263,8 +264,8 @@ PPO = PPOConfig(total_frames=4 * 64, num_envs=8, num_steps=8, num_epochs=2, num_
 def online(run: Run) -> None:
     """Stage 3 of models that were not trained, on real Procgen: networks that convolve take a loop on the host."""
     config, key = run.config, jax.random.key(0)
-    model = loops.jit_once(dynamics.init, static_argnums=(1, 2))(key, config.dynamics, (64, 64, 3))
-    policy = loops.jit_once(cloning.init, static_argnums=(1, 2, 3))(
+    model = driver.jit_once(dynamics.init, static_argnums=(1, 2))(key, config.dynamics, (64, 64, 3))
+    policy = driver.jit_once(cloning.init, static_argnums=(1, 2, 3))(
         key, config.cloning, (64, 64, 3), config.dynamics.latent_dim
     )
     pipeline.online_stage(run, model, policy)
@@ -397,7 +398,7 @@ def test_clones_of_labels_see_the_rows_of_the_runs_seed(store, tmp_path):
         config = run.config
         _, params = pipeline.clone_actions(run, key, jax.device_put(obs), taken, 6, 2)
     state = pipeline._init_actions(key, config.cloning, 2, (4,), False, None)
-    rows, step = np.random.default_rng(config.seed), jax.jit(actions.train_step)
+    rows, step = np.random.default_rng(config.seed), jax.jit(behaviour_cloning.train_step)
     for _ in range(config.offline.bc_steps):
         batch = rows.integers(6, size=config.cloning.batch_size)
         state, _ = step(state, obs[batch], taken[batch])

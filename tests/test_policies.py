@@ -18,9 +18,10 @@ from lamjax.decoding.offline import OfflineConfig
 from lamjax.decoding.online import DecoderConfig, OnlineConfig
 from lamjax.models.impala import ImpalaConfig
 from lamjax.models.mlp import MLPConfig
-from lamjax.models.policy import LatentPolicy, normalise_obs
+from lamjax.models.policy import LatentPolicy
 from lamjax.policies import DecodedPolicy, Logits, PolicyError, load_policy, save_policy
 from lamjax.ppo.agent import ScratchAgent
+from lamjax.preprocess import normalise_obs
 from lamjax.spaces import Box
 
 ACTIONS, LATENT = 6, 10

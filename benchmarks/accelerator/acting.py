@@ -12,9 +12,10 @@ from jax.experimental import io_callback
 from benchmarks import acting, coinrun, measure
 from benchmarks.settings import OBS, Settings
 from benchmarks.training import init_cloning, init_dynamics
-from lamjax import envs, loops
+from lamjax import envs
 from lamjax.decoding import online
 from lamjax.ppo import train as ppo
+from lamjax.training import driver
 
 CALLS = 100  # callbacks in a dispatch
 
@@ -96,7 +97,7 @@ def _dtype(name: str, settings: Settings) -> str:
 def _scan(settings: Settings, name: str) -> Callable:
     preset = settings.preset
     trunk = preset.cloning.trunk if name == "stage3" else preset.scratch.trunk
-    return jax.lax.scan if loops.fuses_steps(trunk) else loops.host_scan
+    return jax.lax.scan if driver.fuses_steps(trunk) else driver.host_scan
 
 
 def scratch_update(settings: Settings) -> dict[str, Any]:

@@ -9,10 +9,11 @@ import numpy as np
 
 from benchmarks.settings import OBS
 from benchmarks.training import init_cloning, init_dynamics
-from lamjax import cloning, dynamics, envs, loops
+from lamjax import cloning, dynamics, envs
 from lamjax.config import RunConfig, with_dtype
 from lamjax.decoding import online
 from lamjax.ppo import train as ppo
+from lamjax.training import driver
 
 STAGES = ("stage1", "stage2", "stage3", "ppo")
 NUM_ACTIONS = 15
@@ -99,7 +100,7 @@ def gradients(stage: str, problem: Problem, dtype: str, device: jax.Device) -> d
       dtype: of the activations.
       device: where it is computed.
     """
-    jit = loops.jit_once if device.platform == "cpu" else jax.jit  # a CPU is the reference, which runs once
+    jit = driver.jit_once if device.platform == "cpu" else jax.jit  # a CPU is the reference, which runs once
     problem = _typed(problem, dtype)
     loss, params, data = {"stage1": _dynamics, "stage2": _cloning}.get(stage, _ppo)(problem, stage)
     with jax.default_device(device):

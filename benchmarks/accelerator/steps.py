@@ -42,7 +42,7 @@ class Job:
 
     def tell(self, **entries: Any) -> None:
         """Appends a row (``row=``) or facts by name."""
-        from lamjax.run import finite
+        from lamjax.training.run_folder import finite
 
         with open(self.results, "a") as file:
             file.write(json.dumps(finite(entries)) + "\n")
@@ -240,7 +240,7 @@ def expert(job: Job) -> None:
     import jax
 
     from lamjax import whole
-    from lamjax.run import InterruptedRunError
+    from lamjax.training.run_folder import InterruptedRunError
 
     env, runs = job.expert_env, Path(job.work) / "runs"
     preset, config = whole.preset_of(env, "smoke" if job.dry else "paper")
@@ -265,7 +265,7 @@ expert_again = expert  # in a dry run, after packing and unpacking
 
 def _trained(run: Path) -> tuple[int, float]:
     """Updates of an expert's newest checkpoint, and the seconds they took."""
-    from lamjax import checkpoint
+    from lamjax.training import checkpoint
 
     saved = checkpoint.restore_arrays(run / "checkpoints" / "expert")
     return (saved[0], saved[2]["meta"]["seconds"]) if saved else (0, 0.0)

@@ -9,9 +9,9 @@ from matplotlib.figure import Figure
 
 from experiments import common, stages
 from experiments.common import COLOURS, Experiment, Row, bars, curve, grid, style, table
-from lamjax import envs, fused, policies
+from lamjax import envs, jitted, policies
 from lamjax.analysis.latents import latents_of
-from lamjax.decoding import actions, offline
+from lamjax.decoding import behaviour_cloning, offline
 from lamjax.ppo.agent import ScratchAgent
 
 GAME, A = "cartpole", 2
@@ -57,16 +57,19 @@ def played(method: str, labels: int, seed: int) -> dict[str, float]:
     env = envs.make(GAME, stages.NUM_ENVS)
     windows, taken = stages.windows(key_labels, train, labels)
     if method == "latents":
-        network, params = fused.decode_offline(key_fit, CONFIG.offline, policy, windows[:, 1], taken, A)
+        network, params = jitted.decode_offline(key_fit, CONFIG.offline, policy, windows[:, 1], taken, A)
     else:
         obs, named = windows[:, 1], taken
         if method == "named":
             z = jnp.asarray(stages.infer(model, np.asarray(windows)))
             decoder, _ = offline.fit(key_fit, z, taken, CONFIG.offline, A)
             seen, _, _ = stages.drawn(key_labels, train, stages.PROBE_TRAIN)
-            obs, named = seen[:, 1], actions.name_actions(model, decoder, jnp.asarray(seen), CONFIG.offline, A)
+            obs, named = (
+                seen[:, 1],
+                behaviour_cloning.name_actions(model, decoder, jnp.asarray(seen), CONFIG.offline, A),
+            )
         network = ScratchAgent(CONFIG.cloning.trunk, A)
-        params = stages.clone_actions(key_clone, CONFIG.cloning, jnp.asarray(obs), named, A, fused.stats(train))
+        params = stages.clone_actions(key_clone, CONFIG.cloning, jnp.asarray(obs), named, A, jitted.stats(train))
     logits_fn = policies.Logits(network)
     test, chosen, _ = stages.drawn(key_test, held_out, stages.PROBE_TEST)
     agrees = np.argmax(np.asarray(logits_fn(params, jnp.asarray(test[:, 1]))), -1) == chosen

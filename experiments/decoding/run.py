@@ -11,9 +11,9 @@ from matplotlib.figure import Figure
 
 from experiments import common, stages
 from experiments.common import COLOURS, Cell, Experiment, Row, curve, style
-from lamjax import envs, fused, policies
+from lamjax import envs, jitted, policies
 from lamjax.config import GRID_PRESETS, ScratchConfig
-from lamjax.decoding import actions, offline, online
+from lamjax.decoding import behaviour_cloning, offline, online
 from lamjax.dynamics import DynamicsState
 from lamjax.envs.api import VectorEnv
 from lamjax.envs.evaluate import play_all
@@ -37,7 +37,7 @@ NEAR = 0.95  # of the demonstrator's return
 WINDOW = 1 / 50  # of the frames: the mean over which a training return counts
 
 _play = jax.jit(play_all, static_argnames=("logits_fn", "env", "per_env", "greedy"))
-_named = jax.jit(actions.name_actions, static_argnames=("config", "space"))
+_named = jax.jit(behaviour_cloning.name_actions, static_argnames=("config", "space"))
 
 
 def returns(game: str, seed: int, network: policies.Network, params: dict) -> dict[str, float]:
@@ -75,14 +75,19 @@ def progress(game: str, seed: int, curve: Sequence[float], frames: int, before: 
 def learned(game: str, seed: int):
     """The recording and stages 1 and 2 on it."""
     env, keys = envs.make(f"minatar/{game}", stages.NUM_ENVS), stages.keys(seed)
-    train, _ = fused.split(stages.record(keys[0], env, *stages.expert(f"minatar/{game}", seed, DEMONSTRATOR), STEPS))
+    train, _ = jitted.split(stages.record(keys[0], env, *stages.expert(f"minatar/{game}", seed, DEMONSTRATOR), STEPS))
     model, _ = stages.train_dynamics(keys[1], CONFIG.dynamics, train)
     policy, _ = stages.train_cloning(keys[2], CONFIG.cloning, train, model)
     return train, model, policy
 
 
 def named_actions(
-    key: jax.Array, train: fused.Played, model: DynamicsState, labelled: jax.Array, taken: jax.Array, space: ActionSpace
+    key: jax.Array,
+    train: jitted.Played,
+    model: DynamicsState,
+    labelled: jax.Array,
+    taken: jax.Array,
+    space: ActionSpace,
 ) -> tuple[jax.Array, jax.Array]:
     """All training windows' observations ``[E, *obs_shape]``, and their actions ``[E]`` as the labels tell them."""
     decoder, _ = offline.fit(key, jnp.asarray(stages.infer(model, labelled)), taken, CONFIG.offline, space)
@@ -93,7 +98,12 @@ def named_actions(
 
 
 def clone_named(
-    key: jax.Array, train: fused.Played, model: DynamicsState, labelled: jax.Array, taken: jax.Array, space: ActionSpace
+    key: jax.Array,
+    train: jitted.Played,
+    model: DynamicsState,
+    labelled: jax.Array,
+    taken: jax.Array,
+    space: ActionSpace,
 ) -> dict:
     """The parameters of a policy cloned from the training windows, named as the labels tell."""
     seen, said = named_actions(key, train, model, labelled, taken, space)
@@ -112,7 +122,7 @@ def named_by_play(game: str, seed: int) -> dict:
 
 @functools.partial(jax.jit, static_argnames=("env", "config"))
 def tune(key: jax.Array, env: VectorEnv, config: ScratchConfig, params: dict) -> tuple[dict, dict[str, jax.Array]]:
-    """As `fused.learn`, from these parameters."""
+    """As `jitted.learn`, from these parameters."""
     agent = ScratchAgent(config.trunk, env.action_space)
     state, metrics = ppo.learn(ppo.init(key, config.ppo, params, env), agent, env)
     return state.params, metrics
@@ -123,7 +133,7 @@ def by_labels(method: str, game: str, labels: int, seed: int) -> dict[str, float
     train, model, policy = learned(game, seed)
     labelled, taken = stages.windows(key, train, labels)
     if method == "decoded":
-        network, params = fused.decode_offline(key, CONFIG.offline, policy, labelled[:, 1], taken, env.action_space)
+        network, params = jitted.decode_offline(key, CONFIG.offline, policy, labelled[:, 1], taken, env.action_space)
         return returns(game, seed, network, params)
     if method == "named":
         params = clone_named(key, train, model, labelled, taken, env.action_space)

@@ -13,7 +13,7 @@ from lamjax import envs, pipeline
 from lamjax.analysis import diagnosis
 from lamjax.config import AnalysisConfig, RecordConfig, RunConfig
 from lamjax.decoding.online import DecoderConfig
-from lamjax.run import Run
+from lamjax.training.run_folder import Run
 
 GAME = "minatar/breakout"
 ONLINE_FRAMES = 131_072

@@ -31,10 +31,10 @@ from lamjax.analysis.latents import latents_of
 from lamjax.dynamics import DynamicsConfig, DynamicsState
 from lamjax.linear import Moments, optimum
 from lamjax.linear.world import Transition
-from lamjax.loops import fuses_steps, jit_once, repeat
 from lamjax.models.impala import ImpalaConfig
 from lamjax.models.quantizer import QuantizerConfig
 from lamjax.models.unet import UNetConfig
+from lamjax.training.driver import fuses_steps, jit_once, repeat
 
 ROWS, COLUMNS = 3, 4
 MOVES = ((0, 0), (-1, 0), (1, 0), (0, -1), (0, 1))  # stay, up, down, left, right

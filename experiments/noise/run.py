@@ -9,12 +9,12 @@ from matplotlib.figure import Figure
 
 from experiments import common, stages
 from experiments.common import Experiment, Row, curve, grid, style, table
-from lamjax import envs, fused, policies
+from lamjax import envs, jitted, policies
 from lamjax.analysis import probes
-from lamjax.data.clean import clean
-from lamjax.fused import Played
+from lamjax.jitted import Played
 from lamjax.linear import Moments, optimum
 from lamjax.linear.world import Transition
+from lamjax.preprocess import clean
 
 GAME = "minatar/breakout"
 STEPS, LABELS = 1024, 256
@@ -48,7 +48,7 @@ def recorded(strength: str, seed: int) -> tuple[Played, Played]:
     env = environment(strength)
     tell = getattr(env, "shown", None)
     uniform = policies.uniform_logits(env.num_actions)
-    return fused.split(stages.record(stages.keys(seed)[0], env, uniform, {}, STEPS, tell))
+    return jitted.split(stages.record(stages.keys(seed)[0], env, uniform, {}, STEPS, tell))
 
 
 def noise_change(played: Played, starts: np.ndarray) -> np.ndarray | None:

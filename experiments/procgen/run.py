@@ -24,7 +24,7 @@ import tyro
 
 from lamjax import envs, experts, pipeline, policies
 from lamjax.config import PRESETS, RunConfig
-from lamjax.run import InterruptedRunError, Run, RunError, read_json, write_json
+from lamjax.training.run_folder import InterruptedRunError, Run, RunError, read_json, write_json
 
 HERE = Path(__file__).parent
 # The paper's figure has all of them; these first are where LAPO gains most, or learns fastest.

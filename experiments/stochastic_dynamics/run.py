@@ -7,7 +7,7 @@ from matplotlib.figure import Figure
 
 from experiments import common, stages
 from experiments.common import Experiment, Row, curve, grid, style, table
-from lamjax import envs, fused, policies
+from lamjax import envs, jitted, policies
 from lamjax.envs.wrappers import Disobedient, DisobedientState
 
 GAME = "minatar/breakout"
@@ -32,7 +32,7 @@ def measure(variant: str, level: str, seed: int) -> dict[str, float]:
     keys = stages.keys(seed)
     env = Disobedient(envs.make(GAME, stages.NUM_ENVS), **{variant: float(level)})
     uniform, a = policies.uniform_logits(env.num_actions), env.num_actions
-    train, held_out = fused.split(stages.record(keys[0], env, uniform, {}, STEPS, executed))
+    train, held_out = jitted.split(stages.record(keys[0], env, uniform, {}, STEPS, executed))
     model, _ = stages.train_dynamics(keys[1], CONFIG, train)
     untrained = stages.untrained_dynamics(keys[1], CONFIG, train)
     found = stages.examine(keys[2], model, untrained, train, held_out, a)

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 
 from experiments import common, stages
 from experiments.common import Experiment, Row, bars, grid, style, table
-from lamjax import envs, fused
+from lamjax import envs, jitted
 
 GAME = "minatar/breakout"
 CONFIG = stages.GRID
@@ -22,7 +22,7 @@ EARLY = slice(100, 200)  # updates
 CLONING_EDGES = (0.01, 0.05, 0.1)
 
 
-def configured(variant: str, level: str) -> fused.DynamicsConfig:
+def configured(variant: str, level: str) -> jitted.DynamicsConfig:
     quantizer = CONFIG.dynamics.quantizer
     if variant == "continuous":
         return dataclasses.replace(CONFIG.dynamics, quantizer=dataclasses.replace(quantizer, enabled=False))

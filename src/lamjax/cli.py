@@ -265,7 +265,7 @@ def train(args: Train) -> None:
     import jax
 
     from lamjax import budget, pipeline, whole
-    from lamjax.run import read_json
+    from lamjax.training.run_folder import read_json
 
     within = None if args.within is None else budget.parse_duration(args.within) / args.seeds
     folders = []
@@ -299,7 +299,7 @@ def record(args: Record) -> None:
 
     from lamjax import pipeline
     from lamjax.data.record import record as write_store
-    from lamjax.metrics import Progress
+    from lamjax.training.logging import Progress
 
     config = _played(args, frames=args.frames, num_envs=args.num_envs)
     env = pipeline.make_env(args.env, args.num_envs, RunConfig(record=config))
@@ -355,8 +355,8 @@ def evaluate(args: Eval) -> None:
 
     from lamjax import pipeline
     from lamjax.envs.evaluate import evaluate as play
-    from lamjax.metrics import Progress
-    from lamjax.run import finite
+    from lamjax.training.logging import Progress
+    from lamjax.training.run_folder import finite
 
     num_envs = min(args.num_envs, args.episodes)
     env = pipeline.make_env(args.env, num_envs, RunConfig(record=_played(args)))
@@ -390,7 +390,7 @@ def evaluate(args: Eval) -> None:
 def report(args: Report) -> None:
     """`lamjax report`."""
     from lamjax.analysis import report as page
-    from lamjax.run import RunError
+    from lamjax.training.run_folder import RunError
 
     folder = args.run
     if folder is None:
@@ -461,8 +461,8 @@ def export_torch(args: ExportTorch) -> None:
 @contextlib.contextmanager
 def _importing(out: Path, label: str, unit: str) -> Iterator[dict[str, Callable]]:
     """Gives an import its `progress` and `say`; a signal stops it, and what is checkpointed stays."""
-    from lamjax.metrics import Progress
-    from lamjax.run import InterruptedRunError
+    from lamjax.training.logging import Progress
+    from lamjax.training.run_folder import InterruptedRunError
 
     def stop(signum: int, _: Any) -> None:
         raise InterruptedRunError(signum)
@@ -587,7 +587,7 @@ def main(argv: list[str] | None = None) -> int:
         return 2
     logging.getLogger("absl").setLevel(logging.ERROR)  # orbax tells every step of every save
     from lamjax import parallel
-    from lamjax.run import InterruptedRunError
+    from lamjax.training.run_folder import InterruptedRunError
 
     try:
         if verb == "train" and not {"-h", "--help"} & set(rest):

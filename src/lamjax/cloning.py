@@ -16,9 +16,11 @@ from flax import struct
 
 from lamjax import parallel
 from lamjax.models.impala import ImpalaConfig
-from lamjax.models.policy import LatentPolicy, ObsStats, normalise_obs
+from lamjax.models.policy import LatentPolicy
 from lamjax.models.trunk import TrunkConfig
-from lamjax.optim import Lengths, check_lengths, grads_as, unpack_groups, warmup_linear
+from lamjax.optim import grads_as, unpack_groups
+from lamjax.preprocess import ObsStats, normalise_obs
+from lamjax.schedules import Lengths, check_lengths, warmup_linear
 
 
 @dataclasses.dataclass(frozen=True)

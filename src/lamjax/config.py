@@ -103,7 +103,7 @@ _NAMED_RATES: tuple[tuple[str, Schedule], ...] = (
 
 @dataclasses.dataclass(frozen=True)
 class NamedConfig:
-    """Stage 3 with labels of one's own: LAPO+'s order (see `lamjax.decoding.actions`), and PPO from the cloned policy.
+    """Stage 3 with labels of one's own: LAPO+'s order (`lamjax.decoding.behaviour_cloning`), and PPO from the clone.
 
     Attributes:
       frames: of random play, on whose actions the decoder of the inverse model is fitted; 0 leaves the stage out. The

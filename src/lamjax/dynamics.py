@@ -22,17 +22,17 @@ import optax
 from flax import struct
 
 from lamjax import parallel
-from lamjax.data.clean import Cleaning, clean
 from lamjax.models import quantizer
 from lamjax.models.fdm import FDMConfig, make_fdm
 from lamjax.models.idm import IDM
 from lamjax.models.impala import ImpalaConfig
-from lamjax.models.init import Dense
-from lamjax.models.policy import ObsStats, normalise_obs
+from lamjax.models.layers import Dense
 from lamjax.models.quantizer import Codebooks, QuantizerConfig
 from lamjax.models.trunk import TrunkConfig
 from lamjax.models.unet import UNetConfig
-from lamjax.optim import Lengths, check_lengths, grads_as, unpack_groups, warmup_linear
+from lamjax.optim import grads_as, unpack_groups
+from lamjax.preprocess import Cleaning, ObsStats, clean, normalise_obs
+from lamjax.schedules import Lengths, check_lengths, warmup_linear
 from lamjax.spaces import ActionSpace, as_space
 
 _AUGMENT = 0x5417F7  # the constant that random shifts are drawn from
@@ -57,7 +57,7 @@ class DynamicsConfig:
       idm_input: what the inverse model sees: "frames" are o_{t-1}, o_t, o_{t+1}, as in LAPO; "changes" are
         o_t - o_{t-1}, o_t, o_{t+1} - o_t, from which a small network reads motion at once (and so on, further back).
       clean: "none" is LAPO; "median" and "level" take noise of single pixels, or light that changes as one, out of all
-        frames that either model sees, in training and in inference (see `lamjax.data.clean`).
+        frames that either model sees, in training and in inference (see `lamjax.preprocess`).
       augment: "none" is LAPO; "shift" moves all frames that the inverse model sees in training by one random
         translation a window, while the forward model sees them as they are: a latent that carries o_t itself is then
         of no use to it (see `shift_windows`).
@@ -216,7 +216,7 @@ def init(
       key: a typed PRNG key.
       config: the settings.
       obs_shape: shape of one observation, ``(H, W, C)``, or ``(C,)`` with networks for vectors.
-      obs_stats: what `models.policy.obs_stats` tells of the training observations, for types other than uint8.
+      obs_stats: what `preprocess.obs_stats` tells of the training observations, for types other than uint8.
       space: what actions are, or how many there are; needed with `action_weight` alone, and without it ignored.
 
     Raises:

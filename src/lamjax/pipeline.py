@@ -24,7 +24,7 @@ import numpy as np
 import optax
 
 import lamjax
-from lamjax import cloning, dynamics, envs, experts, loops, parallel, policies
+from lamjax import cloning, dynamics, envs, experts, parallel, policies
 from lamjax.analysis import diagnosis, latents, probes, report
 from lamjax.analysis.held_out import cloning_error, held_out_errors, swapped_error
 from lamjax.analysis.reading import reading_of
@@ -41,17 +41,18 @@ from lamjax.data.stream import (
     sample_labelled,
     upload_labels,
 )
-from lamjax.decoding import actions, offline, online
+from lamjax.decoding import behaviour_cloning, offline, online
 from lamjax.dynamics import DynamicsState
 from lamjax.envs.evaluate import evaluate_all, most_together
-from lamjax.metrics import Progress, read_metrics
-from lamjax.models.policy import ObsStats, obs_stats
-from lamjax.optim import Lengths
 from lamjax.ppo import train as ppo
 from lamjax.ppo.agent import ScratchAgent
 from lamjax.ppo.train import PPOConfig, PPOState
-from lamjax.run import Run, RunError, Saver, restore, timed, train, write_json
+from lamjax.preprocess import ObsStats, obs_stats
+from lamjax.schedules import Lengths
 from lamjax.spaces import ActionSpace, as_space
+from lamjax.training import driver
+from lamjax.training.logging import Progress, read_metrics
+from lamjax.training.run_folder import Run, RunError, Saver, restore, timed, train, write_json
 
 FUSE = 25  # optimizer steps in a dispatch where steps fuse
 STRIPS = {1: 256, 3: 8}  # held-out predictions that are shown, by the rank of an observation
@@ -341,11 +342,11 @@ def record_stage(run: Run, source: Source, data: Path) -> Store:
 
 
 def _fuse(*networks: Any) -> int:
-    return FUSE if loops.fuses_steps(*networks) else 1
+    return FUSE if driver.fuses_steps(*networks) else 1
 
 
 def _scan(*networks: Any) -> Callable:
-    return jax.lax.scan if loops.fuses_steps(*networks) else loops.host_scan
+    return jax.lax.scan if driver.fuses_steps(*networks) else driver.host_scan
 
 
 @functools.cache
@@ -385,7 +386,7 @@ def _dynamics_steps(
         windows = sample(buffer, key, state.step, config.batch_size, length=config.window, **place)
         return dynamics.train_step(state, windows, labelled, axis_name=axis_name, lengths=lengths)
 
-    return loops.repeat(step, state, n)
+    return driver.repeat(step, state, n)
 
 
 def _cloning_steps(
@@ -406,7 +407,7 @@ def _cloning_steps(
         latents = dynamics.infer_latents(model, windows).continuous
         return cloning.train_step(state, windows[:, -2], latents, axis_name=axis_name, lengths=lengths)
 
-    return loops.repeat(step, state, n)
+    return driver.repeat(step, state, n)
 
 
 def _traced(lengths: tuple[int, int]) -> Lengths:
@@ -483,7 +484,7 @@ def held_out_windows(run: Run, store: Store) -> EvaluationWindows:
     return evaluation_windows(run, store, count, min(128, count))
 
 
-_init_dynamics = loops.jit_once(dynamics.init, static_argnums=(1, 2, 4))
+_init_dynamics = driver.jit_once(dynamics.init, static_argnums=(1, 2, 4))
 
 
 def training_stats(store: Store) -> ObsStats:
@@ -620,7 +621,7 @@ def examine_dynamics(
 def cloning_stage(run: Run, store: Store, model: DynamicsState, frames: TrainingFrames | None = None) -> CloningState:
     """Clones the latent policy; `frames` are by default its own."""
     config = run.config.cloning
-    state = loops.jit_once(cloning.init, static_argnums=(1, 2, 3))(
+    state = driver.jit_once(cloning.init, static_argnums=(1, 2, 3))(
         stage_key(run.config, "cloning"),
         config.program,
         store.obs_shape,
@@ -846,8 +847,8 @@ def offline_policies(
     return made[0][0], [params for _, params in made]
 
 
-_init_actions = loops.jit_once(actions.init, static_argnums=(1, 2, 3, 4))
-_clone_steps = jax.jit(actions.clone_steps, static_argnames="n", donate_argnums=0)
+_init_actions = driver.jit_once(behaviour_cloning.init, static_argnums=(1, 2, 3, 4))
+_clone_steps = jax.jit(behaviour_cloning.clone_steps, static_argnames="n", donate_argnums=0)
 
 
 def clone_actions(
@@ -879,7 +880,7 @@ def clone_actions(
 
 
 def _named_steps(
-    state: actions.ActionState,
+    state: behaviour_cloning.ActionState,
     buffer: Buffer,
     key: jax.Array,
     model: DynamicsState,
@@ -892,12 +893,12 @@ def _named_steps(
     """Takes n steps of cloning named actions in one dispatch; `key` is the stream's."""
     place = parallel.place(axis_name)
 
-    def step(state: actions.ActionState):
+    def step(state: behaviour_cloning.ActionState):
         windows = sample(buffer, key, state.step, state.config.batch_size, length=model.config.window, **place)
-        named = actions.name_actions(model, decoder, windows, config, state.agent.space)
-        return actions.train_step(state, windows[:, -2], named, axis_name=axis_name)
+        named = behaviour_cloning.name_actions(model, decoder, windows, config, state.agent.space)
+        return behaviour_cloning.train_step(state, windows[:, -2], named, axis_name=axis_name)
 
-    return loops.repeat(step, state, n)
+    return driver.repeat(step, state, n)
 
 
 def relabel(
@@ -1072,7 +1073,7 @@ def scratch_stage(run: Run, stage: str, config: ScratchConfig, start: Source | N
     agent = config.agent(env.action_space)
     key_params, key = jax.random.split(stage_key(run.config, stage))
     if start is None:
-        params = loops.jit_once(agent.init, static_argnums=1)(key_params, env.obs_shape)
+        params = driver.jit_once(agent.init, static_argnums=1)(key_params, env.obs_shape)
     else:
         plain = dataclasses.replace(agent, dtype=jnp.float32)  # files of policies do not tell
         if getattr(start.logits_fn, "network", None) != plain:

@@ -16,17 +16,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lamjax import checkpoint
 from lamjax.cloning import CloningState
 from lamjax.decoding.offline import OfflineConfig, decode
 from lamjax.decoding.online import HybridAgent
 from lamjax.models.grid import GridConfig
 from lamjax.models.impala import ImpalaConfig
 from lamjax.models.mlp import MLPConfig
-from lamjax.models.policy import LatentPolicy, normalise_obs
+from lamjax.models.policy import LatentPolicy
 from lamjax.models.trunk import TrunkConfig
 from lamjax.ppo.agent import ScratchAgent
+from lamjax.preprocess import normalise_obs
 from lamjax.spaces import ActionSpace, Box, Discrete, as_space
+from lamjax.training import checkpoint
 
 
 class PolicyError(ValueError):

@@ -25,7 +25,7 @@ from lamjax.decoding import offline, online
 from lamjax.envs.evaluate import CHUNK as PLAYED
 from lamjax.envs.evaluate import evaluate
 from lamjax.pipeline import Source
-from lamjax.run import Run
+from lamjax.training.run_folder import Run
 
 LONG_ENOUGH = 0.5  # seconds of steps that a rate is taken from
 MANY = 4  # times as long a first dispatch is its own rate: what it does once is little of it

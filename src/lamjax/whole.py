@@ -15,10 +15,11 @@ from typing import Any
 
 import jax
 
-from lamjax import budget, checkpoint, envs, experts, pipeline, rehearsal
+from lamjax import budget, envs, experts, pipeline, rehearsal
 from lamjax.config import RunConfig, default_preset, presets_for
 from lamjax.pipeline import Source
-from lamjax.run import Run, RunError, read_json, write_json
+from lamjax.training import checkpoint
+from lamjax.training.run_folder import Run, RunError, read_json, write_json
 
 RUNS, DATA = Path("runs"), Path("data")
 

@@ -10,9 +10,9 @@ from lamjax.analysis import latents
 from lamjax.dynamics import DynamicsConfig
 from lamjax.models.impala import ImpalaConfig
 from lamjax.models.mlp import MLPConfig, MLPFDMConfig
-from lamjax.models.policy import normalise_obs, obs_stats
 from lamjax.models.quantizer import QuantizerConfig
 from lamjax.models.unet import UNetConfig
+from lamjax.preprocess import normalise_obs, obs_stats
 
 CONFIG = DynamicsConfig(
     steps=10,

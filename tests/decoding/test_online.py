@@ -8,12 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lamjax import cloning, dynamics, envs, loops, policies
+from lamjax import cloning, dynamics, envs, policies
 from lamjax.cloning import CloningConfig
 from lamjax.decoding import online
 from lamjax.decoding.online import LEARNING_RATES, DecoderConfig, HybridAgent, OnlineConfig, Pairs
 from lamjax.dynamics import DynamicsConfig
-from lamjax.loops import jit_once
 from lamjax.models.impala import ImpalaConfig
 from lamjax.models.mlp import MLPConfig, MLPFDMConfig
 from lamjax.models.quantizer import QuantizerConfig
@@ -21,6 +20,8 @@ from lamjax.models.unet import UNetConfig
 from lamjax.ppo import train as ppo
 from lamjax.ppo.train import PPOConfig
 from lamjax.spaces import Box, Discrete
+from lamjax.training import driver
+from lamjax.training.driver import jit_once
 from tests.envs.toys import Aim
 from tests.trees import close
 
@@ -93,7 +94,7 @@ def test_update_trains_the_heads_alone_and_stops_collecting(model, policy, env):
     start = jax.device_get({"params": state.ppo.params, "frozen": state.frozen})
     written = []
     for _ in range(CONFIG.ppo.num_updates):
-        state, metrics = online.update(state, model, agent, env, scan=loops.host_scan)
+        state, metrics = online.update(state, model, agent, env, scan=driver.host_scan)
         written.append(int(state.pairs.written))
         assert np.isfinite(metrics["policy_loss"])
     per_update = (PPO.num_steps - 2) * PPO.num_envs

@@ -15,7 +15,7 @@ from lamjax.data.record import record
 from lamjax.data.store import evaluation_actions, evaluation_distractor
 from lamjax.envs import Disobedient, Distracted, Gymnax
 from lamjax.envs.wrappers import MAX_SPEED
-from lamjax.run import Run
+from lamjax.training.run_folder import Run
 from tests.envs.toys import Aim, Painter
 
 N, STEPS, SIDE = 4, 60, 16

@@ -7,9 +7,10 @@ import jax
 import numpy as np
 import pytest
 
-from lamjax import checkpoint, envs, loops, parallel, pipeline
+from lamjax import envs, parallel, pipeline
 from lamjax.config import PRESETS
 from lamjax.ppo import train as ppo
+from lamjax.training import checkpoint, driver
 
 PAPER = PRESETS["paper"].expert
 # The preset's expert in small: fewer environments, steps and channels.
@@ -25,12 +26,12 @@ def trained():
     """The environments, an update function, and the states before and after one update."""
     env = envs.make("coinrun", SMALL.ppo.num_envs)
     agent = SMALL.agent(env.action_space)
-    params = loops.jit_once(agent.init, static_argnums=1)(jax.random.key(0), env.obs_shape)
+    params = driver.jit_once(agent.init, static_argnums=1)(jax.random.key(0), env.obs_shape)
     before = jax.device_get(params)
     state = ppo.init(jax.random.key(1), SMALL.ppo, params, env)
 
     def update(state):
-        return ppo.update(state, agent, env, scan=loops.host_scan)
+        return ppo.update(state, agent, env, scan=driver.host_scan)
 
     state, metrics = update(state)
     return env, update, before, state, metrics

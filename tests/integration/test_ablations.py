@@ -7,12 +7,13 @@ import jax
 import numpy as np
 import pytest
 
-from lamjax import checkpoint, pipeline, policies
+from lamjax import pipeline, policies
 from lamjax.analysis import report
 from lamjax.cli import parse
 from lamjax.config import PRESETS
 from lamjax.data import open_store
-from lamjax.run import InterruptedRunError, Run
+from lamjax.training import checkpoint
+from lamjax.training.run_folder import InterruptedRunError, Run
 
 SMOKE = PRESETS["smoke"]
 SHORT = [
@@ -139,7 +140,7 @@ class _Like:
 
 
 def untrained_policy(config, store):
-    init = pipeline.loops.jit_once(pipeline.cloning.init, static_argnums=(1, 2, 3))
+    init = pipeline.driver.jit_once(pipeline.cloning.init, static_argnums=(1, 2, 3))
     return init(jax.random.key(0), config.cloning, store.obs_shape, config.dynamics.latent_dim)
 
 

@@ -8,9 +8,9 @@ import time
 
 import pytest
 
-from lamjax import checkpoint, run
 from lamjax.config import PRESETS
 from lamjax.data import open_store
+from lamjax.training import checkpoint, run_folder
 
 STAGES = ("dynamics", "cloning", "ppo_scratch", "decode_online")
 
@@ -69,7 +69,7 @@ class Chain(threading.Thread):
                 child.send_signal(signum)
                 reader.join()
             summary = self.folder / "summary.json"
-            ended = set(run.read_json(summary)["stages"]) if summary.exists() else set()
+            ended = set(run_folder.read_json(summary)["stages"]) if summary.exists() else set()
             self.stopped.append((child.returncode, ended, output[0]))
         with self._command() as child:
             output, _ = child.communicate()
@@ -120,7 +120,7 @@ def test_states_are_those_of_the_uninterrupted_run(chain, whole, stage):
 
 def test_trajectories_are_those_of_the_uninterrupted_run(chain, whole):
     ours, theirs = (
-        open_store(run.read_json(folder / "summary.json")["stages"]["record"]["store"])
+        open_store(run_folder.read_json(folder / "summary.json")["stages"]["record"]["store"])
         for folder in (chain.folder, whole)
     )
     assert ours.path != theirs.path and ours.manifest["files"] == theirs.manifest["files"]

@@ -9,11 +9,12 @@ import jax
 import numpy as np
 import pytest
 
-from lamjax import checkpoint, envs, pipeline, policies, run
+from lamjax import envs, pipeline, policies
 from lamjax.cli import main
 from lamjax.config import PRESETS
 from lamjax.data import open_store
-from lamjax.metrics import read_metrics
+from lamjax.training import checkpoint, run_folder
+from lamjax.training.logging import read_metrics
 
 SMOKE = PRESETS["smoke"]
 FRAMES = SMOKE.online.ppo.total_frames
@@ -196,11 +197,11 @@ def test_a_policy_of_the_run_can_be_evaluated_and_recorded(whole, tmp_path, capf
 def test_another_seed_gives_another_result(whole, tmp_path, monkeypatch):
     monkeypatch.setattr(pipeline, "examine_dynamics", lambda *args: {})
     config = dataclasses.replace(SMOKE, seed=1)
-    with run.Run(tmp_path / "run", "coinrun", config, {}) as opened:
+    with run_folder.Run(tmp_path / "run", "coinrun", config, {}) as opened:
         source = pipeline.find_source("coinrun", "random", tmp_path, 15)
         store = pipeline.record_stage(opened, source, tmp_path / "data")
         pipeline.dynamics_stage(opened, store)
-    first = open_store(run.read_json(whole / "summary.json")["stages"]["record"]["store"])
+    first = open_store(run_folder.read_json(whole / "summary.json")["stages"]["record"]["store"])
     assert store.manifest["files"]["observations/c.0.0.0.0"] != first.manifest["files"]["observations/c.0.0.0.0"]
     ours, theirs = (
         checkpoint.restore_arrays(folder / "checkpoints" / "dynamics")[2]["digests"]
@@ -229,7 +230,7 @@ def test_aggregate_of_seeds(whole, tmp_path):
         summary["stages"]["decode_offline"]["curve"] = [[16, 2.0 + shift, 0.1]]
         folders.append(tmp_path / f"smoke-s{seed}")
         folders[-1].mkdir()
-        run.write_json(folders[-1] / "summary.json", summary)
+        run_folder.write_json(folders[-1] / "summary.json", summary)
     found = json.loads(pipeline.aggregate(folders).read_text())
     assert found["seeds"] == [0, 1]
     assert found["stages"]["ppo_scratch"]["return_mean"] == {"mean": 4.0, "stderr": pytest.approx(1.0)}

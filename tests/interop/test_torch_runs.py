@@ -7,11 +7,12 @@ import jax
 import numpy as np
 import pytest
 
-from lamjax import checkpoint, cli, cloning, dynamics
+from lamjax import cli, cloning, dynamics
 from lamjax.cli import main
 from lamjax.config import PRESETS
 from lamjax.interop import golden, pytorch, torch_runs, torchfile
 from lamjax.interop.pytorch import WeightsError
+from lamjax.training import checkpoint
 
 FILE = Path(__file__).parents[1] / "golden" / "lapo_small.npz"
 

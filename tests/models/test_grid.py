@@ -2,11 +2,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lamjax import loops
 from lamjax.models.fdm import make_fdm
 from lamjax.models.grid import GridConfig, GridFDMConfig, GridTrunk, patches
 from lamjax.models.mlp import MLPFDMConfig
 from lamjax.models.trunk import make_trunk
+from lamjax.training import driver
 
 
 def grids(*shape):
@@ -23,7 +23,7 @@ def test_trunk_has_impalas_parts():
     module = make_trunk(GridConfig(channels=(4, 5), hidden=(6,), features=7))
     assert isinstance(module, GridTrunk)
     x = grids(3, 5, 5, 2)
-    params = loops.jit_once(module.init)(jax.random.key(0), x)["params"]
+    params = driver.jit_once(module.init)(jax.random.key(0), x)["params"]
     assert set(params) == {"convs", "fc"}
     assert params["convs"]["Dense_1"]["linear"]["kernel"].shape == (36, 5)
     assert params["convs"]["Dense_2"]["linear"]["kernel"].shape == (5 * 5 * 5, 6)
@@ -36,7 +36,7 @@ def test_trunk_has_impalas_parts():
 def test_an_empty_grid_is_zero_to_the_first_layer():
     module = make_trunk(GridConfig(channels=(), hidden=(6,), features=7))
     empty = np.full((1, 4, 4, 2), -0.5, np.float32)
-    params = loops.jit_once(module.init)(jax.random.key(0), empty)["params"]
+    params = driver.jit_once(module.init)(jax.random.key(0), empty)["params"]
     convs = module.apply({"params": params}, empty, method=lambda m, x: m.convs(x))
     np.testing.assert_allclose(convs[0], np.maximum(params["convs"]["Dense_0"]["linear"]["bias"], 0), atol=1e-6)
 
@@ -46,7 +46,7 @@ def check_fdm(config, shape):
     channels = shape[-1]
     module = make_fdm(config, channels)
     frames, latent = grids(2, *shape[:-1], 2 * channels), grids(2, 6)
-    start = loops.jit_once(module.init)(jax.random.key(0), frames, latent)
+    start = driver.jit_once(module.init)(jax.random.key(0), frames, latent)
     assert set(start) == {"params"}
     np.testing.assert_allclose(module.apply(start, frames, latent), frames[..., channels:])
     keys = iter(jax.random.split(jax.random.key(1), 100))

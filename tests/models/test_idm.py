@@ -2,9 +2,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lamjax import loops
 from lamjax.models.idm import IDM
 from lamjax.models.impala import ImpalaConfig
+from lamjax.training import driver
 
 
 def test_parameter_count_at_the_papers_size():
@@ -17,7 +17,7 @@ def test_parameter_count_at_the_papers_size():
 def test_head_is_linear_and_latents_depend_on_every_frame():
     module = IDM(ImpalaConfig(channels=(4,), strides=(4,), blocks=1, features=8), 6)
     frames = np.random.default_rng(0).uniform(-0.5, 0.5, (3, 8, 8, 9)).astype(np.float32)
-    variables = loops.jit_once(module.init)(jax.random.key(0), frames)
+    variables = driver.jit_once(module.init)(jax.random.key(0), frames)
     apply = jax.jit(module.apply)
     z = apply(variables, frames)
     assert z.shape == (3, 6)

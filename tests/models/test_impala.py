@@ -5,7 +5,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lamjax import loops
 from lamjax.models.impala import (
     Impala,
     ImpalaConfig,
@@ -17,6 +16,7 @@ from lamjax.models.impala import (
 )
 from lamjax.models.mlp import MLPConfig, MLPTrunk
 from lamjax.models.trunk import make_trunk
+from lamjax.training import driver
 
 
 def image(values):
@@ -127,7 +127,7 @@ def leaves(params, name):
 def test_residual_block_adds_two_rectified_convolutions():
     block = ResidualBlock(hidden=2)
     x = np.random.default_rng(0).normal(size=(1, 5, 5, 3)).astype(np.float32)
-    params = loops.jit_once(block.init)(jax.random.key(0), x)["params"]
+    params = driver.jit_once(block.init)(jax.random.key(0), x)["params"]
     assert [leaf.shape for leaf in leaves(params, "kernel")] == [(3, 3, 3, 2), (3, 3, 2, 3)]
     # Kernels that look at the middle pixel alone turn the block into two matrices.
     rng = np.random.default_rng(1)
@@ -161,7 +161,7 @@ def test_a_stage_is_convolution_pool_and_blocks():
     config = ImpalaConfig(channels=(5,), strides=(2,), blocks=2)
     module = ImpalaConvs(config)
     x = np.random.default_rng(0).normal(size=(2, 8, 8, 3)).astype(np.float32)
-    params = loops.jit_once(module.init)(jax.random.key(0), x)["params"]
+    params = driver.jit_once(module.init)(jax.random.key(0), x)["params"]
     assert len(leaves(params, "kernel")) == 1 + 2 * 2
     blocks = {name for name in params if "Residual" in name}
     assert len(blocks) == 2
@@ -183,7 +183,7 @@ def test_a_stage_is_convolution_pool_and_blocks():
 def small_trunk():
     module = Impala(ImpalaConfig(channels=(4, 4), strides=(2, 2), blocks=1, features=7))
     x = jnp.array(np.random.default_rng(0).uniform(-0.5, 0.5, (3, 16, 16, 3)), jnp.float32)
-    return module, x, loops.jit_once(module.init)(jax.random.key(0), x)
+    return module, x, driver.jit_once(module.init)(jax.random.key(0), x)
 
 
 def test_trunk_has_the_two_parts_that_stage_three_tells_apart():

@@ -2,8 +2,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lamjax import loops
 from lamjax.models.mlp import MLP, MLPConfig, MLPTrunk
+from lamjax.training import driver
 
 
 def linear(params, x):
@@ -13,7 +13,7 @@ def linear(params, x):
 def test_mlp_rectifies_between_its_layers_and_not_after_the_last():
     module = MLP((6, 5, 4))
     x = np.random.default_rng(0).normal(size=(7, 3)).astype(np.float32)
-    params = loops.jit_once(module.init)(jax.random.key(0), x)["params"]
+    params = driver.jit_once(module.init)(jax.random.key(0), x)["params"]
     layers = [params[name] for name in sorted(params)]
     h = np.maximum(linear(layers[1], np.maximum(linear(layers[0], x), 0)), 0)
     out = module.apply({"params": params}, x)
@@ -32,7 +32,7 @@ def test_decoders_have_the_papers_sizes():
 def test_trunk_has_impalas_parts():
     module = MLPTrunk(MLPConfig(hidden=(6, 5), features=4))
     x = np.random.default_rng(0).normal(size=(7, 3)).astype(np.float32)
-    params = loops.jit_once(module.init)(jax.random.key(0), x)["params"]
+    params = driver.jit_once(module.init)(jax.random.key(0), x)["params"]
     assert set(params) == {"convs", "fc"}
     h = np.maximum(MLP((6, 5)).apply({"params": params["convs"]}, x), 0)
     out = module.apply({"params": params}, x)

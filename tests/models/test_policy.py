@@ -2,10 +2,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lamjax import loops
 from lamjax.models.impala import ImpalaConfig
 from lamjax.models.mlp import MLPConfig
-from lamjax.models.policy import ActorCritic, LatentPolicy, normalise_obs, obs_stats
+from lamjax.models.policy import ActorCritic, LatentPolicy
+from lamjax.preprocess import normalise_obs, obs_stats
+from lamjax.training import driver
 
 TRUNK = MLPConfig(hidden=(16,), features=32)
 
@@ -29,7 +30,7 @@ def test_pixels_are_centred_and_other_observations_left_alone():
 def test_actor_critic_starts_nearly_uniform():
     module = ActorCritic(TRUNK, 15)
     obs = np.random.default_rng(0).normal(size=(9, 4)).astype(np.float32)
-    variables = loops.jit_once(module.init)(jax.random.key(0), obs)
+    variables = driver.jit_once(module.init)(jax.random.key(0), obs)
     logits, value = jax.jit(module.apply)(variables, obs)
     assert logits.shape == (9, 15) and value.shape == (9,)
     assert np.abs(logits).max() < 0.1 < np.abs(value).max()
@@ -43,7 +44,7 @@ def test_actor_critic_starts_nearly_uniform():
 def test_latent_policy_names_the_parts_that_stage_three_takes_over():
     module = LatentPolicy(TRUNK, 6)
     obs = np.random.default_rng(0).normal(size=(9, 4)).astype(np.float32)
-    variables = loops.jit_once(module.init)(jax.random.key(0), obs)
+    variables = driver.jit_once(module.init)(jax.random.key(0), obs)
     params = variables["params"]
     assert set(params) == {"trunk_net", "latent_head", "value_head"}
     assert set(params["trunk_net"]) == {"convs", "fc"}

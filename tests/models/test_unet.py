@@ -6,8 +6,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lamjax import loops
 from lamjax.models.unet import UNet, UNetConfig
+from lamjax.training import driver
 
 SMALL = UNetConfig(channels=(4,), bottleneck=8)  # 4 x 4 images
 DEEP = UNetConfig(channels=(4, 6), bottleneck=8)  # 8 x 8 images
@@ -120,7 +120,7 @@ def test_predicting_a_change_starts_as_a_copy_of_the_last_frame():
     """With the module's own start, of a form that has all the parts that start at zero."""
     config = dataclasses.replace(SMALL, predict="change", shift=1, stem=2)
     frames, latent = inputs(config)
-    variables = loops.jit_once(UNet(config).init)(jax.random.key(0), frames, latent)
+    variables = driver.jit_once(UNet(config).init)(jax.random.key(0), frames, latent)
     out = jax.jit(UNet(config).apply)(variables, frames, latent)
     np.testing.assert_allclose(out, frames[..., 3:], atol=1e-6)
     zeros = {name for name, tree in variables["params"].items() if not any(x.any() for x in jax.tree.leaves(tree))}

@@ -8,7 +8,7 @@ import numpy as np
 import optax
 import pytest
 
-from lamjax import envs, fused, loops
+from lamjax import envs, jitted
 from lamjax.config import GRID_PRESETS, OWN_PRESETS
 from lamjax.envs import Gymnax
 from lamjax.models.impala import ImpalaConfig
@@ -18,6 +18,7 @@ from lamjax.ppo import losses
 from lamjax.ppo import train as ppo
 from lamjax.ppo.agent import ScratchAgent
 from lamjax.ppo.train import PPOConfig
+from lamjax.training import driver
 from tests.envs.toys import Aim
 from tests.ppo import probes
 from tests.ppo.conftest import AGENT, CONFIG
@@ -114,8 +115,8 @@ def test_learns_pendulum():
     config = OWN_PRESETS["pendulum"]["cpu"].expert
     env = envs.make("pendulum", config.ppo.num_envs)
     agent = ScratchAgent(config.trunk, env.action_space)
-    params, metrics = jax.jit(lambda key: fused.learn(key, env, config))(jax.random.key(0))
-    returns = fused.evaluate(jax.random.key(1), env, Logits(agent), params, 2)
+    params, metrics = jax.jit(lambda key: jitted.learn(key, env, config))(jax.random.key(0))
+    returns = jitted.evaluate(jax.random.key(1), env, Logits(agent), params, 2)
     assert returns.mean() >= -250
     assert np.nanmin(metrics["episode_return"]) < -1000  # it had to be learned
 
@@ -126,8 +127,8 @@ def test_learns_minatar_breakout():
     config = GRID_PRESETS["cpu"].expert
     env = envs.make("minatar/breakout", config.ppo.num_envs)
     agent = ScratchAgent(config.trunk, env.num_actions)
-    params, _ = jax.jit(lambda key: fused.learn(key, env, config))(jax.random.key(0))
-    returns = fused.evaluate(jax.random.key(1), env, Logits(agent), params, 2)
+    params, _ = jax.jit(lambda key: jitted.learn(key, env, config))(jax.random.key(0))
+    returns = jitted.evaluate(jax.random.key(1), env, Logits(agent), params, 2)
     assert returns.mean() > 28
 
 
@@ -340,7 +341,7 @@ def test_devices_with_environments_of_their_own_make_one_update_in_a_loop_and_in
     rollout = ppo.collect_on(devices, AGENT, env, state)
     assert rollout.action.shape == (2, 16, 8) and (rollout.actor.obs[0] != rollout.actor.obs[1]).any()
     fused, fused_metrics = ppo.improve_on(devices, state, AGENT, rollout)
-    looped, looped_metrics = ppo.improve_on(devices, state, AGENT, rollout, scan=loops.host_scan)
+    looped, looped_metrics = ppo.improve_on(devices, state, AGENT, rollout, scan=driver.host_scan)
     allclose(looped_metrics, fused_metrics, rtol=1e-3, atol=1e-4)
     allclose((looped.params, looped.opt_state), (fused.params, fused.opt_state), rtol=1e-3, atol=1e-4)
     assert int(looped.update) == int(fused.update) == 1 and fused_metrics["episodes"] == 2 * 8 * 5
@@ -354,7 +355,7 @@ def test_packed_minibatches_are_the_others(bench, monkeypatch):
     state = bench.start(probes.ACTION_MUST_MATCH)
     rollout = ppo.collect(AGENT, bench.env, state)
     plain, plain_metrics = ppo.improve(state, AGENT, rollout)
-    monkeypatch.setattr(loops, "packs", lambda: True)
+    monkeypatch.setattr(driver, "packs", lambda: True)
     # A setting of acting alone: with it the update is another program, which is traced anew.
     other = state.replace(config=dataclasses.replace(state.config, bootstrap_truncation=False))
     packed, packed_metrics = ppo.improve(other, AGENT, rollout)
@@ -377,7 +378,7 @@ def test_host_loop_and_scan_make_the_same_update(telltale):
 
     fused, fused_metrics = jax.jit(improve)(state, rollout)
     loose = state.replace(params=copied(state.params), opt_state=copied(state.opt_state))
-    looped, looped_metrics = ppo.improve(loose, AGENT, rollout, scan=loops.host_scan)
+    looped, looped_metrics = ppo.improve(loose, AGENT, rollout, scan=driver.host_scan)
     assert jax.tree.structure(looped) == jax.tree.structure(fused)
     allclose(looped_metrics, fused_metrics, rtol=1e-3, atol=1e-4)
     allclose(looped.params, fused.params, rtol=1e-3, atol=1e-4)
@@ -388,10 +389,10 @@ def test_host_loop_and_scan_make_the_same_update(telltale):
 
 def test_host_loop_traces_its_parts_once(bench):
     state = bench.start(probes.TELLTALE, reward_limit=10.0)
-    state, _ = ppo.update(state, AGENT, bench.env, scan=loops.host_scan)
+    state, _ = ppo.update(state, AGENT, bench.env, scan=driver.host_scan)
     traced = len(AGENT.traces)
     for _ in range(3):
-        state, _ = ppo.update(state, AGENT, bench.env, scan=loops.host_scan)
+        state, _ = ppo.update(state, AGENT, bench.env, scan=driver.host_scan)
     assert len(AGENT.traces) == traced > 0
     assert int(state.update) == 4
 
@@ -401,7 +402,7 @@ def test_host_loop_traces_its_parts_once(bench):
 
 def test_scratch_agent_normalises_pixels():
     agent = ScratchAgent(ImpalaConfig(channels=(4,), strides=(8,), blocks=1, features=8), 5)
-    params = loops.jit_once(agent.init, static_argnums=1)(jax.random.key(0), (16, 16, 3))
+    params = driver.jit_once(agent.init, static_argnums=1)(jax.random.key(0), (16, 16, 3))
     assert set(params) >= {"policy_head", "value_head"}
     frames = jax.random.randint(jax.random.key(1), (2, 16, 16, 3), 0, 256).astype(jnp.uint8)
     features = agent.encode(None, frames)

@@ -15,7 +15,7 @@ import numpy as np
 from lamjax import cloning, dynamics
 from lamjax.cloning import CloningState
 from lamjax.dynamics import DynamicsState
-from lamjax.loops import over_batches
+from lamjax.training.driver import over_batches
 
 
 def _cloning_error(state: CloningState, windows: jax.Array, latents: jax.Array) -> jax.Array:

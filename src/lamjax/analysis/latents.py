@@ -11,8 +11,8 @@ import numpy as np
 
 from lamjax import dynamics
 from lamjax.dynamics import DynamicsState
-from lamjax.loops import over_batches
-from lamjax.models.policy import normalise_obs
+from lamjax.preprocess import normalise_obs
+from lamjax.training.driver import over_batches
 
 BATCH = 256
 

@@ -20,7 +20,7 @@ from markupsafe import Markup
 from matplotlib.figure import Figure
 
 from lamjax.analysis import diagnosis, figures
-from lamjax.metrics import read_metrics
+from lamjax.training.logging import read_metrics
 
 STAGES = {
     "record": "Recording",

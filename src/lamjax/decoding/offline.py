@@ -23,7 +23,7 @@ import numpy as np
 import optax
 
 from lamjax.models.mlp import MLP
-from lamjax.optim import warmup_linear
+from lamjax.schedules import warmup_linear
 from lamjax.spaces import ActionSpace, as_space
 
 Method = Literal["policy", "idm", "bc", "relabel"]

@@ -27,12 +27,12 @@ from lamjax import dynamics, parallel
 from lamjax.cloning import CloningState
 from lamjax.dynamics import DynamicsState
 from lamjax.envs.api import VectorEnv
-from lamjax.models.init import Dense
+from lamjax.models.layers import Dense
 from lamjax.models.mlp import MLP
-from lamjax.models.policy import ObsStats, normalise_obs
 from lamjax.models.trunk import TrunkConfig, make_trunk
 from lamjax.ppo import train as ppo
 from lamjax.ppo.train import PPOConfig, PPOState, Schedule
+from lamjax.preprocess import ObsStats, normalise_obs
 from lamjax.spaces import ActionSpace, as_space
 
 # LAPO's schedules as fractions of its 4M frames: heads first, then the layer under them. The convolutions, which LAPO

@@ -30,10 +30,11 @@ from lamjax.interop import pytorch
 from lamjax.interop.pytorch import TRACKED, WeightsError
 from lamjax.models import quantizer
 from lamjax.models.impala import ImpalaConfig
-from lamjax.models.policy import LatentPolicy, normalise_obs
+from lamjax.models.policy import LatentPolicy
 from lamjax.models.quantizer import QuantizerConfig
 from lamjax.models.unet import UNet, UNetConfig
 from lamjax.ppo.gae import gae
+from lamjax.preprocess import normalise_obs
 
 STEPS = 3
 GAMMA, LAMBDA = 0.999, 0.95

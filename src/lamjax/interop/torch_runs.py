@@ -11,13 +11,14 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from lamjax import checkpoint, cloning
+from lamjax import cloning
 from lamjax.cloning import CloningConfig, CloningState
 from lamjax.config import RunConfig
 from lamjax.dynamics import DynamicsConfig, DynamicsState
 from lamjax.interop import pytorch, torchfile
 from lamjax.interop.pytorch import FDM, IDM, TRACKED, WeightsError
 from lamjax.models.quantizer import Codebooks
+from lamjax.training import checkpoint
 
 POLICY = "policy."
 _TRUNK, _UNET, _BOOKS = "conv_stack.0.conv.weight", "down.0.conv.weight", "vq.embedding"

@@ -1,13 +1,14 @@
-"""The convolution that LAPO's networks consist of, made fast on a CPU: Winograd's way, with half of the products.
+"""The convolution of LAPO's networks, made fast on each backend: on a CPU by Winograd's algorithm.
 
 Dimension keys: B batch, H and W image size, I and O channels in and out.
 """
 
+from collections.abc import Callable
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
-
-from lamjax.models.fusion import unfused
 
 # Winograd's F(4, 3) ("Fast Algorithms for Convolutional Neural Networks", Lavin and Gray, arXiv 1509.09308): 4 pixels
 # of the output are A' [(G k) * (B d)] of the 6 pixels d that they see, 6 products instead of 12. A and G evaluate
@@ -131,3 +132,25 @@ def _combined(weights: np.ndarray, arrays: list[jax.Array]) -> jax.Array:
     """The arrays' weighted sum, without those that have no weight."""
     terms = [a * a.dtype.type(w) for w, a in zip(weights, arrays, strict=True) if w]
     return sum(terms[1:], terms[0])
+
+
+def unfused(function: Callable[..., Any], *args: jax.Array) -> Any:
+    """``function(*args)``, on a CPU apart from what is around it, and NaN there if the last argument begins with NaN.
+
+    XLA:CPU computes what the arguments come from anew in each loop that reads them, however often that is, but does not
+    fuse into a conditional (nor heed `jax.lax.optimization_barrier`). It cannot know that this one is always true,
+    unless the training is lost.
+
+    Args:
+      function: of arrays, to arrays of floats in any tree.
+      *args: of any shape, the last one floats and not empty.
+    """
+    if jax.default_backend() != "cpu":
+        return function(*args)
+    first = args[-1].ravel()[0]
+    results = jax.eval_shape(function, *args)
+
+    def lost(*_: jax.Array) -> Any:
+        return jax.tree.map(lambda result: jnp.full(result.shape, jnp.nan, result.dtype), results)
+
+    return jax.lax.cond(first == first, function, lost, *args)

@@ -14,7 +14,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from lamjax.models.init import Dense
+from lamjax.models.layers import Dense
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,7 +27,7 @@ class GridConfig:
       features: width F of the last.
     """
 
-    convolves: ClassVar[bool] = False  # by XLA's convolution, see `loops`
+    convolves: ClassVar[bool] = False  # by XLA's convolution, see `lamjax.training.driver`
 
     channels: tuple[int, ...] = (16,)
     hidden: tuple[int, ...] = ()

@@ -6,7 +6,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from lamjax.models.init import Dense
+from lamjax.models.layers import Dense
 from lamjax.models.trunk import TrunkConfig, make_trunk
 
 

@@ -11,8 +11,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lamjax.models.fusion import unfused
-from lamjax.models.init import Conv, Dense
+from lamjax.models.conv import unfused
+from lamjax.models.layers import Conv, Dense
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,7 +29,7 @@ class ImpalaConfig:
         stride, which costs a quarter.
     """
 
-    convolves: ClassVar[bool] = True  # see `loops`
+    convolves: ClassVar[bool] = True  # see `lamjax.training.driver`
 
     channels: tuple[int, ...] = (64, 128, 128)
     strides: tuple[int, ...] = (2, 2, 2)

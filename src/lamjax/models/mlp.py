@@ -7,7 +7,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from lamjax.models.init import Dense
+from lamjax.models.layers import Dense
 
 
 @dataclasses.dataclass(frozen=True)
@@ -19,7 +19,7 @@ class MLPConfig:
       features: width F of the last.
     """
 
-    convolves: ClassVar[bool] = False  # see `loops`
+    convolves: ClassVar[bool] = False  # see `lamjax.training.driver`
 
     hidden: tuple[int, ...] = (256,)
     features: int = 256

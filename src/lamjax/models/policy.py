@@ -8,36 +8,9 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
 
-from lamjax.models.init import Dense
+from lamjax.models.layers import Dense
 from lamjax.models.trunk import TrunkConfig, make_trunk
-
-ObsStats = dict[str, jax.Array] | None
-
-
-def obs_stats(obs: np.ndarray) -> ObsStats:
-    """What `normalise_obs` needs beside observations ``[E, *obs_shape]``: None for uint8, whose range is known.
-
-    Returns:
-      ``{"mean", "scale"}`` float32 ``[*obs_shape]`` for any other type; a number that never changes has scale 1.
-    """
-    if obs.dtype == np.uint8:
-        return None
-    scale = obs.std(0, dtype=np.float64)
-    mean, scale = obs.mean(0, dtype=np.float64), np.where(scale > 1e-6, scale, 1.0)
-    return {"mean": jnp.asarray(mean, jnp.float32), "scale": jnp.asarray(scale, jnp.float32)}
-
-
-def normalise_obs(obs: jax.Array, stats: ObsStats = None) -> jax.Array:
-    """uint8 pixels in [0, 255] to float32 in [-0.5, 0.5]; other observations to float32, standardised by `stats`."""
-    if obs.dtype == jnp.uint8:
-        return obs.astype(jnp.float32) / 255.0 - 0.5
-    obs = obs.astype(jnp.float32)
-    if stats is None:
-        return obs
-    lead = (None,) * (obs.ndim - stats["mean"].ndim)
-    return (obs - stats["mean"][lead]) / stats["scale"][lead]
 
 
 class ActorCritic(nn.Module):

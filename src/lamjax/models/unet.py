@@ -12,8 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from lamjax.models.impala import ResidualBlock, depth_to_space, max_pool, space_to_depth
-from lamjax.models.init import Conv, ConvTranspose, Dense, TiledConv
-from lamjax.models.norm import BatchNorm
+from lamjax.models.layers import BatchNorm, Conv, ConvTranspose, Dense, TiledConv
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,7 +31,7 @@ class UNetConfig:
         identity, so that a scrolling view need not be redrawn; 0 leaves this out.
     """
 
-    convolves: ClassVar[bool] = True  # see `loops`
+    convolves: ClassVar[bool] = True  # see `lamjax.training.driver`
 
     channels: tuple[int, ...] = (24, 48, 96, 192, 384)
     bottleneck: int = 768

@@ -7,8 +7,9 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from lamjax.models.policy import ActorCritic, normalise_obs
+from lamjax.models.policy import ActorCritic
 from lamjax.models.trunk import TrunkConfig
+from lamjax.preprocess import normalise_obs
 from lamjax.spaces import ActionSpace, as_space
 
 

@@ -19,13 +19,14 @@ import numpy as np
 import optax
 from flax import struct
 
-from lamjax import loops, parallel
+from lamjax import parallel
 from lamjax.envs.api import VectorEnv, stepper
 from lamjax.optim import grads_as, pack_groups, unpack_groups
 from lamjax.ppo import losses
 from lamjax.ppo.gae import gae
 from lamjax.ppo.rollout import ActorState, EpisodeStats, init_actor, rollout
 from lamjax.spaces import ActionSpace
+from lamjax.training import driver
 
 # A piecewise linear schedule: (fraction of the frames, learning rate) points.
 Schedule = tuple[tuple[float, float], ...]
@@ -292,7 +293,7 @@ def minibatch_step(
     deviation = jnp.sqrt(var * count / jnp.maximum(count - 1, 1))  # the sample's, as PyTorch's std
     minibatch = minibatch.replace(advantage=(minibatch.advantage - mean) / (deviation + 1e-8))
 
-    # Unrolled, not scanned: see `loops`.
+    # Unrolled, not scanned: see `driver`.
     grad_fn = jax.grad(loss_fn, has_aux=True)
     size, trained = rows.size // config.grad_chunks, unpack_groups(params)
     pieces = [
@@ -337,7 +338,7 @@ def _improve(
     )
     rows = _minibatches(state, rollout, axis_name)
     carry = state.params, state.opt_state
-    if scan is jax.lax.scan and loops.packs():
+    if scan is jax.lax.scan and driver.packs():
         carry = pack_groups(*carry)
     carry, metrics = scan(step, carry, rows)
     params, opt_state = unpack_groups(carry)
@@ -449,8 +450,8 @@ def update(
 ) -> tuple[PPOState, dict[str, jax.Array]]:
     """One PPO update: T steps in N environments, then epochs of minibatches.
 
-    Two dispatches, acting and learning; under ``jit`` one. On a CPU call it un-jitted with ``scan=loops.host_scan``:
-    the minibatches then run as a loop on the host (see `loops`), which donates parameters and moments.
+    Two dispatches, acting and learning; under ``jit`` one. On a CPU call it un-jitted with ``scan=driver.host_scan``:
+    the minibatches then run as a loop on the host (see `driver`), which donates parameters and moments.
 
     Args:
       state: the training state.

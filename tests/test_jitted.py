@@ -7,12 +7,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lamjax import envs, fused, loops, policies
+from lamjax import envs, jitted, policies
 from lamjax.config import VECTOR_PRESETS, ScratchConfig
 from lamjax.decoding import online
 from lamjax.decoding.online import DecoderConfig
 from lamjax.models.mlp import MLPConfig, MLPFDMConfig
 from lamjax.ppo.agent import ScratchAgent
+from lamjax.training import driver
 from tests.envs.toys import Aim, Counter
 
 N, STEPS = 8, 40
@@ -40,25 +41,25 @@ def env():
 
 @pytest.fixture(scope="module")
 def played(env):
-    return fused.record(jax.random.key(0), env, policies.uniform_logits(2), {}, STEPS)
+    return jitted.record(jax.random.key(0), env, policies.uniform_logits(2), {}, STEPS)
 
 
 def whole(key, env):
     """Everything that a run does."""
     keys = jax.random.split(key, 6)
-    params, ppo = fused.learn(keys[0], env, ScratchConfig(TRUNK, PPO))
+    params, ppo = jitted.learn(keys[0], env, ScratchConfig(TRUNK, PPO))
     expert = policies.Logits(ScratchAgent(TRUNK, env.num_actions))
-    train, held_out = fused.split(fused.record(keys[1], env, expert, params, STEPS))
-    model, dynamics = fused.train_dynamics(keys[2], DYNAMICS, train)
-    policy, cloning = fused.train_cloning(keys[3], CLONING, train, model)
-    network, decoded = fused.decode_offline(keys[4], OFFLINE, policy, *fused.labelled(keys[4], train, 16), 2)
-    _, _, hybrid = fused.decode_online(keys[5], ONLINE, policy, model, env)
+    train, held_out = jitted.split(jitted.record(keys[1], env, expert, params, STEPS))
+    model, dynamics = jitted.train_dynamics(keys[2], DYNAMICS, train)
+    policy, cloning = jitted.train_cloning(keys[3], CLONING, train, model)
+    network, decoded = jitted.decode_offline(keys[4], OFFLINE, policy, *jitted.labelled(keys[4], train, 16), 2)
+    _, _, hybrid = jitted.decode_online(keys[5], ONLINE, policy, model, env)
     return {
         "ppo": ppo["policy_loss"],
         "held_out": held_out,
         "dynamics": dynamics["loss"],
         "cloning": cloning["loss"],
-        "returns": fused.evaluate(keys[5], env, policies.Logits(network), decoded, 2),
+        "returns": jitted.evaluate(keys[5], env, policies.Logits(network), decoded, 2),
         "episodes": hybrid["episodes"],
         "decoder_accuracy": hybrid["decoder_accuracy"],
     }
@@ -67,8 +68,8 @@ def whole(key, env):
 def test_a_row_of_many_seeds_is_the_run_of_its_seed(env):
     # Compiled without optimisations, which would take a minute.
     keys = jax.random.split(jax.random.key(0), 3)
-    rows = jax.device_get(loops.jit_once(jax.vmap(lambda key: whole(key, env)))(keys))
-    alone = jax.device_get(loops.jit_once(lambda key: whole(key, env))(keys[1]))
+    rows = jax.device_get(driver.jit_once(jax.vmap(lambda key: whole(key, env)))(keys))
+    alone = jax.device_get(driver.jit_once(lambda key: whole(key, env))(keys[1]))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a[1], b, rtol=1e-3, atol=1e-4), rows, alone)
     assert not np.array_equal(rows["dynamics"][0], rows["dynamics"][1])
     assert np.isfinite(rows["dynamics"]).all() and rows["dynamics"][:, -1].max() < rows["dynamics"][:, 0].min()
@@ -88,11 +89,11 @@ def test_recorded_transitions_are_those_of_the_environment(played):
 
 
 def test_windows_cross_no_end_and_carry_the_middle_action(played):
-    drawn, actions = jax.device_get(fused.windows(jax.random.key(0), played, 50))
+    drawn, actions = jax.device_get(jitted.windows(jax.random.key(0), played, 50))
     time, episode = drawn[..., 0], drawn[..., 2]
     np.testing.assert_array_equal(np.diff(time, axis=1), 1)
     assert (episode == episode[:, :1]).all()
-    source = fused.buffer(played)
+    source = jitted.buffer(played)
     done = np.asarray(played.done)
     count = sum(not done[n, t : t + 2].any() for n in range(N) for t in range(STEPS - 2))
     assert int(source.num_starts) == count > 50
@@ -106,22 +107,22 @@ def test_windows_cross_no_end_and_carry_the_middle_action(played):
 
 
 def test_split_keeps_environments_apart(played):
-    train, held_out = fused.split(played, 0.25)
+    train, held_out = jitted.split(played, 0.25)
     assert train.action.shape[0] == 6 and held_out.action.shape[0] == 2
     np.testing.assert_array_equal(jnp.concatenate([train.obs, held_out.obs]), played.obs)
-    assert fused.split(played, 0.0)[1].action.shape[0] == 1
+    assert jitted.split(played, 0.0)[1].action.shape[0] == 1
 
 
 def test_stats_are_those_of_the_host(played):
-    from lamjax.models.policy import obs_stats
+    from lamjax.preprocess import obs_stats
 
-    found = fused.stats(played)
+    found = jitted.stats(played)
     expected = obs_stats(np.asarray(played.obs).reshape(-1, 3))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4), found, expected)
 
 
 def test_returns_are_those_of_whole_episodes(env):
-    returns = fused.evaluate(
+    returns = jitted.evaluate(
         jax.random.key(0), env, lambda params, obs: jnp.zeros((len(obs), 2)).at[:, 1].set(50), {}, 3
     )
     # 3, 5 and 7 steps in turn at 10 each, whichever comes first.
@@ -131,30 +132,30 @@ def test_returns_are_those_of_whole_episodes(env):
 def test_what_the_environments_tell_is_kept_beside_the_observations():
     env = envs.Disobedient(envs.Gymnax(Counter([4, 6]), N), sticky=0.5)
     tell = lambda state: state.executed  # noqa: E731
-    played = fused.record(jax.random.key(0), env, policies.uniform_logits(2), {}, STEPS, tell)
+    played = jitted.record(jax.random.key(0), env, policies.uniform_logits(2), {}, STEPS, tell)
     told, done = np.asarray(played.told), np.asarray(played.done)
     # At the start of an episode nothing has been executed; within one the reward tells what was.
     np.testing.assert_array_equal(told[:, 1:] == -1, done[:, :-1])
     inside = ~done[:, :-1]
     np.testing.assert_array_equal(np.where(told[:, 1:] == 1, 10, 1)[inside], np.asarray(played.reward)[:, :-1][inside])
     assert (told[:, 1:] != np.asarray(played.action)[:, :-1])[inside].any()
-    starts = np.asarray(fused.starts(jax.random.key(1), played, 30))
-    drawn, actions = fused.windows(jax.random.key(1), played, 30)
+    starts = np.asarray(jitted.starts(jax.random.key(1), played, 30))
+    drawn, actions = jitted.windows(jax.random.key(1), played, 30)
     np.testing.assert_array_equal(played.action.reshape(-1)[starts + 1], actions)
     np.testing.assert_array_equal(played.obs.reshape(-1, 3)[starts], drawn[:, 0])
-    assert jax.tree.leaves(fused.split(played)[1].told)[0].shape == (1, STEPS)
+    assert jax.tree.leaves(jitted.split(played)[1].told)[0].shape == (1, STEPS)
 
 
 def test_stage_1_starts_from_the_untrained_model_and_may_be_given_labels(played):
     config = dataclasses.replace(DYNAMICS, action_weight=1.0, steps=1, learning_rate=0.0, weight_decay=0.0)
     key = jax.random.key(3)
-    labels = fused.windows(key, played, 8)
-    state, metrics = jax.jit(lambda: fused.train_dynamics(key, config, played, labels, 2))()
-    untrained = fused.untrained_dynamics(key, config, played, 2)
+    labels = jitted.windows(key, played, 8)
+    state, metrics = jax.jit(lambda: jitted.train_dynamics(key, config, played, labels, 2))()
+    untrained = jitted.untrained_dynamics(key, config, played, 2)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), state.params, untrained.params)
     assert metrics["action_loss"].shape == (1,) and np.isfinite(metrics["action_loss"]).all()
     with pytest.raises(ValueError, match="num_actions"):
-        fused.train_dynamics(key, config, played, labels)
+        jitted.train_dynamics(key, config, played, labels)
 
 
 def test_continuous_actions_go_through_all_stages():
@@ -164,20 +165,20 @@ def test_continuous_actions_go_through_all_stages():
 
     def experiment(key):
         keys = jax.random.split(key, 6)
-        params, ppo = fused.learn(keys[0], env, ScratchConfig(TRUNK, PPO))
-        uniform = fused.record(keys[1], env, policies.uniform_logits(space), {}, STEPS)
-        train, _ = fused.split(uniform)
+        params, ppo = jitted.learn(keys[0], env, ScratchConfig(TRUNK, PPO))
+        uniform = jitted.record(keys[1], env, policies.uniform_logits(space), {}, STEPS)
+        train, _ = jitted.split(uniform)
         config = dataclasses.replace(DYNAMICS, action_weight=0.1)
-        model, stage_1 = fused.train_dynamics(keys[2], config, train, fused.windows(keys[2], train, 16), space)
-        policy, _ = fused.train_cloning(keys[3], CLONING, train, model)
-        network, decoded = fused.decode_offline(keys[4], OFFLINE, policy, *fused.labelled(keys[4], train, 16), space)
-        agent, hybrid, online_ = fused.decode_online(keys[5], ONLINE, policy, model, env)
+        model, stage_1 = jitted.train_dynamics(keys[2], config, train, jitted.windows(keys[2], train, 16), space)
+        policy, _ = jitted.train_cloning(keys[3], CLONING, train, model)
+        network, decoded = jitted.decode_offline(keys[4], OFFLINE, policy, *jitted.labelled(keys[4], train, 16), space)
+        agent, hybrid, online_ = jitted.decode_online(keys[5], ONLINE, policy, model, env)
         players = ((ScratchAgent(TRUNK, space), params), (network, decoded), (agent, hybrid))
-        returns = [fused.evaluate(key, env, policies.Logits(player), p, 2) for player, p in players]
+        returns = [jitted.evaluate(key, env, policies.Logits(player), p, 2) for player, p in players]
         return uniform, stage_1, returns, ppo["policy_loss"], online_["decoder_mse"]
 
     # The networks are no JAX values: what plays stays inside.
-    played, stage_1, returns, policy_loss, decoder_mse = jax.device_get(loops.jit_once(experiment)(jax.random.key(0)))
+    played, stage_1, returns, policy_loss, decoder_mse = jax.device_get(driver.jit_once(experiment)(jax.random.key(0)))
     assert played.action.shape == (N, STEPS, 2) and np.isfinite(played.reward).all()
     np.testing.assert_allclose(played.action.mean((0, 1)), [0, 0.5], atol=0.2)
     inside = ~played.done[:, :-1]

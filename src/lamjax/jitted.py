@@ -5,12 +5,12 @@ checkpoints, reports) is left out, and a stage is one ``lax.scan``. Everything r
 ``jax.vmap(f)(keys)`` is what ``f(key)`` gives.
 
     env = envs.make("cartpole", 64)
-    params, _ = fused.learn(key, env, config.expert)                        # a demonstrator
-    played = fused.record(key, env, policies.Logits(agent), params, 1024)
-    train, test = fused.split(played)
-    model, _ = fused.train_dynamics(key, config.dynamics, train)            # stage 1
-    policy, _ = fused.train_cloning(key, config.cloning, train, model)      # stage 2
-    agent, params, _ = fused.decode_online(key, config.online, policy, model, env)  # stage 3
+    params, _ = jitted.learn(key, env, config.expert)                        # a demonstrator
+    played = jitted.record(key, env, policies.Logits(agent), params, 1024)
+    train, test = jitted.split(played)
+    model, _ = jitted.train_dynamics(key, config.dynamics, train)            # stage 1
+    policy, _ = jitted.train_cloning(key, config.cloning, train, model)      # stage 2
+    agent, params, _ = jitted.decode_online(key, config.online, policy, model, env)  # stage 3
 
 Dimension keys: T steps, N environments, F = N T frames, L labels, E windows.
 """
@@ -33,10 +33,10 @@ from lamjax.decoding.online import HybridAgent, OnlineConfig
 from lamjax.dynamics import DynamicsConfig, DynamicsState
 from lamjax.envs import evaluate as evaluation
 from lamjax.envs.api import VectorEnv
-from lamjax.models.policy import ObsStats
 from lamjax.policies import DecodedPolicy
 from lamjax.ppo import train as ppo
 from lamjax.ppo.agent import ScratchAgent
+from lamjax.preprocess import ObsStats
 from lamjax.spaces import ActionSpace
 
 LogitsFn = Callable[[Any, jax.Array], jax.Array]
@@ -121,7 +121,7 @@ def buffer(played: Played, length: int = 3) -> Buffer:
 
 
 def stats(played: Played) -> ObsStats:
-    """As `models.policy.obs_stats`, inside ``jit``."""
+    """As `preprocess.obs_stats`, inside ``jit``."""
     if played.obs.dtype == jnp.uint8:
         return None
     flat = played.obs.reshape(-1, *played.obs.shape[2:])

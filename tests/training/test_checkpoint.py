@@ -16,8 +16,8 @@ import optax
 import pytest
 from flax import struct
 
-from lamjax import checkpoint
-from lamjax.checkpoint import CheckpointError
+from lamjax.training import checkpoint
+from lamjax.training.checkpoint import CheckpointError
 
 ONE_SENTENCE = r"^[^\n]+[^.]\.$"
 
@@ -339,7 +339,7 @@ SAVER = """
 import sys
 from pathlib import Path
 import numpy as np
-from lamjax import checkpoint
+from lamjax.training import checkpoint
 import dataclasses
 
 @dataclasses.dataclass(frozen=True)

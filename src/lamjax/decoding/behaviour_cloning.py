@@ -17,15 +17,17 @@ import jax.numpy as jnp
 import optax
 from flax import struct
 
-from lamjax import dynamics, loops, parallel
+from lamjax import dynamics, parallel
 from lamjax.cloning import CloningConfig
 from lamjax.decoding import offline
 from lamjax.decoding.offline import OfflineConfig
 from lamjax.dynamics import DynamicsState
-from lamjax.models.policy import ObsStats, normalise_obs
-from lamjax.optim import grads_as, unpack_groups, warmup_linear
+from lamjax.optim import grads_as, unpack_groups
 from lamjax.ppo.agent import ScratchAgent
+from lamjax.preprocess import ObsStats, normalise_obs
+from lamjax.schedules import warmup_linear
 from lamjax.spaces import ActionSpace, as_space
+from lamjax.training import driver
 
 
 @struct.dataclass
@@ -117,7 +119,7 @@ def clone_steps(
       obs: ``[L, *obs_shape]``.
       actions: ``[L, *space.shape]``.
       rows: int32 ``[S, B]``, the labels that each of S steps sees.
-      n: steps (static), 1 where steps do not fuse (see `lamjax.loops`).
+      n: steps (static), 1 where steps do not fuse (see `lamjax.training.driver`).
 
     Returns:
       The new state and the metrics' means.
@@ -127,7 +129,7 @@ def clone_steps(
         batch = rows[state.step]
         return train_step(state, obs[batch], actions[batch])
 
-    return loops.repeat(step, state, n)
+    return driver.repeat(step, state, n)
 
 
 def name_actions(

@@ -7,15 +7,15 @@ import pytest
 
 from lamjax import dynamics
 from lamjax.cloning import CloningConfig
-from lamjax.decoding import actions, offline
+from lamjax.decoding import behaviour_cloning, offline
 from lamjax.decoding.offline import OfflineConfig
 from lamjax.dynamics import DynamicsConfig
-from lamjax.loops import jit_once
 from lamjax.models.impala import ImpalaConfig
 from lamjax.models.mlp import MLPConfig
 from lamjax.models.quantizer import QuantizerConfig
 from lamjax.models.unet import UNetConfig
 from lamjax.spaces import Box
+from lamjax.training.driver import jit_once
 from tests.trees import close
 
 CONFIG = CloningConfig(steps=60, batch_size=64, learning_rate=1e-2, warmup_steps=5, trunk=MLPConfig((16,), 16))
@@ -26,8 +26,8 @@ def test_learns_planted_actions_and_then_stands_still_if_the_rate_decays(decays)
     rng = np.random.default_rng(0)
     obs = rng.normal(size=(256, 4)).astype(np.float32)
     taken = np.argmax(obs[:, :3], -1).astype(np.int32)
-    state = actions.init(jax.random.key(0), CONFIG, 3, (4,), decays)
-    step = jax.jit(actions.train_step)
+    state = behaviour_cloning.init(jax.random.key(0), CONFIG, 3, (4,), decays)
+    step = jax.jit(behaviour_cloning.train_step)
     for _ in range(CONFIG.steps):
         rows = rng.integers(256, size=CONFIG.batch_size)
         state, metrics = step(state, obs[rows], taken[rows])
@@ -43,8 +43,8 @@ def test_learns_planted_continuous_actions():
     rng = np.random.default_rng(0)
     obs = rng.normal(size=(256, 4)).astype(np.float32)
     taken = np.asarray(box.clip(obs[:, :2]))
-    state = actions.init(jax.random.key(0), CONFIG, box, (4,))
-    step = jax.jit(actions.train_step)
+    state = behaviour_cloning.init(jax.random.key(0), CONFIG, box, (4,))
+    step = jax.jit(behaviour_cloning.train_step)
     scores = []
     for _ in range(CONFIG.steps):
         rows = rng.integers(256, size=CONFIG.batch_size)
@@ -58,8 +58,8 @@ def test_steps_on_uploaded_labels_are_those_on_batches_from_the_host(fuse):
     rng = np.random.default_rng(0)
     obs, taken = rng.normal(size=(30, 4)).astype(np.float32), rng.integers(3, size=30)
     rows = rng.integers(30, size=(10, 8)).astype(np.int32)
-    state = ours = actions.init(jax.random.key(0), CONFIG, 3, (4,), False)
-    step, clone = jax.jit(actions.train_step), jax.jit(actions.clone_steps, static_argnames="n")
+    state = ours = behaviour_cloning.init(jax.random.key(0), CONFIG, 3, (4,), False)
+    step, clone = jax.jit(behaviour_cloning.train_step), jax.jit(behaviour_cloning.clone_steps, static_argnames="n")
     for batch in rows:
         state, metrics = step(state, obs[batch], taken[batch])
     for first in range(0, 10, fuse):
@@ -80,14 +80,14 @@ def test_names_are_what_the_decoder_says_of_the_inverse_models_latents():
     labels = np.arange(12, dtype=np.int32) % 4
     settings = OfflineConfig(steps=400, batch_size=32, learning_rate=1e-2, hidden=(32,))
     decoder, _ = offline.fit(jax.random.key(1), z, labels, settings, 4)
-    named = actions.name_actions(model, decoder, windows, settings, 4)
+    named = behaviour_cloning.name_actions(model, decoder, windows, settings, 4)
     assert named.dtype == jnp.int32
     np.testing.assert_array_equal(named, np.argmax(offline.decode(decoder, z, settings, 4), -1))
     assert np.mean(named == labels) > 0.9
     # Continuous ones are the means, within the bounds: labels beyond them teach no action that there is not.
     box, beyond = Box((-1.0,), (1.0,)), np.where(labels[:, None] > 1, 5.0, 0.0).astype(np.float32)
     decoder, _ = offline.fit(jax.random.key(1), z, beyond, settings, box)
-    named = actions.name_actions(model, decoder, windows, settings, box)
+    named = behaviour_cloning.name_actions(model, decoder, windows, settings, box)
     assert named.shape == (12, 1)
     np.testing.assert_array_equal(named, box.clip(box.mode(offline.decode(decoder, z, settings, box))))
     np.testing.assert_array_equal(named[labels > 1], 1.0)

@@ -3,11 +3,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lamjax import dynamics, loops
+from lamjax import dynamics
 from lamjax.models.grid import GridConfig, GridFDMConfig
 from lamjax.models.impala import ImpalaConfig
 from lamjax.models.mlp import MLPConfig, MLPFDMConfig
 from lamjax.models.unet import UNetConfig
+from lamjax.training import driver
 
 
 def step(carry, xs):
@@ -20,7 +21,7 @@ XS = {"a": jnp.arange(10.0).reshape(5, 2), "b": jnp.arange(5, dtype=jnp.int32)}
 
 
 def test_host_scan_is_scan():
-    (total, count), ys = loops.host_scan(step, CARRY, XS)
+    (total, count), ys = driver.host_scan(step, CARRY, XS)
     np.testing.assert_array_equal(total, [20, 25])
     assert count == 5
     np.testing.assert_array_equal(ys["before"][:3], [[0, 0], [0, 1], [2, 4]])
@@ -38,7 +39,7 @@ def test_host_scan_traces_a_jitted_step_once():
         traces.append(1)
         return step(carry, xs)
 
-    loops.host_scan(counted, CARRY, XS)
+    driver.host_scan(counted, CARRY, XS)
     assert len(traces) == 1
 
 
@@ -48,7 +49,7 @@ def test_host_scan_takes_keys():
     def draw(carry, key):
         return carry, jax.random.normal(key)
 
-    _, drawn = loops.host_scan(draw, None, keys)
+    _, drawn = driver.host_scan(draw, None, keys)
     np.testing.assert_array_equal(drawn, jax.vmap(jax.random.normal)(keys))
 
 
@@ -62,10 +63,10 @@ def test_repeated_steps_on_an_accelerator_are_those_on_a_cpu(request):
     windows = jnp.asarray(np.random.default_rng(0).normal(size=(4, 8, 3, 5)), jnp.float32)
     networks = {"idm": MLPConfig((16,), 16), "fdm": MLPFDMConfig((16,))}
     config = dynamics.DynamicsConfig(steps=20, warmup_steps=2, learning_rate=1e-2, **networks)
-    state = loops.jit_once(dynamics.init, static_argnums=(1, 2))(jax.random.key(0), config, (5,))
+    state = driver.jit_once(dynamics.init, static_argnums=(1, 2))(jax.random.key(0), config, (5,))
 
     def repeated(state):
-        return loops.repeat(lambda s: dynamics.train_step(s, windows[s.step % 4]), state, 4)
+        return driver.repeat(lambda s: dynamics.train_step(s, windows[s.step % 4]), state, 4)
 
     plain = jax.jit(repeated)(state)
     kernels = str(jax.make_jaxpr(lambda s: repeated(s))(state)).count("concatenate")
@@ -79,10 +80,10 @@ def test_repeated_steps_on_an_accelerator_are_those_on_a_cpu(request):
 def test_steps_of_convolutions_fuse_everywhere_but_on_a_cpu():
     backends = ("cpu", "gpu", "tpu")
     for network in (ImpalaConfig(), UNetConfig()):
-        assert [loops.fuses_steps(network, backend=backend) for backend in backends] == [False, True, True]
-        assert loops.fuses_steps(MLPConfig(), network) == (jax.default_backend() != "cpu")
+        assert [driver.fuses_steps(network, backend=backend) for backend in backends] == [False, True, True]
+        assert driver.fuses_steps(MLPConfig(), network) == (jax.default_backend() != "cpu")
     for network in (MLPConfig(), MLPFDMConfig(), GridConfig(), GridFDMConfig()):
-        assert all(loops.fuses_steps(network, backend=backend) for backend in backends)
+        assert all(driver.fuses_steps(network, backend=backend) for backend in backends)
 
 
 def test_jit_once_computes_the_same():
@@ -91,7 +92,7 @@ def test_jit_once_computes_the_same():
     def draw(key, n):
         return jax.random.normal(key, (n,))
 
-    np.testing.assert_allclose(loops.jit_once(draw, static_argnums=1)(key, 5), draw(key, 5), rtol=1e-6)
+    np.testing.assert_allclose(driver.jit_once(draw, static_argnums=1)(key, 5), draw(key, 5), rtol=1e-6)
 
 
 @pytest.mark.parametrize("n", [1, 3])
@@ -99,11 +100,11 @@ def test_repeat_steps_n_times_and_averages_metrics(n):
     def double(x):
         return 2 * x, {"before": x}
 
-    state, metrics = jax.jit(loops.repeat, static_argnums=(0, 2))(double, jnp.float32(1), n)
+    state, metrics = jax.jit(driver.repeat, static_argnums=(0, 2))(double, jnp.float32(1), n)
     assert float(state) == 2**n
     assert float(metrics["before"]) == pytest.approx((2**n - 1) / n)
 
 
 def test_a_question_about_no_network_is_refused():
     with pytest.raises(TypeError):
-        loops.fuses_steps(backend="cpu")
+        driver.fuses_steps(backend="cpu")

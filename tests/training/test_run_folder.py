@@ -15,9 +15,9 @@ import numpy as np
 import pytest
 from flax import struct
 
-from lamjax import checkpoint, run
-from lamjax.metrics import read_metrics
-from lamjax.run import InterruptedRunError, Run, RunError, Saver, train
+from lamjax.training import checkpoint, run_folder
+from lamjax.training.logging import read_metrics
+from lamjax.training.run_folder import InterruptedRunError, Run, RunError, Saver, train
 
 ONE_SENTENCE = r"^[^\n]+[^.]\.$"
 NEVER = 1e9  # seconds between checkpoints
@@ -173,9 +173,9 @@ def test_a_damaged_file_is_named(tmp_path, name):
 
 def test_json_is_written_whole_or_not_at_all(tmp_path):
     path = tmp_path / "value.json"
-    run.write_json(path, {"a": 1})
+    run_folder.write_json(path, {"a": 1})
     with pytest.raises(TypeError):
-        run.write_json(path, {"a": object()})
+        run_folder.write_json(path, {"a": object()})
     assert json.loads(path.read_text()) == {"a": 1}
     assert [p.name for p in tmp_path.iterdir()] == ["value.json"]
 
@@ -183,7 +183,7 @@ def test_json_is_written_whole_or_not_at_all(tmp_path):
 HOLDER = """
 import dataclasses, sys
 from pathlib import Path
-from lamjax.run import Run
+from lamjax.training.run_folder import Run
 
 @dataclasses.dataclass(frozen=True)
 class Config:
@@ -355,7 +355,7 @@ def test_nan_stops_with_the_steps_and_keeps_the_checkpoint_before(tmp_path, unin
     assert events.count(b"toy/loss") >= 2
     assert steps_in(tmp_path / "run") == [5]
     with open_run(tmp_path / "run") as opened:
-        position, state, _ = run.restore(opened, "toy", make_state(), Saver(Inner()))
+        position, state, _ = run_folder.restore(opened, "toy", make_state(), Saver(Inner()))
     assert position == 5 and np.isfinite(np.asarray(state.x)).all()
     state, _ = train_toy(tmp_path / "run")  # the cause is mended
     assert bits(state) == uninterrupted
@@ -405,7 +405,7 @@ def test_a_saver_packs_what_is_not_an_array(tmp_path):
 def test_flight_is_bounded(tmp_path, monkeypatch):
     """At most `max_in_flight` dispatches are un-awaited, however rare the rows are."""
     waits = []
-    monkeypatch.setattr(run.jax, "block_until_ready", lambda tree: waits.append(True))
+    monkeypatch.setattr(run_folder.jax, "block_until_ready", lambda tree: waits.append(True))
     counts = []
 
     def advance(state, position, n):

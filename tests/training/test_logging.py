@@ -8,8 +8,8 @@ import pytest
 from tensorboardX.proto import event_pb2
 from tensorboardX.record_writer import masked_crc32c
 
-from lamjax import metrics
-from lamjax.metrics import MetricLog, NonFiniteError, Progress, read_metrics
+from lamjax.training import logging
+from lamjax.training.logging import MetricLog, NonFiniteError, Progress, read_metrics
 
 
 def read_events(folder):
@@ -100,7 +100,7 @@ def test_no_file_has_no_rows(tmp_path):
 @pytest.fixture
 def lines(monkeypatch, capsys):
     """Every call of `to` may speak; gives a function that returns the lines on stderr."""
-    monkeypatch.setattr(metrics, "LINE_SECONDS", 0.0)
+    monkeypatch.setattr(logging, "LINE_SECONDS", 0.0)
 
     def read():
         out, err = capsys.readouterr()
@@ -122,7 +122,7 @@ def test_lines_where_the_output_is_not_a_terminal(lines):
 
 
 def test_lines_are_rare(monkeypatch, lines):
-    monkeypatch.setattr(metrics, "LINE_SECONDS", 1e9)
+    monkeypatch.setattr(logging, "LINE_SECONDS", 1e9)
     progress = Progress("recording", 100, unit="frame")
     for frames in range(100):
         progress.to(frames)
@@ -135,7 +135,7 @@ def test_lines_are_rare(monkeypatch, lines):
 
 def test_the_rate_counts_what_this_session_did(monkeypatch, lines):
     now = [100.0]
-    monkeypatch.setattr(metrics.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(logging.time, "monotonic", lambda: now[0])
     progress = Progress("dynamics", 1000, 900)
     now[0] = 110.0
     progress.to(950)

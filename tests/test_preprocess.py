@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from lamjax import envs
-from lamjax.data.clean import clean
+from lamjax.preprocess import clean
 
 cleaned = jax.jit(clean, static_argnums=1)
 

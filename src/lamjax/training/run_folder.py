@@ -18,8 +18,9 @@ from typing import Any
 import jax
 import numpy as np
 
-from lamjax import checkpoint, parallel
-from lamjax.metrics import MetricLog, NonFiniteError, Progress
+from lamjax import parallel
+from lamjax.training import checkpoint
+from lamjax.training.logging import MetricLog, NonFiniteError, Progress
 
 # Metrics of things that need not happen in an interval; they are NaN then, which is no failure.
 OCCASIONAL = ("episode_return", "episode_length", "decoder_accuracy", "decoder_mse")

@@ -1,4 +1,4 @@
-"""Cleaning: taking noise out of the frames before a latent action model sees them.
+"""What happens to observations before a network sees them: standardising them, and cleaning noise out of frames.
 
 In the linear theory cleaning multiplies the exogenous noise by 1 - c, and once what remains of it is below the action's
 change the latents turn from the noise to the action (c* = 1 - 1 / s_exo; docs/linear_lam.md). On frames there is no
@@ -13,8 +13,35 @@ from typing import Literal, get_args
 import chex
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 Cleaning = Literal["none", "median", "level"]
+ObsStats = dict[str, jax.Array] | None
+
+
+def obs_stats(obs: np.ndarray) -> ObsStats:
+    """What `normalise_obs` needs beside observations ``[E, *obs_shape]``: None for uint8, whose range is known.
+
+    Returns:
+      ``{"mean", "scale"}`` float32 ``[*obs_shape]`` for any other type; a number that never changes has scale 1.
+    """
+    if obs.dtype == np.uint8:
+        return None
+    scale = obs.std(0, dtype=np.float64)
+    mean, scale = obs.mean(0, dtype=np.float64), np.where(scale > 1e-6, scale, 1.0)
+    return {"mean": jnp.asarray(mean, jnp.float32), "scale": jnp.asarray(scale, jnp.float32)}
+
+
+def normalise_obs(obs: jax.Array, stats: ObsStats = None) -> jax.Array:
+    """uint8 pixels in [0, 255] to float32 in [-0.5, 0.5]; other observations to float32, standardised by `stats`."""
+    if obs.dtype == jnp.uint8:
+        return obs.astype(jnp.float32) / 255.0 - 0.5
+    obs = obs.astype(jnp.float32)
+    if stats is None:
+        return obs
+    lead = (None,) * (obs.ndim - stats["mean"].ndim)
+    return (obs - stats["mean"][lead]) / stats["scale"][lead]
+
 
 _SAMPLES = 16  # pixels along each axis that tell the light: their median is a whole frame's, at a hundredth of the cost
 
