@@ -15,7 +15,7 @@ import tyro
 
 from benchmarks import acting, linear, loading, measure, ppo, table, training
 from benchmarks.settings import Settings
-from lamjax import pipeline
+from lamjax.training.provenance import git_hash
 
 MEASURED: dict[str, Callable[[Settings, float | None], dict[str, Any]]] = {
     "stage1": functools.partial(training.row, "stage1"),
@@ -81,7 +81,7 @@ def main() -> int:
     result = {
         "device": device,
         "versions": measure.versions() | {"torch": torch_version},
-        "git": pipeline.git_hash(),
+        "git": git_hash(),
         "rows": [],
     }
     for row in measured(settings, rate):

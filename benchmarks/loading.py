@@ -1,5 +1,6 @@
 """Windows out of device memory: drawn from frames that all lie there, and from a ring that is refilled from disk."""
 
+import dataclasses
 import functools
 import tempfile
 import time
@@ -12,10 +13,11 @@ import numpy as np
 
 from benchmarks import measure
 from benchmarks.settings import OBS, Settings
-from benchmarks.training import dynamics_steps, frames_buffer, init_dynamics, program
+from benchmarks.training import frames_buffer, init_dynamics, program
 from lamjax import data, envs, parallel, policies
 from lamjax.data import ring, sample
 from lamjax.data.record import record
+from lamjax.training.steps import dynamics_step, traced
 
 FRAME_BYTES = int(np.prod(OBS))
 TIMES = 5  # by how much the store is larger than the ring
@@ -59,7 +61,8 @@ def refilled(settings: Settings, torch_rate: float | None) -> dict[str, Any]:
     A sample is a phase of the ring: after it a block gives way to one that a thread has read in the meantime. The two
     take turns, so that what else the machine does disturbs both.
     """
-    batch, config, devices, fused = settings.batch_size, settings.preset.dynamics, jax.local_devices(), settings.fused
+    batch, devices, fused = settings.batch_size, jax.local_devices(), settings.fused
+    config = dataclasses.replace(settings.preset.dynamics, batch_size=batch)
     block = batch * max(8, 2 * fused) // len(devices)
     phases = range(1 + max(2, settings.repeats // 3))  # the first does not count
     where = {"batch_size": batch, "split": "all", "devices": None if len(devices) == 1 else devices}
@@ -72,8 +75,9 @@ def refilled(settings: Settings, torch_rate: float | None) -> dict[str, Any]:
         for mode, options in (("resident", {}), ("ring", refilling)):
             source = data.ObservationStream(store, **where, **options)
             state = parallel.replicate(init_dynamics(jax.random.key(0), config, OBS), devices)
-            step = program(dynamics_steps, (state, source.buffer(0), source.key), batch, fused)
-            trains[mode] = measure.Stepper(lambda s, i, b=source, p=step: p.call(s, b.buffer(i), b.key), state)
+            rest = parallel.replicate((None, source.key, traced(config.lengths)), devices)
+            step = program(dynamics_step, (state, source.buffer(0), *rest), fused)
+            trains[mode] = measure.Stepper(lambda s, i, b=source, p=step, r=rest: p.call(s, b.buffer(i), *r), state)
         for phase in phases:
             for mode, train in trains.items():
                 times[mode, phase] = _phase(train, stream, phase, fused)

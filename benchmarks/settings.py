@@ -14,7 +14,6 @@ Row = Literal["stage1", "stage2", "stage3", "ppo", "loader", "ring", "ppo_cartpo
 ROWS: tuple[Row, ...] = get_args(Row)
 SCALED: tuple[Row, ...] = ("stage1", "stage2")  # rows that are measured at each of several batches
 OBS = (64, 64, 3)
-_FUSED = 25  # optimizer steps in a dispatch, as in the pipeline
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,4 +78,4 @@ class Settings:
     def fused(self) -> int:
         """Optimizer steps in a dispatch."""
         config = self.preset.dynamics
-        return _FUSED if driver.fuses_steps(config.idm, config.fdm) else 1
+        return driver.steps_per_dispatch(config.idm, config.fdm)

@@ -1,6 +1,6 @@
 """Stages 1 and 2: optimizer steps on windows that are drawn from device memory, over all devices."""
 
-import functools
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -9,15 +9,18 @@ import numpy as np
 
 from benchmarks import measure
 from benchmarks.settings import OBS, Settings
-from lamjax import cloning, dynamics, parallel
-from lamjax.data.stream import Buffer, sample
+from lamjax import cloning as stage2
+from lamjax import dynamics as stage1
+from lamjax import parallel
+from lamjax.data.stream import Buffer
 from lamjax.data.windows import valid_starts
 from lamjax.training import driver
+from lamjax.training.steps import cloning_step, dynamics_step, traced
 
 _FRAMES = 8192  # of a device's buffer
 
-init_dynamics = driver.jit_once(dynamics.init, static_argnums=(1, 2))
-init_cloning = driver.jit_once(cloning.init, static_argnums=(1, 2, 3))
+init_dynamics = driver.jit_once(stage1.init, static_argnums=(1, 2))
+init_cloning = driver.jit_once(stage2.init, static_argnums=(1, 2, 3))
 
 
 def frames_buffer(devices: list[jax.Device]) -> Buffer:
@@ -27,57 +30,33 @@ def frames_buffer(devices: list[jax.Device]) -> Buffer:
     return parallel.deal([buffer] * len(devices), devices)
 
 
-def dynamics_steps(
-    state: Any, buffer: Buffer, key: jax.Array, *, batch: int, steps: int, axis_name: str | None
-) -> tuple[Any, Any]:
-    """Steps of stage 1 in one dispatch."""
+def program(step: Callable, args: tuple[Any, ...], fused: int) -> measure.Program:
+    """`fused` steps in a dispatch on all devices, as a run compiles them.
 
-    def step(state: Any) -> tuple[Any, Any]:
-        windows = sample(buffer, key, state.step, batch, length=state.config.window, **parallel.place(axis_name))
-        return dynamics.train_step(state, windows, axis_name=axis_name)
-
-    return driver.repeat(step, state, steps)
-
-
-def cloning_steps(
-    state: Any, buffer: Buffer, key: jax.Array, model: Any, *, batch: int, steps: int, axis_name: str | None
-) -> tuple[Any, Any]:
-    """Steps of stage 2 in one dispatch."""
-
-    def step(state: Any) -> tuple[Any, Any]:
-        windows = sample(buffer, key, state.step, batch, length=model.config.window, **parallel.place(axis_name))
-        latents = dynamics.infer_latents(model, windows).continuous
-        return cloning.train_step(state, windows[:, -2], latents, axis_name=axis_name)
-
-    return driver.repeat(step, state, steps)
-
-
-def program(steps: Callable, args: tuple[Any, ...], batch: int, fused: int) -> measure.Program:
-    """`steps` compiled for all devices; of its arguments the first is donated and the second a buffer."""
-    devices = jax.local_devices()
-    mapped = parallel.map_step(
-        functools.partial(steps, batch=batch, steps=fused),
-        devices,
-        in_axes=(None, 0, *[None] * (len(args) - 2)),
-        donate_argnums=(0,),
-    )
-    return measure.compiled(mapped, *args, devices=len(devices))
+    Args:
+      step: one of `lamjax.training.steps`.
+      args: its arguments: the state, a buffer for each device, and others that all devices share.
+      fused: how many steps.
+    """
+    devices = tuple(jax.local_devices())
+    compiled = driver.compile_steps(step, devices, (None, 0, *[None] * (len(args) - 2)))
+    return measure.compiled(compiled, *args, fused, devices=len(devices))
 
 
 def row(name: str, settings: Settings, torch_rate: float | None) -> dict[str, Any]:
     """One row of the table."""
     devices, batch, fused = jax.local_devices(), settings.batch_size, settings.fused
-    config, key = settings.preset.dynamics, jax.random.key(0)
-    buffer = frames_buffer(devices)
-    model = init_dynamics(key, config, OBS)
-    state, rest = model, (buffer, key)
+    preset, key = settings.preset, jax.random.key(0)
+    config = dataclasses.replace(preset.dynamics, batch_size=batch)
+    state = model = init_dynamics(key, config.program, OBS)
+    step, rest = dynamics_step, (None, key, traced(config.lengths))  # no labels
     if name == "stage2":
-        state = init_cloning(key, settings.preset.cloning, OBS, config.latent_dim)
-        rest = (buffer, key, parallel.replicate(model, devices))
-    state = parallel.replicate(state, devices)
-    steps = {"stage1": dynamics_steps, "stage2": cloning_steps}[name]
-    step = program(steps, (state, *rest), batch, fused)
-    stepper = measure.Stepper(lambda state: step.call(state, *rest), state)
+        cloning = dataclasses.replace(preset.cloning, batch_size=batch)
+        state = init_cloning(key, cloning.program, OBS, config.latent_dim)
+        step, rest = cloning_step, (key, model, traced(cloning.lengths))
+    state, rest = parallel.replicate(state, devices), (frames_buffer(devices), *rest)
+    compiled = program(step, (state, *rest), fused)
+    stepper = measure.Stepper(lambda state: compiled.call(state, *rest), state)
     times = measure.milliseconds(stepper, settings.repeats)
     if settings.profile:
         measure.trace(stepper, settings.profile / f"{name}-{batch}")
@@ -88,7 +67,7 @@ def row(name: str, settings: Settings, torch_rate: float | None) -> dict[str, An
         "windows/s",
         batch,
         [(1, times / fused)],
-        [(1, step)],
+        [(1, compiled)],
         config.dtype,
         torch_rate,
         devices=len(devices),

@@ -12,6 +12,7 @@ import numpy as np
 from experiments import common
 from lamjax import cloning, dynamics, envs, jitted, policies
 from lamjax.analysis import latents, probes
+from lamjax.analysis.examine import perplexity, still
 from lamjax.cloning import CloningConfig
 from lamjax.config import GRID_PRESETS, VECTOR_PRESETS, RunConfig, ScratchConfig
 from lamjax.decoding import behaviour_cloning
@@ -23,6 +24,7 @@ from lamjax.models.grid import GridConfig, GridFDMConfig
 from lamjax.ppo.agent import ScratchAgent
 from lamjax.preprocess import ObsStats
 from lamjax.training.driver import jit_once
+from lamjax.training.steps import labelled_step
 
 _GRID = GRID_PRESETS["cpu"]
 
@@ -140,23 +142,6 @@ def drawn(key: jax.Array, played: Played, count: int) -> tuple[np.ndarray, np.nd
     return frames[starts[:, None] + np.arange(3)], np.asarray(played.action).reshape(-1)[starts + 1], starts
 
 
-def accuracy(
-    key: jax.Array,
-    train: tuple[np.ndarray, np.ndarray],
-    test: tuple[np.ndarray, np.ndarray],
-    classes: int,
-    hidden: tuple[int, ...] = probes.HIDDEN,
-) -> float:
-    """Held-out accuracy of a probe that is fitted on (latents, actions)."""
-    named = probes.fit_probe(key, train[0], train[1], test[0], classes, hidden)
-    return float(np.mean(np.asarray(named) == test[1]))
-
-
-def still(windows: np.ndarray) -> np.ndarray:
-    """Windows that show o_t in place of every frame: what it gives away of the action by itself."""
-    return np.broadcast_to(windows[:, 1:2], windows.shape)
-
-
 def examine(
     key: jax.Array, model: DynamicsState, untrained: DynamicsState, train: Played, held_out: Played, classes: int
 ) -> dict[str, float]:
@@ -171,23 +156,23 @@ def examine(
     fit, fit_actions, _ = drawn(keys[0], train, PROBE_TRAIN)
     test, test_actions, _ = drawn(keys[1], held_out, PROBE_TEST)
     errors = jax.device_get(_evaluate_dynamics(model, test))
-    shares = errors["code_counts"] / np.maximum(errors["code_counts"].sum(-1, keepdims=True), 1)
     z, codes = latents.latents_of(model, test)
     fit_z = infer(model, fit)
 
     def probe(some: DynamicsState, view=lambda windows: windows) -> float:
-        seen = (infer(some, view(fit)), fit_actions), (infer(some, view(test)), test_actions)
-        return accuracy(keys[2], *seen, classes)
+        return probes.accuracy(
+            keys[2], infer(some, view(fit)), fit_actions, infer(some, view(test)), test_actions, classes
+        )
 
     match = probes.agreement(codes, test_actions, range(classes), 0)
     return {
         "fdm_ratio": float(errors["fdm_mse"] / errors["copy_last_mse"]),
-        "probe": accuracy(keys[2], (fit_z, fit_actions), (z, test_actions), classes),
+        "probe": probes.accuracy(keys[2], fit_z, fit_actions, z, test_actions, classes),
         "untrained_probe": probe(untrained),
         "still_probe": probe(untrained, still),
         "majority": probes.majority_accuracy(fit_actions, test_actions),
-        "linear_probe": accuracy(keys[2], (fit_z, fit_actions), (z, test_actions), classes, hidden=()),
-        "perplexity": float(np.exp(-np.sum(shares * np.log(shares + 1e-10), -1)).mean()),
+        "linear_probe": probes.accuracy(keys[2], fit_z, fit_actions, z, test_actions, classes, hidden=()),
+        "perplexity": float(perplexity(errors["code_counts"]).mean()),
         "used_codes": float((errors["code_counts"] > 0).sum(-1).mean()),
         "nmi": match["code_nmi"],
         "nmi_shuffled": match["code_nmi_shuffled"],
@@ -233,11 +218,9 @@ def clone_actions(
     key_init, key_rows = jax.random.split(key)
     state = behaviour_cloning.init(key_init, config, num_actions, obs.shape[1:], True, stats)
 
-    def step(state, index):
-        rows = jax.random.randint(jax.random.fold_in(key_rows, index), (config.batch_size,), 0, len(obs))
-        return behaviour_cloning.train_step(state, obs[rows], taken[rows])
-
-    return jax.lax.scan(step, state, jnp.arange(config.steps))[0].policy
+    keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key_rows, jnp.arange(config.steps))
+    rows = jax.vmap(lambda key: jax.random.randint(key, (config.batch_size,), 0, len(obs)))(keys)
+    return jax.lax.scan(lambda s, _: labelled_step(s, obs, taken, rows), state, length=config.steps)[0].policy
 
 
 @functools.cache

@@ -2,6 +2,7 @@
 
 import dataclasses
 import errno
+import importlib
 import json
 import logging
 import re
@@ -12,12 +13,13 @@ import jax
 import numpy as np
 import pytest
 
-from lamjax import budget, cli, pipeline, rehearsal
+from lamjax import budget, cli, pipeline
 from lamjax.cli import main
 from lamjax.config import GRID_PRESETS, PRESETS, VECTOR_PRESETS, RecordConfig, RunConfig
 from lamjax.data import StoreWriter, open_store
 from lamjax.envs import PROCGEN_GAMES
 from lamjax.experts import available
+from lamjax.pipeline.record import recording_name
 from lamjax.policies import load_policy, save_policy
 from lamjax.ppo.agent import ScratchAgent
 from lamjax.training import checkpoint, run_folder
@@ -95,7 +97,7 @@ def test_levels_and_distractors_are_honoured(verb, fails, monkeypatch):
         made.append((name, num_envs, config.record))
         raise ValueError("enough")
 
-    monkeypatch.setattr(pipeline, "make_env", make_env)
+    monkeypatch.setattr(pipeline.evaluation, "make_env", make_env)
     levels = ["--num-levels", "5", "--start-level", "7", "--distribution-mode", "hard"]
     distractor = ["--distractor", "overlay", "--distractor-strength", "0.25"]
     assert fails(verb, "--env", "maze", "--num-envs", "3", *levels, *distractor) == "enough"
@@ -103,10 +105,10 @@ def test_levels_and_distractors_are_honoured(verb, fails, monkeypatch):
     assert (name, num_envs) == ("maze", 3)
     assert (played.num_levels, played.start_level, played.distribution_mode) == (5, 7, "hard")
     assert (played.distractor, played.distractor_strength) == ("overlay", 0.25)
-    assert pipeline.recording_name("random", dataclasses.replace(played, frames=64), 2) == (
+    assert recording_name("random", dataclasses.replace(played, frames=64), 2) == (
         "random-64-s2-hard5from7-overlay0.25"
     )
-    assert pipeline.recording_name("random", RecordConfig(frames=64), 2) == "random-64-s2"
+    assert recording_name("random", RecordConfig(frames=64), 2) == "random-64-s2"
     assert fails(verb, "--distractor", "noise", "--distractor-strength", "2").endswith("at most 1, not 2.0.")
 
 
@@ -263,8 +265,9 @@ def measured(monkeypatch):
     times = dict.fromkeys(("decoder_step", "examine", "episode", "player", "labels", "fit", "bc_step"), 0.1)
     found = budget.Rates(10.0, 0.001, 1000, rates, rates, rates, rates, **times)
     started, calls = [], []
-    monkeypatch.setattr(rehearsal, "measure", lambda *args: calls.append(args) or found)
-    monkeypatch.setattr(pipeline, "run_pipeline", lambda run, *_: run.write_summary() or started.append(run.config))
+    module = importlib.import_module("lamjax.pipeline.train")  # the package exports a function of this name
+    monkeypatch.setattr(pipeline.rehearsal, "measure", lambda *args: calls.append(args) or found)
+    monkeypatch.setattr(module, "run_stages", lambda run, *_: run.write_summary() or started.append(run.config))
     return started, calls
 
 
@@ -482,8 +485,6 @@ def test_train_on_a_store(fails, folder):
 
 
 def test_the_stages_see_the_store(folder):
-    from lamjax import pipeline
-
     write_store(folder / "mine")
     source = pipeline.store_source("coinrun", folder / "mine", 15)
     digest = open_store(folder / "mine").manifest["sha256"][:8]
@@ -493,5 +494,5 @@ def test_the_stages_see_the_store(folder):
         assert store.path == folder / "mine" and opened.summary["stages"]["record"]["frames"] == 2048
         assert not (folder / "data").exists()
         opened.summary["nulls"]["random_return"] = {}
-        pipeline.nulls_stage(opened, source, 15)  # plays nothing: there is no policy
+        pipeline.baselines_stage(opened, source, 15)  # plays nothing: there is no policy
         assert opened.summary["nulls"].keys() == {"random_return"}

@@ -75,12 +75,12 @@ def machine(job: Job) -> None:
     import orbax.checkpoint
 
     from benchmarks import measure
-    from lamjax import pipeline
+    from lamjax.training.provenance import git_hash
 
     libraries = {"jaxlib": jaxlib, "flax": flax, "optax": optax, "orbax": orbax.checkpoint}
     versions = measure.versions() | {name: module.__version__ for name, module in libraries.items()}
     device = measure.identity() | {"driver": _driver()}
-    job.tell(device=device, versions=versions, git=pipeline.git_hash())
+    job.tell(device=device, versions=versions, git=git_hash())
     device |= measure.device()
     job.tell(
         device=device,
@@ -208,14 +208,14 @@ def _held_out(job: Job, settings: Any) -> dict[str, Any]:
     from benchmarks import loading, measure
     from benchmarks.settings import OBS
     from benchmarks.training import init_dynamics
-    from lamjax import pipeline
     from lamjax.analysis.held_out import held_out_errors
+    from lamjax.pipeline.windows import held_out_windows
 
     preset, start = settings.preset, time.perf_counter()
     # A tenth of the levels is held out.
     store = loading.random_play(Path(job.work) / "random_play", 4096 if job.dry else 12 * preset.analysis.probe_test)
     recorded = time.perf_counter()
-    windows = pipeline.held_out_windows(SimpleNamespace(config=preset, devices=tuple(jax.devices()[:1])), store)
+    windows = held_out_windows(SimpleNamespace(config=preset, devices=tuple(jax.devices()[:1])), store)
     read = time.perf_counter()
     jax.block_until_ready(windows.batches)
     uploaded = time.perf_counter()
@@ -239,18 +239,18 @@ def expert(job: Job) -> None:
     """Trains an expert until it is stopped, from where an earlier run left it."""
     import jax
 
-    from lamjax import whole
+    from lamjax import pipeline
     from lamjax.training.run_folder import InterruptedRunError
 
     env, runs = job.expert_env, Path(job.work) / "runs"
-    preset, config = whole.preset_of(env, "smoke" if job.dry else "paper")
+    preset, config = pipeline.choose_preset(env, "smoke" if job.dry else "paper")
     ppo = config.expert.ppo
     frames, before = ppo.num_envs * ppo.num_steps, _trained(runs / env / "expert")
     told = {"env": env, "preset": preset, "frames_before": before[0] * frames}
     job.tell(**{job.step: told})
     try:
         # So many frames that a dry run does not finish.
-        results = whole.train_expert(env, config, preset=preset, runs=runs, frames=10**8 if job.dry else None)
+        results = pipeline.train_expert(env, config, preset=preset, runs=runs, frames=10**8 if job.dry else None)
         told |= {"finished": True, "return_mean": results["return_mean"]}
     except InterruptedRunError:
         told |= {"finished": False}

@@ -66,7 +66,7 @@ def played(method: str, labels: int, seed: int) -> dict[str, float]:
             seen, _, _ = stages.drawn(key_labels, train, stages.PROBE_TRAIN)
             obs, named = (
                 seen[:, 1],
-                behaviour_cloning.name_actions(model, decoder, jnp.asarray(seen), CONFIG.offline, A),
+                behaviour_cloning.pseudo_labels(model, decoder, jnp.asarray(seen), CONFIG.offline, A),
             )
         network = ScratchAgent(CONFIG.cloning.trunk, A)
         params = stages.clone_actions(key_clone, CONFIG.cloning, jnp.asarray(obs), named, A, jitted.stats(train))

@@ -37,7 +37,7 @@ NEAR = 0.95  # of the demonstrator's return
 WINDOW = 1 / 50  # of the frames: the mean over which a training return counts
 
 _play = jax.jit(play_all, static_argnames=("logits_fn", "env", "per_env", "greedy"))
-_named = jax.jit(behaviour_cloning.name_actions, static_argnames=("config", "space"))
+_named = jax.jit(behaviour_cloning.pseudo_labels, static_argnames=("config", "space"))
 
 
 def returns(game: str, seed: int, network: policies.Network, params: dict) -> dict[str, float]:

@@ -13,6 +13,7 @@ from lamjax import envs, pipeline
 from lamjax.analysis import diagnosis
 from lamjax.config import AnalysisConfig, RecordConfig, RunConfig
 from lamjax.decoding.online import DecoderConfig
+from lamjax.training.provenance import describe_run
 from lamjax.training.run_folder import Run
 
 GAME = "minatar/breakout"
@@ -64,12 +65,12 @@ def measure(variant: str, level: str, seed: int) -> dict[str, float]:
     stages.expert(GAME, seed)
     source = pipeline.find_source(GAME, str(stages.expert_folder(GAME, seed)), common.WORK, 3)
     folder = common.WORK / "failures" / f"{level.replace(' ', '-').replace(',', '')}-s{seed}"
-    header = pipeline.header(GAME, "experiment", folder.name, "", config)
+    header = describe_run(GAME, "experiment", folder.name, "", seed)
     with Run(folder, GAME, config, header, source.name) as run:
         store = pipeline.record_stage(run, source, common.WORK / "data")
         model = pipeline.dynamics_stage(run, store)
         policy = pipeline.cloning_stage(run, store, model)
-        pipeline.nulls_stage(run, source, envs.make(GAME, 1).num_actions)
+        pipeline.baselines_stage(run, source, envs.make(GAME, 1).num_actions)
         pipeline.online_stage(run, model, policy)
         summary = run.summary
     found, online = summary["stages"]["dynamics"], summary["stages"]["decode_online"]

@@ -92,7 +92,7 @@ def measure(variant: str, level: str, seed: int) -> dict[str, float]:
     return {
         "probe": found["probe"],
         "noise_r2": noise_r2(stages.infer(model, fit), stages.infer(model, test)),
-        "linear_theory_probe": stages.accuracy(keys[5], (linear[0], fit_actions), (linear[1], test_actions), a),
+        "linear_theory_probe": probes.accuracy(keys[5], linear[0], fit_actions, linear[1], test_actions, a),
         "linear_theory_noise_r2": noise_r2(*linear),
         "untrained_noise_r2": noise_r2(stages.infer(untrained, fit), stages.infer(untrained, test)),
         **{

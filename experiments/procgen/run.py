@@ -24,6 +24,7 @@ import tyro
 
 from lamjax import envs, experts, pipeline, policies
 from lamjax.config import PRESETS, RunConfig
+from lamjax.training.provenance import describe_run
 from lamjax.training.run_folder import InterruptedRunError, Run, RunError, read_json, write_json
 
 HERE = Path(__file__).parent
@@ -125,7 +126,7 @@ def pieces(args: Args, game: str) -> Iterator[Piece]:
 
     def open_run(name: str, config: RunConfig, source: str | None = None) -> Run:
         command = f"python experiments/procgen/run.py --games {game} --preset {args.preset}"
-        header = pipeline.header(game, args.preset, name, command, config)
+        header = describe_run(game, args.preset, name, command, config.seed)
         return Run(args.runs / game / name, game, config, header, source)
 
     def train_expert() -> None:
@@ -138,7 +139,7 @@ def pieces(args: Args, game: str) -> Iterator[Piece]:
     def lapo(seed: int) -> None:
         found = source()
         with open_run(f"{args.preset}-s{seed}", dataclasses.replace(config, seed=seed), found.name) as run:
-            pipeline.run_pipeline(run, found, args.data)
+            pipeline.run_stages(run, found, args.data)
 
     def variant(name: str, seed: int) -> None:
         change, shares = VARIANTS[name]

@@ -8,6 +8,7 @@ from matplotlib.figure import Figure
 from experiments import common, stages
 from experiments.common import Experiment, Row, curve, grid, style, table
 from lamjax import envs, jitted, policies
+from lamjax.analysis import probes
 from lamjax.envs.wrappers import Disobedient, DisobedientState
 
 GAME = "minatar/breakout"
@@ -45,8 +46,8 @@ def measure(variant: str, level: str, seed: int) -> dict[str, float]:
     fit, test = done
 
     def probe(model) -> float:
-        seen = [(stages.infer(model, windows), pair[:, 1]) for windows, _, pair in (fit, test)]
-        return stages.accuracy(keys[5], *seen, a)
+        seen = [x for windows, _, pair in (fit, test) for x in (stages.infer(model, windows), pair[:, 1])]
+        return probes.accuracy(keys[5], *seen, a)
 
     return {
         "chosen": found["probe"],

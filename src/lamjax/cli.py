@@ -264,13 +264,13 @@ def train(args: Train) -> None:
     """`lamjax train`."""
     import jax
 
-    from lamjax import budget, pipeline, whole
+    from lamjax import budget, pipeline
     from lamjax.training.run_folder import read_json
 
     within = None if args.within is None else budget.parse_duration(args.within) / args.seeds
     folders = []
     for seed in range(args.config.seed, args.config.seed + args.seeds):
-        folder = whole.train(
+        folder = pipeline.train(
             args.env,
             preset=args.preset,
             config=dataclasses.replace(args.config, seed=seed),
@@ -298,30 +298,15 @@ def record(args: Record) -> None:
     import jax
 
     from lamjax import pipeline
-    from lamjax.data.record import record as write_store
-    from lamjax.training.logging import Progress
+    from lamjax.pipeline import evaluation
+    from lamjax.pipeline.record import record, recording_name
 
     config = _played(args, frames=args.frames, num_envs=args.num_envs)
-    env = pipeline.make_env(args.env, args.num_envs, RunConfig(record=config))
-    source = pipeline.find_source(args.env, args.policy, args.runs, env.action_space)
+    space = evaluation.make_env(args.env, args.num_envs, RunConfig(record=config)).action_space
+    source = pipeline.find_source(args.env, args.policy, args.runs, space)
     label = args.policy if source.kind != "checkpoint" else f"checkpoint-{source.digest}"
-    path = args.out or args.data / args.env / pipeline.recording_name(label, config, args.seed)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    progress = Progress(f"recording {args.env} ({source.kind})", args.frames, unit="frame")
-    try:
-        write_store(
-            path,
-            env,
-            source.logits_fn,
-            source.params,
-            args.frames,
-            jax.random.key(args.seed),
-            source={"kind": source.kind, **source.info},
-            progress=lambda frames: progress.to(min(frames, args.frames)),
-        )
-    finally:
-        progress.close()
-        env.close()
+    path = args.out or args.data / args.env / recording_name(label, config, args.seed)
+    record(path, args.env, source, config, jax.random.key(args.seed))
     print(path)
 
 
@@ -333,9 +318,9 @@ def _played(args: Record | Eval, **others: Any) -> RecordConfig:
 
 def expert(args: Expert) -> None:
     """`lamjax expert`."""
-    from lamjax import envs, whole
+    from lamjax import envs, pipeline
 
-    results = whole.train_expert(
+    results = pipeline.train_expert(
         envs.check_name(args.env),
         args.config,
         preset=args.preset,
@@ -354,35 +339,30 @@ def evaluate(args: Eval) -> None:
     import jax
 
     from lamjax import pipeline
-    from lamjax.envs.evaluate import evaluate as play
-    from lamjax.training.logging import Progress
+    from lamjax.pipeline import evaluation
     from lamjax.training.run_folder import finite
 
-    num_envs = min(args.num_envs, args.episodes)
-    env = pipeline.make_env(args.env, num_envs, RunConfig(record=_played(args)))
-    source = pipeline.find_source(args.env, args.checkpoint, args.runs, env.action_space)
-    progress = Progress(f"evaluating {args.checkpoint}", args.episodes, unit="episode")
-    try:
-        returns, lengths = play(
-            source.logits_fn,
-            source.params,
-            env,
-            args.episodes,
-            jax.random.key(args.seed),
-            greedy=args.greedy,
-            progress=progress.to,
-        )
-        progress.to(args.episodes)
-    finally:
-        progress.close()
-        env.close()
-    found = pipeline.returns_summary(args.env, returns)
+    config = RunConfig(record=_played(args))
+    space = evaluation.make_env(args.env, args.num_envs, config).action_space
+    source = pipeline.find_source(args.env, args.checkpoint, args.runs, space)
+    returns, lengths = evaluation.play(
+        args.env,
+        config,
+        args.checkpoint,
+        source.logits_fn,
+        [source.params],
+        jax.random.key(args.seed),
+        episodes=args.episodes,
+        num_envs=args.num_envs,
+        greedy=[args.greedy],
+    )
+    summary = evaluation.returns_summary(args.env, returns[0])
     if args.json:
-        print(json.dumps(finite(found)))
+        print(json.dumps(finite(summary)))
         return
-    normalised = "" if found["normalised"] is None else f", normalised {found['normalised']:.3f}"
+    normalised = "" if summary["normalised"] is None else f", normalised {summary['normalised']:.3f}"
     print(
-        f"return {found['return_mean']:.2f} ± {found['return_stderr']:.2f} over {found['episodes']} episodes"
+        f"return {summary['return_mean']:.2f} ± {summary['return_stderr']:.2f} over {summary['episodes']} episodes"
         f"{normalised}, mean length {lengths.mean():.0f}"
     )
 
@@ -547,10 +527,10 @@ def parse(verb: str, argv: list[str]) -> Any:
         return linear_cli.parse(argv)
     default = cls()
     if hasattr(default, "preset"):
-        from lamjax import whole
+        from lamjax.pipeline import choose_preset
 
         asked = _option(argv, "--preset") or (default.preset if cls is ImportTorch else None)
-        preset, config = whole.preset_of(_option(argv, "--env") or default.env, asked)
+        preset, config = choose_preset(_option(argv, "--env") or default.env, asked)
         dtype = _option(argv, "--dtype")
         if hasattr(default, "dtype") and dtype in get_args(Dtype):
             config = with_dtype(config, dtype)

@@ -38,6 +38,7 @@ from lamjax.ppo import train as ppo
 from lamjax.ppo.agent import ScratchAgent
 from lamjax.preprocess import ObsStats
 from lamjax.spaces import ActionSpace
+from lamjax.training.steps import cloning_step, dynamics_step
 
 LogitsFn = Callable[[Any, jax.Array], jax.Array]
 
@@ -181,16 +182,8 @@ def train_dynamics(
     if labels is not None:
         known = Labels(labels[0].reshape(-1, *labels[0].shape[2:]), labels[1])
 
-    def step(state: DynamicsState, _):
-        drawn = stream.sample(source, key_batches, state.step, config.batch_size, length=config.window)
-        if known is None:
-            return dynamics.train_step(state, drawn)
-        named = stream.sample_labelled(known, key_batches, state.step, config.labelled_batch)
-        return dynamics.train_step(state, drawn, named)
-
     state = untrained_dynamics(key, config, played, space)
-
-    return jax.lax.scan(step, state, length=config.steps)
+    return jax.lax.scan(lambda s, _: dynamics_step(s, source, known, key_batches), state, length=config.steps)
 
 
 def train_cloning(
@@ -200,11 +193,7 @@ def train_cloning(
     source, (key_init, key) = buffer(played, model.config.window), jax.random.split(key)
     state = cloning.init(key_init, config, played.obs.shape[2:], model.config.latent_dim, model.obs_stats)
 
-    def step(state: CloningState, _):
-        seen = stream.sample(source, key, state.step, config.batch_size, length=model.config.window)
-        return cloning.train_step(state, seen[:, -2], dynamics.infer_latents(model, seen).continuous)
-
-    return jax.lax.scan(step, state, length=config.steps)
+    return jax.lax.scan(lambda s, _: cloning_step(s, source, key, model), state, length=config.steps)
 
 
 def decode_offline(

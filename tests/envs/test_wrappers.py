@@ -15,6 +15,7 @@ from lamjax.data.record import record
 from lamjax.data.store import evaluation_actions, evaluation_distractor
 from lamjax.envs import Disobedient, Distracted, Gymnax
 from lamjax.envs.wrappers import MAX_SPEED
+from lamjax.pipeline.evaluation import make_env
 from lamjax.training.run_folder import Run
 from tests.envs.toys import Aim, Painter
 
@@ -303,9 +304,9 @@ def test_a_run_records_under_its_distractor(tmp_path):
         store = pipeline.record_stage(run, pipeline.find_source("maze", "random", tmp_path, 15), tmp_path / "data")
     assert store.path.name == "random-64-s0-overlay0.125"
     assert (store.env_params["distractor"], store.env_params["distractor_strength"]) == ("overlay", 0.125)
-    made = [pipeline.make_env("maze", 2, config, distracted=distracted) for distracted in (True, False)]
+    made = [make_env("maze", 2, config, distracted=distracted) for distracted in (True, False)]
     assert [type(env) for env in made] == [Distracted, envs.Procgen]
-    assert type(pipeline.make_env("maze", 2, PRESETS["smoke"])) is envs.Procgen  # off by default
+    assert type(make_env("maze", 2, PRESETS["smoke"])) is envs.Procgen  # off by default
     assert all(preset.record.distractor == "none" for preset in PRESETS.values())
 
 
@@ -317,10 +318,10 @@ def test_demonstrators_are_measured_and_trained_without_the_distractor(tmp_path,
         played[label] = distracted
         return {"return_mean": 0.0, "return_stderr": 0.0, "episodes": 1}
 
-    monkeypatch.setattr(pipeline, "evaluate_policy", evaluate_policy)
+    monkeypatch.setattr(pipeline.baselines, "evaluate_policy", evaluate_policy)
     source = pipeline.Source("checkpoint", lambda params, obs: obs, {}, {})
     with Run(tmp_path / "run", "maze", config, {}) as run:
-        pipeline.nulls_stage(run, source, 15)
+        pipeline.baselines_stage(run, source, 15)
     assert played == {"the random policy": True, "the recorded policy (checkpoint)": False}
 
     trained = []
@@ -329,7 +330,7 @@ def test_demonstrators_are_measured_and_trained_without_the_distractor(tmp_path,
         trained.append((stage, run.config.record.distractor))
         run.finish(stage, dict.fromkeys(("return_mean", "return_stderr", "episodes", "normalised", "frames"), 0))
 
-    monkeypatch.setattr(pipeline, "scratch_stage", scratch_stage)
+    monkeypatch.setattr(pipeline.expert, "scratch_stage", scratch_stage)
     argv = ["expert", "--env", "maze", "--preset", "smoke", "--record.distractor", "noise"]
     assert cli.main([*argv, "--runs", str(tmp_path)]) == 0
     assert trained == [("expert", "none")]

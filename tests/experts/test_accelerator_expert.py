@@ -7,8 +7,9 @@ import jax
 import numpy as np
 import pytest
 
-from lamjax import envs, parallel, pipeline
+from lamjax import envs, parallel
 from lamjax.config import PRESETS
+from lamjax.pipeline.reinforcement import ppo_saver
 from lamjax.ppo import train as ppo
 from lamjax.training import checkpoint, driver
 
@@ -50,7 +51,7 @@ def test_an_update_in_bfloat16_learns(trained):
 def test_a_resumed_training_in_bfloat16_goes_on_bit_equally(trained, tmp_path):
     env, update, _, state, _ = trained
     run = types.SimpleNamespace(devices=parallel.devices())
-    saver = pipeline._ppo_saver(run, SMALL, env, lambda s: s, lambda s, inner: inner)
+    saver = ppo_saver(run, SMALL, env, lambda s: s, lambda s, inner: inner)
     tree, host = saver.pack(state)
     checkpoint.save(tmp_path, 1, tree, config=SMALL, host=host)
     # The uninterrupted update donates its state, so it goes second.

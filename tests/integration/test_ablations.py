@@ -1,19 +1,18 @@
 """Each ablation is a field that one command sets, and the stages that it touches run with it."""
 
-import dataclasses
 import json
 
 import jax
 import numpy as np
 import pytest
 
-from lamjax import pipeline, policies
-from lamjax.analysis import report
+from lamjax import cloning, dynamics, pipeline, policies
+from lamjax.analysis import diagnosis, report
 from lamjax.cli import parse
 from lamjax.config import PRESETS
 from lamjax.data import open_store
-from lamjax.training import checkpoint
-from lamjax.training.run_folder import InterruptedRunError, Run
+from lamjax.training import checkpoint, driver
+from lamjax.training.run_folder import InterruptedRunError, Run, stage_key
 
 SMOKE = PRESETS["smoke"]
 SHORT = [
@@ -73,7 +72,7 @@ def play_briefly(monkeypatch):
         returns = np.array([[draw + mode] * episodes for mode in greedy], np.float32)
         return returns, np.ones(shape, np.int32)
 
-    monkeypatch.setattr(pipeline, "evaluate_all", evaluate_all)
+    monkeypatch.setattr(pipeline.evaluation, "evaluate_all", evaluate_all)
 
 
 METHODS = ("--offline.methods", "policy", "bc", "idm", "relabel", "--offline.seeds", "2")
@@ -103,14 +102,14 @@ def test_stages_1_and_2_and_offline_decoding(name, recorded, tmp_path, play_brie
         model, policy = train_stages(run, store)
         run.summary["nulls"]["random_return"] = {"mean": 0.0, "stderr": 0.0, "episodes": 2}
         pipeline.offline_stage(run, store, model, policy, 15)
-        dynamics, found = run.done("dynamics"), run.done("decode_offline")
-        warned = pipeline.diagnosis.diagnose({"stages": {"dynamics": {**dynamics, "codebook_perplexity": [0.1, 0.1]}}})
+        learned, found = run.done("dynamics"), run.done("decode_offline")
+        warned = diagnosis.diagnose({"stages": {"dynamics": {**learned, "codebook_perplexity": [0.1, 0.1]}}})
         assert any("collapsed" in warning["text"] for warning in warned) == (name != "no VQ")
     page = report.write(tmp_path).read_text()
     assert ("Code usage: missing" in page) == (name == "no VQ")
     for measure in ("code_nmi", "code_purity", "probe_accuracy_merged", "fdm_ratio"):
-        assert np.isfinite(dynamics[measure])
-    assert dynamics["quantized"] == (name != "no VQ")
+        assert np.isfinite(learned[measure])
+    assert learned["quantized"] == (name != "no VQ")
     shapes = np.load(tmp_path / "analysis.npz")
     assert shapes["strip_context"].shape[1] == min(config.dynamics.context + 1, 2)
     assert shapes["rollout_frames"].shape[1] == 13
@@ -123,7 +122,7 @@ def test_stages_1_and_2_and_offline_decoding(name, recorded, tmp_path, play_brie
         assert saved["pairs.written"] == (config.online.ppo.num_steps - 3) * config.online.ppo.num_envs
         return
     # Two draws of the labels, each on levels of its own, the same for every method; greedy adds one (see above).
-    draws = [float(jax.random.uniform(pipeline.stage_key(config, stage))) for stage in ("evaluation", "evaluation-1")]
+    draws = [float(jax.random.uniform(stage_key(config.seed, stage))) for stage in ("evaluation", "evaluation-1")]
     mean, error = np.mean(draws), np.abs(draws[0] - draws[1]) / 2
     for curve in ("curve", "bc_curve", "idm_curve", "relabel_curve"):
         assert found[curve] == [[16, pytest.approx(mean, abs=1e-6), pytest.approx(error, abs=1e-6)]]
@@ -134,13 +133,13 @@ def test_stages_1_and_2_and_offline_decoding(name, recorded, tmp_path, play_brie
     assert policies.load_policy(tmp_path / "policies" / "relabel-16")[2]["return_mean"] == pytest.approx(draws[0])
 
 
-@dataclasses.dataclass
-class _Like:
-    config: object
+def untrained_model(config, store):
+    init = driver.jit_once(dynamics.init, static_argnums=(1, 2))
+    return init(jax.random.key(0), config.dynamics, store.obs_shape)
 
 
 def untrained_policy(config, store):
-    init = pipeline.driver.jit_once(pipeline.cloning.init, static_argnums=(1, 2, 3))
+    init = driver.jit_once(cloning.init, static_argnums=(1, 2, 3))
     return init(jax.random.key(0), config.cloning, store.obs_shape, config.dynamics.latent_dim)
 
 
@@ -150,9 +149,9 @@ def test_offline_decoding_resumes_where_it_stopped(recorded, tmp_path, play_brie
     And so it does where many policies are made and evaluated together.
     """
     config, store = settings(*METHODS, "--checkpoint-every", "0"), open_store(recorded)
-    model = pipeline.init_dynamics(_Like(config), store)
+    model = untrained_model(config, store)
     policy = untrained_policy(config, store)
-    evaluate_all, seen, chunks = pipeline.evaluate_all, [], []
+    evaluate_all, seen, chunks = pipeline.evaluation.evaluate_all, [], []
 
     def stage(folder):
         with Run(folder, "coinrun", config, {}) as run:
@@ -171,7 +170,7 @@ def test_offline_decoding_resumes_where_it_stopped(recorded, tmp_path, play_brie
         lengths = evaluate_all(logits_fn, players, env, episodes, key, **options)[1]
         return np.repeat(np.array(values)[:, None], episodes, 1), lengths
 
-    monkeypatch.setattr(pipeline, "evaluate_all", fingerprints)
+    monkeypatch.setattr(pipeline.evaluation, "evaluate_all", fingerprints)
     stopping = False
     whole = stage(tmp_path / "whole")
     assert chunks == [2] * 8  # each policy sampled and greedy
@@ -186,7 +185,7 @@ def test_offline_decoding_resumes_where_it_stopped(recorded, tmp_path, play_brie
 
     stopping = False
     chunks.clear()
-    monkeypatch.setattr(pipeline, "most_together", lambda num_envs: 4)
+    monkeypatch.setattr(pipeline.offline, "most_together", lambda num_envs: 4)
     together = stage(tmp_path / "together")
     assert chunks == [4] * 4  # of each draw the decoded policies, then the cloned ones
     assert together["by_seed"].keys() == whole["by_seed"].keys()
@@ -197,7 +196,7 @@ def test_offline_decoding_resumes_where_it_stopped(recorded, tmp_path, play_brie
 def test_online_decoding_of_all_layers_by_rl_alone(recorded, tmp_path, play_briefly):
     config = settings("--online.train", "all", "--online.decoder.no-enabled", "--online.ppo.total-frames", "2048")
     store = open_store(recorded)
-    model = pipeline.init_dynamics(_Like(config), store)
+    model = untrained_model(config, store)
     policy = untrained_policy(config, store)
     convs = jax.device_get(policy.params["trunk_net"]["convs"])
     with Run(tmp_path, "coinrun", config, {}) as run:

@@ -9,7 +9,8 @@ import json
 import numpy as np
 import pytest
 
-from lamjax import envs, pipeline
+from lamjax import envs
+from lamjax.analysis import report
 from lamjax.cli import main
 
 # How many actions differ in effect (facts of the Procgen engine), and the paper's mean returns, random and expert.
@@ -56,7 +57,7 @@ SMALL = (
 @pytest.mark.parametrize("game", GAMES)
 def test_a_game_runs_from_end_to_end(game, tmp_path, monkeypatch):
     # Drawing the figures takes longer than everything else; the whole run of coinrun does it (test_train.py).
-    monkeypatch.setattr(pipeline.report, "write", lambda folder: folder / "report.html")
+    monkeypatch.setattr(report, "write", lambda folder: folder / "report.html")
     folders = ["--runs", str(tmp_path / "runs"), "--data", str(tmp_path / "data")]
     assert main(["train", "--env", game, "--preset", "smoke", "--policy", "random", *SMALL, *folders]) == 0
     run = tmp_path / "runs" / game / "smoke-s0"

@@ -161,8 +161,15 @@ def test_the_same_command_again_does_nothing(whole, monkeypatch):
     def forbidden(*args, **kwargs):
         raise AssertionError("something was done again")
 
-    for name in ("record", "train", "evaluate_all", "examine_dynamics", "clone_actions"):
-        monkeypatch.setattr(pipeline, name, forbidden)
+    for module, name in (
+        (pipeline.record, "record"),
+        (pipeline.windows, "train"),
+        (pipeline.reinforcement, "train"),
+        (pipeline.evaluation, "evaluate_all"),
+        (pipeline.dynamics, "examine_dynamics"),
+        (pipeline.offline, "clone_labels"),
+    ):
+        monkeypatch.setattr(module, name, forbidden)
 
     def state():
         kept = [whole / "metrics.jsonl", whole / "config.json", whole / "analysis.npz"]
@@ -195,7 +202,7 @@ def test_a_policy_of_the_run_can_be_evaluated_and_recorded(whole, tmp_path, capf
 
 
 def test_another_seed_gives_another_result(whole, tmp_path, monkeypatch):
-    monkeypatch.setattr(pipeline, "examine_dynamics", lambda *args: {})
+    monkeypatch.setattr(pipeline.dynamics, "examine_dynamics", lambda *args: {})
     config = dataclasses.replace(SMOKE, seed=1)
     with run_folder.Run(tmp_path / "run", "coinrun", config, {}) as opened:
         source = pipeline.find_source("coinrun", "random", tmp_path, 15)
@@ -214,9 +221,7 @@ def test_another_seed_gives_another_result(whole, tmp_path, monkeypatch):
 def test_stages_and_seeds_draw_from_keys_of_their_own():
     stages = ("record", "dynamics", "cloning", "offline", "online", "ppo_scratch", "evaluation", "probe")
     keys = {
-        tuple(jax.random.key_data(pipeline.stage_key(dataclasses.replace(SMOKE, seed=seed), stage)).tolist())
-        for stage in stages
-        for seed in (0, 1)
+        tuple(jax.random.key_data(run_folder.stage_key(seed, stage)).tolist()) for stage in stages for seed in (0, 1)
     }
     assert len(keys) == 2 * len(stages)
 

@@ -1,36 +1,40 @@
 """A run that is given a time: measured, cut, finished, and nothing compiled twice."""
 
+import importlib
 import json
 
-from lamjax import parallel, pipeline, whole
+from lamjax import parallel, pipeline
 from lamjax.config import VECTOR_PRESETS
 from lamjax.decoding import online
 from lamjax.ppo import train as ppo
+from lamjax.training import driver
+from lamjax.training.steps import cloning_step, dynamics_step
 
 SMOKE = VECTOR_PRESETS["smoke"]
 
 
 def test_what_measuring_compiled_the_run_uses(tmp_path, monkeypatch):
     programs = {
-        "stage 1": pipeline.over(pipeline._dynamics_steps, parallel.devices(), (None, 0, None, 0, None)),
-        "stage 2": pipeline.over(pipeline._cloning_steps, parallel.devices(), (None, 0, None, None, None)),
+        "stage 1": driver.compile_steps(dynamics_step, parallel.devices(), (None, 0, 0, None, None), 0),
+        "stage 2": driver.compile_steps(cloning_step, parallel.devices(), (None, 0, None, None, None), 0),
         "acting": ppo.collect,
         "learning": ppo._improve_fused,
         "decoder": online.fit_decoder,
     }
     compiled = []
-    run_pipeline = pipeline.run_pipeline
+    module = importlib.import_module("lamjax.pipeline.train")  # the package exports a function of this name
+    run_stages = module.run_stages
 
     def sizes():
         return {name: program._cache_size() for name, program in programs.items()}
 
     def counted(*args):
         compiled.append(sizes())
-        return run_pipeline(*args)
+        return run_stages(*args)
 
-    monkeypatch.setattr(pipeline, "run_pipeline", counted)
+    monkeypatch.setattr(module, "run_stages", counted)
     # Long enough for the slowest machine, and the rates are of no account: the preset's lengths are the upper bound.
-    folder = whole.train(
+    folder = pipeline.train(
         "cartpole", preset="smoke", policy="random", within=3600.0, runs=tmp_path / "runs", data=tmp_path / "data"
     )
     assert all(size > 0 for size in compiled[0].values())

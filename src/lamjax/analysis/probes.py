@@ -163,6 +163,19 @@ def read_distractor(
     return found
 
 
+def accuracy(
+    key: jax.Array,
+    train_z: np.ndarray,
+    train_y: np.ndarray,
+    test_z: np.ndarray,
+    test_y: np.ndarray,
+    num_classes: int,
+    hidden: tuple[int, ...] = HIDDEN,
+) -> float:
+    """Held-out accuracy of a probe; arguments as of `fit_probe`, and `test_y` int32 ``[E]``."""
+    return float(np.mean(fit_probe(key, train_z, train_y, test_z, num_classes, hidden) == test_y))
+
+
 def accuracies(
     key: jax.Array,
     train_z: np.ndarray,
@@ -186,9 +199,9 @@ def accuracies(
       hidden: widths of the probe's hidden layers.
     """
     classes = np.asarray(merged)
-    raw = fit_probe(key, train_z, train_actions, test_z, len(classes), hidden)
-    joined = fit_probe(key, train_z, classes[train_actions], test_z, int(classes.max()) + 1, hidden)
-    return float(np.mean(raw == test_actions)), float(np.mean(joined == classes[test_actions]))
+    raw = accuracy(key, train_z, train_actions, test_z, test_actions, len(classes), hidden)
+    train_classes, test_classes = classes[train_actions], classes[test_actions]
+    return raw, accuracy(key, train_z, train_classes, test_z, test_classes, int(classes.max()) + 1, hidden)
 
 
 def head_scores(logits: np.ndarray, actions: np.ndarray, merged: Sequence[int]) -> dict[str, float]:

@@ -1,11 +1,11 @@
-"""A policy cloned from actions: from a few labels (behaviour cloning, the null) or from many that a decoder named.
+"""Behaviour cloning: a policy cloned from actions, a few true ones (the baseline) or many pseudo-labels of a decoder.
 
     loss = mean -log pi(a_t | o_t)
 
 Of continuous actions pi is a Gaussian (see `lamjax.spaces`).
 
-LAPO+ (arXiv 2602.02762) turns LAPO's order round: the few labels decode the inverse model, which then names the action
-of every training window, and the policy is cloned from these.
+LAPO+ (arXiv 2602.02762) reverses LAPO's order: the few labels decode the inverse model, which then gives every training
+window a pseudo-label, and the policy is cloned from those.
 
 Dimension keys: B batch, L labels.
 """
@@ -27,7 +27,6 @@ from lamjax.ppo.agent import ScratchAgent
 from lamjax.preprocess import ObsStats, normalise_obs
 from lamjax.schedules import warmup_linear
 from lamjax.spaces import ActionSpace, as_space
-from lamjax.training import driver
 
 
 @struct.dataclass
@@ -109,30 +108,7 @@ def train_step(
     return new, {"loss": loss, space.score_name: score}
 
 
-def clone_steps(
-    state: ActionState, obs: jax.Array, actions: jax.Array, rows: jax.Array, n: int
-) -> tuple[ActionState, dict[str, jax.Array]]:
-    """Takes n steps of cloning on labels that lie on the device, to be compiled as one dispatch.
-
-    Args:
-      state: the training state.
-      obs: ``[L, *obs_shape]``.
-      actions: ``[L, *space.shape]``.
-      rows: int32 ``[S, B]``, the labels that each of S steps sees.
-      n: steps (static), 1 where steps do not fuse (see `lamjax.training.driver`).
-
-    Returns:
-      The new state and the metrics' means.
-    """
-
-    def step(state: ActionState) -> tuple[ActionState, dict[str, jax.Array]]:
-        batch = rows[state.step]
-        return train_step(state, obs[batch], actions[batch])
-
-    return driver.repeat(step, state, n)
-
-
-def name_actions(
+def pseudo_labels(
     model: DynamicsState, decoder: Any, windows: jax.Array, config: OfflineConfig, space: ActionSpace | int
 ) -> jax.Array:
     """The likeliest actions of windows, by a decoder of the inverse model's latents.

@@ -1,4 +1,4 @@
-"""One decision, made in one place: whether repeated steps become one dispatch or a loop on the host.
+"""Repeats a training step, and decides in one place whether repeated steps are one dispatch or a loop on the host.
 
 XLA:CPU runs a convolution's backward pass inside ``lax.scan`` 14 to 23 times slower than outside it, so on a CPU the
 host loops over jitted steps of networks that convolve; all others fuse into one ``lax.scan``.
@@ -11,29 +11,58 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from lamjax import parallel
 from lamjax.optim import pack_groups, unpack_groups
+
+FUSED = 25  # optimizer steps in a dispatch where steps fuse
 
 # ``jit`` for what runs once, such as initialisation: drawing parameters of sixty shapes takes 24 CPU seconds to compile
 # with XLA's optimisations and 7 without.
 jit_once = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 
 
-def host_scan(step: Callable[[Any, Any], tuple[Any, Any]], carry: Any, xs: Any) -> tuple[Any, Any]:
-    """``jax.lax.scan`` as a loop on the host; `step` brings its own ``jit``."""
-    length = len(jax.tree.leaves(xs)[0])
-    ys = []
-    for index in range(length):
-        carry, y = step(carry, jax.tree.map(lambda x, index=index: x[index], xs))
-        ys.append(y)
-    return carry, jax.tree.map(lambda *leaves: jnp.stack(leaves), *ys)
+def fuses_steps(network: Any, *others: Any, backend: str | None = None) -> bool:
+    """Whether repeated steps of these networks' training should run as one ``lax.scan``.
 
+    Args:
+      network: config of a trunk or a forward model, which says by ``convolves`` whether XLA's convolution is its own.
+      *others: those that are trained or run in the same step.
+      backend: by default JAX's.
 
-def packs() -> bool:
-    """Whether parameters and moments are packed while steps repeat, which saves a step hundreds of kernels.
-
-    True on an accelerator (see `lamjax.optim`). A CPU has no kernels to start, so there packing would only copy.
+    Returns:
+      True on any accelerator, and on a CPU where none of them convolves.
     """
-    return jax.default_backend() != "cpu"
+    return (backend or jax.default_backend()) != "cpu" or not any(config.convolves for config in (network, *others))
+
+
+def steps_per_dispatch(*networks: Any) -> int:
+    """How many optimizer steps of these networks a dispatch holds (see `fuses_steps`)."""
+    return FUSED if fuses_steps(*networks) else 1
+
+
+@functools.cache
+def compile_steps(
+    step: Callable, devices: tuple[jax.Device, ...], in_axes: tuple[int | None, ...], static: int = 0
+) -> Callable:
+    """Compiles a training step for some devices, once for all runs.
+
+    Args:
+      step: ``(state, *args, axis_name=...) -> (state, metrics)``, pure.
+      devices: where it runs.
+      in_axes: for the state and each argument that is not static, as for `parallel.map_step`.
+      static: how many of the last arguments are compiled in.
+
+    Returns:
+      ``(state, *args, n) -> (state, metrics)``: n steps in one dispatch, which takes over the state's memory, and the
+      means of their metrics.
+    """
+
+    def steps(state: Any, *args: Any, axis_name: str | None) -> tuple[Any, Any]:
+        *args, n = args
+        return repeat(lambda state: step(state, *args, axis_name=axis_name), state, n)
+
+    last = tuple(range(len(in_axes), len(in_axes) + static + 1))
+    return parallel.map_step(steps, devices, in_axes=in_axes, static_argnums=last, donate_argnums=(0,))
 
 
 def repeat(step: Callable[[Any], tuple[Any, Any]], state: Any, n: int) -> tuple[Any, Any]:
@@ -50,20 +79,24 @@ def repeat(step: Callable[[Any], tuple[Any, Any]], state: Any, n: int) -> tuple[
     return unpack_groups(state), jax.tree.map(lambda x: x.mean(0), metrics)
 
 
+def packs() -> bool:
+    """Whether parameters and moments are packed while steps repeat, which saves a step hundreds of kernels.
+
+    True on an accelerator (see `lamjax.optim`). A CPU has no kernels to start, so there packing would only copy.
+    """
+    return jax.default_backend() != "cpu"
+
+
+def host_scan(step: Callable[[Any, Any], tuple[Any, Any]], carry: Any, xs: Any) -> tuple[Any, Any]:
+    """``jax.lax.scan`` as a loop on the host; `step` brings its own ``jit``."""
+    length = len(jax.tree.leaves(xs)[0])
+    ys = []
+    for index in range(length):
+        carry, y = step(carry, jax.tree.map(lambda x, index=index: x[index], xs))
+        ys.append(y)
+    return carry, jax.tree.map(lambda *leaves: jnp.stack(leaves), *ys)
+
+
 def over_batches(function: Callable[..., Any]) -> Callable[..., Any]:
     """Compiles ``function(state, *batch)`` for stacked batches ``[M, B, ...]``; its results get a leading axis M."""
     return jax.jit(lambda state, *batches: jax.lax.map(lambda batch: function(state, *batch), batches))
-
-
-def fuses_steps(network: Any, *others: Any, backend: str | None = None) -> bool:
-    """Whether repeated steps of these networks' training should run as one ``lax.scan``.
-
-    Args:
-      network: config of a trunk or a forward model, which says by ``convolves`` whether XLA's convolution is its own.
-      *others: those that are trained or run in the same step.
-      backend: by default JAX's.
-
-    Returns:
-      True on any accelerator, and on a CPU where none of them convolves.
-    """
-    return (backend or jax.default_backend()) != "cpu" or not any(config.convolves for config in (network, *others))

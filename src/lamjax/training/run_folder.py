@@ -6,6 +6,7 @@ runs/<env>/<name>/  config.json  metrics.jsonl  summary.json  tensorboard/  chec
 import contextlib
 import dataclasses
 import fcntl
+import hashlib
 import json
 import os
 import signal
@@ -28,6 +29,13 @@ OCCASIONAL = ("episode_return", "episode_length", "decoder_accuracy", "decoder_m
 
 class RunError(ValueError):
     """A user's mistake or a failed run: one sentence that says what to do."""
+
+
+def another_configuration(folder: Path, field: str) -> RunError:
+    """The error for a run folder whose settings differ, in `field`, from those asked for."""
+    return RunError(
+        f"{folder} was started with another configuration: {field}. Use the same settings, or choose another --name."
+    )
 
 
 class InterruptedRunError(Exception):
@@ -114,10 +122,7 @@ class Run:
         if not path.exists():
             write_json(path, settings)
         elif field := checkpoint.differing_field(settings, checkpoint.completed(self.config, read_json(path))):
-            raise RunError(
-                f"{self.folder} was started with another configuration: {field}. "
-                "Use the same settings, or choose another --name."
-            )
+            raise another_configuration(self.folder, field)
         summary = self.folder / "summary.json"
         return read_json(summary) if summary.exists() else {}
 
@@ -155,6 +160,10 @@ class Run:
         self.summary["stages"][stage] = dict(results)
         self.write_summary()
 
+    def key(self, purpose: str) -> jax.Array:
+        """A typed PRNG key of its own for each stage and other purpose, from the run's seed."""
+        return stage_key(self.config.seed, purpose)
+
     def note(self, key: str, value: Any) -> None:
         """Writes one entry of the summary."""
         self.summary[key] = value
@@ -167,6 +176,12 @@ class Run:
     def checkpoints(self, stage: str) -> Path:
         """Where a stage's checkpoints lie."""
         return self.folder / "checkpoints" / stage
+
+
+def stage_key(seed: int, purpose: str) -> jax.Array:
+    """A typed PRNG key of its own for each purpose."""
+    tag = int.from_bytes(hashlib.sha256(purpose.encode()).digest()[:4], "big") >> 1
+    return jax.random.fold_in(jax.random.key(seed), tag)
 
 
 def finite(value: Any) -> Any:

@@ -14,14 +14,19 @@ import numpy as np
 import pytest
 
 from lamjax import cloning, dynamics, parallel, pipeline, policies
+from lamjax.analysis import examine
 from lamjax.config import PRESETS, VECTOR_PRESETS, NamedConfig, RunConfig, ScratchConfig
-from lamjax.data import Buffer, StoreWriter, open_store, sample_labelled, valid_starts
+from lamjax.data import Buffer, LabelledSubset, StoreWriter, open_store, sample_labelled, upload_labels, valid_starts
 from lamjax.decoding import behaviour_cloning, offline
+from lamjax.decoding import online as online_decoding
 from lamjax.decoding.online import DecoderConfig, OnlineConfig
 from lamjax.models.impala import ImpalaConfig
+from lamjax.pipeline import pseudo_labels, windows
+from lamjax.pipeline.train import check_shares
+from lamjax.ppo import train as ppo
 from lamjax.ppo.train import PPOConfig
-from lamjax.training import checkpoint, driver
-from lamjax.training.run_folder import InterruptedRunError, Run
+from lamjax.training import checkpoint, driver, steps
+from lamjax.training.run_folder import InterruptedRunError, Run, stage_key
 from tests.trees import close
 
 SMALL = ImpalaConfig(channels=(8,), strides=(4,), blocks=0, features=8, stem=4, pool=False)
@@ -38,42 +43,43 @@ CONVOLVES = dataclasses.replace(
 
 def test_still_windows_show_the_middle_frame_alone():
     windows = np.random.default_rng(0).integers(0, 256, (4, 3, 8, 8, 3), np.uint8)
-    still = pipeline._still(windows)
+    still = examine.still(windows)
     assert still.shape == windows.shape
     for frame in range(3):
         np.testing.assert_array_equal(still[:, frame], windows[:, 1])
     assert np.shares_memory(still, windows)
-    longer = pipeline._still(np.concatenate([windows[:, :1], windows], axis=1))
+    longer = examine.still(np.concatenate([windows[:, :1], windows], axis=1))
     np.testing.assert_array_equal(longer, windows[:, 1:2].repeat(4, axis=1))  # o_t is the last frame but one
 
 
-@pytest.mark.parametrize(("steps", "count"), [(1, 1), (3, 1), (1, 2)])
+@pytest.mark.parametrize(("n", "count"), [(1, 1), (3, 1), (1, 2)])
 @pytest.mark.parametrize("stage", ["dynamics", "cloning"])
-def test_training_stays_on_the_device_and_is_traced_once(stage, steps, count, monkeypatch):
+def test_training_stays_on_the_device_and_is_traced_once(stage, n, count, monkeypatch):
     config, obs, key = CONVOLVES, (64, 64, 3), jax.random.key(0)
     devices = tuple(jax.local_devices()[:count])
     state = driver.jit_once(dynamics.init, static_argnums=(1, 2))(key, config.dynamics, obs)
-    advance = pipeline.over(pipeline._dynamics_steps, devices, (None, 0, None, 0, None))
-    lengths = parallel.replicate(pipeline._traced(getattr(config, stage).lengths), devices)
-    last = (None, lengths)  # no labels
+    advance = driver.compile_steps(steps.dynamics_step, devices, (None, 0, 0, None, None))
+    lengths = parallel.replicate(steps.traced(getattr(config, stage).lengths), devices)
+    last = (None, key, lengths)  # no labels
     if stage == "cloning":
-        last = (lengths, parallel.replicate(state, devices))
+        last = (key, parallel.replicate(state, devices), lengths)
         state = driver.jit_once(cloning.init, static_argnums=(1, 2, 3))(
             key, config.cloning, obs, config.dynamics.latent_dim
         )
-        advance = pipeline.over(pipeline._cloning_steps, devices, (None, 0, None, None, None))
+        advance = driver.compile_steps(steps.cloning_step, devices, (None, 0, None, None, None))
     frames = np.random.default_rng(0).integers(0, 256, (100, *obs), np.uint8)
     buffer = parallel.deal([jax.device_put(Buffer(frames, valid_starts(np.arange(100) % 25 == 0)))] * count, devices)
-    state, key = parallel.replicate((state, key), devices)
-    traced, train_step = [], getattr(pipeline, stage).train_step
-    monkeypatch.setattr(getattr(pipeline, stage), "train_step", lambda *a, **k: traced.append(1) or train_step(*a, **k))
+    state, last = parallel.replicate((state, last), devices)
+    module = {"dynamics": dynamics, "cloning": cloning}[stage]
+    traced, train_step = [], module.train_step
+    monkeypatch.setattr(module, "train_step", lambda *a, **k: traced.append(1) or train_step(*a, **k))
     with jax.transfer_guard("disallow"):
         with pytest.raises(Exception, match="Disallowed host-to-device transfer"):
             state.step + 1  # the guard is on, also on a CPU
         for _ in range(3):
-            state, metrics = advance(state, buffer, key, *last, steps)
+            state, metrics = advance(state, buffer, *last, n)
         jax.block_until_ready(metrics)
-    assert int(state.step) == 3 * steps
+    assert int(state.step) == 3 * n
     assert np.isfinite(metrics["loss"])
     assert len(traced) == 1
 
@@ -120,23 +126,24 @@ def open_run(folder, config, count, env="cartpole"):
 @pytest.fixture
 def briefly(monkeypatch):
     """Stages that only train."""
-    monkeypatch.setattr(pipeline, "examine_dynamics", lambda *args: {})
-    monkeypatch.setattr(pipeline, "_finish_ppo", lambda run, stage, *args, **counts: run.finish(stage, {}))
+    monkeypatch.setattr(pipeline.dynamics, "examine_dynamics", lambda *args: {})
+    monkeypatch.setattr(pipeline.reinforcement, "finish_ppo", lambda run, stage, *args, **counts: run.finish(stage, {}))
 
 
 def test_stages_on_two_devices_are_those_of_one_on_the_joined_batch(store, tmp_path, briefly):
-    steps = 10
-    config = settings(steps=steps, labels=True)
+    count = 10
+    config = settings(steps=count, labels=True)
     with open_run(tmp_path, config, 2) as run:
-        untrained = pipeline.init_dynamics(run, store)
+        untrained = pipeline.dynamics.init_dynamics(run, store)
         model = pipeline.dynamics_stage(run, store)
         policy = pipeline.cloning_stage(run, store, model)
-        subset = pipeline.LabelledSubset(store, 12, seed=run.config.seed)
-        stream = [pipeline.training_stream(run, store, 4, run.config.seed + k, 1) for k in range(3)]
+        subset = LabelledSubset(store, 12, seed=run.config.seed)
+        stream = [windows.training_stream(run, store, 4, run.config.seed + k, 1) for k in range(3)]
         nothing = np.zeros((2, model.config.latent_dim), np.float32)
         decoder, _ = offline.fit(jax.random.key(0), nothing, np.arange(2), config.offline, 2)
-        named = pipeline.relabel(run, "named", jax.random.key(1), model, decoder, stream[2], (4,), 2)[1]
-    labels = jax.device_get(pipeline.upload_labels(subset, run.devices))
+        frames, key = windows.TrainingFrames(run, store), jax.random.key(1)
+        clone = pseudo_labels.clone_pseudo_labels(run, "named", key, model, decoder, frames, (4,), 2)
+    labels = jax.device_get(upload_labels(subset, run.devices))
     labels = [jax.tree.map(lambda x, d=d: jax.device_put(x[d]), labels) for d in (0, 1)]
 
     def joined(stream, step):
@@ -147,27 +154,27 @@ def test_stages_on_two_devices_are_those_of_one_on_the_joined_batch(store, tmp_p
         return [np.concatenate(arrays) for arrays in zip(*parts, strict=True)]
 
     step, state = jax.jit(dynamics.train_step), untrained.replace(config=config.dynamics)
-    for number in range(steps):
+    for number in range(count):
         state, metrics = step(state, joined(stream[0], number), tuple(labelled(number)))
     assert metrics["action_loss"] > 0
     close((model.params, model.codebooks), (state.params, state.codebooks), rtol=1e-3, atol=1e-5)
 
     infer, step = jax.jit(dynamics.infer_latents), jax.jit(cloning.train_step)
     expected = driver.jit_once(cloning.init, static_argnums=(1, 2, 3))(
-        pipeline.stage_key(config, "cloning"), config.cloning, (4,), model.config.latent_dim, model.obs_stats
+        stage_key(config.seed, "cloning"), config.cloning, (4,), model.config.latent_dim, model.obs_stats
     )
     for number in range(config.cloning.steps):
-        windows = joined(stream[1], number)
-        expected, _ = step(expected, windows[:, -2], infer(model, windows).continuous)
+        seen = joined(stream[1], number)
+        expected, _ = step(expected, seen[:, -2], infer(model, seen).continuous)
     close(policy.params, expected.params, rtol=1e-3, atol=1e-5)
 
     step = jax.jit(behaviour_cloning.train_step)
-    name = jax.jit(behaviour_cloning.name_actions, static_argnums=(3, 4))
-    expected = pipeline._init_actions(jax.random.key(1), config.cloning, 2, (4,), True, model.obs_stats)
+    name = jax.jit(behaviour_cloning.pseudo_labels, static_argnums=(3, 4))
+    expected = pseudo_labels.init_clone(jax.random.key(1), config.cloning, 2, (4,), True, model.obs_stats)
     for number in range(config.cloning.steps):
-        windows = joined(stream[2], number)
-        expected, _ = step(expected, windows[:, -2], name(model, decoder, windows, config.offline, 2))
-    close(named, expected.policy, rtol=1e-3, atol=1e-5)
+        seen = joined(stream[2], number)
+        expected, _ = step(expected, seen[:, -2], name(model, decoder, seen, config.offline, 2))
+    close(clone.policy, expected.policy, rtol=1e-3, atol=1e-5)
 
 
 def interrupted(patch, module, name, calls):
@@ -196,12 +203,12 @@ RING = settings(ring_frames=320)
 def on_rings(store, tmp_path_factory):
     """Stage 1 on one device and on two, uninterrupted, with half of the frames in memory or less."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(pipeline, "examine_dynamics", lambda *args: {})
+        patch.setattr(pipeline.dynamics, "examine_dynamics", lambda *args: {})
         found = {}
         for count in (1, 2):
             folder = tmp_path_factory.mktemp(f"ring{count}")
             with open_run(folder, RING, count) as run:
-                stream = pipeline.training_stream(run, store, 4, 0, 25)
+                stream = windows.training_stream(run, store, 4, 0, 25)
                 assert stream.steps_per_phase == {1: 5, 2: 15}[count]  # rows cut dispatches of 25 to 5 steps
                 pipeline.dynamics_stage(run, store)
             found[count] = saved(folder, "dynamics")
@@ -211,7 +218,7 @@ def on_rings(store, tmp_path_factory):
 @pytest.mark.parametrize("count", [1, 2])
 def test_a_run_on_a_ring_resumes_exactly(count, store, on_rings, tmp_path, briefly, monkeypatch):
     with monkeypatch.context() as patch, open_run(tmp_path, RING, count) as run:
-        interrupted(patch, pipeline, "held_out_errors", 2)  # at step 20; the next dispatch ends at 25
+        interrupted(patch, pipeline.dynamics, "held_out_errors", 2)  # at step 20; the next dispatch ends at 25
         with pytest.raises(InterruptedRunError):
             pipeline.dynamics_stage(run, store)
     assert saved(tmp_path, "dynamics")[0] == 25
@@ -222,7 +229,7 @@ def test_a_run_on_a_ring_resumes_exactly(count, store, on_rings, tmp_path, brief
 
 def test_a_run_on_two_devices_may_be_resumed_on_one(store, on_rings, tmp_path, briefly, monkeypatch):
     with monkeypatch.context() as patch, open_run(tmp_path, RING, 2) as run:
-        interrupted(patch, pipeline, "held_out_errors", 1)
+        interrupted(patch, pipeline.dynamics, "held_out_errors", 1)
         with pytest.raises(InterruptedRunError):
             pipeline.dynamics_stage(run, store)
     assert saved(tmp_path, "dynamics")[:2] == (15, on_rings[1][1])  # one form
@@ -255,7 +262,7 @@ def with_ppo(config: RunConfig, stage: str, **changes) -> RunConfig:
 )
 def test_what_does_not_divide_by_the_devices_is_refused_at_once(config, message, tmp_path):
     with open_run(tmp_path, config, 2) as run, pytest.raises(ValueError, match=message):
-        pipeline.check_shares(run)
+        check_shares(run)
 
 
 PPO = PPOConfig(total_frames=4 * 64, num_envs=8, num_steps=8, num_epochs=2, num_minibatches=2)
@@ -298,7 +305,7 @@ def go_on(tmp_path, briefly):
         return saved(tmp_path / folder, stage)
 
     def stopped(stage, folder):
-        module = pipeline.ppo if stage == "ppo_scratch" else pipeline.online
+        module = ppo if stage == "ppo_scratch" else online_decoding
         with pytest.MonkeyPatch.context() as patch, pytest.raises(InterruptedRunError):
             interrupted(patch, module, ON_DEVICES[stage][-1], 2)
             run(stage, folder, 2)
@@ -337,8 +344,8 @@ NAMED = settings(
 
 def decode_named(folder, store):
     with open_run(folder, NAMED, 1) as run:
-        model = pipeline.init_dynamics(run, store)
-        pipeline.named_stage(run, store, model, store.action_space)
+        model = pipeline.dynamics.init_dynamics(run, store)
+        pipeline.pseudo_label_stage(run, store, model, store.action_space)
         return run.summary["stages"]["decode_named"]
 
 
@@ -365,7 +372,7 @@ def test_random_play_names_the_recording(decoded, store):
     assert decode_named(folder, store) == results and saved(folder, "decode_named") == before
 
 
-@pytest.mark.parametrize(("module", "name", "calls"), [(pipeline, "over", 1), (pipeline.ppo, "update_on", 2)])
+@pytest.mark.parametrize(("module", "name", "calls"), [(driver, "compile_steps", 1), (ppo, "update_on", 2)])
 def test_naming_resumes_exactly(module, name, calls, decoded, store, tmp_path, monkeypatch):
     with monkeypatch.context() as patch, pytest.raises(InterruptedRunError):
         interrupted(patch, module, name, calls)
@@ -378,14 +385,14 @@ def test_naming_resumes_exactly(module, name, calls, decoded, store, tmp_path, m
 
 def test_stages_share_one_upload_of_the_frames(store, tmp_path):
     with open_run(tmp_path, settings(), 2) as run:
-        frames = pipeline.TrainingFrames(run, store)
+        frames = windows.TrainingFrames(run, store)
         first, second = frames.stream(4, 0, 1), frames.stream(8, 1, 1)
         assert first.buffer(0) is second.buffer(0)
-        np.testing.assert_array_equal(second.windows(3), pipeline.training_stream(run, store, 8, 1, 1).windows(3))
+        np.testing.assert_array_equal(second.windows(3), windows.training_stream(run, store, 8, 1, 1).windows(3))
         frames.free()
         assert frames.stream(4, 0, 1).buffer(0) is not first.buffer(0)
     with open_run(tmp_path / "ring", RING, 1) as run:
-        frames = pipeline.TrainingFrames(run, store)
+        frames = windows.TrainingFrames(run, store)
         first, second = frames.stream(4, 0, 25), frames.stream(4, 1, 25)
         assert first.steps_per_phase and first.buffer(0).frames is not second.buffer(0).frames
 
@@ -396,13 +403,13 @@ def test_clones_of_labels_see_the_rows_of_the_runs_seed(store, tmp_path):
     obs, taken = rng.normal(size=(9, 4)).astype(np.float32), rng.integers(2, size=9).astype(np.int32)
     with open_run(tmp_path, settings(), 1) as run:
         config = run.config
-        _, params = pipeline.clone_actions(run, key, jax.device_put(obs), taken, 6, 2)
-    state = pipeline._init_actions(key, config.cloning, 2, (4,), False, None)
+        clone = pipeline.offline.clone_labels(run, key, jax.device_put(obs), taken, 6, 2)
+    state = pseudo_labels.init_clone(key, config.cloning, 2, (4,), False, None)
     rows, step = np.random.default_rng(config.seed), jax.jit(behaviour_cloning.train_step)
     for _ in range(config.offline.bc_steps):
         batch = rows.integers(6, size=config.cloning.batch_size)
         state, _ = step(state, obs[batch], taken[batch])
-    close(params, state.policy, rtol=1e-5, atol=1e-6)
+    close(clone.policy, state.policy, rtol=1e-5, atol=1e-6)
 
 
 def test_random_play_leaves_frames_for_ppo():
@@ -417,19 +424,20 @@ def test_random_play_leaves_frames_for_ppo():
 
 HOST = """
 import os, signal, sys
-from lamjax import pipeline
+from lamjax.analysis import diagnosis
 from lamjax.cli import main
+from lamjax.pipeline import dynamics
 
-pipeline.examine_dynamics = lambda *args: {}
-pipeline.diagnosis.diagnose = lambda summary: []
-errors = pipeline.held_out_errors
+dynamics.examine_dynamics = lambda *args: {}
+diagnosis.diagnose = lambda summary: []
+errors = dynamics.held_out_errors
 def stopped(*args):
     if sys.argv[1] == "1":
         os.kill(os.getpid(), signal.SIGTERM)  # one of them is told to stop: both stop
     return errors(*args)
-pipeline.held_out_errors = stopped
+dynamics.held_out_errors = stopped
 first = main(sys.argv[2:])
-pipeline.held_out_errors = errors
+dynamics.held_out_errors = errors
 sys.exit(10 * main(sys.argv[2:]) + (first != 128 + signal.SIGTERM))
 """
 
@@ -480,8 +488,8 @@ def test_two_processes_train_what_one_trains_on_the_joined_batch(store, tmp_path
 
     config = settings(steps=20)
     with open_run(tmp_path / "one", config, 2) as run:
-        state = pipeline.init_dynamics(run, store).replace(config=config.dynamics)
-        stream = pipeline.training_stream(run, store, 4, 0, 1)
+        state = pipeline.dynamics.init_dynamics(run, store).replace(config=config.dynamics)
+        stream = windows.training_stream(run, store, 4, 0, 1)
     step = jax.jit(dynamics.train_step)
     for number in range(20):
         state, _ = step(state, np.concatenate(np.asarray(stream.windows(number))))

@@ -17,15 +17,22 @@ import jax
 import jax.monitoring
 import numpy as np
 
-from lamjax import budget, parallel, pipeline, policies
+from lamjax import budget, parallel, policies
 from lamjax.budget import Rates, StageRates
 from lamjax.config import RunConfig
 from lamjax.data.record import CHUNK
 from lamjax.decoding import offline, online
 from lamjax.envs.evaluate import CHUNK as PLAYED
 from lamjax.envs.evaluate import evaluate
-from lamjax.pipeline import Source
-from lamjax.training.run_folder import Run
+from lamjax.pipeline.cloning import cloning_stage
+from lamjax.pipeline.dynamics import dynamics_stage, examine_dynamics, init_dynamics
+from lamjax.pipeline.evaluation import make_env
+from lamjax.pipeline.offline import draw_labels, offline_policies
+from lamjax.pipeline.record import record, record_stage
+from lamjax.pipeline.reinforcement import online_stage, scratch_stage
+from lamjax.pipeline.sources import Source
+from lamjax.pipeline.windows import TrainingFrames, held_out_windows
+from lamjax.training.run_folder import Run, stage_key
 
 LONG_ENOUGH = 0.5  # seconds of steps that a rate is taken from
 MANY = 4  # times as long a first dispatch is its own rate: what it does once is little of it
@@ -128,7 +135,7 @@ def measure(env: str, config: RunConfig, source: Source, seconds: float, data: P
         settings = dataclasses.replace(config, offline=dataclasses.replace(config.offline, bc_steps=BC_STEPS))
         header = {"env": env}
         with Run(Path(folder) / "run", env, settings, header, source.name) as run:
-            store = pipeline.record_stage(run, source, data)
+            store = record_stage(run, source, data)
             rates = _rates(run, store)
     spent = time.monotonic() - started
     return Rates(spent=spent, frame=frame, compile=_Compilation.seconds - compiled, **rates)
@@ -136,30 +143,29 @@ def measure(env: str, config: RunConfig, source: Source, seconds: float, data: P
 
 def _frame(env: str, config: RunConfig, source: Source, folder: Path) -> float:
     """Seconds for a recorded frame."""
-    header, frames = {"env": env}, CHUNK * config.record.num_envs
-    with Run(folder / "frames", env, config, header) as run:
-        key = pipeline.stage_key(config, "record")
-        pipeline.play(run, folder / "compiled", source, frames, config.record.num_envs, key)
-        with _stopwatch() as passed:
-            pipeline.play(run, folder / "timed", source, CHUNKS * frames, config.record.num_envs, key)
-    return passed() / (CHUNKS * frames)
+    frames, key = CHUNK * config.record.num_envs, stage_key(config.seed, "record")
+    few, some = (dataclasses.replace(config.record, frames=count * frames) for count in (1, CHUNKS))
+    record(folder / "compiled", env, source, few, key)
+    with _stopwatch() as passed:
+        record(folder / "timed", env, source, some, key)
+    return passed() / some.frames
 
 
 def _rates(run: Run, store: Any) -> dict[str, Any]:
     """The rates of every stage after the recording."""
     config, space = run.config, store.action_space
-    untrained, frames = pipeline.init_dynamics(run, store), pipeline.TrainingFrames(run, store)
-    dynamics = _rehearse(run, lambda: pipeline.dynamics_stage(run, store, frames))
+    untrained, frames = init_dynamics(run, store), TrainingFrames(run, store)
+    dynamics = _rehearse(run, lambda: dynamics_stage(run, store, frames))
     model = dynamics.state
-    held_out = pipeline.held_out_windows(run, store)
+    held_out = held_out_windows(run, store)
     with _stopwatch() as passed:
-        pipeline.examine_dynamics(run, store, untrained, model, held_out)
+        examine_dynamics(run, store, untrained, model, held_out)
     examine = passed()
-    cloning = _rehearse(run, lambda: pipeline.cloning_stage(run, store, model, frames))
+    cloning = _rehearse(run, lambda: cloning_stage(run, store, model, frames))
     policy = cloning.state
     frames.free()
-    scratch = _rehearse(run, lambda: pipeline.scratch_stage(run, "ppo_scratch", config.scratch))
-    decoding = _rehearse(run, lambda: pipeline.online_stage(run, model, policy))
+    scratch = _rehearse(run, lambda: scratch_stage(run, "ppo_scratch", config.scratch))
+    decoding = _rehearse(run, lambda: online_stage(run, model, policy))
     decoder_step, online_rates = _decoder(config, decoding, policy, space)
     episode, player = _play(run, store, config.scratch.agent(space), scratch.state.params)
 
@@ -168,15 +174,13 @@ def _rates(run: Run, store: Any) -> dict[str, Any]:
     times = {"labels": 0.0, "fit": 0.0, "bc_step": 0.0}
     if count:
         with _stopwatch() as passed:
-            labelled = pipeline.draw_labels(run, store, model, policy, count[0], 0)
+            labelled = draw_labels(run, store, model, policy, count[0], 0)
         times["labels"] = passed()
         made = {}
         for method in ("policy", "bc"):
             candidate = offline.Candidate(0, count[0], method, ("sampled",))
             with _stopwatch() as passed:
-                jax.block_until_ready(
-                    pipeline.offline_policies(run, [candidate], labelled, model, policy, frames, space)[1]
-                )
+                jax.block_until_ready(offline_policies(run, [candidate], labelled, model, policy, frames, space)[1])
             made[method] = passed()
         times |= {"fit": made["policy"], "bc_step": made["bc"] / BC_STEPS}
     return {
@@ -211,7 +215,7 @@ def _decoder(config: RunConfig, decoding: _Timed, policy: Any, space: Any) -> tu
 def _play(run: Run, store: Any, network: Any, params: Any) -> tuple[float, float]:
     """Seconds for an episode in each environment of an evaluation, and for compiling its player."""
     config = run.config
-    env = pipeline.make_env(run.env, min(64, config.eval_episodes), config)
+    env = make_env(run.env, min(64, config.eval_episodes), config)
     times: list[float] = []
 
     def tick(_: int) -> None:
@@ -219,7 +223,7 @@ def _play(run: Run, store: Any, network: Any, params: Any) -> tuple[float, float
         if len(times) > CHUNKS:
             raise _EnoughError
 
-    key = pipeline.stage_key(config, "evaluation")
+    key = run.key("evaluation")
     before = _Compilation.seconds
     with contextlib.suppress(_EnoughError), contextlib.closing(env):
         evaluate(policies.Logits(network), params, env, config.eval_episodes, key, progress=tick)

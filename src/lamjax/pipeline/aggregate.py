@@ -1,0 +1,43 @@
+"""Runs of several seeds as one result."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lamjax.training.run_folder import write_json
+
+AVERAGED = {
+    "dynamics": ("fdm_ratio", "probe_accuracy", "probe_accuracy_merged", "probe_r2"),
+    "cloning": ("ratio",),
+    "decode_online": ("return_mean", "normalised"),
+    "decode_named": ("return_mean", "normalised"),
+    "ppo_scratch": ("return_mean", "normalised"),
+}
+
+
+def aggregate(folders: list[Path]) -> Path:
+    """Writes means and standard errors over the runs of several seeds, beside them as ``<name>-aggregate.json``."""
+    summaries = [json.loads((folder / "summary.json").read_text()) for folder in folders]
+
+    def over_seeds(values: list[float]) -> dict[str, Any]:
+        return {"mean": float(np.mean(values)), "stderr": float(np.std(values, ddof=1) / np.sqrt(len(values)))}
+
+    def measured(stage: str, name: str) -> bool:
+        return all(summary["stages"].get(stage, {}).get(name) is not None for summary in summaries)
+
+    stages: dict[str, Any] = {
+        stage: {
+            name: over_seeds([summary["stages"][stage][name] for summary in summaries])
+            for name in names
+            if measured(stage, name)
+        }
+        for stage, names in AVERAGED.items()
+    }
+    curves = [dict((n, mean) for n, mean, _ in s["stages"]["decode_offline"]["curve"]) for s in summaries]
+    common = [n for n in curves[0] if all(n in curve for curve in curves)]
+    stages["decode_offline"] = {"curve": [[n, *over_seeds([curve[n] for curve in curves]).values()] for n in common]}
+    path = folders[0].with_name(f"{folders[0].name.rpartition('-s')[0]}-aggregate.json")
+    write_json(path, {"seeds": [summary["seed"] for summary in summaries], "stages": stages})
+    return path

@@ -1,0 +1,26 @@
+"""Returns that every policy of the third stage is compared with."""
+
+from lamjax import policies
+from lamjax.pipeline.evaluation import evaluate_policy
+from lamjax.pipeline.sources import Source
+from lamjax.spaces import ActionSpace
+from lamjax.training.run_folder import Run
+
+
+def baselines_stage(run: Run, source: Source, space: ActionSpace | int) -> None:
+    """Measures the random policy and the recorded one on the run's own levels."""
+    baselines = {"random_return": ("the random policy", policies.uniform_logits(space), {})}
+    if source.kind not in ("random", "store"):
+        label = f"the recorded policy ({source.kind})"
+        baselines["expert_return"] = (label, source.logits_fn, source.params)
+    for name, policy in baselines.items():
+        if name in run.summary["nulls"]:
+            continue
+        # The demonstrator is measured on what it acts on: frames without a distractor.
+        results = evaluate_policy(run, *policy, distracted=name != "expert_return")
+        run.summary["nulls"][name] = {
+            "mean": results["return_mean"],
+            "stderr": results["return_stderr"],
+            "episodes": results["episodes"],
+        }
+        run.write_summary()

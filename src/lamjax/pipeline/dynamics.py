@@ -1,0 +1,95 @@
+"""Stage 1 of a run: latent dynamics, trained by prediction and examined on held-out levels."""
+
+import sys
+from typing import Any
+
+import numpy as np
+
+from lamjax import dynamics, parallel
+from lamjax.analysis import diagnosis
+from lamjax.analysis.examine import Examined, examine
+from lamjax.analysis.held_out import held_out_errors
+from lamjax.analysis.reading import reading_of
+from lamjax.data.store import LabelledSubset, Store, evaluation_actions, evaluation_distractor
+from lamjax.data.stream import EvaluationWindows, upload_labels
+from lamjax.dynamics import DynamicsState
+from lamjax.pipeline.windows import (
+    TrainingFrames,
+    buffer_devices,
+    evaluation_windows,
+    held_out_windows,
+    train_on_windows,
+    training_stats,
+)
+from lamjax.training import driver
+from lamjax.training.run_folder import Run, Saver, restore
+from lamjax.training.steps import dynamics_step, traced
+
+_init = driver.jit_once(dynamics.init, static_argnums=(1, 2, 4))
+
+
+def init_dynamics(run: Run, store: Store) -> DynamicsState:
+    """Stage 1 before its first step: the same for the same seed, and the probe's baseline."""
+    config = run.config.dynamics.program
+    return _init(run.key("dynamics"), config, store.obs_shape, training_stats(store), store.action_space)
+
+
+def dynamics_stage(run: Run, store: Store, frames: TrainingFrames | None = None) -> DynamicsState:
+    """Trains stage 1 and examines it on held-out levels; `frames` are by default its own."""
+    config = run.config.dynamics
+    untrained = init_dynamics(run, store)
+    if run.done("dynamics"):
+        return restore(run, "dynamics", untrained, Saver(config))[1]
+    # At 0, stage 1 cannot read actions. Above, it reads those of the labelled subset, and counts them.
+    num_labels = config.num_labelled(len(store.starts("train", config.window)))
+    subset = LabelledSubset(store, num_labels, seed=run.config.seed, length=config.window) if num_labels else None
+    labels = upload_labels(subset, buffer_devices(run)) if subset else None
+    held_out = held_out_windows(run, store)
+
+    def test(state: DynamicsState) -> dict[str, float]:
+        errors = held_out_errors(parallel.on_one(state, run.devices), held_out.batches)
+        return {"test_fdm_mse": errors["fdm_mse"], "test_fdm_ratio": errors["fdm_ratio"]}
+
+    state, seconds = train_on_windows(
+        run,
+        "dynamics",
+        dynamics_step,
+        untrained,
+        frames or TrainingFrames(run, store),
+        (traced(config.lengths),),
+        networks=(config.idm, config.fdm),
+        config=config,
+        order=0,
+        dealt=(labels,),
+        evaluate=test,
+        show=("fdm_mse", "test_fdm_ratio", "perplexity_0", "action_accuracy", "action_mse"),
+    )
+    results = {
+        "steps": config.steps,
+        "labels": subset.labels_used if subset else 0,
+        "windows_per_s": config.steps * config.batch_size / seconds,
+        "seconds": seconds,
+    }
+    run.finish("dynamics", results | examine_dynamics(run, store, untrained, state, held_out))
+    return state
+
+
+def examine_dynamics(
+    run: Run, store: Store, untrained: DynamicsState, state: DynamicsState, held_out: EvaluationWindows
+) -> dict[str, Any]:
+    """What stage 1 learned, each figure beside its baseline; writes the arrays that the report draws."""
+    print("examining stage 1 on held-out levels", file=sys.stderr)
+    length = state.config.window
+    fitting = evaluation_windows(run, store, run.config.analysis.probe_train, 1, "train")
+    fit, test = (
+        Examined(
+            windows.windows,
+            evaluation_actions(store, windows.starts, length),
+            evaluation_distractor(store, windows.starts, length) if store.distractor_dim else None,
+        )
+        for windows in (fitting, held_out)
+    )
+    reading = reading_of(run.env, store.action_space)
+    results, arrays = examine(run.key("probe"), state, untrained, fit, test, held_out.batches, reading, run.config.seed)
+    np.savez_compressed(run.folder / "analysis.npz", **arrays)
+    return results | diagnosis.judge_dynamics(results)

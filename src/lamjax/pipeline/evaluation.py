@@ -1,0 +1,120 @@
+"""Returns of policies on a run's own levels."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+
+from lamjax import envs
+from lamjax.config import RunConfig
+from lamjax.envs.evaluate import evaluate_all
+from lamjax.training.logging import Progress
+from lamjax.training.run_folder import Run
+
+
+def make_env(name: str, num_envs: int, config: RunConfig, *, distracted: bool = True) -> envs.VectorEnv:
+    """The environment with the run's levels, and with its distractor unless `distracted` is False."""
+    settings = config.record
+    params: dict[str, Any] = {}
+    if distracted:
+        params = {"distractor": settings.distractor, "distractor_strength": settings.distractor_strength}
+    if name in envs.PROCGEN_GAMES:
+        params |= {
+            "num_levels": settings.num_levels,
+            "start_level": settings.start_level,
+            "distribution_mode": settings.distribution_mode,
+        }
+    return envs.make(name, num_envs, **params)
+
+
+def returns_summary(env: str, returns: np.ndarray) -> dict[str, Any]:
+    """Mean, standard error and count of episode returns, and the normalised mean where its constants are known."""
+    mean = float(returns.mean())
+    stderr = float(returns.std(ddof=1) / np.sqrt(len(returns))) if len(returns) > 1 else float("nan")
+    return {
+        "return_mean": mean,
+        "return_stderr": stderr,
+        "episodes": len(returns),
+        "normalised": envs.normalised_return(env, mean),
+    }
+
+
+def evaluate_policy(run: Run, label: str, logits_fn: Any, params: Any, *, distracted: bool = True) -> dict[str, Any]:
+    """Returns of one policy, sampled, over the run's `eval_episodes`; see `evaluate_policies`."""
+    episodes = run.config.eval_episodes
+    (results,) = evaluate_policies(
+        run, label, logits_fn, [params], episodes=episodes, num_envs=64, greedy=[False], distracted=distracted
+    )
+    return results
+
+
+def evaluate_policies(
+    run: Run,
+    label: str,
+    logits_fn: Any,
+    params: list[Any],
+    *,
+    episodes: int,
+    num_envs: int,
+    greedy: list[bool],
+    distracted: bool = True,
+    draw: int = 0,
+) -> list[dict[str, Any]]:
+    """Returns of policies on levels that depend on the run's seed and `draw` alone; arguments as of `play`."""
+    key = run.key(f"evaluation-{draw}" if draw else "evaluation")
+    options = {"episodes": episodes, "num_envs": num_envs, "greedy": greedy, "distracted": distracted}
+    returns, _ = play(run.env, run.config, label, logits_fn, params, key, **options, check_stop=run.check_stop)
+    return [returns_summary(run.env, row) for row in returns]
+
+
+def play(
+    env_name: str,
+    config: RunConfig,
+    label: str,
+    logits_fn: Any,
+    params: list[Any],
+    key: jax.Array,
+    *,
+    episodes: int,
+    num_envs: int,
+    greedy: list[bool],
+    distracted: bool = True,
+    check_stop: Callable[[], None] = lambda: None,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Plays a fixed number of episodes with each of P policies, side by side on the same levels.
+
+    Args:
+      env_name: the environment.
+      config: its levels and its distractor.
+      label: what is evaluated, for the progress.
+      logits_fn: of all policies.
+      params: of each policy.
+      key: a typed PRNG key: of levels and actions.
+      episodes: of each policy.
+      num_envs: environments of each policy, at most `episodes`.
+      greedy: for each policy, whether it takes the most likely action.
+      distracted: whether frames carry the distractor.
+      check_stop: called between dispatches; what it raises stops the evaluation.
+
+    Returns:
+      Raw returns float32 ``[P, episodes]`` and lengths int32 ``[P, episodes]``.
+    """
+    num_envs, count = min(num_envs, episodes), len(params)
+    env = make_env(env_name, num_envs, config, distracted=distracted)
+    wide = make_env(env_name, num_envs * count, config, distracted=distracted) if count > 1 else None
+    progress = Progress(f"evaluating {label}", episodes * count, unit="episode")
+
+    def tick(finished: int) -> None:
+        progress.to(finished)
+        check_stop()
+
+    try:
+        results = evaluate_all(logits_fn, params, env, episodes, key, greedy=greedy, wide=wide, progress=tick)
+        progress.to(episodes * count)
+    finally:
+        progress.close()
+        for opened in (env, wide):
+            if opened is not None:
+                opened.close()
+    return results

@@ -1,0 +1,95 @@
+"""Demonstrators: an expert trained by PPO, and the choice of whom a run learns from."""
+
+import dataclasses
+import sys
+from pathlib import Path
+from typing import Any
+
+from lamjax import envs, experts
+from lamjax.config import RunConfig
+from lamjax.pipeline.evaluation import make_env
+from lamjax.pipeline.reinforcement import scratch_stage
+from lamjax.pipeline.sources import Source, find_source, has_expert, store_source
+from lamjax.training.provenance import describe_run
+from lamjax.training.run_folder import Run
+
+
+def train_expert(
+    env: str,
+    config: RunConfig,
+    *,
+    preset: str,
+    name: str = "expert",
+    frames: int | None = None,
+    start: str | None = None,
+    runs: Path,
+    command: str = "",
+) -> dict[str, Any]:
+    """Trains a demonstrator by PPO, as `config.expert` says, and evaluates it; run again, it resumes.
+
+    Args:
+      env: the environment's name.
+      config: the settings.
+      preset: what the summary calls them.
+      name: of the run folder; the policy "expert" means the one called so.
+      frames: environment frames instead of the settings'.
+      start: "expert" (the shipped one) or a policy folder, whose weights training starts from.
+      runs: the folder of run folders.
+      command: what the summary says was typed.
+
+    Returns:
+      The results of the stage, and ``policy``, its folder.
+    """
+    # When it is recorded, a demonstrator sees frames without a distractor, and so it learns from these.
+    config = dataclasses.replace(config, record=dataclasses.replace(config.record, distractor="none"))
+    if frames:
+        ppo = dataclasses.replace(config.expert.ppo, total_frames=frames)
+        config = dataclasses.replace(config, expert=dataclasses.replace(config.expert, ppo=ppo))
+    first = None
+    if start:
+        folder = str(experts.folder(env)) if start == "expert" else start
+        first = find_source(env, folder, runs, envs.make(env, 1).action_space)
+    header = describe_run(env, preset, name, command, config.seed)
+    with Run(runs / env / name, env, config, header, first and first.name) as run:
+        scratch_stage(run, "expert", config.expert, first)
+        return run.summary["stages"]["expert"] | {"policy": str(run.folder / "policies" / "expert")}
+
+
+def choose_source(
+    env: str,
+    config: RunConfig,
+    *,
+    preset: str,
+    policy: str | None = None,
+    store: Path | None = None,
+    expert_frames: int | None = None,
+    runs: Path,
+    command: str = "",
+) -> tuple[Source, str | None]:
+    """Returns what a run learns from, and the notice that its report prints about it.
+
+    Trains an expert if one is asked for and there is none.
+
+    Raises:
+      ValueError: if both a store and a policy are given, or there is no such policy or store.
+    """
+    # Also says at once whether Procgen is there, and whether the environment can be distracted.
+    space = make_env(env, 1, config).action_space
+    if store and policy:
+        raise ValueError("--store and --policy exclude each other: learn from trajectories, or record a policy.")
+    if store:
+        return store_source(env, store, space), None
+    notice = None
+    if policy is None:
+        policy = "expert"
+        if not has_expert(env, runs):
+            if expert_frames or config.train_expert:
+                train_expert(env, config, preset=preset, frames=expert_frames, runs=runs, command=command)
+            else:
+                policy = "random"
+                notice = (
+                    f"No expert is shipped for {env}: a random policy was recorded, so stages 2 and 3 imitate "
+                    f"random play. Train an expert first with EXPERT_FRAMES=2000000 (--expert-frames 2000000)."
+                )
+                print(notice, file=sys.stderr)
+    return find_source(env, policy, runs, space), notice

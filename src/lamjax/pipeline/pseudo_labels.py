@@ -1,0 +1,101 @@
+"""Stage 3 of a run with pseudo-labels: LAPO+'s order (see `lamjax.decoding.behaviour_cloning`), then PPO."""
+
+import dataclasses
+from typing import Any
+
+import jax
+
+from lamjax import policies
+from lamjax.analysis import latents
+from lamjax.config import ScratchConfig
+from lamjax.data.store import LabelledSubset, Store, open_store
+from lamjax.decoding import behaviour_cloning, offline
+from lamjax.decoding.behaviour_cloning import ActionState
+from lamjax.dynamics import DynamicsState
+from lamjax.pipeline.evaluation import evaluate_policy
+from lamjax.pipeline.record import record
+from lamjax.pipeline.reinforcement import scratch_stage
+from lamjax.pipeline.sources import find_source
+from lamjax.pipeline.windows import TrainingFrames, train_on_windows
+from lamjax.spaces import ActionSpace
+from lamjax.training import driver
+from lamjax.training.run_folder import Run, timed
+from lamjax.training.steps import pseudo_label_step
+
+init_clone = driver.jit_once(behaviour_cloning.init, static_argnums=(1, 2, 3, 4))
+
+
+def clone_pseudo_labels(
+    run: Run,
+    name: str,
+    key: jax.Array,
+    model: DynamicsState,
+    decoder: Any,
+    frames: TrainingFrames,
+    obs_shape: tuple[int, ...],
+    space: ActionSpace,
+) -> ActionState:
+    """Clones the action that the decoded inverse model gives every training window, for as long as stage 2 took.
+
+    Args:
+      run: the open run.
+      name: of the training, in metrics and checkpoints.
+      key: a typed PRNG key.
+      model: stage 1.
+      decoder: what `offline.fit` gave on its latents.
+      frames: what to train on.
+      obs_shape: of an observation.
+      space: what actions are.
+    """
+    config = run.config.cloning
+    state = init_clone(key, config, space, obs_shape, True, model.obs_stats)
+    state, _ = train_on_windows(
+        run,
+        name,
+        pseudo_label_step,
+        state,
+        frames,
+        (model, decoder),
+        networks=(config.trunk, model.config.idm),
+        config=config,
+        order=2,
+        static=(run.config.offline,),
+        show=("loss", state.agent.space.score_name),
+    )
+    return state
+
+
+def pseudo_label_stage(
+    run: Run, store: Store, model: DynamicsState, space: ActionSpace, frames: TrainingFrames | None = None
+) -> None:
+    """Decodes the inverse model with actions of random play, clones its pseudo-labels, and goes on by PPO."""
+    config, stage = run.config.named, "decode_named"
+    if not config.frames or run.done(stage):
+        return
+    folder = run.folder / "policies" / "named"
+    if not (folder / "policy.json").exists():
+        with timed() as seconds:
+            clone = _clone(run, store, model, space, frames or TrainingFrames(run, store))
+            label = "the policy cloned from pseudo-labels"
+            returns = evaluate_policy(run, label, policies.Logits(clone.agent), clone.policy)
+        num_frames = open_store(run.folder / "play").num_frames  # at most a dispatch more than the config's
+        info = {"env": run.env, "stage": "named", "frames": num_frames, "seconds": seconds()}
+        policies.save_policy(folder, clone.agent, clone.policy, info | returns)
+    start = find_source(run.env, str(folder), run.folder, space)
+    settings = ScratchConfig(run.config.cloning.trunk, config.after, run.config.cloning.dtype)
+    scratch_stage(run, stage, settings, start, start.info["frames"])
+
+
+def _clone(run: Run, store: Store, model: DynamicsState, space: ActionSpace, frames: TrainingFrames) -> ActionState:
+    """The clone that `pseudo_label_stage` starts from."""
+    config, key, length = run.config, run.key("named"), model.config.window
+    path = run.folder / "play"
+    if not path.exists():
+        uniform = find_source(run.env, "random", run.folder, space)
+        settings = dataclasses.replace(config.record, frames=config.named.frames, num_envs=config.named.ppo.num_envs)
+        record(path, run.env, uniform, settings, key, run.check_stop)
+    play = open_store(path)
+    labelled = LabelledSubset(play, len(play.starts("all", length)), split="all", length=length)
+    inputs = latents.latents_of(model, labelled.windows())[0]
+    decoder, _ = offline.fit(key, inputs, labelled.actions, config.offline, space)
+    return clone_pseudo_labels(run, "named", key, model, decoder, frames, store.obs_shape, space)

@@ -1,0 +1,211 @@
+"""What a run trains by PPO: online decoding, its baseline from scratch, and experts."""
+
+import contextlib
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from lamjax import envs, parallel, policies
+from lamjax.analysis import diagnosis
+from lamjax.cloning import CloningState
+from lamjax.config import ScratchConfig
+from lamjax.decoding import online
+from lamjax.dynamics import DynamicsState
+from lamjax.pipeline.evaluation import evaluate_policy, make_env
+from lamjax.pipeline.sources import Source
+from lamjax.ppo import train as ppo
+from lamjax.ppo.train import PPOConfig, PPOState
+from lamjax.training import driver
+from lamjax.training.logging import read_metrics
+from lamjax.training.run_folder import Run, RunError, Saver, train
+
+LABELS = {
+    "decode_online": "the policy decoded online",
+    "decode_named": "the policy cloned from pseudo-labels, after PPO",
+    "ppo_scratch": "PPO from scratch",
+}
+
+
+def ppo_share(run: Run, config: PPOConfig, option: str) -> int:
+    """How many environments each device plays.
+
+    Raises:
+      ValueError: if the settings, which the command line calls `option`, do not divide by the devices.
+    """
+    each = parallel.share(config.num_envs, run.devices, f"{option}.num-envs")
+    if each * config.num_steps % (config.num_minibatches * config.grad_chunks):
+        raise ValueError(
+            f"{option}: the {each} environments of a device, times num-steps ({config.num_steps}), do not divide into "
+            f"num-minibatches * grad-chunks ({config.num_minibatches} * {config.grad_chunks}): lower one of these."
+        )
+    return each
+
+
+def ppo_saver(run: Run, config: Any, env: envs.VectorEnv, get: Callable[[Any], PPOState], put: Callable) -> Saver:
+    """Saves the native environments beside the state: a handle means nothing in another process.
+
+    A checkpoint has one form on any number of devices: the environments of all of them, joined.
+
+    Args:
+      run: the open run.
+      config: what checkpoints are compared by.
+      env: a device's environments.
+      get: takes PPO's state out of the training state.
+      put: ``(state, ppo_state)``: puts it back.
+    """
+    count = len(run.devices)
+
+    def pack(state: Any) -> tuple[Any, dict[str, np.ndarray]]:
+        inner = get(state)
+        actors = parallel.collected(inner.actor, run.devices)
+        host = envs.join_states([env.get_state(actor.env) for actor in actors])
+        actors = jax.device_get([actor.replace(env=None) for actor in actors])
+        # All environments' entries, and of the reward scale's moments, which are equal, the first.
+        actor = jax.tree.map(lambda *parts: np.concatenate(parts) if parts[0].ndim else parts[0], *actors)
+        return put(state, inner.replace(actor=actor)), host
+
+    def unpack(_: Any, tree: Any, host: dict[str, np.ndarray]) -> Any:
+        inner = get(tree)
+        actors = [
+            jax.tree.map(lambda x, part=part: jnp.split(x, count)[part] if x.ndim else x, inner.actor).replace(
+                env=env.set_state(saved)
+            )
+            for part, saved in enumerate(envs.split_state(host, count))
+        ]
+        shared = parallel.replicate(put(tree, inner.replace(actor=None)), run.devices)
+        return put(shared, get(shared).replace(actor=parallel.deal(actors, run.devices)))
+
+    return Saver(config, pack, unpack)
+
+
+def online_stage(run: Run, model: DynamicsState, policy: CloningState) -> None:
+    """Decodes the latent policy by PPO."""
+    config, stage = run.config.online, "decode_online"
+    if run.done(stage):
+        return
+    with contextlib.closing(make_env(run.env, ppo_share(run, config.ppo, "--online.ppo"), run.config)) as env:
+        scan = jax.lax.scan if driver.fuses_steps(policy.config.trunk) else driver.host_scan
+        agent = online.make_agent(policy, config, env.action_space)
+        state = online.init(run.key("online"), config, policy, env, run.devices)
+        shown = parallel.replicate(model, run.devices)
+        state, seconds = _train(
+            run,
+            stage,
+            state,
+            lambda state: online.update(state, shown, agent, env, scan=scan, devices=run.devices),
+            config.ppo,
+            ppo_saver(run, config, env, lambda s: s.ppo, lambda s, inner: s.replace(ppo=inner)),
+            f"decoder_{env.action_space.score_name}",
+        )
+    params = parallel.on_one({"params": state.ppo.params, "frozen": state.frozen}, run.devices)
+    counts = {}
+    if config.decoder.enabled:
+        counts["decoder_fits"] = sum(online.refits(config, number + 1) for number in range(config.ppo.num_updates))
+    finish_ppo(run, stage, agent, params, config.ppo, seconds, **counts)
+
+
+def scratch_stage(run: Run, stage: str, config: ScratchConfig, start: Source | None = None, before: int = 0) -> None:
+    """Trains PPO alone: the baseline of online decoding, an expert, or a policy that was cloned before.
+
+    Args:
+      run: the open run.
+      stage: its name.
+      config: the settings.
+      start: a policy whose weights training starts from.
+      before: environment frames that were spent before.
+
+    Raises:
+      RunError: if the weights of `start` belong to another network.
+    """
+    if run.done(stage):
+        return
+    option = {"expert": "--expert.ppo", "decode_named": "--named.ppo"}.get(stage, "--scratch.ppo")
+    with contextlib.closing(make_env(run.env, ppo_share(run, config.ppo, option), run.config)) as env:
+        scan = jax.lax.scan if driver.fuses_steps(config.trunk) else driver.host_scan
+        agent = config.agent(env.action_space)
+        key_params, key = jax.random.split(run.key(stage))
+        if start is None:
+            params = driver.jit_once(agent.init, static_argnums=1)(key_params, env.obs_shape)
+        else:
+            plain = dataclasses.replace(agent, dtype=jnp.float32)  # files of policies hold no dtype
+            if getattr(start.logits_fn, "network", None) != plain:
+                raise RunError(
+                    f"The policy to start from ({start.name}) is not an actor-critic with the trunk of --expert.trunk: "
+                    "give these options the sizes in its policy.json."
+                )
+            params = start.params
+            run.note("start", {"policy": start.name, **start.info})
+        state = ppo.init(key, config.ppo, params, env, run.devices)
+        state, seconds = _train(
+            run,
+            stage,
+            state,
+            lambda state: ppo.update_on(run.devices, state, agent, env, scan=scan),
+            config.ppo,
+            ppo_saver(run, config, env, lambda s: s, lambda s, inner: inner),
+            "entropy",
+        )
+    params = parallel.on_one(state.params, run.devices)
+    known = {} if start is None or "return_mean" not in start.info else {"start_return": start.info["return_mean"]}
+    finish_ppo(run, stage, agent, params, config.ppo, seconds, before, **known)
+
+
+def _train(
+    run: Run, stage: str, state: Any, update: Callable, config: PPOConfig, saver: Saver, show: str
+) -> tuple[Any, float]:
+    """All updates of a stage; rows of metrics and the progress count environment frames."""
+    return train(
+        run,
+        stage,
+        state,
+        lambda state, position, n: update(state),
+        config.num_updates,
+        saver=saver,
+        unit=config.num_envs * config.num_steps,
+        unit_name="frame",
+        show=("episode_return", show),
+    )
+
+
+def finish_ppo(
+    run: Run, stage: str, network: Any, params: Any, config: PPOConfig, seconds: float, before: int = 0, **more: float
+) -> None:
+    """Evaluates the policy, saves it, and writes the stage's results.
+
+    Args:
+      run: the open run.
+      stage: its name.
+      network: the policy.
+      params: its parameters.
+      config: PPO's settings.
+      seconds: that updates took.
+      before: environment frames that were spent before.
+      **more: further results.
+    """
+    trained = config.num_updates * config.num_envs * config.num_steps
+    frames = before + trained
+    returns = evaluate_policy(run, LABELS.get(stage, stage), policies.Logits(network), params)
+    info = {"env": run.env, "stage": stage, "frames": frames, "seconds": seconds, **returns}
+    kept = ("command", "git", "versions", "device", "seed", "start")
+    info |= {key: run.summary[key] for key in kept if key in run.summary}
+    policies.save_policy(run.folder / "policies" / stage, network, params, info)
+    results = {
+        "frames": frames,
+        "curve": _curve(run, stage, before),
+        **returns,
+        "seconds": seconds,
+        "frames_per_s": trained / max(seconds, 1e-9),
+        **more,
+    }
+    run.finish(stage, results | diagnosis.judge_online(stage, results, run.summary))
+
+
+def _curve(run: Run, stage: str, before: int) -> list[list[float]]:
+    """(frames, return) of the training episodes; rows of metrics leave out the frames spent `before`."""
+    rows = read_metrics(run.folder / "metrics.jsonl").get(stage, {})
+    returns = {before + step: row.get("episode_return") for step, row in rows.items()}
+    return [[frames, value] for frames, value in returns.items() if value is not None]

@@ -1,0 +1,93 @@
+"""Where a run's trajectories come from: a policy that is recorded, or a store that is already there."""
+
+import dataclasses
+import hashlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from lamjax import experts, policies
+from lamjax.data.store import open_store
+from lamjax.spaces import ActionSpace, as_space
+from lamjax.training.run_folder import RunError
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """Where trajectories come from.
+
+    Attributes:
+      kind: "expert", "random" or "checkpoint"; "store" for trajectories without a policy.
+      logits_fn: the policy; None for a store.
+      params: its first argument.
+      info: provenance.
+      digest: eight digits of the weights' or trajectories' digest, for names; empty for the random policy.
+      store: the trajectories, of kind "store".
+    """
+
+    kind: str
+    logits_fn: Callable[[Any, jax.Array], jax.Array] | None
+    params: Any
+    info: dict[str, Any]
+    digest: str = ""
+    store: Path | None = None
+
+    @property
+    def name(self) -> str:
+        """A name that differs between sources."""
+        return f"{self.kind}-{self.digest}" if self.digest else self.kind
+
+
+def find_source(env: str, policy: str, runs: Path, space: ActionSpace | int) -> Source:
+    """The policy called `policy`: "random", "expert" (shipped, or trained here), or the path of a policy folder.
+
+    Args:
+      env: the environment's name.
+      policy: the policy's name.
+      runs: the folder of run folders.
+      space: what the environment's actions are, or how many.
+
+    Raises:
+      PolicyError: if there is none.
+    """
+    if policy == "random":
+        return Source("random", policies.uniform_logits(space), {}, {"actions": "uniform"})
+    if policy == "expert":
+        own = expert_folder(runs, env) / "policies" / "expert"
+        folder = own if (own / "policy.json").exists() else experts.folder(env)
+        logits_fn, params, info = policies.load_policy(own) if folder == own else experts.load(env)
+    else:
+        folder = Path(policy)
+        logits_fn, params, info = policies.load_policy(folder)
+    digest = hashlib.sha256((folder / "weights.npz").read_bytes()).hexdigest()[:8]
+    return Source("expert" if policy == "expert" else "checkpoint", logits_fn, params, info, digest)
+
+
+def store_source(env: str, path: Path, space: ActionSpace | int) -> Source:
+    """Trajectories that are already there.
+
+    Raises:
+      RunError: if they come from another environment or have other actions.
+      StoreError: if there is no store, or it is damaged.
+    """
+    store, space = open_store(path), as_space(space)
+    if store.env != env or store.action_space != space:
+        actions = store.action_space or "continuous actions without bounds"
+        raise RunError(
+            f"{path} holds {store.env} with {actions}, not {env} with {space}: use --env {store.env}, or another store."
+        )
+    info = {"store": str(path), **store.policy}
+    return Source("store", None, {}, info, digest=store.manifest["sha256"][:8], store=path)
+
+
+def has_expert(env: str, runs: Path) -> bool:
+    """Whether "expert" can be recorded: it comes with the package, or was trained here."""
+    own = expert_folder(runs, env) / "policies" / "expert"
+    return any((folder / "policy.json").exists() for folder in (own, experts.folder(env)))
+
+
+def expert_folder(runs: Path, env: str) -> Path:
+    """The run folder of an expert that is trained here."""
+    return runs / env / "expert"

@@ -1,0 +1,176 @@
+"""A whole run in one call, for the command line and for Python.
+
+    import lamjax
+    folder = lamjax.train("minatar/breakout", preset="cpu")
+
+An environment of one's own is passed as an object with gymnax's ``reset`` and six-value ``step``
+(docs/custom_environment.md).
+"""
+
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from lamjax import budget, envs, parallel
+from lamjax.analysis import diagnosis, report
+from lamjax.config import RunConfig, default_preset, presets_for
+from lamjax.pipeline.baselines import baselines_stage
+from lamjax.pipeline.cloning import cloning_stage
+from lamjax.pipeline.dynamics import dynamics_stage
+from lamjax.pipeline.expert import choose_source
+from lamjax.pipeline.offline import offline_stage
+from lamjax.pipeline.pseudo_labels import pseudo_label_stage
+from lamjax.pipeline.record import record_stage
+from lamjax.pipeline.reinforcement import online_stage, ppo_share, scratch_stage
+from lamjax.pipeline.sources import Source
+from lamjax.pipeline.windows import TrainingFrames
+from lamjax.pipeline.within import check_within, fit_within
+from lamjax.training.provenance import describe_run
+from lamjax.training.run_folder import Run, RunError
+
+RUNS, DATA = Path("runs"), Path("data")
+
+
+def train(
+    env: Any,
+    *,
+    preset: str | None = None,
+    config: RunConfig | None = None,
+    name: str | None = None,
+    policy: str | None = None,
+    store: Path | None = None,
+    expert_frames: int | None = None,
+    within: float | None = None,
+    runs: Path = RUNS,
+    data: Path = DATA,
+    command: str = "",
+) -> Path:
+    """Runs everything: demonstrations, three stages, their baselines, the report. Run again, it resumes.
+
+    Args:
+      env: an environment's name, or a gymnax-compatible object.
+      preset: by default the one for this machine and the environment's observations.
+      config: settings instead of the preset's; its seed is the run's.
+      name: of the run folder; by default ``<preset>-s<seed>``.
+      policy: "expert", "random", or a policy folder; by default the expert if there is one or one is to be trained.
+      store: trajectories to learn from instead.
+      expert_frames: if there is no expert, trains one with so many frames first.
+      within: seconds that the run may take: it measures this machine first, and makes the settings' steps, frames and
+        evaluations fit (`lamjax.budget`). A run that is resumed keeps the settings that it started with.
+      runs: the folder of run folders.
+      data: the folder of recorded trajectories.
+      command: what the summary says was typed.
+
+    Returns:
+      The run folder: ``summary.json`` and ``report.html`` are in it.
+
+    Raises:
+      RunError: a mistake in what was asked for, in one sentence.
+    """
+    if store is None and jax.process_count() > 1:
+        raise RunError("On several hosts give --store, trajectories that each of them can read: make them with record.")
+    started = time.monotonic()
+    env = envs.check_name(env) if isinstance(env, str) else envs.register(env)
+    preset, settings = choose_preset(env, preset)
+    config = config or settings
+    if within is not None:
+        check_within(env, config, policy, store, expert_frames, runs)
+    options = {"preset": preset, "policy": policy, "store": store, "expert_frames": expert_frames}
+    source, notice = choose_source(env, config, **options, runs=runs, command=command)
+    name = name or f"{preset}-s{config.seed}"
+    folder, notes = runs / env / name, {"banner": notice}
+    if within is not None:
+        config, notes["within"] = fit_within(folder, env, config, source, within, data)
+    header = describe_run(env, preset, name, command, config.seed) | notes
+    with Run(folder, env, config, header, source.name) as run:
+        run_stages(run, source, data)
+    if within is not None:
+        took, allowed = (budget.format_duration(seconds) for seconds in (time.monotonic() - started, within))
+        print(f"the run took {took} of {allowed}", file=sys.stderr)
+    return folder
+
+
+def run_stages(run: Run, source: Source, data: Path) -> Path:
+    """Runs every stage that has not finished yet, then writes the report.
+
+    If the run has already finished, the function does nothing.
+
+    Args:
+      run: the open run.
+      source: what it learns from.
+      data: the folder of recorded trajectories.
+
+    Returns:
+      The report's path.
+    """
+    page = run.folder / "report.html"
+    last = "decode_named" if run.config.named.frames else "decode_online"
+    if run.done(last) and parallel.from_first(page.exists):
+        return page
+    started, before = time.monotonic(), run.summary.get("total_seconds") or 0.0
+
+    def checkpoint() -> None:
+        run.summary["diagnosis"] = diagnosis.diagnose(run.summary)
+        run.note("total_seconds", before + time.monotonic() - started)
+        run.check_stop()
+
+    check_shares(run)
+    run.summary["source"] = {"policy": source.kind, **source.info}
+    store = record_stage(run, source, data)
+    space, frames = store.action_space, TrainingFrames(run, store)
+    checkpoint()
+    model = dynamics_stage(run, store, frames)
+    checkpoint()
+    policy = cloning_stage(run, store, model, frames)
+    checkpoint()
+    if "relabel" not in run.config.offline.methods:
+        frames.free()
+    if jax.process_count() > 1:
+        print("stages 1 and 2 have ended; the others run on one host: start the same command there", file=sys.stderr)
+        return page
+    baselines_stage(run, source, space)
+    checkpoint()
+    offline_stage(run, store, model, policy, space, frames)
+    frames.free()  # PPO has a use for the memory
+    checkpoint()
+    scratch_stage(run, "ppo_scratch", run.config.scratch)
+    checkpoint()
+    online_stage(run, model, policy)
+    checkpoint()
+    pseudo_label_stage(run, store, model, space)
+    checkpoint()
+    return report.write(run.folder)
+
+
+def choose_preset(env: str, preset: str | None = None) -> tuple[str, RunConfig]:
+    """The name and settings of a preset for an environment; None means the default on this machine.
+
+    Raises:
+      RunError: if there is no such preset for observations of this environment's shape.
+    """
+    shape = envs.obs_shape(env)
+    presets = presets_for(shape, env)
+    preset = preset or default_preset(presets)
+    if preset not in presets:
+        kind = "" if shape == envs.PROCGEN_SHAPE else f" for observations of shape {shape}"
+        raise RunError(f"There is no preset called {preset!r}{kind}: choose one of {', '.join(presets)}.")
+    return preset, presets[preset]
+
+
+def check_shares(run: Run) -> None:
+    """Raises `ValueError` if a setting does not divide by the devices, before hours have gone into other stages."""
+    config = run.config
+    sizes = {"--dynamics.batch-size": config.dynamics.batch_size, "--cloning.batch-size": config.cloning.batch_size}
+    if config.dynamics.action_weight:
+        sizes["--dynamics.labelled-batch"] = config.dynamics.labelled_batch
+    for option, size in sizes.items():
+        parallel.share(size, run.devices, option)
+    if jax.process_count() == 1:
+        settings = {"--online.ppo": config.online.ppo, "--scratch.ppo": config.scratch.ppo}
+        if config.named.frames:
+            settings["--named.ppo"] = config.named.ppo
+        for option, ppo in settings.items():
+            ppo_share(run, ppo, option)

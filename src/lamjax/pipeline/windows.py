@@ -1,0 +1,147 @@
+"""Windows of a run's store: those that stages train on, and the fixed ones that they are tested on."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from lamjax import parallel
+from lamjax.data.store import Split, Store
+from lamjax.data.stream import EvaluationWindows, ObservationStream
+from lamjax.preprocess import ObsStats, obs_stats
+from lamjax.training import driver
+from lamjax.training.run_folder import Run, Saver, train
+
+
+def training_stream(
+    run: Run, store: Store, batch_size: int, seed: int, fuse: int, like: ObservationStream | None = None
+) -> ObservationStream:
+    """The training windows of the store, in the order of `seed`, for dispatches of `fuse` steps.
+
+    A stream `like` this one lends it the frames that it has uploaded.
+    """
+    config = run.config
+    return ObservationStream(
+        store,
+        batch_size=batch_size,
+        seed=seed,
+        mode="ring" if config.ring_frames else "resident",
+        ring_frames=config.ring_frames,
+        # Blocks change between dispatches, and where rows of metrics cut dispatches short, between rows.
+        align=fuse if config.log_every % fuse == 0 else config.log_every,
+        mask_boundaries=config.analysis.mask_boundaries,
+        length=config.dynamics.window,
+        devices=buffer_devices(run),
+        like=like,
+    )
+
+
+class TrainingFrames:
+    """The training frames in device memory: uploaded for the first stage that asks, kept for the next until `free`.
+
+    A ring never holds all of them: there each stage has its own.
+    """
+
+    def __init__(self, run: Run, store: Store):
+        """Uploads nothing yet."""
+        self._run, self._store = run, store
+        self._first: ObservationStream | None = None
+
+    def stream(self, batch_size: int, seed: int, fuse: int) -> ObservationStream:
+        """As `training_stream`."""
+        stream = training_stream(self._run, self._store, batch_size, seed, fuse, self._first)
+        if stream.steps_per_phase is None:
+            self._first = stream
+        return stream
+
+    def free(self) -> None:
+        """Gives the memory back, once no stage uses its stream any more."""
+        self._first = None
+
+
+def buffer_devices(run: Run) -> tuple[jax.Device, ...] | None:
+    """What buffers take as their devices: None for one device, which needs no leading axis."""
+    return run.devices if len(run.devices) > 1 else None
+
+
+def evaluation_windows(
+    run: Run, store: Store, num_windows: int, batch_size: int, split: Split = "test"
+) -> EvaluationWindows:
+    """A fixed set of windows, of the held-out levels unless another split is asked for."""
+    masked, length = run.config.analysis.mask_probes, run.config.dynamics.window
+    return EvaluationWindows(
+        store, num_windows=num_windows, batch_size=batch_size, split=split, mask_boundaries=masked, length=length
+    )
+
+
+def held_out_windows(run: Run, store: Store) -> EvaluationWindows:
+    """The windows of held-out levels that every stage is tested on."""
+    count = run.config.analysis.probe_test
+    return evaluation_windows(run, store, count, min(128, count))
+
+
+def training_stats(store: Store) -> ObsStats:
+    """How observations are standardised: by those of the training levels, unless they are uint8."""
+    if store.obs_dtype == np.uint8:
+        return None
+    return obs_stats(store.observations_at(store.starts("train", 1)))
+
+
+def train_on_windows(
+    run: Run,
+    name: str,
+    step: Callable,
+    state: Any,
+    frames: TrainingFrames,
+    shared: tuple[Any, ...],
+    *,
+    networks: tuple[Any, ...],
+    config: Any,
+    order: int,
+    dealt: tuple[Any, ...] = (),
+    static: tuple[Any, ...] = (),
+    evaluate: Callable[[Any], dict[str, float]] | None = None,
+    show: tuple[str, ...] = (),
+) -> tuple[Any, float]:
+    """Trains a supervised stage on all devices of the run, from its newest checkpoint if there is one.
+
+    Args:
+      run: the open run.
+      name: of the stage, in metrics and checkpoints.
+      step: ``(state, buffer, *dealt, key, *shared, *static, axis_name=...)``, one of `lamjax.training.steps`.
+      state: the state before its first step; it is kept.
+      frames: what to train on.
+      shared: arguments that are the same on all devices.
+      networks: what is trained or runs in a step: it decides how many steps a dispatch has.
+      config: the stage's settings, by which checkpoints are compared.
+      order: added to the run's seed for the order of the windows, so that each stage has an order of its own.
+      dealt: arguments of which each device has its own, with a leading axis of devices.
+      static: arguments that are compiled in.
+      evaluate: metrics of a state, each `eval_every` steps.
+      show: metrics to show with the progress.
+
+    Returns:
+      The trained state on one device, and the seconds that steps took.
+    """
+    fuse = driver.steps_per_dispatch(*networks)
+    stream = frames.stream(config.batch_size, run.config.seed + order, fuse)
+    axes = (None, 0, *[0] * len(dealt), None, *[None] * len(shared))
+    advance = driver.compile_steps(step, run.devices, axes, len(static))
+    key, shared = parallel.replicate((stream.key, shared), run.devices)
+    state, seconds = train(
+        run,
+        name,
+        parallel.replicate(jax.tree.map(jnp.copy, state), run.devices),  # states are donated
+        lambda state, position, n: advance(state, stream.buffer(position), *dealt, key, *shared, *static, n),
+        config.steps,
+        # A state that all devices share is saved once, and laid out on as many as there are when it is restored.
+        saver=Saver(config, unpack=lambda _, tree, host: parallel.replicate(tree, run.devices)),
+        log_every=run.config.log_every,
+        fuse=fuse,
+        evaluate=evaluate,
+        eval_every=run.config.analysis.eval_every,
+        show=show,
+    )
+    return parallel.on_one(state, run.devices), seconds

@@ -1,0 +1,62 @@
+"""A run that ends in a given time: the settings that fit, kept beside the run from its start."""
+
+import dataclasses
+import sys
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from lamjax import budget
+from lamjax.config import RunConfig
+from lamjax.pipeline import rehearsal
+from lamjax.pipeline.sources import Source, has_expert
+from lamjax.training import checkpoint
+from lamjax.training.run_folder import RunError, another_configuration, read_json, write_json
+
+
+def check_within(
+    env: str, config: RunConfig, policy: str | None, store: Path | None, expert_frames: int | None, runs: Path
+) -> None:
+    """Raises `RunError` if a run cannot end in a given time, before anything is recorded."""
+    if jax.process_count() > 1:
+        raise RunError("--within measures one machine: leave it out on several hosts, and set the steps instead.")
+    trains = policy is None and store is None and (expert_frames or config.train_expert)
+    if trains and not has_expert(env, runs):
+        raise RunError(
+            f"There is no expert for {env} yet, and no part of --within goes into training one: make one first "
+            f"(`lamjax expert --env {env}`), or give --policy random or --store."
+        )
+
+
+def fit_within(
+    folder: Path, env: str, config: RunConfig, source: Source, seconds: float, data: Path
+) -> tuple[RunConfig, dict[str, Any]]:
+    """The settings that fit into `seconds`, and what the summary says of that; kept in ``within.json`` from then on.
+
+    Raises:
+      RunError: if the run was started with another time or other settings (the field is named).
+      BudgetError: if the run cannot be so short.
+    """
+    path = folder / "within.json"
+    asked = {"within": seconds, **checkpoint.as_json(config)}
+    if path.exists():
+        kept = read_json(path)
+        if field := checkpoint.differing_field(asked, kept["asked"]):
+            raise another_configuration(folder, field)
+        return checkpoint.from_json(RunConfig, kept["config"]), kept["summary"]
+    if (folder / "config.json").exists():
+        raise RunError(f"{folder} was started without --within: leave it out, or choose another --name.")
+    print(f"measuring this machine, to end within {budget.format_duration(seconds)}", file=sys.stderr)
+    rates = rehearsal.measure(env, config, source, seconds, data)
+    config = budget.fit_budget(config, rates, seconds)
+    predicted = budget.predict(config, rates)
+    summary = {"seconds": seconds, "rates": dataclasses.asdict(rates), "predicted": predicted}
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(path, {"asked": asked, "config": checkpoint.as_json(config), "summary": summary})
+    print(
+        f"measured in {budget.format_duration(rates.spent)}; the run is expected to end after "
+        f"{budget.format_duration(sum(predicted.values()))}",
+        file=sys.stderr,
+    )
+    return config, summary

@@ -1,0 +1,110 @@
+"""One training step of each supervised stage on windows that it draws from device memory.
+
+Pure, as the stages' own steps: `driver.compile_steps` repeats and compiles them for a run, `lamjax.jitted` scans them,
+and benchmarks time them.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from lamjax import cloning, dynamics, parallel
+from lamjax.cloning import CloningState
+from lamjax.data.stream import Buffer, Labels, sample, sample_labelled
+from lamjax.decoding import behaviour_cloning
+from lamjax.decoding.behaviour_cloning import ActionState
+from lamjax.decoding.offline import OfflineConfig
+from lamjax.dynamics import DynamicsState
+from lamjax.schedules import Lengths
+
+Metrics = dict[str, jax.Array]
+
+
+def traced(lengths: tuple[int, int]) -> Lengths:
+    """Warm-up and total steps as arguments of a compiled program, which then serves runs of every length."""
+    return tuple(jnp.int32(length) for length in lengths)
+
+
+def dynamics_step(
+    state: DynamicsState,
+    buffer: Buffer,
+    labels: Labels | None,
+    key: jax.Array,
+    lengths: Lengths | None = None,
+    *,
+    axis_name: str | None = None,
+) -> tuple[DynamicsState, Metrics]:
+    """A step of stage 1.
+
+    Args:
+      state: the training state.
+      buffer: the training frames.
+      labels: what the step may know of actions, with `action_weight`.
+      key: of the stream; step k draws from it and k.
+      lengths: see `dynamics.train_step`.
+      axis_name: devices, each with a buffer and labels of its own.
+    """
+    config, place = state.config, parallel.place(axis_name)
+    windows = sample(buffer, key, state.step, config.batch_size, length=config.window, **place)
+    labelled = None
+    if labels is not None:
+        labelled = sample_labelled(labels, key, state.step, config.labelled_batch, **place)
+    return dynamics.train_step(state, windows, labelled, axis_name=axis_name, lengths=lengths)
+
+
+def cloning_step(
+    state: CloningState,
+    buffer: Buffer,
+    key: jax.Array,
+    model: DynamicsState,
+    lengths: Lengths | None = None,
+    *,
+    axis_name: str | None = None,
+) -> tuple[CloningState, Metrics]:
+    """A step of stage 2 on what `model`, stage 1, infers; see `dynamics_step`."""
+    windows = _windows(state, buffer, key, model, axis_name)
+    latents = dynamics.infer_latents(model, windows).continuous
+    return cloning.train_step(state, windows[:, -2], latents, axis_name=axis_name, lengths=lengths)
+
+
+def pseudo_label_step(
+    state: ActionState,
+    buffer: Buffer,
+    key: jax.Array,
+    model: DynamicsState,
+    decoder: Any,
+    config: OfflineConfig,
+    *,
+    axis_name: str | None = None,
+) -> tuple[ActionState, Metrics]:
+    """A step of behaviour cloning on the actions that a `decoder` of the inverse model gives; see `dynamics_step`."""
+    windows = _windows(state, buffer, key, model, axis_name)
+    actions = behaviour_cloning.pseudo_labels(model, decoder, windows, config, state.agent.space)
+    return behaviour_cloning.train_step(state, windows[:, -2], actions, axis_name=axis_name)
+
+
+def labelled_step(
+    state: ActionState,
+    obs: jax.Array,
+    actions: jax.Array,
+    rows: jax.Array,
+    *,
+    axis_name: str | None = None,
+) -> tuple[ActionState, Metrics]:
+    """A step of behaviour cloning on a few labels that lie on the device.
+
+    Args:
+      state: the training state.
+      obs: ``[L, *obs_shape]``.
+      actions: ``[L, *space.shape]``.
+      rows: int32 ``[S, B]``, the labels that each of S steps sees.
+      axis_name: devices.
+    """
+    batch = rows[state.step]
+    return behaviour_cloning.train_step(state, obs[batch], actions[batch], axis_name=axis_name)
+
+
+def _windows(state: Any, buffer: Buffer, key: jax.Array, model: DynamicsState, axis_name: str | None) -> jax.Array:
+    place = parallel.place(axis_name)
+    return sample(buffer, key, state.step, state.config.batch_size, length=model.config.window, **place)
