@@ -23,6 +23,9 @@ def cloning_stage(run: Run, store: Store, model: DynamicsState, frames: Training
     state = _init(run.key("cloning"), config.program, store.obs_shape, latent_dim, model.obs_stats)
     if run.done("cloning"):
         return restore(run, "cloning", state, Saver(config))[1]
+    fuse = driver.steps_per_dispatch(config.trunk, run.config.dynamics.idm)
+    # Each stage has an order of its own.
+    stream = (frames or TrainingFrames(run, store)).stream(config.batch_size, run.config.seed + 1, fuse)
     held_out = held_out_windows(run, store)
     targets, _ = latents.latents_of_batches(model, held_out.batches)
     uploaded = jax.device_put(targets)
@@ -35,11 +38,10 @@ def cloning_stage(run: Run, store: Store, model: DynamicsState, frames: Training
         "cloning",
         cloning_step,
         state,
-        frames or TrainingFrames(run, store),
+        stream,
         (model, traced(config.lengths)),
-        networks=(config.trunk, run.config.dynamics.idm),
         config=config,
-        order=1,
+        fuse=fuse,
         evaluate=test,
         show=("loss", "test_loss"),
     )

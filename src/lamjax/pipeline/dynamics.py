@@ -40,6 +40,8 @@ def dynamics_stage(run: Run, store: Store, frames: TrainingFrames | None = None)
     untrained = init_dynamics(run, store)
     if run.done("dynamics"):
         return restore(run, "dynamics", untrained, Saver(config))[1]
+    fuse = driver.steps_per_dispatch(config.idm, config.fdm)
+    stream = (frames or TrainingFrames(run, store)).stream(config.batch_size, run.config.seed, fuse)
     # At 0, stage 1 cannot read actions. Above, it reads those of the labelled subset, and counts them.
     num_labels = config.num_labelled(len(store.starts("train", config.window)))
     subset = LabelledSubset(store, num_labels, seed=run.config.seed, length=config.window) if num_labels else None
@@ -55,11 +57,10 @@ def dynamics_stage(run: Run, store: Store, frames: TrainingFrames | None = None)
         "dynamics",
         dynamics_step,
         untrained,
-        frames or TrainingFrames(run, store),
+        stream,
         (traced(config.lengths),),
-        networks=(config.idm, config.fdm),
         config=config,
-        order=0,
+        fuse=fuse,
         dealt=(labels,),
         evaluate=test,
         show=("fdm_mse", "test_fdm_ratio", "perplexity_0", "action_accuracy", "action_mse"),

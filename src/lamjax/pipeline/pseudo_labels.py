@@ -48,17 +48,17 @@ def clone_pseudo_labels(
       space: what actions are.
     """
     config = run.config.cloning
+    fuse = driver.steps_per_dispatch(config.trunk, model.config.idm)
     state = init_clone(key, config, space, obs_shape, True, model.obs_stats)
     state, _ = train_on_windows(
         run,
         name,
         pseudo_label_step,
         state,
-        frames,
+        frames.stream(config.batch_size, run.config.seed + 2, fuse),
         (model, decoder),
-        networks=(config.trunk, model.config.idm),
         config=config,
-        order=2,
+        fuse=fuse,
         static=(run.config.offline,),
         show=("loss", state.agent.space.score_name),
     )

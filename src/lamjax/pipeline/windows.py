@@ -94,12 +94,11 @@ def train_on_windows(
     name: str,
     step: Callable,
     state: Any,
-    frames: TrainingFrames,
+    stream: ObservationStream,
     shared: tuple[Any, ...],
     *,
-    networks: tuple[Any, ...],
     config: Any,
-    order: int,
+    fuse: int,
     dealt: tuple[Any, ...] = (),
     static: tuple[Any, ...] = (),
     evaluate: Callable[[Any], dict[str, float]] | None = None,
@@ -112,11 +111,10 @@ def train_on_windows(
       name: of the stage, in metrics and checkpoints.
       step: ``(state, buffer, *dealt, key, *shared, *static, axis_name=...)``, one of `lamjax.training.steps`.
       state: the state before its first step; it is kept.
-      frames: what to train on.
+      stream: the windows.
       shared: arguments that are the same on all devices.
-      networks: what is trained or runs in a step: it decides how many steps a dispatch has.
       config: the stage's settings, by which checkpoints are compared.
-      order: added to the run's seed for the order of the windows, so that each stage has an order of its own.
+      fuse: steps in a dispatch.
       dealt: arguments of which each device has its own, with a leading axis of devices.
       static: arguments that are compiled in.
       evaluate: metrics of a state, each `eval_every` steps.
@@ -125,8 +123,6 @@ def train_on_windows(
     Returns:
       The trained state on one device, and the seconds that steps took.
     """
-    fuse = driver.steps_per_dispatch(*networks)
-    stream = frames.stream(config.batch_size, run.config.seed + order, fuse)
     axes = (None, 0, *[0] * len(dealt), None, *[None] * len(shared))
     advance = driver.compile_steps(step, run.devices, axes, len(static))
     key, shared = parallel.replicate((stream.key, shared), run.devices)
