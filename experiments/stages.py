@@ -207,16 +207,24 @@ def decoded_return(
     return float(evaluate(key_play, env, policies.Logits(network), params, 2).mean())
 
 
-@functools.partial(jax.jit, static_argnames=("config", "num_actions"))
+@functools.partial(jax.jit, static_argnames=("config", "num_actions", "decays"))
 def clone_actions(
-    key: jax.Array, config: CloningConfig, obs: jax.Array, taken: jax.Array, num_actions: int, stats: ObsStats
+    key: jax.Array,
+    config: CloningConfig,
+    obs: jax.Array,
+    taken: jax.Array,
+    num_actions: int,
+    stats: ObsStats,
+    *,
+    decays: bool,
 ) -> dict:
-    """The parameters of a policy cloned from observations ``[L, *obs_shape]`` and actions ``[L]``, as stage 2 clones.
+    """The parameters of a policy cloned from observations ``[L, *obs_shape]`` and actions ``[L]``.
 
-    The observations may be more than those labelled by hand: `taken` is whatever the actions are said to be.
+    As in a run, the learning rate stays at its peak for a few true labels, and decays as stage 2's for pseudo-labels of
+    all windows.
     """
     key_init, key_rows = jax.random.split(key)
-    state = behaviour_cloning.init(key_init, config, num_actions, obs.shape[1:], True, stats)
+    state = behaviour_cloning.init(key_init, config, num_actions, obs.shape[1:], decays, stats)
 
     keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key_rows, jnp.arange(config.steps))
     rows = jax.vmap(lambda key: jax.random.randint(key, (config.batch_size,), 0, len(obs)))(keys)

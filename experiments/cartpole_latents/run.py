@@ -69,7 +69,9 @@ def played(method: str, labels: int, seed: int) -> dict[str, float]:
                 behaviour_cloning.pseudo_labels(model, decoder, jnp.asarray(seen), CONFIG.offline, A),
             )
         network = ScratchAgent(CONFIG.cloning.trunk, A)
-        params = stages.clone_actions(key_clone, CONFIG.cloning, jnp.asarray(obs), named, A, jitted.stats(train))
+        params = stages.clone_actions(
+            key_clone, CONFIG.cloning, jnp.asarray(obs), named, A, jitted.stats(train), decays=method == "named"
+        )
     logits_fn = policies.Logits(network)
     test, chosen, _ = stages.drawn(key_test, held_out, stages.PROBE_TEST)
     agrees = np.argmax(np.asarray(logits_fn(params, jnp.asarray(test[:, 1]))), -1) == chosen

@@ -107,7 +107,7 @@ def clone_named(
 ) -> dict:
     """The parameters of a policy cloned from the training windows, named as the labels tell."""
     seen, said = named_actions(key, train, model, labelled, taken, space)
-    return stages.clone_actions(key, CONFIG.cloning, seen, said, space, None)
+    return stages.clone_actions(key, CONFIG.cloning, seen, said, space, None, decays=True)
 
 
 @functools.lru_cache(maxsize=1)
@@ -139,7 +139,7 @@ def by_labels(method: str, game: str, labels: int, seed: int) -> dict[str, float
         params = clone_named(key, train, model, labelled, taken, env.action_space)
     else:
         config = dataclasses.replace(CONFIG.cloning, steps=CONFIG.offline.bc_steps)
-        params = stages.clone_actions(key, config, labelled[:, 1], taken, env.action_space, None)
+        params = stages.clone_actions(key, config, labelled[:, 1], taken, env.action_space, None, decays=False)
     return returns(game, seed, ScratchAgent(CONFIG.cloning.trunk, env.action_space), params)
 
 
