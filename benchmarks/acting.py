@@ -14,11 +14,10 @@ from benchmarks.measure import Stepper, compiled, milliseconds
 from benchmarks.measure import row as measured_row
 from benchmarks.settings import OBS, Settings
 from benchmarks.training import init_cloning, init_dynamics
-from lamjax import dynamics, envs
+from lamjax import dynamics, envs, ppo
 from lamjax.config import PRESETS
 from lamjax.decoding import online
-from lamjax.ppo import train as ppo
-from lamjax.ppo.train import PPOConfig
+from lamjax.ppo import PPOConfig
 from lamjax.training import driver
 
 FEW = 4  # steps of acting in a sample, where a whole rollout would take too long

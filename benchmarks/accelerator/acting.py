@@ -12,9 +12,8 @@ from jax.experimental import io_callback
 from benchmarks import acting, coinrun, measure
 from benchmarks.settings import OBS, Settings
 from benchmarks.training import init_cloning, init_dynamics
-from lamjax import envs
+from lamjax import envs, ppo
 from lamjax.decoding import online
-from lamjax.ppo import train as ppo
 from lamjax.training import driver
 
 CALLS = 100  # callbacks in a dispatch

@@ -24,7 +24,7 @@ import numpy as np
 import optax
 
 import lamjax
-from lamjax import cloning, dynamics, envs, experts, parallel, policies
+from lamjax import cloning, dynamics, envs, experts, parallel, policies, ppo
 from lamjax.analysis import diagnosis, latents, probes, report
 from lamjax.analysis.held_out import cloning_error, held_out_errors, swapped_error
 from lamjax.analysis.reading import reading_of
@@ -44,9 +44,7 @@ from lamjax.data.stream import (
 from lamjax.decoding import behaviour_cloning, offline, online
 from lamjax.dynamics import DynamicsState
 from lamjax.envs.evaluate import evaluate_all, most_together
-from lamjax.ppo import train as ppo
-from lamjax.ppo.agent import ScratchAgent
-from lamjax.ppo.train import PPOConfig, PPOState
+from lamjax.ppo import ActorCriticAgent, PPOConfig, PPOState
 from lamjax.preprocess import ObsStats, obs_stats
 from lamjax.schedules import Lengths
 from lamjax.spaces import ActionSpace, as_space
@@ -343,10 +341,6 @@ def record_stage(run: Run, source: Source, data: Path) -> Store:
 
 def _fuse(*networks: Any) -> int:
     return FUSE if driver.fuses_steps(*networks) else 1
-
-
-def _scan(*networks: Any) -> Callable:
-    return jax.lax.scan if driver.fuses_steps(*networks) else driver.host_scan
 
 
 @functools.cache
@@ -859,7 +853,7 @@ def clone_actions(
     count: int,
     space: ActionSpace,
     stats: ObsStats = None,
-) -> tuple[ScratchAgent, Any]:
+) -> tuple[ActorCriticAgent, Any]:
     """Behaviour cloning from scratch on the first `count` labelled observations (standardised by `stats`).
 
     It is offline decoding's null.
@@ -910,7 +904,7 @@ def relabel(
     stream: ObservationStream,
     obs_shape: tuple[int, ...],
     space: ActionSpace,
-) -> tuple[ScratchAgent, Any]:
+) -> tuple[ActorCriticAgent, Any]:
     """LAPO+'s second half: the decoded inverse model names every training window's action, and a policy clones them."""
     config, settings = run.config.cloning, run.config.offline
     advance = over(_named_steps, run.devices, (None, 0, None, None, None), 2)
@@ -992,15 +986,15 @@ def online_stage(run: Run, model: DynamicsState, policy: CloningState) -> None:
     if run.done("decode_online"):
         return
     env = make_env(run.env, ppo_share(run, config.ppo, "--online.ppo"), run.config)
-    scan = _scan(policy.config.trunk)
     agent = online.make_agent(policy, config, env.action_space)
+    learner = ppo.Driver(agent, env, run.devices)
     state = online.init(stage_key(run.config, "online"), config, policy, env, run.devices)
     shown = parallel.replicate(model, run.devices)
     state, seconds = train(
         run,
         "decode_online",
         state,
-        lambda state, position, n: online.update(state, shown, agent, env, scan=scan, devices=run.devices),
+        lambda state, position, n: online.update(state, shown, learner),
         config.ppo.num_updates,
         saver=_ppo_saver(run, config, env, lambda s: s.ppo, lambda s, inner: s.replace(ppo=inner)),
         unit=config.ppo.num_envs * config.ppo.num_steps,
@@ -1036,7 +1030,7 @@ def named_stage(run: Run, store: Store, model: DynamicsState, space: ActionSpace
     scratch_stage(run, stage, trained, start, start.info["frames"])
 
 
-def named_policy(run: Run, store: Store, model: DynamicsState, space: ActionSpace) -> tuple[ScratchAgent, Any]:
+def named_policy(run: Run, store: Store, model: DynamicsState, space: ActionSpace) -> tuple[ActorCriticAgent, Any]:
     """The policy that `named_stage` starts from, and its parameters."""
     config, key, length = run.config, stage_key(run.config, "named"), model.config.window
     path = run.folder / "play"
@@ -1069,8 +1063,9 @@ def scratch_stage(run: Run, stage: str, config: ScratchConfig, start: Source | N
     if run.done(stage):
         return
     option = {"expert": "--expert.ppo", "decode_named": "--named.ppo"}.get(stage, "--scratch.ppo")
-    env, scan = make_env(run.env, ppo_share(run, config.ppo, option), run.config), _scan(config.trunk)
+    env = make_env(run.env, ppo_share(run, config.ppo, option), run.config)
     agent = config.agent(env.action_space)
+    learner = ppo.Driver(agent, env, run.devices)
     key_params, key = jax.random.split(stage_key(run.config, stage))
     if start is None:
         params = driver.jit_once(agent.init, static_argnums=1)(key_params, env.obs_shape)
@@ -1088,7 +1083,7 @@ def scratch_stage(run: Run, stage: str, config: ScratchConfig, start: Source | N
         run,
         stage,
         state,
-        lambda state, position, n: ppo.update_on(run.devices, state, agent, env, scan=scan),
+        lambda state, position, n: learner.update(state),
         config.ppo.num_updates,
         saver=_ppo_saver(run, config, env, lambda s: s, lambda s, inner: inner),
         unit=config.ppo.num_envs * config.ppo.num_steps,

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lamjax import cloning, dynamics, envs, policies
+from lamjax import cloning, dynamics, envs, policies, ppo
 from lamjax.cloning import CloningConfig
 from lamjax.decoding import online
 from lamjax.decoding.online import LEARNING_RATES, DecoderConfig, HybridAgent, OnlineConfig, Pairs
@@ -17,10 +17,9 @@ from lamjax.models.impala import ImpalaConfig
 from lamjax.models.mlp import MLPConfig, MLPFDMConfig
 from lamjax.models.quantizer import QuantizerConfig
 from lamjax.models.unet import UNetConfig
-from lamjax.ppo import train as ppo
-from lamjax.ppo.train import PPOConfig
+from lamjax.ppo import PPOConfig
+from lamjax.schedules import without_wait
 from lamjax.spaces import Box, Discrete
-from lamjax.training import driver
 from lamjax.training.driver import jit_once
 from tests.envs.toys import Aim
 from tests.trees import close
@@ -92,9 +91,9 @@ def test_update_trains_the_heads_alone_and_stops_collecting(model, policy, env):
     # Copies: an update donates what it trains.
     state = online.init(jax.random.key(3), CONFIG, jax.tree.map(jnp.copy, policy), env)
     start = jax.device_get({"params": state.ppo.params, "frozen": state.frozen})
-    written = []
+    written, learner = [], ppo.Driver(agent, env)
     for _ in range(CONFIG.ppo.num_updates):
-        state, metrics = online.update(state, model, agent, env, scan=driver.host_scan)
+        state, metrics = online.update(state, model, learner)
         written.append(int(state.pairs.written))
         assert np.isfinite(metrics["policy_loss"])
     per_update = (PPO.num_steps - 2) * PPO.num_envs
@@ -127,7 +126,7 @@ def test_without_a_decoder_the_rl_head_stands_alone_and_does_not_wait(policy):
     assert rates["fc"] == ((0.0, 0.0), (pytest.approx(0.0375), 1e-3), (1.0, 0.0))
     assert online.ppo_config(CONFIG) == CONFIG.ppo
     plain = ((0.0, 5e-4), (1.0, 0.0))
-    assert online.without_wait(plain) == plain
+    assert without_wait(plain) == plain
 
 
 @pytest.mark.parametrize("supervised", [True, False])
@@ -272,7 +271,7 @@ def test_continuous_actors_start_as_the_decoder_and_pairs_hold_what_was_carried_
     latent = cloning.predict_latents(policy, obs)
     outputs, _ = agent.apply(state.ppo.params, agent.encode(state.frozen, obs))
     np.testing.assert_allclose(outputs, agent.decoder.apply({"params": state.frozen["decoder"]}, latent), rtol=1e-5)
-    rollout = ppo.collect(agent, env, state.ppo, state.frozen, keep_obs=True)
+    rollout = ppo.Driver(agent, env).collect(state.ppo, state.frozen, keep_obs=True)
     np.testing.assert_array_equal(rollout.action, np.broadcast_to([2.0, 0.0], rollout.action.shape))
     sampled = rollout.batch.action
     assert sampled[:, 0].min() > 2 and sampled[:, 1].max() < 0

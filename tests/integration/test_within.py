@@ -2,10 +2,9 @@
 
 import json
 
-from lamjax import parallel, pipeline, whole
+from lamjax import parallel, pipeline, ppo, whole
 from lamjax.config import VECTOR_PRESETS
 from lamjax.decoding import online
-from lamjax.ppo import train as ppo
 
 SMOKE = VECTOR_PRESETS["smoke"]
 
@@ -14,8 +13,8 @@ def test_what_measuring_compiled_the_run_uses(tmp_path, monkeypatch):
     programs = {
         "stage 1": pipeline.over(pipeline._dynamics_steps, parallel.devices(), (None, 0, None, 0, None)),
         "stage 2": pipeline.over(pipeline._cloning_steps, parallel.devices(), (None, 0, None, None, None)),
-        "acting": ppo.collect,
-        "learning": ppo._improve_fused,
+        "acting": ppo.programs(parallel.devices()).collect,
+        "learning": ppo.programs(parallel.devices()).improve,
         "decoder": online.fit_decoder,
     }
     compiled = []
