@@ -99,9 +99,15 @@ def row(name: str, env_name: str, settings: Settings, torch_rate: float | None) 
     agent = ActorCriticAgent(preset.scratch.trunk, env.num_actions)
     key = jax.random.key(0)
     params = agent.init(key, env.obs_shape)
-    ours = jax.jit(lambda state: ppo.learn(state, agent, env, updates=UPDATES))
+    driver = ppo.Driver(agent, env)
+
+    def ours(state: ppo.PPOState) -> tuple[ppo.PPOState, Any]:
+        for _ in range(UPDATES):
+            state, metrics = driver.update(state)
+        return state, metrics
+
     theirs, start = plain(config, agent.network, env)
-    states = [ppo.init(key, config, params, env), start(params, key)]
+    states = [ppo.init(key, config, jax.tree.map(jnp.copy, params), env), start(params, key)]
     times: list[list[float]] = [[], []]
     compile_s = 0.0
     for sample in range(max(5, settings.repeats // 3) + 1):
