@@ -1,7 +1,8 @@
 """Stage 3 and PPO from scratch: acting in real coinrun, learning from it, and the inverse model beside both.
 
-The parts of an update are measured alone and added up: the paper's networks need minutes for one on a CPU, and the
-inverse model is at work in the first tenth of stage 3 only.
+The parts of an update are timed alone, by the calls that a run makes, and added up: the inverse model is at work in the
+first tenth of stage 3 only, and the paper's networks on a CPU need minutes for an update, of which one minibatch stands
+for all.
 """
 
 import dataclasses
@@ -9,19 +10,16 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from benchmarks.measure import Stepper, compiled, milliseconds
+from benchmarks.measure import Program, Stepper, compiled, milliseconds
 from benchmarks.measure import row as measured_row
 from benchmarks.settings import OBS, Settings
 from benchmarks.training import init_cloning, init_dynamics
-from lamjax import dynamics, envs
+from lamjax import dynamics, envs, ppo
 from lamjax.config import PRESETS
 from lamjax.decoding import online
-from lamjax.ppo import train as ppo
-from lamjax.ppo.train import PPOConfig
-from lamjax.training import driver
-
-FEW = 4  # steps of acting in a sample, where a whole rollout would take too long
+from lamjax.ppo import PPOConfig
 
 
 def ppo_config(name: str, settings: Settings) -> PPOConfig:
@@ -45,33 +43,41 @@ def start(name: str, settings: Settings, config: PPOConfig, env: envs.VectorEnv)
     return agent, frozen, ppo.init(key, config, params, env)
 
 
+def one_minibatch(config: PPOConfig) -> PPOConfig:
+    """An update of a single minibatch, as large as the config's, on as many steps as fill it."""
+    steps = config.num_steps // config.num_minibatches
+    return dataclasses.replace(config, num_steps=steps, num_epochs=1, num_minibatches=1)
+
+
 def row(name: str, settings: Settings, torch_rate: float | None) -> dict[str, Any]:
     """One row of the table."""
     preset, config = settings.preset, ppo_config(name, settings)
-    acted = FEW if settings.slow else config.num_steps
+    timed = one_minibatch(config) if settings.slow else config
     env = envs.make("coinrun", config.num_envs)
-    agent, frozen, state = start(name, settings, dataclasses.replace(config, num_steps=acted), env)
+    agent, frozen, state = start(name, settings, timed, env)
+    driver, samples = ppo.Driver(agent, env), max(5, settings.repeats // 3)  # each holds many steps
+    costs = _costs(driver, state.replace(config=one_minibatch(config)), frozen)
 
-    collect = compiled(ppo.collect, agent, env, state, frozen)
-    act = Stepper(lambda state: _acted(state, collect.call(state, frozen)), state)
-    rollouts = max(5, settings.repeats // 3)  # each holds many steps
-    act_ms = milliseconds(act, rollouts)
-    rollout = collect.call(act.state, frozen)
-    minibatches = config.num_epochs * config.num_minibatches
-    learn, learn_ms, learn_count = _learning(act.state, agent, rollout, config, settings)
+    act = Stepper(lambda state: acted(state, driver.collect(state, frozen)), state)
+    act_ms = milliseconds(act, samples)
+    rollout = driver.collect(act.state, frozen)
+    learn_ms = milliseconds(Stepper(lambda state: driver.improve(state, rollout), act.state), samples)
     env.close()
 
-    # Beside its steps a rollout computes one more value.
-    acting = (config.num_steps + 1) / (acted + 1)
-    parts = [(acting, act_ms), (learn_count, learn_ms)]
-    programs = [((config.num_steps + 1) / 2, collect), (minibatches, learn)]
-    details = {"acting_ms": acting * _median(act_ms), "learning_ms": learn_count * _median(learn_ms)}
+    # Beside its steps a rollout computes one more value. XLA counts one step of a rollout's loop.
+    minibatches = config.num_epochs * config.num_minibatches
+    acting = (config.num_steps + 1) / (timed.num_steps + 1)
+    learning = minibatches / (timed.num_epochs * timed.num_minibatches)
+    parts = [(acting, act_ms), (learning, learn_ms)]
+    programs = list(zip(((config.num_steps + 1) / 2, minibatches), costs, strict=True))
+    details = {"acting_ms": acting * np.median(act_ms), "learning_ms": learning * np.median(learn_ms)}
     if name == "stage3":
-        infer, infer_ms = _inference(settings, acted, env, rollouts)
+        infer, infer_ms = _inference(settings, timed.num_steps, env, samples)
         share, steps = preset.online.decoder.stop, config.num_steps - 2
-        parts.append((share * steps / (acted - 2), infer_ms))
+        parts.append((share * steps / (timed.num_steps - 2), infer_ms))
         programs.append((share * steps, infer))
-        details |= {"inverse_model_ms": steps / (acted - 2) * _median(infer_ms), "inverse_model_share": share}
+        inferring = steps / (timed.num_steps - 2) * np.median(infer_ms)
+        details |= {"inverse_model_ms": inferring, "inverse_model_share": share}
     frames = config.num_envs * config.num_steps
     return measured_row(
         name,
@@ -83,34 +89,25 @@ def row(name: str, settings: Settings, torch_rate: float | None) -> dict[str, An
         programs,
         (preset.online if name == "stage3" else preset.scratch).dtype,
         torch_rate=torch_rate,
-        **details,
+        **{key: float(value) for key, value in details.items()},
     )
 
 
-def _median(ms: Any) -> float:
-    return float(sorted(ms)[len(ms) // 2])
-
-
-def _acted(state: ppo.PPOState, rollout: ppo.Rollout) -> tuple[ppo.PPOState, Any]:
+def acted(state: ppo.PPOState, rollout: ppo.Rollout) -> tuple[ppo.PPOState, Any]:
+    """The state after a round of acting without learning, and what to wait for."""
     return state.replace(actor=rollout.actor, update=state.update + 1), rollout.batch.advantage
 
 
-def _learning(state: ppo.PPOState, agent: Any, rollout: ppo.Rollout, config: PPOConfig, settings: Settings):
-    """The program that learns, milliseconds of its samples, and how many of those an update has."""
-    if driver.fuses_steps(agent.trunk):
-        improve = jax.jit(lambda state, rollout: ppo.improve(state, agent, rollout), donate_argnums=0)
-        program = compiled(improve, state, rollout)
-        return program, milliseconds(Stepper(lambda s: program.call(s, rollout), state), settings.repeats), 1
-    size = config.num_envs * config.num_steps // config.num_minibatches
-    rows = jax.random.randint(jax.random.key(1), (size,), 0, len(rollout.batch.action))
-    rates = ppo.learning_rates(config, state.params, state.update)
-    carry, data = (state.params, state.opt_state), {"batch": rollout.batch, "rates": rates}
-    program = compiled(ppo.minibatch_step, carry, rows, **data, agent=agent, config=config)
-    step = Stepper(lambda carry: program.call(carry, rows, **data), carry)
-    return program, milliseconds(step, settings.repeats), config.num_epochs * config.num_minibatches
+def _costs(driver: ppo.Driver, state: ppo.PPOState, frozen: Any) -> tuple[Program, Program]:
+    """Acting and learning of one minibatch, compiled for what XLA says of them."""
+
+    def act(state: ppo.PPOState) -> ppo.Rollout:
+        return driver.collect(state, frozen)
+
+    return compiled(jax.jit(act), state), compiled(jax.jit(driver.improve), state, jax.eval_shape(act, state))
 
 
-def _inference(settings: Settings, steps: int, env: envs.VectorEnv, samples: int):
+def _inference(settings: Settings, steps: int, env: envs.VectorEnv, samples: int) -> tuple[Program, np.ndarray]:
     """The inverse model on a rollout's transitions: the program, and milliseconds of its samples."""
     config = settings.preset.dynamics
     model: dynamics.DynamicsState = init_dynamics(jax.random.key(2), config, OBS)

@@ -15,10 +15,9 @@ import optax
 
 from benchmarks.measure import row as measured_row
 from benchmarks.settings import Settings
-from lamjax import envs
+from lamjax import envs, ppo
 from lamjax.config import presets_for
-from lamjax.ppo import train as ppo
-from lamjax.ppo.agent import ScratchAgent
+from lamjax.ppo import ActorCriticAgent
 from lamjax.preprocess import normalise_obs
 
 UPDATES = 4  # in a dispatch
@@ -97,12 +96,18 @@ def row(name: str, env_name: str, settings: Settings, torch_rate: float | None) 
     preset = presets_for(envs.obs_shape(env_name), env_name)["cpu"]
     config = preset.scratch.ppo
     env = envs.make(env_name, config.num_envs)
-    agent = ScratchAgent(preset.scratch.trunk, env.num_actions)
+    agent = ActorCriticAgent(preset.scratch.trunk, env.num_actions)
     key = jax.random.key(0)
     params = agent.init(key, env.obs_shape)
-    ours = jax.jit(lambda state: ppo.learn(state, agent, env, updates=UPDATES))
+    driver = ppo.Driver(agent, env)
+
+    def ours(state: ppo.PPOState) -> tuple[ppo.PPOState, Any]:
+        for _ in range(UPDATES):
+            state, metrics = driver.update(state)
+        return state, metrics
+
     theirs, start = plain(config, agent.network, env)
-    states = [ppo.init(key, config, params, env), start(params, key)]
+    states = [ppo.init(key, config, jax.tree.map(jnp.copy, params), env), start(params, key)]
     times: list[list[float]] = [[], []]
     compile_s = 0.0
     for sample in range(max(5, settings.repeats // 3) + 1):

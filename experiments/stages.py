@@ -21,7 +21,7 @@ from lamjax.dynamics import DynamicsState
 from lamjax.envs.api import VectorEnv
 from lamjax.jitted import Played
 from lamjax.models.grid import GridConfig, GridFDMConfig
-from lamjax.ppo.agent import ScratchAgent
+from lamjax.ppo import ActorCriticAgent
 from lamjax.preprocess import ObsStats
 from lamjax.training.driver import jit_once
 from lamjax.training.steps import labelled_step
@@ -104,7 +104,7 @@ def expert(env: str, seed: int, config: ScratchConfig | None = None) -> tuple[po
     folder, config = expert_folder(env, seed, config), config or expert_config(env)
     if not (folder / "policy.json").exists():
         vector = envs.make(env, config.ppo.num_envs)
-        network = ScratchAgent(config.trunk, vector.num_actions)
+        network = ActorCriticAgent(config.trunk, vector.num_actions)
         key_learn, key_play = jax.random.split(jax.random.key(1_000_003 + seed))
         params, metrics = learn(key_learn, vector, config)
         returns = evaluate(key_play, envs.make(env, NUM_ENVS), policies.Logits(network), params, 2)

@@ -21,7 +21,7 @@ from lamjax.envs import PROCGEN_GAMES
 from lamjax.experts import available
 from lamjax.pipeline.record import recording_name
 from lamjax.policies import load_policy, save_policy
-from lamjax.ppo.agent import ScratchAgent
+from lamjax.ppo import ActorCriticAgent
 from lamjax.training import checkpoint, run_folder
 
 SMOKE = PRESETS["smoke"]
@@ -197,7 +197,7 @@ def test_a_missing_expert_says_how_to_train_one(fails):
 
 
 def test_a_damaged_policy_is_named(fails, folder):
-    agent = ScratchAgent(SMOKE.scratch.trunk, 15)
+    agent = ActorCriticAgent(SMOKE.scratch.trunk, 15)
     params = jax.eval_shape(lambda: agent.init(jax.random.key(0), (64, 64, 3)))
     save_policy(folder / "p", agent, jax.tree.map(lambda x: np.zeros(x.shape, np.float32), params), {})
     weights = (folder / "p" / "weights.npz").read_bytes()
@@ -424,7 +424,7 @@ def test_experts_lists_what_is_shipped(capsys):
 
 
 def test_expert_starts_from_a_policy(capfd, folder):
-    agent = ScratchAgent(SMOKE.expert.trunk, 15)
+    agent = ActorCriticAgent(SMOKE.expert.trunk, 15)
     params = agent.init(jax.random.key(3), (64, 64, 3))
     save_policy(folder / "first", agent, params, {"note": "kept"})
     assert main(["expert", "--preset", "smoke", "--frames", "1024", "--start", "first"]) == 0
@@ -436,7 +436,7 @@ def test_expert_starts_from_a_policy(capfd, folder):
 
 
 def test_expert_refuses_to_start_from_another_network(fails, folder):
-    agent = ScratchAgent(dataclasses.replace(SMOKE.expert.trunk, features=16), 15)
+    agent = ActorCriticAgent(dataclasses.replace(SMOKE.expert.trunk, features=16), 15)
     save_policy(folder / "first", agent, agent.init(jax.random.key(3), (64, 64, 3)), {})
     sentence = fails("expert", "--preset", "smoke", "--frames", "1024", "--start", "first")
     assert "is not an actor-critic with the trunk of --expert.trunk" in sentence

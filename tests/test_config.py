@@ -26,8 +26,7 @@ from lamjax.decoding.online import DecoderConfig, HybridAgent, OnlineConfig, col
 from lamjax.models.impala import ImpalaConfig
 from lamjax.models.mlp import MLPConfig
 from lamjax.policies import DecodedPolicy
-from lamjax.ppo.agent import ScratchAgent
-from lamjax.ppo.train import PPOConfig
+from lamjax.ppo import ActorCriticAgent, PPOConfig
 from lamjax.training import checkpoint
 from lamjax.training.run_folder import Run, Saver
 
@@ -258,7 +257,7 @@ def documented(cls):
 
 CLASSES = {type(part) for preset in ALL.values() for _, part in parts(preset)} | {
     *(cls for cls, _ in cli.VERBS.values()),
-    *(MLPConfig, DecoderConfig, OnlineConfig, DecodedPolicy, ScratchAgent, HybridAgent, Saver),
+    *(MLPConfig, DecoderConfig, OnlineConfig, DecodedPolicy, ActorCriticAgent, HybridAgent, Saver),
 }
 
 

@@ -12,7 +12,7 @@ from lamjax.config import VECTOR_PRESETS, ScratchConfig
 from lamjax.decoding import online
 from lamjax.decoding.online import DecoderConfig
 from lamjax.models.mlp import MLPConfig, MLPFDMConfig
-from lamjax.ppo.agent import ScratchAgent
+from lamjax.ppo import ActorCriticAgent
 from lamjax.training import driver
 from tests.envs.toys import Aim, Counter
 
@@ -48,7 +48,7 @@ def whole(key, env):
     """Everything that a run does."""
     keys = jax.random.split(key, 6)
     params, ppo = jitted.learn(keys[0], env, ScratchConfig(TRUNK, PPO))
-    expert = policies.Logits(ScratchAgent(TRUNK, env.num_actions))
+    expert = policies.Logits(ActorCriticAgent(TRUNK, env.num_actions))
     train, held_out = jitted.split(jitted.record(keys[1], env, expert, params, STEPS))
     model, dynamics = jitted.train_dynamics(keys[2], DYNAMICS, train)
     policy, cloning = jitted.train_cloning(keys[3], CLONING, train, model)
@@ -173,7 +173,7 @@ def test_continuous_actions_go_through_all_stages():
         policy, _ = jitted.train_cloning(keys[3], CLONING, train, model)
         network, decoded = jitted.decode_offline(keys[4], OFFLINE, policy, *jitted.labelled(keys[4], train, 16), space)
         agent, hybrid, online_ = jitted.decode_online(keys[5], ONLINE, policy, model, env)
-        players = ((ScratchAgent(TRUNK, space), params), (network, decoded), (agent, hybrid))
+        players = ((ActorCriticAgent(TRUNK, space), params), (network, decoded), (agent, hybrid))
         returns = [jitted.evaluate(key, env, policies.Logits(player), p, 2) for player, p in players]
         return uniform, stage_1, returns, ppo["policy_loss"], online_["decoder_mse"]
 

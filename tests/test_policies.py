@@ -20,7 +20,7 @@ from lamjax.models.impala import ImpalaConfig
 from lamjax.models.mlp import MLPConfig
 from lamjax.models.policy import LatentPolicy
 from lamjax.policies import DecodedPolicy, Logits, PolicyError, load_policy, save_policy
-from lamjax.ppo.agent import ScratchAgent
+from lamjax.ppo import ActorCriticAgent
 from lamjax.preprocess import normalise_obs
 from lamjax.spaces import Box
 
@@ -42,7 +42,7 @@ def make_policy(kind, trunk, obs_shape):
     obs = jnp.asarray(make_obs(obs_shape))
     key = jax.random.key(1)
     if kind == "actor_critic":
-        network = ScratchAgent(trunk, ACTIONS)
+        network = ActorCriticAgent(trunk, ACTIONS)
         params = network.init(key, obs_shape)
         params["policy_head"]["kernel"] *= 100  # the start is so small that all logits look alike
         return network, params, network.network.apply({"params": params}, normalise_obs(obs))[0]
@@ -103,7 +103,7 @@ def test_float32_comes_back_exactly(policy, tmp_path):
 
 def test_networks_of_continuous_actions_come_back(tmp_path):
     space, (trunk, obs_shape) = Box((-2.0, 0.0), (2.0, 1.0)), TRUNKS["vectors"]
-    network = ScratchAgent(trunk, space)
+    network = ActorCriticAgent(trunk, space)
     params = network.init(jax.random.key(0), obs_shape)
     save_policy(tmp_path, network, params, {})
     loaded_fn, loaded, _ = load_policy(tmp_path)
@@ -117,7 +117,7 @@ def test_notes_from_before_actions_could_be_continuous_are_read(saved):
     assert note["network"].pop("space") == {"type": "Discrete", "n": ACTIONS}
     note["network"]["num_actions"] = ACTIONS
     path.write_text(json.dumps(note))
-    assert load_policy(saved)[0] == Logits(ScratchAgent(TRUNKS["vectors"][0], ACTIONS))
+    assert load_policy(saved)[0] == Logits(ActorCriticAgent(TRUNKS["vectors"][0], ACTIONS))
 
 
 def test_float16_is_half_the_size_and_close(policy, tmp_path):
@@ -136,8 +136,8 @@ def test_float16_is_half_the_size_and_close(policy, tmp_path):
 
 def test_equal_networks_are_one_function_for_jit():
     trunk, _ = TRUNKS["vectors"]
-    a, b = Logits(ScratchAgent(trunk, 6)), Logits(ScratchAgent(trunk, 6))
-    other = Logits(ScratchAgent(trunk, 7))
+    a, b = Logits(ActorCriticAgent(trunk, 6)), Logits(ActorCriticAgent(trunk, 6))
+    other = Logits(ActorCriticAgent(trunk, 7))
     assert a == b and hash(a) == hash(b) and a != other
     assert policies.uniform_logits(3) == policies.uniform_logits(3) != policies.uniform_logits(4)
 
@@ -149,9 +149,9 @@ def test_random_policy_is_uniform():
 
 def test_bfloat16_activations_are_not_part_of_the_file(tmp_path):
     trunk, obs_shape = TRUNKS["vectors"]
-    agent = ScratchAgent(trunk, ACTIONS, jnp.bfloat16)
+    agent = ActorCriticAgent(trunk, ACTIONS, jnp.bfloat16)
     save_policy(tmp_path / "p", agent, agent.init(jax.random.key(0), obs_shape), {})
-    assert load_policy(tmp_path / "p")[0] == Logits(ScratchAgent(trunk, ACTIONS))
+    assert load_policy(tmp_path / "p")[0] == Logits(ActorCriticAgent(trunk, ACTIONS))
 
 
 def test_an_older_policy_is_replaced(saved):

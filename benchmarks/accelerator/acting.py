@@ -12,10 +12,8 @@ from jax.experimental import io_callback
 from benchmarks import acting, coinrun, measure
 from benchmarks.settings import OBS, Settings
 from benchmarks.training import init_cloning, init_dynamics
-from lamjax import envs
+from lamjax import envs, ppo
 from lamjax.decoding import online
-from lamjax.ppo import train as ppo
-from lamjax.training import driver
 
 CALLS = 100  # callbacks in a dispatch
 
@@ -78,12 +76,9 @@ def rollout(name: str, settings: Settings, **options: Any) -> dict[str, Any]:
     config = acting.ppo_config(name, settings)
     env = envs.make("coinrun", config.num_envs, **options)
     agent, frozen, state = acting.start(name, settings, config, env)
-
-    def act(state: ppo.PPOState) -> tuple[ppo.PPOState, Any]:
-        made = ppo.collect_on((), agent, env, state, frozen)
-        return state.replace(actor=made.actor, update=state.update + 1), made.batch.advantage
-
-    times, seconds = _timed(measure.Stepper(act, state), settings.repeats)
+    driver = ppo.Driver(agent, env)
+    act = measure.Stepper(lambda state: acting.acted(state, driver.collect(state, frozen)), state)
+    times, seconds = _timed(act, settings.repeats)
     env.close()
     frames = config.num_envs * config.num_steps
     options |= {"dtype": _dtype(name, settings)}
@@ -94,19 +89,12 @@ def _dtype(name: str, settings: Settings) -> str:
     return (settings.preset.online if name == "stage3" else settings.preset.scratch).dtype
 
 
-def _scan(settings: Settings, name: str) -> Callable:
-    preset = settings.preset
-    trunk = preset.cloning.trunk if name == "stage3" else preset.scratch.trunk
-    return jax.lax.scan if driver.fuses_steps(trunk) else driver.host_scan
-
-
 def scratch_update(settings: Settings) -> dict[str, Any]:
     """A whole update of PPO from scratch."""
-    config, scan = acting.ppo_config("ppo", settings), _scan(settings, "ppo")
+    config = acting.ppo_config("ppo", settings)
     env = envs.make("coinrun", config.num_envs)
-    agent, frozen, state = acting.start("ppo", settings, config, env)
-    step = measure.Stepper(lambda state: ppo.update_on((), state, agent, env, frozen, scan=scan), state)
-    times, seconds = _timed(step, settings.repeats)
+    agent, _, state = acting.start("ppo", settings, config, env)
+    times, seconds = _timed(measure.Stepper(ppo.Driver(agent, env).update, state), settings.repeats)
     env.close()
     frames = config.num_envs * config.num_steps
     batch, dtype = frames // config.num_minibatches, _dtype("ppo", settings)
@@ -116,18 +104,18 @@ def scratch_update(settings: Settings) -> dict[str, Any]:
 def online_update(settings: Settings) -> dict[str, Any]:
     """A whole update of stage 3, with the inverse model at work for as large a share as in a run; no decoder's fit."""
     preset, key = settings.preset, jax.random.key(0)
-    config, scan = preset.online, _scan(settings, "stage3")
+    config = preset.online
     env = envs.make("coinrun", config.ppo.num_envs)
     policy = init_cloning(key, preset.cloning, OBS, preset.dynamics.latent_dim)
     model = init_dynamics(key, preset.dynamics, OBS)
-    agent = online.make_agent(policy, config, env.action_space)
+    driver = ppo.Driver(online.make_agent(policy, config, env.action_space), env)
     state = online.init(key, config, policy, env)
     numbers = range(config.ppo.num_updates)
     collecting = next((n for n in numbers if _only_collects(config, n, settings.repeats + 2)), 0)
     parts = []
     for first, share in ((collecting, config.decoder.stop), (config.ppo.num_updates, 1 - config.decoder.stop)):
         state = state.replace(ppo=state.ppo.replace(update=jnp.int32(first)))
-        step = measure.Stepper(lambda state: online.update(state, model, agent, env, scan=scan), state)
+        step = measure.Stepper(lambda state: online.update(state, model, driver), state)
         parts.append((share, *_timed(step, settings.repeats)))
         state = step.state
     env.close()

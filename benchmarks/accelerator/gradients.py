@@ -9,10 +9,9 @@ import numpy as np
 
 from benchmarks.settings import OBS
 from benchmarks.training import init_cloning, init_dynamics
-from lamjax import cloning, dynamics, envs
+from lamjax import cloning, dynamics, envs, ppo
 from lamjax.config import RunConfig, with_dtype
 from lamjax.decoding import online
-from lamjax.ppo import train as ppo
 from lamjax.training import driver
 
 STAGES = ("stage1", "stage2", "stage3", "ppo")

@@ -12,7 +12,7 @@ from experiments.common import COLOURS, Experiment, Row, bars, curve, grid, styl
 from lamjax import envs, jitted, policies
 from lamjax.analysis.latents import latents_of
 from lamjax.decoding import behaviour_cloning, offline
-from lamjax.ppo.agent import ScratchAgent
+from lamjax.ppo import ActorCriticAgent
 
 GAME, A = "cartpole", 2
 CONFIG = stages.VECTOR
@@ -68,7 +68,7 @@ def played(method: str, labels: int, seed: int) -> dict[str, float]:
                 seen[:, 1],
                 behaviour_cloning.pseudo_labels(model, decoder, jnp.asarray(seen), CONFIG.offline, A),
             )
-        network = ScratchAgent(CONFIG.cloning.trunk, A)
+        network = ActorCriticAgent(CONFIG.cloning.trunk, A)
         params = stages.clone_actions(
             key_clone, CONFIG.cloning, jnp.asarray(obs), named, A, jitted.stats(train), decays=method == "named"
         )

@@ -11,14 +11,13 @@ from matplotlib.figure import Figure
 
 from experiments import common, stages
 from experiments.common import COLOURS, Cell, Experiment, Row, curve, style
-from lamjax import envs, jitted, policies
+from lamjax import envs, jitted, policies, ppo
 from lamjax.config import GRID_PRESETS, ScratchConfig
 from lamjax.decoding import behaviour_cloning, offline, online
 from lamjax.dynamics import DynamicsState
 from lamjax.envs.api import VectorEnv
 from lamjax.envs.evaluate import play_all
-from lamjax.ppo import train as ppo
-from lamjax.ppo.agent import ScratchAgent
+from lamjax.ppo import ActorCriticAgent
 from lamjax.spaces import ActionSpace
 
 GAMES = ("breakout", "space_invaders")
@@ -123,7 +122,7 @@ def named_by_play(game: str, seed: int) -> dict:
 @functools.partial(jax.jit, static_argnames=("env", "config"))
 def tune(key: jax.Array, env: VectorEnv, config: ScratchConfig, params: dict) -> tuple[dict, dict[str, jax.Array]]:
     """As `jitted.learn`, from these parameters."""
-    agent = ScratchAgent(config.trunk, env.action_space)
+    agent = ActorCriticAgent(config.trunk, env.action_space)
     state, metrics = ppo.learn(ppo.init(key, config.ppo, params, env), agent, env)
     return state.params, metrics
 
@@ -140,7 +139,7 @@ def by_labels(method: str, game: str, labels: int, seed: int) -> dict[str, float
     else:
         config = dataclasses.replace(CONFIG.cloning, steps=CONFIG.offline.bc_steps)
         params = stages.clone_actions(key, config, labelled[:, 1], taken, env.action_space, None, decays=False)
-    return returns(game, seed, ScratchAgent(CONFIG.cloning.trunk, env.action_space), params)
+    return returns(game, seed, ActorCriticAgent(CONFIG.cloning.trunk, env.action_space), params)
 
 
 def by_frames(method: str, game: str, frames: int, seed: int) -> dict[str, float]:
@@ -153,12 +152,12 @@ def by_frames(method: str, game: str, frames: int, seed: int) -> dict[str, float
         network = online.make_agent(policy, config, env.action_space)
         params, metrics = stages.decode_online(keys[4], config, policy, model, env)
     elif method == "named-online":
-        network, before = ScratchAgent(config.trunk, env.action_space), ROLLOUT * stages.NUM_ENVS
+        network, before = ActorCriticAgent(config.trunk, env.action_space), ROLLOUT * stages.NUM_ENVS
         frames -= before
         tuning = dataclasses.replace(config.ppo, total_frames=frames, **TUNING)
         params, metrics = tune(keys[5], env, dataclasses.replace(config, ppo=tuning), named_by_play(game, seed))
     else:
-        network = ScratchAgent(config.trunk, env.action_space)
+        network = ActorCriticAgent(config.trunk, env.action_space)
         params, metrics = stages.learn(keys[5], env, config)
     played = returns(game, seed, network, params)
     return played | progress(game, seed, np.asarray(metrics["episode_return"]), frames, before)

@@ -19,7 +19,7 @@ from lamjax.decoding import online
 from lamjax.dynamics import DynamicsState
 from lamjax.envs.api import VectorEnv
 from lamjax.envs.wrappers import Disobedient
-from lamjax.ppo.agent import ScratchAgent
+from lamjax.ppo import ActorCriticAgent
 
 GAME, STEPS, FRAMES = "minatar/breakout", 512, 131_072
 CONFIG = stages.GRID
@@ -115,7 +115,7 @@ def measure(variant: str, level: str, seed: int) -> dict[str, float]:
     else:
         env = changed(level, config.scratch.ppo.num_envs)
         params, metrics = stages.learn(keys[3], env, config.scratch)
-        network = ScratchAgent(config.scratch.trunk, env.num_actions)
+        network = ActorCriticAgent(config.scratch.trunk, env.num_actions)
     returns = stages.evaluate(keys[4], changed(level, stages.NUM_ENVS), policies.Logits(network), params, 2)
     course = np.asarray(metrics["episode_return"])
     accuracy = np.asarray(metrics.get("decoder_accuracy", np.nan))

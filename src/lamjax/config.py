@@ -21,10 +21,10 @@ from lamjax.models.grid import GridConfig, GridFDMConfig
 from lamjax.models.impala import ImpalaConfig
 from lamjax.models.mlp import MLPConfig, MLPFDMConfig
 from lamjax.models.quantizer import QuantizerConfig
-from lamjax.models.trunk import TrunkConfig
+from lamjax.models.trunk import TrunkConfig, is_grid
 from lamjax.models.unet import UNetConfig
-from lamjax.ppo.agent import ScratchAgent
-from lamjax.ppo.train import PPOConfig, Schedule
+from lamjax.ppo import ActorCriticAgent, PPOConfig
+from lamjax.schedules import Schedule
 from lamjax.spaces import ActionSpace
 
 
@@ -89,9 +89,9 @@ class ScratchConfig:
     ppo: PPOConfig = PPOConfig()
     dtype: Literal["float32", "bfloat16"] = "float32"
 
-    def agent(self, space: ActionSpace) -> ScratchAgent:
+    def agent(self, space: ActionSpace) -> ActorCriticAgent:
         """What is trained, with these actions."""
-        return ScratchAgent(self.trunk, space, getattr(jnp, self.dtype))
+        return ActorCriticAgent(self.trunk, space, getattr(jnp, self.dtype))
 
 
 # The value head of a cloned policy knows nothing yet: it learns first, alone. At small rates the policy forgets less.
@@ -468,8 +468,6 @@ VECTOR_PRESETS: dict[str, RunConfig] = {"cpu": _VECTOR_CPU, "smoke": _VECTOR_SMO
 # What takes the place of the presets for the shape, by the environment's name.
 OWN_PRESETS: dict[str, dict[str, RunConfig]] = {"pendulum": {"cpu": _PENDULUM_CPU}}
 
-_LARGEST_GRID = 32  # cells of a side; what is larger is taken for an image
-
 
 def with_dtype(config: RunConfig, dtype: Literal["float32", "bfloat16"]) -> RunConfig:
     """The settings with activations of this type in every stage; losses, statistics and optimizers stay float32."""
@@ -493,7 +491,7 @@ def presets_for(obs_shape: tuple[int, ...], env: str | None = None, backend: str
     """
     presets = VECTOR_PRESETS
     if len(obs_shape) == 3:
-        presets = GRID_PRESETS if max(obs_shape[:2]) <= _LARGEST_GRID else PRESETS
+        presets = GRID_PRESETS if is_grid(obs_shape) else PRESETS
     if "paper" in presets and (backend or jax.default_backend()) != "cpu":
         presets = presets | {"paper": with_dtype(presets["paper"], "bfloat16")}
     return presets | OWN_PRESETS[env] if env in OWN_PRESETS else presets

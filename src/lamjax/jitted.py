@@ -22,7 +22,7 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
-from lamjax import cloning, dynamics, policies
+from lamjax import cloning, dynamics, policies, ppo
 from lamjax.cloning import CloningConfig, CloningState
 from lamjax.config import ScratchConfig
 from lamjax.data import stream
@@ -34,8 +34,6 @@ from lamjax.dynamics import DynamicsConfig, DynamicsState
 from lamjax.envs import evaluate as evaluation
 from lamjax.envs.api import VectorEnv
 from lamjax.policies import DecodedPolicy
-from lamjax.ppo import train as ppo
-from lamjax.ppo.agent import ScratchAgent
 from lamjax.preprocess import ObsStats
 from lamjax.spaces import ActionSpace
 from lamjax.training.steps import cloning_step, dynamics_step
@@ -62,9 +60,9 @@ def learn(key: jax.Array, env: VectorEnv, config: ScratchConfig) -> tuple[Any, d
     """PPO from scratch.
 
     Returns:
-      The parameters of ``ScratchAgent(config.trunk, env.action_space)``, and metrics ``[updates]`` (see `ppo.update`).
+      The parameters of ``config.agent(env.action_space)``, and the metrics of `ppo.update`, ``[updates]``.
     """
-    agent = ScratchAgent(config.trunk, env.action_space)
+    agent = config.agent(env.action_space)
     key_params, key = jax.random.split(key)
     state = ppo.init(key, config.ppo, agent.init(key_params, env.obs_shape), env)
     state, metrics = ppo.learn(state, agent, env)

@@ -24,7 +24,7 @@ from lamjax.models.impala import ImpalaConfig
 from lamjax.models.mlp import MLPConfig
 from lamjax.models.policy import LatentPolicy
 from lamjax.models.trunk import TrunkConfig
-from lamjax.ppo.agent import ScratchAgent
+from lamjax.ppo import ActorCriticAgent
 from lamjax.preprocess import normalise_obs
 from lamjax.spaces import ActionSpace, Box, Discrete, as_space
 from lamjax.training import checkpoint
@@ -54,11 +54,11 @@ class DecodedPolicy:
         object.__setattr__(self, "space", as_space(self.space))
 
 
-Network = ScratchAgent | DecodedPolicy | HybridAgent
-KINDS: dict[str, type] = {"actor_critic": ScratchAgent, "decoded": DecodedPolicy, "hybrid": HybridAgent}
+Network = ActorCriticAgent | DecodedPolicy | HybridAgent
+KINDS: dict[str, type] = {"actor_critic": ActorCriticAgent, "decoded": DecodedPolicy, "hybrid": HybridAgent}
 
 
-def actor_critic_logits(network: ScratchAgent, params: Any, obs: jax.Array) -> jax.Array:
+def actor_critic_logits(network: ActorCriticAgent, params: Any, obs: jax.Array) -> jax.Array:
     """Outputs ``[B, K]`` of an actor-critic."""
     return network.apply(params, obs)[0]
 
@@ -81,7 +81,7 @@ def hybrid_logits(network: HybridAgent, params: Any, obs: jax.Array) -> jax.Arra
     return network.apply(params["params"], network.encode(params.get("frozen", {}), obs))[0]
 
 
-LOGITS = {ScratchAgent: actor_critic_logits, DecodedPolicy: decoded_logits, HybridAgent: hybrid_logits}
+LOGITS = {ActorCriticAgent: actor_critic_logits, DecodedPolicy: decoded_logits, HybridAgent: hybrid_logits}
 
 
 @dataclasses.dataclass(frozen=True)

@@ -7,6 +7,9 @@ import optax
 # (warm-up, total) steps of a schedule, ints or int32 ``[]``.
 Lengths = tuple[int | jax.Array, int | jax.Array]
 
+# A piecewise linear schedule: (fraction of training, learning rate) points.
+Schedule = tuple[tuple[float, float], ...]
+
 
 def check_lengths(steps: int, lengths: Lengths | None) -> None:
     """Raises `ValueError` where neither the settings (`steps` of them) nor `lengths` say how long training is."""
@@ -32,3 +35,18 @@ def warmup_linear(
         return jnp.where(step < warmup_steps, rising, line(peak, end * peak, step - warmup_steps, steps - warmup_steps))
 
     return schedule
+
+
+def piecewise(points: Schedule, fraction: jax.Array) -> jax.Array:
+    """The rate at a fraction of training, float32 ``[]``: linear between the points, constant beyond them."""
+    xs, ys = (jnp.array(values, jnp.float32) for values in zip(*points, strict=True))
+    return jnp.interp(fraction, xs, ys)
+
+
+def without_wait(points: Schedule) -> Schedule:
+    """A schedule that begins where it first rises: ((0, 0), (a, 0), (b, r), ...) to ((0, 0), (b - a, r), ...)."""
+    rises = next((index for index, (_, rate) in enumerate(points) if rate > 0), 0)
+    if rises == 0:
+        return points
+    wait = points[rises - 1][0]
+    return ((0.0, 0.0), *((x if x == 1 else x - wait, rate) for x, rate in points[rises:]))

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lamjax import cloning, dynamics, envs, policies
+from lamjax import cloning, dynamics, envs, policies, ppo
 from lamjax.cloning import CloningConfig
 from lamjax.decoding import online
 from lamjax.decoding.online import LEARNING_RATES, DecoderConfig, HybridAgent, OnlineConfig, Pairs
@@ -17,12 +17,10 @@ from lamjax.models.impala import ImpalaConfig
 from lamjax.models.mlp import MLPConfig, MLPFDMConfig
 from lamjax.models.quantizer import QuantizerConfig
 from lamjax.models.unet import UNetConfig
-from lamjax.ppo import train as ppo
-from lamjax.ppo.train import PPOConfig
+from lamjax.ppo import PPOConfig
 from lamjax.spaces import Box, Discrete
-from lamjax.training import driver
 from lamjax.training.driver import jit_once
-from tests.envs.toys import Aim
+from tests.envs.toys import Aim, Counter
 from tests.trees import close
 
 init_dynamics = jit_once(dynamics.init, static_argnums=(1, 2))
@@ -92,9 +90,9 @@ def test_update_trains_the_heads_alone_and_stops_collecting(model, policy, env):
     # Copies: an update donates what it trains.
     state = online.init(jax.random.key(3), CONFIG, jax.tree.map(jnp.copy, policy), env)
     start = jax.device_get({"params": state.ppo.params, "frozen": state.frozen})
-    written = []
+    written, learner = [], ppo.Driver(agent, env)
     for _ in range(CONFIG.ppo.num_updates):
-        state, metrics = online.update(state, model, agent, env, scan=driver.host_scan)
+        state, metrics = online.update(state, model, learner)
         written.append(int(state.pairs.written))
         assert np.isfinite(metrics["policy_loss"])
     per_update = (PPO.num_steps - 2) * PPO.num_envs
@@ -126,8 +124,6 @@ def test_without_a_decoder_the_rl_head_stands_alone_and_does_not_wait(policy):
     assert rates["policy_head"] == ((0.0, 0.0), (pytest.approx(0.00375), 2.5e-3), (1.0, 0.0))
     assert rates["fc"] == ((0.0, 0.0), (pytest.approx(0.0375), 1e-3), (1.0, 0.0))
     assert online.ppo_config(CONFIG) == CONFIG.ppo
-    plain = ((0.0, 5e-4), (1.0, 0.0))
-    assert online.without_wait(plain) == plain
 
 
 @pytest.mark.parametrize("supervised", [True, False])
@@ -234,6 +230,49 @@ def test_decoder_learns_from_valid_pairs_alone():
     assert accuracy > 0.9
 
 
+# The loop on the host and the scan
+
+
+VECTORS = MLPConfig(hidden=(8,), features=8)
+
+
+def for_vectors(size):
+    """Stages 1 and 2 as they start, for vectors of this size."""
+    stage_1 = dataclasses.replace(STAGE1, idm=VECTORS, fdm=MLPFDMConfig(hidden=(8,)))
+    model = init_dynamics(jax.random.key(0), stage_1, (size,))
+    return model, init_cloning(jax.random.key(1), CloningConfig(trunk=VECTORS), (size,), stage_1.latent_dim)
+
+
+@pytest.mark.parametrize("enabled", [True, False], ids=["with a decoder", "RL alone"])
+def test_a_scan_of_updates_is_the_loop_of_them(enabled):
+    """Six updates: 1 to 4 collect, 1, 2 and 4 refit."""
+    model, policy = for_vectors(3)
+    env = envs.Gymnax(Counter([3, 5, 7], [False, True, False]), 4)
+    decoder = dataclasses.replace(CONFIG.decoder, enabled=enabled, hidden=(8,))
+    config = OnlineConfig(dataclasses.replace(PPO, total_frames=6 * 64), decoder)
+    agent = online.make_agent(policy, config, env.action_space)
+    start = online.init(jax.random.key(3), config, policy, env)
+    scanned, expected = jax.jit(lambda state: online.learn(state, model, agent, env))(start)
+    state, rows, learner = start, [], ppo.Driver(agent, env)
+    for _ in range(6):
+        state, metrics = online.update(state, model, learner)
+        rows.append(metrics)
+    looped = jax.tree.map(lambda *values: np.stack(values), *rows)
+    fits = [enabled and online.refits(config, number) for number in range(1, 7)]
+    assert fits == [enabled and number in (1, 2, 4) for number in range(1, 7)]
+    np.testing.assert_array_equal(np.isfinite(looped["decoder_accuracy"]), fits)
+    assert int(state.pairs.written) == (4 * 14 * 4 if enabled else 0)
+    assert ("decoder" in state.frozen) == enabled
+    close(
+        (looped, state.ppo.params, state.frozen, state.pairs),
+        (expected, scanned.ppo.params, scanned.frozen, scanned.pairs),
+        rtol=1e-3,
+        atol=1e-4,
+    )
+    moved = jax.tree.map(lambda a, b: bool(np.any(a != b)), state.ppo.params, agent.init(jax.random.key(2), policy)[0])
+    assert all(any(jax.tree.leaves(group)) for group in moved.values())
+
+
 # Continuous actions
 
 
@@ -258,10 +297,7 @@ def test_the_continuous_decoder_learns_from_valid_pairs_alone():
 
 
 def test_continuous_actors_start_as_the_decoder_and_pairs_hold_what_was_carried_out():
-    trunk = MLPConfig(hidden=(8,), features=8)
-    stage_1 = dataclasses.replace(STAGE1, idm=trunk, fdm=MLPFDMConfig(hidden=(8,)))
-    model = init_dynamics(jax.random.key(0), stage_1, (2,))
-    policy = init_cloning(jax.random.key(1), CloningConfig(trunk=trunk), (2,), stage_1.latent_dim)
+    model, policy = for_vectors(2)
     env = envs.Gymnax(Aim([9]), 4)
     agent = online.make_agent(policy, CONFIG, env.action_space)
     state = online.init(jax.random.key(3), CONFIG, policy, env)
@@ -272,7 +308,7 @@ def test_continuous_actors_start_as_the_decoder_and_pairs_hold_what_was_carried_
     latent = cloning.predict_latents(policy, obs)
     outputs, _ = agent.apply(state.ppo.params, agent.encode(state.frozen, obs))
     np.testing.assert_allclose(outputs, agent.decoder.apply({"params": state.frozen["decoder"]}, latent), rtol=1e-5)
-    rollout = ppo.collect(agent, env, state.ppo, state.frozen, keep_obs=True)
+    rollout = ppo.Driver(agent, env).collect(state.ppo, state.frozen, keep_obs=True)
     np.testing.assert_array_equal(rollout.action, np.broadcast_to([2.0, 0.0], rollout.action.shape))
     sampled = rollout.batch.action
     assert sampled[:, 0].min() > 2 and sampled[:, 1].max() < 0

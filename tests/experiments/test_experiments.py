@@ -11,7 +11,7 @@ from experiments import common, stages
 from experiments.decoding import run as decoding
 from experiments.transfer import run as transfer
 from lamjax.config import GRID_PRESETS, VECTOR_PRESETS, AnalysisConfig
-from lamjax.ppo.agent import ScratchAgent
+from lamjax.ppo import ActorCriticAgent
 
 GRID, VECTOR = GRID_PRESETS["smoke"], VECTOR_PRESETS["smoke"]
 GRID = dataclasses.replace(
@@ -31,7 +31,7 @@ RAN = [name for name in common.NAMES if (common.RESULTS / name / "results.csv").
 
 def beginner(key, env, config):
     """A demonstrator as PPO begins: the library's tests train some."""
-    params = ScratchAgent(config.trunk, env.num_actions).init(key, env.obs_shape)
+    params = ActorCriticAgent(config.trunk, env.num_actions).init(key, env.obs_shape)
     return params, {"episode_return": jnp.arange(4.0)}
 
 

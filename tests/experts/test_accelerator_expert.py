@@ -7,10 +7,9 @@ import jax
 import numpy as np
 import pytest
 
-from lamjax import envs, parallel
+from lamjax import envs, parallel, ppo
 from lamjax.config import PRESETS
 from lamjax.pipeline.reinforcement import ppo_saver
-from lamjax.ppo import train as ppo
 from lamjax.training import checkpoint, driver
 
 PAPER = PRESETS["paper"].expert
@@ -30,10 +29,7 @@ def trained():
     params = driver.jit_once(agent.init, static_argnums=1)(jax.random.key(0), env.obs_shape)
     before = jax.device_get(params)
     state = ppo.init(jax.random.key(1), SMALL.ppo, params, env)
-
-    def update(state):
-        return ppo.update(state, agent, env, scan=driver.host_scan)
-
+    update = ppo.Driver(agent, env).update
     state, metrics = update(state)
     return env, update, before, state, metrics
 

@@ -13,7 +13,7 @@ from lamjax import envs, experts
 from lamjax.experts import available, folder, load
 from lamjax.models.mlp import MLPConfig
 from lamjax.policies import PolicyError, save_policy
-from lamjax.ppo.agent import ScratchAgent
+from lamjax.ppo import ActorCriticAgent
 
 PROVENANCE = {"env", "frames", "seed", "command", "device", "return_mean", "return_stderr", "episodes", "normalised"}
 SHIPPED = sorted(available())
@@ -35,7 +35,7 @@ def test_without_an_expert_one_sentence_says_how_to_get_one(root):
 
 
 def test_an_expert_is_found_by_its_environment(root):
-    agent = ScratchAgent(MLPConfig((4,), 4), 3)
+    agent = ActorCriticAgent(MLPConfig((4,), 4), 3)
     params = agent.init(jax.random.key(0), (100,))
     for env in ("maze", "minatar/breakout"):
         save_policy(folder(env), agent, params, {"env": env, "return_mean": 5.0}, dtype=np.float16)

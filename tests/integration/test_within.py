@@ -3,10 +3,9 @@
 import importlib
 import json
 
-from lamjax import parallel, pipeline
+from lamjax import parallel, pipeline, ppo
 from lamjax.config import VECTOR_PRESETS
 from lamjax.decoding import online
-from lamjax.ppo import train as ppo
 from lamjax.training import driver
 from lamjax.training.steps import cloning_step, dynamics_step
 
@@ -17,8 +16,8 @@ def test_what_measuring_compiled_the_run_uses(tmp_path, monkeypatch):
     programs = {
         "stage 1": driver.compile_steps(dynamics_step, parallel.devices(), (None, 0, 0, None, None), 0),
         "stage 2": driver.compile_steps(cloning_step, parallel.devices(), (None, 0, None, None, None), 0),
-        "acting": ppo.collect,
-        "learning": ppo._improve_fused,
+        "acting": ppo.programs(parallel.devices()).collect,
+        "learning": ppo.programs(parallel.devices()).improve,
         "decoder": online.fit_decoder,
     }
     compiled = []

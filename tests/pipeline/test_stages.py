@@ -13,7 +13,7 @@ import jax
 import numpy as np
 import pytest
 
-from lamjax import cloning, dynamics, parallel, pipeline, policies
+from lamjax import cloning, dynamics, parallel, pipeline, policies, ppo
 from lamjax.analysis import examine
 from lamjax.config import PRESETS, VECTOR_PRESETS, NamedConfig, RunConfig, ScratchConfig
 from lamjax.data import Buffer, LabelledSubset, StoreWriter, open_store, sample_labelled, upload_labels, valid_starts
@@ -23,8 +23,7 @@ from lamjax.decoding.online import DecoderConfig, OnlineConfig
 from lamjax.models.impala import ImpalaConfig
 from lamjax.pipeline import pseudo_labels, windows
 from lamjax.pipeline.train import check_shares
-from lamjax.ppo import train as ppo
-from lamjax.ppo.train import PPOConfig
+from lamjax.ppo import PPOConfig
 from lamjax.training import checkpoint, driver, steps
 from lamjax.training.run_folder import InterruptedRunError, Run, stage_key
 from tests.trees import close
@@ -284,7 +283,7 @@ def scratch(run: Run) -> None:
 
 DECODER = DecoderConfig(start=0.0, dense_until=1.1, stop=1.1, batch_size=32, capacity=256)
 ON_DEVICES = {
-    "ppo_scratch": (settings(scratch=ScratchConfig(settings().scratch.trunk, PPO)), "cartpole", scratch, "update_on"),
+    "ppo_scratch": (settings(scratch=ScratchConfig(settings().scratch.trunk, PPO)), "cartpole", scratch, "update"),
     "decode_online": (
         dataclasses.replace(CONVOLVES, online=OnlineConfig(PPO, DECODER)),
         "coinrun",
@@ -305,7 +304,7 @@ def go_on(tmp_path, briefly):
         return saved(tmp_path / folder, stage)
 
     def stopped(stage, folder):
-        module = ppo if stage == "ppo_scratch" else online_decoding
+        module = ppo.Driver if stage == "ppo_scratch" else online_decoding
         with pytest.MonkeyPatch.context() as patch, pytest.raises(InterruptedRunError):
             interrupted(patch, module, ON_DEVICES[stage][-1], 2)
             run(stage, folder, 2)
@@ -372,12 +371,12 @@ def test_random_play_names_the_recording(decoded, store):
     assert decode_named(folder, store) == results and saved(folder, "decode_named") == before
 
 
-@pytest.mark.parametrize(("module", "name", "calls"), [(driver, "compile_steps", 1), (ppo, "update_on", 2)])
+@pytest.mark.parametrize(("module", "name", "calls"), [(driver, "compile_steps", 1), (ppo.Driver, "update", 2)])
 def test_naming_resumes_exactly(module, name, calls, decoded, store, tmp_path, monkeypatch):
     with monkeypatch.context() as patch, pytest.raises(InterruptedRunError):
         interrupted(patch, module, name, calls)
         decode_named(tmp_path, store)
-    assert (tmp_path / "policies" / "named").exists() == (name == "update_on")
+    assert (tmp_path / "policies" / "named").exists() == (name == "update")
     assert decode_named(tmp_path, store)["return_mean"] == decoded[1]["return_mean"]
     for stage in ("named", "decode_named"):
         assert saved(tmp_path, stage) == saved(decoded[0], stage)

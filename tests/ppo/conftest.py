@@ -6,16 +6,15 @@ import functools
 import jax
 import pytest
 
+from lamjax import ppo
 from lamjax.envs import Gymnax
 from lamjax.models.mlp import MLPConfig
-from lamjax.ppo import train as ppo
-from lamjax.ppo.agent import ScratchAgent
-from lamjax.ppo.train import PPOConfig
+from lamjax.ppo import ActorCriticAgent, PPOConfig
 from tests.ppo.probes import Probe, ProbeEnv, Tables
 
 
 @dataclasses.dataclass(frozen=True)
-class CountingAgent(ScratchAgent):
+class CountingAgent(ActorCriticAgent):
     """Counts how often it is traced."""
 
     traces: list = dataclasses.field(default_factory=list, compare=False)
@@ -44,6 +43,8 @@ class Bench:
     """Trains one small agent on probes; what is compiled for one serves them all."""
 
     env = Gymnax(ProbeEnv(), CONFIG.num_envs)
+    driver = ppo.Driver(AGENT, env)
+    looping = ppo.Driver(AGENT, env, fuse=False)
     apply = staticmethod(jax.jit(AGENT.apply))
 
     @staticmethod
@@ -60,11 +61,7 @@ class Bench:
     @functools.partial(jax.jit, static_argnums=0)
     def learn(self, state: ppo.PPOState) -> tuple[ppo.PPOState, dict[str, jax.Array]]:
         """All updates of the config, in one dispatch."""
-
-        def step(state, _):
-            return ppo.update(state, AGENT, self.env)
-
-        return jax.lax.scan(step, state, length=state.config.num_updates)
+        return ppo.learn(state, AGENT, self.env)
 
 
 @pytest.fixture(scope="session")

@@ -7,10 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lamjax import envs
+from lamjax import envs, ppo
 from lamjax.envs import Gymnax
 from lamjax.envs.procgen import Procgen
-from lamjax.ppo import train as ppo
 from lamjax.ppo.rollout import ActorState, EpisodeStats, RewardScale, init_actor, rollout, scale_reward
 from lamjax.spaces import Discrete
 from tests.envs.toys import Halves
@@ -290,7 +289,7 @@ def rollouts_of(groups, config=CONFIG, devices=(), rollouts=2):
     state = ppo.init(jax.random.key(1), config, {}, env, devices)
     results = []
     for number in range(rollouts):
-        result = ppo.collect_on(devices, Hashing(), env, state, keep_obs=True)
+        result = ppo.Driver(Hashing(), env, devices, fuse=True).collect(state, keep_obs=True)
         state = state.replace(actor=result.actor, update=state.update + 1 if number == 0 else state.update)
         actor = result.actor.replace(env=result.actor.env.replace(handle=None))
         results.append(jax.device_get(result.replace(actor=actor)))
@@ -322,6 +321,6 @@ def test_a_distracted_environment_steps_its_groups_at_once():
     for groups in (1, 2):
         env = envs.make("coinrun", 4, num_threads=1, groups=groups, distractor="overlay")
         state = ppo.init(jax.random.key(1), dataclasses.replace(CONFIG, num_steps=8), {}, env)
-        results.append(ppo.collect_on((), Hashing(), env, state, keep_obs=True).obs)
+        results.append(ppo.Driver(Hashing(), env, fuse=True).collect(state, keep_obs=True).obs)
         env.close()
     equal(*results)

@@ -23,7 +23,7 @@ from lamjax.decoding import offline
 from lamjax.decoding.offline import OfflineConfig
 from lamjax.dynamics import DynamicsState
 from lamjax.optim import grads_as, unpack_groups
-from lamjax.ppo.agent import ScratchAgent
+from lamjax.ppo import ActorCriticAgent
 from lamjax.preprocess import ObsStats, normalise_obs
 from lamjax.schedules import warmup_linear
 from lamjax.spaces import ActionSpace, as_space
@@ -46,7 +46,7 @@ class ActionState:
     params: Any
     opt_state: Any
     step: jax.Array
-    agent: ScratchAgent = struct.field(pytree_node=False)
+    agent: ActorCriticAgent = struct.field(pytree_node=False)
     config: CloningConfig = struct.field(pytree_node=False)
     decays: bool = struct.field(pytree_node=False)
     obs_stats: ObsStats = None
@@ -73,7 +73,7 @@ def init(
     obs_stats: ObsStats = None,
 ) -> ActionState:
     """Starts a policy over `space` on observations of `obs_shape`, with stage 2's trunk, from scratch."""
-    agent = ScratchAgent(config.trunk, space, getattr(jnp, config.dtype))
+    agent = ActorCriticAgent(config.trunk, space, getattr(jnp, config.dtype))
     params = agent.init(key, obs_shape)
     stats = jax.tree.map(jnp.copy, obs_stats)  # a copy: states are donated
     opt_state = _optimizer(config, decays).init(params)

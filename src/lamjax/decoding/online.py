@@ -23,16 +23,16 @@ import numpy as np
 import optax
 from flax import struct
 
-from lamjax import dynamics, parallel
+from lamjax import dynamics, parallel, ppo
 from lamjax.cloning import CloningState
 from lamjax.dynamics import DynamicsState
 from lamjax.envs.api import VectorEnv
 from lamjax.models.layers import Dense
 from lamjax.models.mlp import MLP
 from lamjax.models.trunk import TrunkConfig, make_trunk
-from lamjax.ppo import train as ppo
-from lamjax.ppo.train import PPOConfig, PPOState, Schedule
+from lamjax.ppo import Metrics, PPOConfig, PPOState
 from lamjax.preprocess import ObsStats, normalise_obs
+from lamjax.schedules import without_wait
 from lamjax.spaces import ActionSpace, as_space
 
 # LAPO's schedules as fractions of its 4M frames: heads first, then the layer under them. The convolutions, which LAPO
@@ -95,15 +95,6 @@ class OnlineConfig:
     decoder: DecoderConfig = DecoderConfig()
     train: Literal["head", "all"] = "head"
     dtype: Literal["float32", "bfloat16"] = "float32"
-
-
-def without_wait(points: Schedule) -> Schedule:
-    """A schedule that begins where it first rises: ((0, 0), (a, 0), (b, r), ...) to ((0, 0), (b - a, r), ...)."""
-    rises = next((index for index, (_, rate) in enumerate(points) if rate > 0), 0)
-    if rises == 0:
-        return points
-    wait = points[rises - 1][0]
-    return ((0.0, 0.0), *((x if x == 1 else x - wait, rate) for x, rate in points[rises:]))
 
 
 def ppo_config(config: OnlineConfig) -> PPOConfig:
@@ -314,14 +305,6 @@ def add_pairs(
     )
 
 
-@functools.cache
-def _add_pairs_on(devices: tuple[jax.Device, ...], masked: bool) -> Callable:
-    """`add_pairs` on one device or several, where all have the same ring and each its own rollout."""
-    if len(devices) < 2:
-        return functools.partial(add_pairs, masked=masked)
-    return parallel.map_step(functools.partial(add_pairs, masked=masked), devices, in_axes=(None, None, 0, 0, 0))
-
-
 @functools.partial(jax.jit, static_argnames=("agent", "config"))
 def fit_decoder(key: jax.Array, pairs: Pairs, agent: HybridAgent, config: DecoderConfig) -> tuple[Any, jax.Array]:
     """Fits a new decoder on the ring by the likelihood of the smoothed labels, Adam.
@@ -374,49 +357,28 @@ def collects(config: OnlineConfig, updates_done: int) -> bool:
     return config.decoder.enabled and fraction < config.decoder.stop
 
 
-def update(
-    state: OnlineState,
-    model: DynamicsState,
-    agent: HybridAgent,
-    env: VectorEnv,
-    *,
-    scan: Callable = jax.lax.scan,
-    devices: Sequence[jax.Device] = (),
-) -> tuple[OnlineState, dict[str, jax.Array]]:
+def update(state: OnlineState, model: DynamicsState, driver: ppo.Driver) -> tuple[OnlineState, Metrics]:
     """One PPO update, then, while the decoder is still being fitted, the inverse model and perhaps a refit.
 
+    Call it on the host, which knows the number of the update and so what to compute.
+
     Args:
-      state: the training state; its update counter must be concrete, because it decides what is computed.
-      model: stage 1.
-      agent: see `make_agent`.
-      env: N environments.
-      scan: see `ppo.update`.
-      devices: those of `init`; `model` must then be on each of them.
+      state: the training state; the update takes the memory of PPO's parameters and moments.
+      model: stage 1, on each of the driver's devices.
+      driver: PPO's, of the agent of `make_agent` and the environments and devices of `init`.
 
     Returns:
       The new state and PPO's metrics, with ``decoder_accuracy``, or of continuous actions ``decoder_mse`` in
       half-ranges (training, NaN where nothing was fitted).
     """
-    score = f"decoder_{agent.space.score_name}"
-    number = int(state.ppo.update) + 1
-    collecting = collects(state.config, number)
-    rollout = ppo.collect_on(devices, agent, env, state.ppo, state.frozen, keep_obs=collecting)
-    new, metrics = ppo.improve_on(devices, state.ppo, agent, rollout, scan=scan)
-    pairs, frozen = state.pairs, state.frozen
-    metrics[score] = jnp.float32(np.nan)
-    if collecting:
-        add = _add_pairs_on(tuple(devices), state.config.decoder.mask_boundaries)
-        pairs = add(pairs, model, rollout.obs, rollout.action, rollout.done)
-    if refits(state.config, number):
-        key = jax.random.fold_in(jax.random.fold_in(new.key, number), 2)
-        decoder, metrics[score] = fit_decoder(key, pairs, agent, state.config.decoder)
-        frozen = {**frozen, "decoder": decoder}
-    return state.replace(ppo=new, frozen=frozen, pairs=pairs), metrics
+    number, add = int(state.ppo.update) + 1, _add_pairs_on(driver.devices)
+    scheduled = collects(state.config, number), refits(state.config, number)
+    rollout = driver.collect(state.ppo, state.frozen, keep_obs=scheduled[0])
+    new, metrics = driver.improve(state.ppo, rollout)
+    return _feed_decoder(state.replace(ppo=new), metrics, rollout, model, driver.agent, scheduled, add, _choose)
 
 
-def learn(
-    state: OnlineState, model: DynamicsState, agent: HybridAgent, env: VectorEnv
-) -> tuple[OnlineState, dict[str, jax.Array]]:
+def learn(state: OnlineState, model: DynamicsState, agent: HybridAgent, env: VectorEnv) -> tuple[OnlineState, Metrics]:
     """All updates in one ``lax.scan``: what `update` decides on the host is decided here by ``lax.cond``.
 
     Args:
@@ -429,27 +391,49 @@ def learn(
       The state after, and the metrics of `update`, ``[updates]``.
     """
     config, numbers = state.config, range(1, state.config.ppo.num_updates + 1)
-    collecting = jnp.array([collects(config, number) for number in numbers])
-    refitting = jnp.array([refits(config, number) for number in numbers])
-    masked, score = config.decoder.mask_boundaries, f"decoder_{agent.space.score_name}"
+    schedule = tuple(jnp.array([decides(config, number) for number in numbers]) for decides in (collects, refits))
 
-    def step(state: OnlineState, scheduled: tuple[jax.Array, ...]):
-        number, collect, refit = scheduled
-        rollout = ppo.collect(agent, env, state.ppo, state.frozen, keep_obs=True)
+    def step(state: OnlineState, scheduled: tuple[jax.Array, jax.Array]):
+        rollout = ppo.collect(state.ppo, agent, env, state.frozen, keep_obs=config.decoder.enabled)
         new, metrics = ppo.improve(state.ppo, agent, rollout)
-        pairs = jax.lax.cond(
-            collect,
-            lambda pairs: add_pairs(pairs, model, rollout.obs, rollout.action, rollout.done, masked),
-            lambda pairs: pairs,
-            state.pairs,
-        )
-        key = jax.random.fold_in(jax.random.fold_in(new.key, number), 2)
-        decoder, metrics[score] = jax.lax.cond(
-            refit,
-            lambda pairs: fit_decoder(key, pairs, agent, config.decoder),
-            lambda pairs: (state.frozen["decoder"], jnp.float32(np.nan)),
+        return _feed_decoder(state.replace(ppo=new), metrics, rollout, model, agent, scheduled, add_pairs, jax.lax.cond)
+
+    return jax.lax.scan(step, state, schedule)
+
+
+@functools.cache
+def _add_pairs_on(devices: tuple[jax.Device, ...]) -> Callable:
+    """`add_pairs` on some devices, all of which have the same ring and each its own rollout."""
+    return parallel.map_step(add_pairs, devices, in_axes=(None, None, 0, 0, 0), static_argnums=(5,))
+
+
+def _choose(condition: bool, yes: Callable, no: Callable, operand: Any) -> Any:
+    """``jax.lax.cond`` for a condition that the host knows."""
+    return yes(operand) if condition else no(operand)
+
+
+def _feed_decoder(
+    state: OnlineState,
+    metrics: Metrics,
+    rollout: ppo.Rollout,
+    model: DynamicsState,
+    agent: HybridAgent,
+    scheduled: tuple[Any, Any],
+    add: Callable,
+    cond: Callable,
+) -> tuple[OnlineState, Metrics]:
+    """After PPO's part of an update: adds the rollout's pairs and refits, as `scheduled` (collects, refits) says."""
+    config, unfitted = state.config.decoder, jnp.float32(np.nan)
+    pairs, frozen, score = state.pairs, state.frozen, unfitted
+    if config.enabled:
+        rows, key = (rollout.obs, rollout.action, rollout.done), jax.random.fold_in(state.ppo.key, state.ppo.update)
+        collecting, refitting = scheduled
+        pairs = cond(collecting, lambda p: add(p, model, *rows, config.mask_boundaries), lambda p: p, pairs)
+        decoder, score = cond(
+            refitting,
+            lambda p: fit_decoder(jax.random.fold_in(key, 2), p, agent, config),
+            lambda _: (frozen["decoder"], unfitted),
             pairs,
         )
-        return state.replace(ppo=new, frozen={**state.frozen, "decoder": decoder}, pairs=pairs), metrics
-
-    return jax.lax.scan(step, state, (jnp.array(numbers), collecting, refitting))
+        frozen = {**frozen, "decoder": decoder}
+    return state.replace(frozen=frozen, pairs=pairs), {**metrics, f"decoder_{agent.space.score_name}": score}

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lamjax import envs, parallel, policies
+from lamjax import envs, parallel, policies, ppo
 from lamjax.analysis import diagnosis
 from lamjax.cloning import CloningState
 from lamjax.config import ScratchConfig
@@ -17,8 +17,7 @@ from lamjax.decoding import online
 from lamjax.dynamics import DynamicsState
 from lamjax.pipeline.evaluation import evaluate_policy, make_env
 from lamjax.pipeline.sources import Source
-from lamjax.ppo import train as ppo
-from lamjax.ppo.train import PPOConfig, PPOState
+from lamjax.ppo import PPOConfig, PPOState
 from lamjax.training import driver
 from lamjax.training.logging import read_metrics
 from lamjax.training.run_folder import Run, RunError, Saver, train
@@ -88,15 +87,15 @@ def online_stage(run: Run, model: DynamicsState, policy: CloningState) -> None:
     if run.done(stage):
         return
     with contextlib.closing(make_env(run.env, ppo_share(run, config.ppo, "--online.ppo"), run.config)) as env:
-        scan = jax.lax.scan if driver.fuses_steps(policy.config.trunk) else driver.host_scan
         agent = online.make_agent(policy, config, env.action_space)
+        learner = ppo.Driver(agent, env, run.devices)
         state = online.init(run.key("online"), config, policy, env, run.devices)
-        shown = parallel.replicate(model, run.devices)
+        models = parallel.replicate(model, run.devices)
         state, seconds = _train(
             run,
             stage,
             state,
-            lambda state: online.update(state, shown, agent, env, scan=scan, devices=run.devices),
+            lambda state: online.update(state, models, learner),
             config.ppo,
             ppo_saver(run, config, env, lambda s: s.ppo, lambda s, inner: s.replace(ppo=inner)),
             f"decoder_{env.action_space.score_name}",
@@ -125,8 +124,8 @@ def scratch_stage(run: Run, stage: str, config: ScratchConfig, start: Source | N
         return
     option = {"expert": "--expert.ppo", "decode_named": "--named.ppo"}.get(stage, "--scratch.ppo")
     with contextlib.closing(make_env(run.env, ppo_share(run, config.ppo, option), run.config)) as env:
-        scan = jax.lax.scan if driver.fuses_steps(config.trunk) else driver.host_scan
         agent = config.agent(env.action_space)
+        learner = ppo.Driver(agent, env, run.devices)
         key_params, key = jax.random.split(run.key(stage))
         if start is None:
             params = driver.jit_once(agent.init, static_argnums=1)(key_params, env.obs_shape)
@@ -144,7 +143,7 @@ def scratch_stage(run: Run, stage: str, config: ScratchConfig, start: Source | N
             run,
             stage,
             state,
-            lambda state: ppo.update_on(run.devices, state, agent, env, scan=scan),
+            learner.update,
             config.ppo,
             ppo_saver(run, config, env, lambda s: s, lambda s, inner: inner),
             "entropy",

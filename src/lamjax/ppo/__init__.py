@@ -1,1 +1,42 @@
-"""Proximal policy optimisation, jitted; usable alone."""
+"""Proximal policy optimisation, usable alone: `train` for a whole run, `update` and `learn` inside ``jit``."""
+
+from lamjax.ppo.agent import ActorCriticAgent, Agent
+from lamjax.ppo.config import PPOConfig
+from lamjax.ppo.driver import Driver, programs, train
+from lamjax.ppo.learner import (
+    Batch,
+    Metrics,
+    PPOState,
+    Rollout,
+    collect,
+    improve,
+    init,
+    learn,
+    learning_rates,
+    loss_fn,
+    minibatch_step,
+    minibatches,
+    update,
+)
+
+__all__ = [
+    "ActorCriticAgent",
+    "Agent",
+    "Batch",
+    "Driver",
+    "Metrics",
+    "PPOConfig",
+    "PPOState",
+    "Rollout",
+    "collect",
+    "improve",
+    "init",
+    "learn",
+    "learning_rates",
+    "loss_fn",
+    "minibatch_step",
+    "minibatches",
+    "programs",
+    "train",
+    "update",
+]

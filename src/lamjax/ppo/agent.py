@@ -1,7 +1,7 @@
-"""The agent that plain PPO trains: one network, a policy head and a value head."""
+"""What PPO trains: any `Agent`, and the plain one, a network with a policy head and a value head."""
 
 import dataclasses
-from typing import Any
+from typing import Any, Protocol
 
 import flax.linen as nn
 import jax
@@ -13,9 +13,29 @@ from lamjax.preprocess import normalise_obs
 from lamjax.spaces import ActionSpace, as_space
 
 
+class Agent(Protocol):
+    """What PPO trains, a frozen dataclass. Encodings stay as they are during an update; `apply` is differentiated.
+
+    Attributes:
+      space: what actions are.
+      trunk: the network's sizes; on the host its `convolves` decides how minibatches are repeated (`lamjax.training`).
+    """
+
+    space: ActionSpace
+    trunk: TrunkConfig
+
+    def encode(self, frozen: Any, obs: jax.Array) -> Any:
+        """Observations ``[B, *obs_shape]`` to features, a pytree of ``[B, ...]``."""
+        ...
+
+    def apply(self, params: Any, features: Any) -> tuple[jax.Array, jax.Array]:
+        """Features to outputs float32 ``[B, K]`` and values float32 ``[B]``."""
+        ...
+
+
 @dataclasses.dataclass(frozen=True)
-class ScratchAgent:
-    """A network trained by PPO alone.
+class ActorCriticAgent:
+    """One network with a policy head and a value head.
 
     Attributes:
       trunk: sizes of the trunk.

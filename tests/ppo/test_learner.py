@@ -8,16 +8,13 @@ import numpy as np
 import optax
 import pytest
 
-from lamjax import envs, jitted
+from lamjax import envs, jitted, ppo
 from lamjax.config import GRID_PRESETS, OWN_PRESETS
 from lamjax.envs import Gymnax
 from lamjax.models.impala import ImpalaConfig
 from lamjax.models.mlp import MLPConfig
 from lamjax.policies import Logits
-from lamjax.ppo import losses
-from lamjax.ppo import train as ppo
-from lamjax.ppo.agent import ScratchAgent
-from lamjax.ppo.train import PPOConfig
+from lamjax.ppo import ActorCriticAgent, PPOConfig, losses
 from lamjax.training import driver
 from tests.envs.toys import Aim
 from tests.ppo import probes
@@ -75,7 +72,7 @@ def test_learns_cartpole():
         bootstrap_truncation=True,
         learning_rates=(("", ((0.0, 3e-3), (1.0, 0.0))),),
     )
-    agent = ScratchAgent(MLPConfig(hidden=(64,), features=64), env.num_actions)
+    agent = ActorCriticAgent(MLPConfig(hidden=(64,), features=64), env.num_actions)
 
     @jax.jit
     def learn(key):
@@ -94,7 +91,7 @@ def test_learns_cartpole():
 def test_learns_the_continuous_action_that_what_is_seen_asks_for():
     """A one-step probe: the best action is a function of the point that is shown (`Aim.aim`), a zero reward away."""
     env = Gymnax(Aim([1]), 16)
-    agent = ScratchAgent(MLPConfig(hidden=(32,), features=32), env.action_space)
+    agent = ActorCriticAgent(MLPConfig(hidden=(32,), features=32), env.action_space)
     config = dataclasses.replace(CONFIG, total_frames=60 * 256)
 
     @jax.jit
@@ -114,7 +111,7 @@ def test_learns_pendulum():
     """Tuned PPO has -150 to -200 (RL Baselines3 Zoo); uniform play has -1229."""
     config = OWN_PRESETS["pendulum"]["cpu"].expert
     env = envs.make("pendulum", config.ppo.num_envs)
-    agent = ScratchAgent(config.trunk, env.action_space)
+    agent = ActorCriticAgent(config.trunk, env.action_space)
     params, metrics = jax.jit(lambda key: jitted.learn(key, env, config))(jax.random.key(0))
     returns = jitted.evaluate(jax.random.key(1), env, Logits(agent), params, 2)
     assert returns.mean() >= -250
@@ -126,7 +123,7 @@ def test_learns_minatar_breakout():
     """The preset's expert, against gymnax's own PPO agent, which has 28 (its README)."""
     config = GRID_PRESETS["cpu"].expert
     env = envs.make("minatar/breakout", config.ppo.num_envs)
-    agent = ScratchAgent(config.trunk, env.num_actions)
+    agent = ActorCriticAgent(config.trunk, env.num_actions)
     params, _ = jax.jit(lambda key: jitted.learn(key, env, config))(jax.random.key(0))
     returns = jitted.evaluate(jax.random.key(1), env, Logits(agent), params, 2)
     assert returns.mean() > 28
@@ -139,7 +136,7 @@ def test_learns_minatar_breakout():
 def telltale(bench):
     """A state in episodes that are cut and that end, and the rollout from it."""
     state = bench.start(probes.TELLTALE, reward_limit=10.0)
-    return state, ppo.collect(AGENT, bench.env, state, keep_obs=True)
+    return state, bench.driver.collect(state, keep_obs=True)
 
 
 def gym_scaled(reward, done, gamma, limit):
@@ -189,16 +186,16 @@ def test_collect_gives_flat_transitions_with_their_advantages(bench, telltale):
 
 def test_collect_keeps_frames_only_when_asked(bench, telltale):
     state, rollout = telltale
-    without = ppo.collect(AGENT, bench.env, state, None, None)
+    without = bench.driver.collect(state)
     assert without.obs is None
     jax.tree.map(np.testing.assert_array_equal, without.batch, rollout.batch)
 
 
 def test_collect_draws_from_the_key_and_the_number_of_the_update(bench, telltale):
     state, rollout = telltale
-    later = ppo.collect(AGENT, bench.env, state.replace(update=state.update + 1), keep_obs=True)
+    later = bench.driver.collect(state.replace(update=state.update + 1), keep_obs=True)
     assert (later.action != rollout.action).any()
-    again = ppo.collect(AGENT, bench.env, bench.start(probes.TELLTALE, reward_limit=10.0), keep_obs=True)
+    again = bench.driver.collect(bench.start(probes.TELLTALE, reward_limit=10.0), keep_obs=True)
     jax.tree.map(np.testing.assert_array_equal, again, rollout)
 
 
@@ -227,6 +224,9 @@ def test_loss_is_the_sum_of_its_parts(bench, telltale):
     assert 0 < metrics["clip_fraction"] < 1
 
 
+_step = jax.jit(ppo.minibatch_step, static_argnums=(4, 5))
+
+
 def copied(tree):
     """Buffers that a step may take."""
     return jax.tree.map(np.array, tree)
@@ -235,7 +235,7 @@ def copied(tree):
 def minibatch(state, batch, rows, rates, **changes):
     config = dataclasses.replace(state.config, **changes)
     carry = copied((state.params, state.opt_state))
-    return ppo.minibatch_step(carry, rows, batch, rates, agent=AGENT, config=config, axis_name=None)
+    return _step(carry, rows, batch, rates, AGENT, config)
 
 
 @pytest.fixture(scope="module")
@@ -301,9 +301,7 @@ def test_two_devices_step_as_one_does_on_the_joined_batch(telltale, rates):
 
     @functools.partial(jax.pmap, axis_name="devices", in_axes=(None, 0))
     def on_each(carry, batch):
-        return ppo.minibatch_step(
-            carry, jnp.arange(32), batch, rates, agent=AGENT, config=state.config, axis_name="devices"
-        )
+        return ppo.minibatch_step(carry, jnp.arange(32), batch, rates, AGENT, state.config, axis_name="devices")
 
     (params, opt_state), metrics = jax.device_get(on_each(copied((state.params, state.opt_state)), halves))
     for device in range(2):
@@ -338,10 +336,11 @@ def test_devices_with_environments_of_their_own_make_one_update_in_a_loop_and_in
     start = bench.start(probes.TELLTALE, reward_limit=10.0)
     env = Gymnax(ProbeEnv(), CONFIG.num_envs // 2, params=probes.TELLTALE.tables)
     state = ppo.init(jax.random.key(1), start.config, copied(start.params), env, devices)
-    rollout = ppo.collect_on(devices, AGENT, env, state)
+    fusing, looping = (ppo.Driver(AGENT, env, devices, fuse=fuse) for fuse in (True, False))
+    rollout = looping.collect(state)
     assert rollout.action.shape == (2, 16, 8) and (rollout.actor.obs[0] != rollout.actor.obs[1]).any()
-    fused, fused_metrics = ppo.improve_on(devices, state, AGENT, rollout)
-    looped, looped_metrics = ppo.improve_on(devices, state, AGENT, rollout, scan=driver.host_scan)
+    fused, fused_metrics = fusing.improve(jax.tree.map(jnp.copy, state), rollout)
+    looped, looped_metrics = looping.improve(state, rollout)
     allclose(looped_metrics, fused_metrics, rtol=1e-3, atol=1e-4)
     allclose((looped.params, looped.opt_state), (fused.params, fused.opt_state), rtol=1e-3, atol=1e-4)
     assert int(looped.update) == int(fused.update) == 1 and fused_metrics["episodes"] == 2 * 8 * 5
@@ -353,24 +352,23 @@ def test_devices_with_environments_of_their_own_make_one_update_in_a_loop_and_in
 def test_packed_minibatches_are_the_others(bench, monkeypatch):
     """On an accelerator parameters and moments lie end to end; what is computed here runs on the CPU all the same."""
     state = bench.start(probes.ACTION_MUST_MATCH)
-    rollout = ppo.collect(AGENT, bench.env, state)
-    plain, plain_metrics = ppo.improve(state, AGENT, rollout)
-    monkeypatch.setattr(driver, "packs", lambda: True)
-    # A setting of acting alone: with it the update is another program, which is traced anew.
-    other = state.replace(config=dataclasses.replace(state.config, bootstrap_truncation=False))
-    packed, packed_metrics = ppo.improve(other, AGENT, rollout)
+    rollout = bench.driver.collect(state)
 
-    def joins(state):
-        return str(jax.make_jaxpr(lambda state: ppo.improve(state, AGENT, rollout))(state)).count("concatenate")
+    def improved(packs):
+        monkeypatch.setattr(driver, "packs", lambda: packs)
+        traced = jax.jit(lambda state: ppo.improve(state, AGENT, rollout)).trace(state)
+        return *traced.lower().compile()(state), str(traced.jaxpr).count("concatenate")
 
-    assert joins(other) >= joins(state) + 3 * len(state.params)  # parameters and both moments of each group
+    plain, plain_metrics, joins = improved(False)
+    packed, packed_metrics, more_joins = improved(True)
+    assert more_joins >= joins + 3 * len(state.params)  # parameters and both moments of each group
     assert jax.tree.structure(packed.params) == jax.tree.structure(plain.params)
     allclose(
         (packed.params, packed.opt_state, packed_metrics), (plain.params, plain.opt_state, plain_metrics), 1e-3, 1e-5
     )
 
 
-def test_host_loop_and_scan_make_the_same_update(telltale):
+def test_host_loop_and_scan_make_the_same_update(bench, telltale):
     state, rollout = telltale
 
     def improve(state, rollout):
@@ -378,7 +376,7 @@ def test_host_loop_and_scan_make_the_same_update(telltale):
 
     fused, fused_metrics = jax.jit(improve)(state, rollout)
     loose = state.replace(params=copied(state.params), opt_state=copied(state.opt_state))
-    looped, looped_metrics = ppo.improve(loose, AGENT, rollout, scan=driver.host_scan)
+    looped, looped_metrics = bench.looping.improve(loose, rollout)
     assert jax.tree.structure(looped) == jax.tree.structure(fused)
     allclose(looped_metrics, fused_metrics, rtol=1e-3, atol=1e-4)
     allclose(looped.params, fused.params, rtol=1e-3, atol=1e-4)
@@ -389,10 +387,10 @@ def test_host_loop_and_scan_make_the_same_update(telltale):
 
 def test_host_loop_traces_its_parts_once(bench):
     state = bench.start(probes.TELLTALE, reward_limit=10.0)
-    state, _ = ppo.update(state, AGENT, bench.env, scan=driver.host_scan)
+    state, _ = bench.looping.update(state)
     traced = len(AGENT.traces)
     for _ in range(3):
-        state, _ = ppo.update(state, AGENT, bench.env, scan=driver.host_scan)
+        state, _ = bench.looping.update(state)
     assert len(AGENT.traces) == traced > 0
     assert int(state.update) == 4
 
@@ -400,8 +398,8 @@ def test_host_loop_traces_its_parts_once(bench):
 # The agent
 
 
-def test_scratch_agent_normalises_pixels():
-    agent = ScratchAgent(ImpalaConfig(channels=(4,), strides=(8,), blocks=1, features=8), 5)
+def test_an_actor_critic_normalises_pixels():
+    agent = ActorCriticAgent(ImpalaConfig(channels=(4,), strides=(8,), blocks=1, features=8), 5)
     params = driver.jit_once(agent.init, static_argnums=1)(jax.random.key(0), (16, 16, 3))
     assert set(params) >= {"policy_head", "value_head"}
     frames = jax.random.randint(jax.random.key(1), (2, 16, 16, 3), 0, 256).astype(jnp.uint8)

@@ -1,0 +1,65 @@
+"""PPO's settings."""
+
+import dataclasses
+
+from lamjax.schedules import Schedule
+
+
+@dataclasses.dataclass(frozen=True)
+class PPOConfig:
+    """PPO's settings; the defaults are LAPO's (Procgen, easy).
+
+    Attributes:
+      total_frames: environment frames to train for; schedules are fractions of it.
+      num_envs: N, over all devices.
+      num_steps: T, steps of each environment in an update.
+      num_epochs: passes over an update's transitions.
+      num_minibatches: minibatches in a pass.
+      gamma: discount.
+      gae_lambda: lambda of the advantage estimate.
+      clip: clip of the probability ratio and of the value's move.
+      entropy_coef: weight of the entropy bonus.
+      value_coef: weight of the value loss.
+      max_grad_norm: clip of the gradient's global norm, over what is trained.
+      reward_limit: clip of the rewards after scaling by their running deviation; 0 leaves rewards raw.
+      bootstrap_truncation: whether a time-out bootstraps from the last observation (the reference: no).
+      learning_rates: pairs of a top-level parameter group and its schedule; the group "" is every other.
+      adam_eps: epsilon of Adam.
+      grad_chunks: pieces that a minibatch's gradient is summed from. Exact; on a CPU, where a convolution's gradients
+        slow down with the batch, pieces of a few dozen rows are the fastest.
+    """
+
+    total_frames: int = 4_000_000
+    num_envs: int = 64
+    num_steps: int = 64
+    num_epochs: int = 3
+    num_minibatches: int = 8
+    gamma: float = 0.999
+    gae_lambda: float = 0.95
+    clip: float = 0.2
+    entropy_coef: float = 0.0025
+    value_coef: float = 0.5
+    max_grad_norm: float = 0.5
+    reward_limit: float = 10.0
+    bootstrap_truncation: bool = False
+    learning_rates: tuple[tuple[str, Schedule], ...] = (("", ((0.0, 5e-4), (1.0, 0.0))),)
+    adam_eps: float = 1e-8
+    grad_chunks: int = 1
+
+    def __post_init__(self):
+        batch = self.num_envs * self.num_steps
+        if batch % (self.num_minibatches * self.grad_chunks):
+            raise ValueError(
+                f"num_envs * num_steps = {batch} must divide into num_minibatches * grad_chunks = "
+                f"{self.num_minibatches} * {self.grad_chunks} pieces."
+            )
+
+    @property
+    def program(self) -> "PPOConfig":
+        """The settings that programs depend on: neutral where runs may differ and still share what is compiled."""
+        return dataclasses.replace(self, total_frames=self.num_envs * self.num_steps, learning_rates=())
+
+    @property
+    def num_updates(self) -> int:
+        """Whole updates in `total_frames`."""
+        return self.total_frames // (self.num_envs * self.num_steps)

@@ -1,0 +1,177 @@
+"""PPO on the host: the pure steps of `learner`, compiled for one device or several, and whole runs of them.
+
+An update is two dispatches, acting and all minibatches, or, where `lamjax.training.driver` says so, a loop on the host
+over the minibatches.
+"""
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from lamjax import envs, parallel
+from lamjax.envs.api import VectorEnv, stepper
+from lamjax.models.trunk import TrunkConfig, default_trunk
+from lamjax.ppo import learner
+from lamjax.ppo.agent import ActorCriticAgent, Agent
+from lamjax.ppo.config import PPOConfig
+from lamjax.ppo.learner import Metrics, PPOState, Rollout
+from lamjax.training.driver import fuses_steps, host_scan, jit_once
+
+DEFAULTS = PPOConfig()
+
+
+class Programs(NamedTuple):
+    """The steps of `learner`, compiled for some devices.
+
+    `shared` is a `PPOState` without the fields that are arguments of their own or unused; its config is the settings'
+    `program`, so that runs of every length share what is compiled. On several devices actors and rollouts have a
+    leading axis of devices. `carry` is ``(params, opt_state)``; its memory is donated to the result.
+
+    Attributes:
+      collect: ``(shared, actor, frozen, agent, env, keep_obs) -> rollout``.
+      improve: ``(carry, shared, rollout, rates, agent) -> (carry, metrics)``, all minibatches in one dispatch.
+      minibatches: ``(shared, rollout) -> rows`` of all minibatches.
+      step: ``(carry, rows, number, batch, rates, agent, config) -> (carry, metrics)``, one minibatch.
+      summary: ``(metrics, rollout) -> metrics`` of the update.
+    """
+
+    collect: Callable
+    improve: Callable
+    minibatches: Callable
+    step: Callable
+    summary: Callable
+
+
+@functools.cache
+def programs(devices: tuple[jax.Device, ...]) -> Programs:
+    """The programs for some devices, the same for all runs."""
+
+    def collect(shared, actor, frozen, agent, env, keep_obs, *, axis_name):
+        state = shared.replace(actor=actor)
+        return learner.collect(state, agent, env, frozen, keep_obs=keep_obs, axis_name=axis_name)
+
+    def improve(carry, shared, rollout, rates, agent, *, axis_name):
+        params, opt_state = carry
+        state = shared.replace(params=params, opt_state=opt_state)
+        state, metrics = learner.improve(state, agent, rollout, rates, axis_name=axis_name)
+        return (state.params, state.opt_state), metrics
+
+    def step(carry, rows, number, batch, rates, agent, config, *, axis_name):
+        return learner.minibatch_step(carry, rows[number], batch, rates, agent, config, axis_name=axis_name)
+
+    over = functools.partial(parallel.map_step, devices=devices)
+    return Programs(
+        over(collect, in_axes=(None, 0, None), out_axes=0, static_argnums=(3, 4, 5)),
+        over(improve, in_axes=(None, None, 0, None), static_argnums=(4,), donate_argnums=(0,)),
+        over(learner.minibatches, in_axes=(None, 0), out_axes=0),
+        over(step, in_axes=(None, 0, None, 0, None), static_argnums=(5, 6), donate_argnums=(0,)),
+        over(learner.summary, in_axes=(None, 0)),
+    )
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _learning_rates(config: PPOConfig, groups: tuple[str, ...], update: jax.Array) -> dict[str, jax.Array]:
+    return learner.learning_rates(config, groups, update)
+
+
+class Driver:
+    """Repeats PPO updates on the host, on one device or on the several of `init`."""
+
+    def __init__(self, agent: Agent, env: VectorEnv, devices: Sequence[jax.Device] = (), *, fuse: bool | None = None):
+        """Compiles nothing yet.
+
+        Args:
+          agent: what acts and is trained.
+          env: the environments of `init`.
+          devices: those of `init`.
+          fuse: whether minibatches are one dispatch or a loop on the host; by default what `fuses_steps` says of the
+            agent's trunk.
+        """
+        self.agent, self.env = agent, stepper(env)
+        self.devices = tuple(devices) or (jax.local_devices()[0],)
+        self.fuse = fuses_steps(agent.trunk) if fuse is None else fuse
+        self.programs = programs(self.devices)
+
+    def collect(self, state: PPOState, frozen: Any = None, *, keep_obs: bool = False) -> Rollout:
+        """See `lamjax.ppo.collect`; on several devices everything in the rollout has a leading axis of devices."""
+        shared = state.replace(opt_state=None, actor=None, config=state.config.program)
+        return self.programs.collect(shared, state.actor, frozen, self.agent, self.env, keep_obs)
+
+    def improve(self, state: PPOState, rollout: Rollout) -> tuple[PPOState, Metrics]:
+        """See `lamjax.ppo.improve`; takes the memory of the state's parameters and moments.
+
+        Of several devices each takes its part of every minibatch from its own rollout.
+        """
+        rates = _learning_rates(state.config, tuple(state.params), state.update)
+        config, data = state.config.program, rollout.replace(actor=None, obs=None)
+        shared = state.replace(params=None, opt_state=None, actor=None, config=config)
+        carry = state.params, state.opt_state
+        if self.fuse:
+            carry, metrics = self.programs.improve(carry, shared, data, rates, self.agent)
+        else:
+            rows = self.programs.minibatches(shared, data)
+            carry, metrics = host_scan(
+                lambda carry, n: self.programs.step(carry, rows, n, data.batch, rates, self.agent, config),
+                carry,
+                np.arange(config.num_epochs * config.num_minibatches, dtype=np.int32),
+            )
+            metrics = self.programs.summary(metrics, data)
+            if len(self.devices) > 1:
+                jax.block_until_ready(metrics)  # hundreds of collectives un-awaited abort a CPU's fake devices
+        params, opt_state = carry
+        new = state.replace(params=params, opt_state=opt_state, actor=rollout.actor, update=state.update + 1)
+        return new, metrics
+
+    def update(self, state: PPOState, frozen: Any = None) -> tuple[PPOState, Metrics]:
+        """See `lamjax.ppo.update`; takes the memory of the state's parameters and moments."""
+        return self.improve(state, self.collect(state, frozen))
+
+
+def train(
+    env: str | VectorEnv,
+    config: PPOConfig = DEFAULTS,
+    key: jax.Array | None = None,
+    *,
+    trunk: TrunkConfig | None = None,
+    progress: Callable[[int, dict[str, np.ndarray]], None] | None = None,
+) -> tuple[ActorCriticAgent, dict[str, Any], dict[str, np.ndarray]]:
+    """Trains an actor-critic from scratch, in native Procgen or in an environment that is JAX.
+
+    Args:
+      env: a name that `lamjax.envs.make` knows, or `config.num_envs` environments.
+      config: the settings.
+      key: a typed PRNG key; None is ``jax.random.key(0)``.
+      trunk: the network's trunk; by default `default_trunk` of the observations.
+      progress: called after each update with the frames so far and the update's metrics.
+
+    Returns:
+      The agent, its parameters, and the metrics of `update`, float32 ``[updates]``. ``agent.apply(params, obs)`` gives
+      the outputs of ``agent.space`` and values.
+
+    Raises:
+      ValueError: if the frames do not make an update, or `env` has another number of environments.
+      UnknownEnvError: if there is no environment of this name.
+    """
+    frames = config.num_envs * config.num_steps
+    if not config.num_updates:
+        raise ValueError(
+            f"total_frames ({config.total_frames}) is less than an update's num_envs * num_steps = {frames}."
+        )
+    vector = envs.make(env, config.num_envs) if isinstance(env, str) else env
+    try:
+        agent = ActorCriticAgent(trunk or default_trunk(vector.obs_shape), vector.action_space)
+        key_params, key = jax.random.split(jax.random.key(0) if key is None else key)
+        params = jit_once(agent.init, static_argnums=1)(key_params, vector.obs_shape)
+        state, driver, rows = learner.init(key, config, params, vector), Driver(agent, vector), []
+        for number in range(1, config.num_updates + 1):
+            state, metrics = driver.update(state)
+            rows.append(jax.device_get(metrics))
+            if progress:
+                progress(number * frames, rows[-1])
+    finally:
+        if isinstance(env, str):
+            vector.close()
+    return agent, state.params, jax.tree.map(lambda *values: np.stack(values), *rows)

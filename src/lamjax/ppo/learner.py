@@ -1,0 +1,321 @@
+"""PPO as pure functions: one update acts, estimates advantages, and takes epochs of minibatch steps.
+
+    rollout = collect(state, agent, env)             # T steps in N environments, and their advantages
+    state, metrics = improve(state, agent, rollout)  # epochs of minibatches
+
+An `Agent` encodes each frame once, and every epoch reuses the features: what is frozen is never differentiated and
+never computed twice. Call all this under ``jit``; `lamjax.ppo.Driver` compiles it for one device or several.
+
+Dimension keys: T steps, N environments, B = T * N / minibatches, K numbers that a policy head gives.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import struct
+
+from lamjax import parallel
+from lamjax.envs.api import VectorEnv
+from lamjax.optim import grads_as, pack_groups, unpack_groups
+from lamjax.ppo import losses
+from lamjax.ppo.agent import Agent
+from lamjax.ppo.config import PPOConfig
+from lamjax.ppo.gae import gae
+from lamjax.ppo.rollout import ActorState, EpisodeStats, init_actor, rollout
+from lamjax.schedules import piecewise
+from lamjax.training import driver
+
+Metrics = dict[str, jax.Array]
+
+
+@struct.dataclass
+class PPOState:
+    """Everything that training carries.
+
+    Attributes:
+      params: what is trained, a dict of groups.
+      opt_state: Adam's moments, float32.
+      actor: where the episodes stand.
+      update: int32 ``[]``, updates done.
+      key: the base key; update k draws from ``fold_in(key, k)``.
+      config: the settings (static).
+    """
+
+    params: Any
+    opt_state: Any
+    actor: ActorState
+    update: jax.Array
+    key: jax.Array
+    config: PPOConfig = struct.field(pytree_node=False)
+
+
+@struct.dataclass
+class Batch:
+    """A rollout flattened to ``[T * N, ...]``, with its advantages."""
+
+    features: Any
+    action: jax.Array
+    log_prob: jax.Array
+    value: jax.Array
+    advantage: jax.Array
+    target: jax.Array
+
+
+@struct.dataclass
+class Rollout:
+    """The result of one round of acting.
+
+    Attributes:
+      actor: where the episodes stand after it.
+      batch: the flat transitions.
+      obs: ``[T, N, *obs_shape]``, or None unless `collect` was asked to keep them.
+      action: ``[T, N, *space.shape]``, what was carried out; `batch` holds the samples, unclipped.
+      done: bool ``[T, N]``, the step ended an episode.
+      episodes: statistics of the episodes that ended.
+    """
+
+    actor: ActorState
+    batch: Batch
+    obs: jax.Array | None
+    action: jax.Array
+    done: jax.Array
+    episodes: EpisodeStats
+
+
+def optimizer(config: PPOConfig) -> optax.GradientTransformation:
+    """Clip by global norm, then Adam's direction; `minibatch_step` applies the learning rate by group."""
+    return optax.chain(optax.clip_by_global_norm(config.max_grad_norm), optax.scale_by_adam(eps=config.adam_eps))
+
+
+def learning_rates(config: PPOConfig, groups: Sequence[str], update: jax.Array) -> dict[str, jax.Array]:
+    """The learning rate of each parameter group at an update, float32 ``[]`` (constant within it, as the reference).
+
+    Raises:
+      ValueError: if a group has no schedule.
+    """
+    schedules = dict(config.learning_rates)
+    fraction = update * (config.num_envs * config.num_steps) / config.total_frames
+    rates = {}
+    for group in groups:
+        points = schedules.get(group, schedules.get(""))
+        if points is None:
+            raise ValueError(f"learning_rates names no schedule for the parameter group {group!r}.")
+        rates[group] = piecewise(points, fraction)
+    return rates
+
+
+def init(
+    key: jax.Array, config: PPOConfig, params: dict[str, Any], env: VectorEnv, devices: Sequence[jax.Device] = ()
+) -> PPOState:
+    """Starts training `params` in `env`, on the default device or on several.
+
+    Args:
+      key: a typed PRNG key.
+      config: the settings.
+      params: what is trained.
+      env: N environments; with several devices N / D, of which each device plays a batch of its own.
+      devices: D of them; `actor` then has a leading axis D, and everything else is laid out on each.
+
+    Raises:
+      ValueError: if there are not N environments.
+    """
+    count = max(len(devices), 1)
+    if env.num_envs * count != config.num_envs:
+        each = f" on each of {count} devices" if count > 1 else ""
+        raise ValueError(f"The config asks for {config.num_envs} environments, but env has {env.num_envs}{each}.")
+    key, key_env = jax.random.split(key)
+    keys = [key_env] if count == 1 else [jax.random.fold_in(key_env, index) for index in range(count)]
+    actor = parallel.deal([init_actor(env, of_device) for of_device in keys], devices)
+    shared = (params, optimizer(config).init(params), jnp.zeros((), jnp.int32), key)
+    params, opt_state, update, key = parallel.replicate(shared, devices)
+    return PPOState(params, opt_state, actor, update, key, config)
+
+
+def collect(
+    state: PPOState,
+    agent: Agent,
+    env: VectorEnv,
+    frozen: Any = None,
+    *,
+    keep_obs: bool = False,
+    axis_name: str | None = None,
+) -> Rollout:
+    """Acts for T steps in N environments and estimates advantages; `keep_obs` also returns the observations."""
+    config = state.config
+    key = parallel.device_key(jax.random.fold_in(state.key, state.update), axis_name)
+
+    def encode(obs: jax.Array) -> Any:
+        return agent.encode(frozen, obs), obs if keep_obs else None
+
+    def act(encoded: Any) -> tuple[jax.Array, jax.Array]:
+        return agent.apply(state.params, encoded[0])
+
+    actor, steps, episodes = rollout(
+        env,
+        encode,
+        act,
+        state.actor,
+        key,
+        num_steps=config.num_steps,
+        gamma=config.gamma,
+        reward_limit=config.reward_limit,
+        bootstrap_truncation=config.bootstrap_truncation,
+        axis_name=axis_name,
+    )
+    _, last_value = act(encode(actor.obs))
+    following_value = jnp.concatenate([steps.value[1:], last_value[None]])
+    advantage, target = gae(
+        steps.reward,
+        steps.value,
+        jnp.where(steps.done, steps.final_value, following_value),
+        steps.terminated,
+        steps.done,
+        gamma=config.gamma,
+        gae_lambda=config.gae_lambda,
+    )
+    features, obs = steps.features
+    flat = jax.tree.map(
+        lambda x: x.reshape(-1, *x.shape[2:]),
+        Batch(features, steps.action, steps.log_prob, steps.value, advantage, target),
+    )
+    action = jax.vmap(env.action_space.clip)(steps.action)
+    return Rollout(actor, flat, obs, action, steps.done, parallel.psum(episodes, axis_name))
+
+
+def loss_fn(params: Any, agent: Agent, batch: Batch, config: PPOConfig) -> tuple[jax.Array, Metrics]:
+    """PPO's loss of a minibatch whose advantages are normalised; returns it with metrics, all float32 ``[]``."""
+    outputs, value = agent.apply(params, batch.features)
+    log_ratio = agent.space.log_prob(outputs, batch.action) - batch.log_prob
+    policy = losses.policy_loss(log_ratio, batch.advantage, config.clip)
+    value_error = losses.value_loss(value, batch.value, batch.target, config.clip)
+    entropy = agent.space.entropy(outputs).mean()
+    loss = policy + config.value_coef * value_error - config.entropy_coef * entropy
+    return loss, {
+        "policy_loss": policy,
+        "value_loss": value_error,
+        "entropy": entropy,
+        "approx_kl": jnp.mean(jnp.expm1(log_ratio) - log_ratio),
+        "clip_fraction": jnp.mean((jnp.abs(jnp.expm1(log_ratio)) > config.clip).astype(jnp.float32)),
+    }
+
+
+def minibatches(state: PPOState, rollout: Rollout, *, axis_name: str | None = None) -> jax.Array:
+    """The rows of a rollout that each minibatch of an update takes, int32 ``[epochs * minibatches, B]``."""
+    config = state.config
+    key = parallel.device_key(jax.random.fold_in(jax.random.fold_in(state.key, state.update), 1), axis_name)
+    size = rollout.done.size
+    rows = jax.vmap(lambda k: jax.random.permutation(k, size))(jax.random.split(key, config.num_epochs))
+    return rows.reshape(config.num_epochs * config.num_minibatches, -1)
+
+
+def minibatch_step(
+    carry: tuple[Any, Any],
+    rows: jax.Array,
+    batch: Batch,
+    rates: dict[str, jax.Array],
+    agent: Agent,
+    config: PPOConfig,
+    *,
+    axis_name: str | None = None,
+) -> tuple[tuple[Any, Any], Metrics]:
+    """One gradient step on the rows int32 ``[B]`` of a batch; `carry` is ``(params, opt_state)``."""
+    params, opt_state = carry
+    minibatch = jax.tree.map(lambda x: x[rows], batch)
+    mean, var = parallel.mean_and_var(minibatch.advantage, axis_name)
+    count = parallel.psum(jnp.float32(rows.size), axis_name)
+    deviation = jnp.sqrt(var * count / jnp.maximum(count - 1, 1))  # the sample's, as PyTorch's std
+    minibatch = minibatch.replace(advantage=(minibatch.advantage - mean) / (deviation + 1e-8))
+
+    # Unrolled, not scanned: see `lamjax.training.driver`.
+    grad_fn = jax.grad(loss_fn, has_aux=True)
+    size, trained = rows.size // config.grad_chunks, unpack_groups(params)
+    pieces = [
+        grad_fn(trained, agent, jax.tree.map(lambda x, i=i: x[i * size : (i + 1) * size], minibatch), config)
+        for i in range(config.grad_chunks)
+    ]
+    grads, metrics = jax.tree.map(lambda *leaves: sum(leaves) / len(leaves), *pieces)
+    grads, metrics = parallel.pmean((grads_as(params, grads), metrics), axis_name)
+
+    updates, opt_state = optimizer(config).update(grads, opt_state)
+    updates = {group: jax.tree.map(lambda u, r=rates[group]: -r * u, tree) for group, tree in updates.items()}
+    params = optax.apply_updates(params, updates)
+    return (params, opt_state), {**metrics, "grad_norm": optax.tree.norm(grads)}
+
+
+def summary(metrics: Metrics, rollout: Rollout, *, axis_name: str | None = None) -> Metrics:
+    """An update's metrics, from those of its minibatches ``[epochs * minibatches]`` and its rollout."""
+    batch, episodes = rollout.batch, rollout.episodes
+    _, residual_var = parallel.mean_and_var(batch.target - batch.value, axis_name)
+    _, target_var = parallel.mean_and_var(batch.target, axis_name)
+    return jax.tree.map(jnp.mean, metrics) | {
+        "explained_variance": 1 - residual_var / (target_var + 1e-8),
+        "episodes": episodes.count,
+        "episode_return": episodes.return_sum / episodes.count,
+        "episode_length": episodes.length_sum / episodes.count,
+    }
+
+
+def improve(
+    state: PPOState,
+    agent: Agent,
+    rollout: Rollout,
+    rates: dict[str, jax.Array] | None = None,
+    *,
+    axis_name: str | None = None,
+) -> tuple[PPOState, Metrics]:
+    """Epochs of minibatches on a rollout; the config's schedules give the learning `rates` unless they are given."""
+    if rates is None:
+        rates = learning_rates(state.config, state.params, state.update)
+    carry = state.params, state.opt_state
+    if driver.packs():
+        carry = pack_groups(*carry)
+
+    def step(carry: tuple[Any, Any], rows: jax.Array) -> tuple[tuple[Any, Any], Metrics]:
+        return minibatch_step(carry, rows, rollout.batch, rates, agent, state.config, axis_name=axis_name)
+
+    carry, metrics = jax.lax.scan(step, carry, minibatches(state, rollout, axis_name=axis_name))
+    params, opt_state = unpack_groups(carry)
+    new = state.replace(params=params, opt_state=opt_state, actor=rollout.actor, update=state.update + 1)
+    return new, summary(metrics, rollout, axis_name=axis_name)
+
+
+def update(
+    state: PPOState, agent: Agent, env: VectorEnv, frozen: Any = None, *, axis_name: str | None = None
+) -> tuple[PPOState, Metrics]:
+    """One PPO update: T steps in N environments, then epochs of minibatches.
+
+    Args:
+      state: the training state.
+      agent: what acts and is trained (static).
+      env: N environments (static).
+      frozen: the agent's frozen parameters.
+      axis_name: devices to reduce gradients and statistics over.
+
+    Returns:
+      The new state and metrics, float32 ``[]``, means over the update's minibatches: ``policy_loss``, ``value_loss``,
+      ``entropy`` (nats), ``approx_kl``, ``clip_fraction``, ``grad_norm``, ``explained_variance``; and of the episodes
+      that ended, ``episodes`` (how many), ``episode_return`` and ``episode_length`` (means, NaN where none ended).
+    """
+    return improve(state, agent, collect(state, agent, env, frozen, axis_name=axis_name), axis_name=axis_name)
+
+
+def learn(
+    state: PPOState, agent: Agent, env: VectorEnv, frozen: Any = None, updates: int | None = None
+) -> tuple[PPOState, Metrics]:
+    """Updates in one ``lax.scan``, for an environment that is JAX: ``jit`` it, or ``vmap`` it over states.
+
+    Args:
+      state: the training state.
+      agent: see `update`.
+      env: see `update`.
+      frozen: see `update`.
+      updates: how many; by default all of the config.
+
+    Returns:
+      The state after, and the metrics of `update`, ``[updates]``.
+    """
+    length = state.config.num_updates if updates is None else updates
+    return jax.lax.scan(lambda s, _: update(s, agent, env, frozen), state, length=length)
