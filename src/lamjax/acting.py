@@ -1,6 +1,6 @@
 """Acting: a policy unrolled in N environments for T steps, inside ``jit``.
 
-Recording, evaluation and PPO act by these functions and reduce what they return. Nothing else steps environments.
+Recording, evaluation and PPO all act here: they say what a step keeps, and reduce what comes back.
 
 Dimension keys: T steps, N environments, K numbers that a policy head gives (see `lamjax.spaces`).
 """
@@ -15,6 +15,8 @@ import jax.numpy as jnp
 Position = tuple[jax.Array, Any]
 # ``(draw, obs, env_state) -> (action, extra)``; `draw` samples actions ``[N, ...]`` from outputs ``[N, K]``.
 Act = Callable[[Callable[[jax.Array], jax.Array], jax.Array, Any], tuple[jax.Array, Any]]
+# ``(params, obs [N, *obs_shape]) -> outputs [N, K]``.
+LogitsFn = Callable[[Any, jax.Array], jax.Array]
 
 
 def without_info(reward: jax.Array, terminated: jax.Array, truncated: jax.Array, info: Any) -> tuple[jax.Array, ...]:
@@ -88,7 +90,7 @@ def unroll_in_turns(
 
 def demonstrate(
     env: Any,
-    logits_fn: Callable[[Any, jax.Array], jax.Array],
+    logits_fn: LogitsFn,
     params: Any,
     start: Position,
     key: jax.Array,
@@ -97,10 +99,8 @@ def demonstrate(
 ) -> tuple[Position, Any, Any]:
     """Unrolls a demonstrator, which samples from ``logits_fn(params, obs)`` and always sees clean frames.
 
-    Under a distractor it sees the game alone, so that its play does not depend on the distractor. The observations that
-    are kept show the distractor.
-
-    At each step it keeps the observations, the actions, and what `read` returns of the environments' state.
+    Under a distractor it sees the game alone, so that its play does not depend on the distractor. Each step keeps the
+    observations, which do show the distractor, the actions, and what `read` returns of the environments' state.
     """
 
     def act(draw: Callable[[jax.Array], jax.Array], obs: jax.Array, env_state: Any):

@@ -23,6 +23,7 @@ import jax.numpy as jnp
 from flax import struct
 
 from lamjax import acting, cloning, dynamics, policies
+from lamjax.acting import LogitsFn
 from lamjax.cloning import CloningConfig, CloningState
 from lamjax.config import ScratchConfig
 from lamjax.data import stream
@@ -38,8 +39,6 @@ from lamjax.ppo import train as ppo
 from lamjax.ppo.agent import ScratchAgent
 from lamjax.preprocess import ObsStats
 from lamjax.spaces import ActionSpace
-
-LogitsFn = Callable[[Any, jax.Array], jax.Array]
 
 
 @struct.dataclass
@@ -91,11 +90,10 @@ def record(
     """
     key_reset, key = jax.random.split(key)
     start = env.reset(key_reset)
-    _, decisions, outcomes = acting.demonstrate(env, logits_fn, params, start, key, steps, read)
-    (obs, action, extra), (reward, terminated, truncated) = decisions, outcomes
-    return jax.tree.map(
-        lambda x: jnp.swapaxes(x, 0, 1), Trajectories(obs, action, reward, terminated | truncated, extra)
-    )
+    _, shown, (reward, terminated, truncated) = acting.demonstrate(env, logits_fn, params, start, key, steps, read)
+    obs, action, extra = shown
+    trajectories = Trajectories(obs, action, reward, terminated | truncated, extra)
+    return jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1), trajectories)
 
 
 def split(trajectories: Trajectories, held_out: float = 0.1) -> tuple[Trajectories, Trajectories]:

@@ -13,6 +13,7 @@ import jax
 import numpy as np
 
 from lamjax import acting
+from lamjax.acting import LogitsFn
 from lamjax.data.store import StoreWriter
 from lamjax.envs.api import VectorEnv, stepper
 from lamjax.spaces import ActionSpace, Box
@@ -38,7 +39,7 @@ def _actions(space: ActionSpace) -> dict[str, Any]:
 def record(
     path: Path,
     env: VectorEnv,
-    logits_fn: Callable[[Any, jax.Array], jax.Array],
+    logits_fn: LogitsFn,
     policy: Any,
     frames: int,
     key: jax.Array,

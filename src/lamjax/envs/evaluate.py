@@ -17,11 +17,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import struct
+from jax.custom_batching import sequential_vmap
 
 from lamjax import acting
+from lamjax.acting import LogitsFn
 from lamjax.envs.api import VectorEnv, join_states, stepper
-
-LogitsFn = Callable[[Any, jax.Array], jax.Array]
 
 MOST = 16  # policies that play side by side on an accelerator,
 MOST_ENVS = 1024  # in so many environments altogether
@@ -55,7 +55,7 @@ def over_policies(f: Callable, axes: tuple[int | None, ...]) -> Callable:
     Policies that share something, a trunk, run it once, on all their observations. Those that share nothing run one
     after the other: their convolutions together would be grouped ones, which are slow everywhere.
     """
-    return jax.custom_batching.sequential_vmap(f) if axes and None not in axes else f
+    return sequential_vmap(f) if axes and None not in axes else f
 
 
 @struct.dataclass
