@@ -122,19 +122,19 @@ def test_environments_without_levels_or_distractors_say_so():
     plain = Gymnax(Painter([9]), N)
     noisy, jittered = (Distracted(plain, kind, 0.1) for kind in ("noise", "jitter"))
     obs, state = plain.reset(KEY)
-    equal(acting.level_seed(plain, state), np.full(N, -1, np.int32))
+    equal(acting.level_and_distractor(plain, state)[0], np.full(N, -1, np.int32))
     assert acting.clean_obs(obs, state) is obs
     for env, dim in ((plain, 0), (noisy, 0), (jittered, 3)):
         obs, state = env.reset(KEY)
-        assert acting.distractor(env, state).shape == (N, acting.distractor_dim(env)) == (N, dim)
+        assert acting.level_and_distractor(env, state)[1].shape == (N, acting.distractor_dim(env)) == (N, dim)
     equal(acting.clean_obs(obs, state), plain.reset(KEY)[0])
-    equal(acting.distractor(jittered, state), state.distractor.shift)
+    equal(acting.level_and_distractor(jittered, state)[1], state.distractor.shift)
 
 
 def test_levels_are_those_of_the_games():
     env = envs.make("coinrun", 2, num_threads=0, num_levels=3, start_level=5, distractor="overlay")
     _, state = env.reset(KEY)
-    seeds = np.asarray(acting.level_seed(env, state))
+    seeds = np.asarray(acting.level_and_distractor(env, state)[0])
     env.close()
     assert seeds.dtype == np.int32 and set(seeds.tolist()) <= {5, 6, 7}
 

@@ -19,13 +19,12 @@ Act = Callable[[Callable[[jax.Array], jax.Array], jax.Array, Any], tuple[jax.Arr
 LogitsFn = Callable[[Any, jax.Array], jax.Array]
 
 
-def without_info(reward: jax.Array, terminated: jax.Array, truncated: jax.Array, info: Any) -> tuple[jax.Array, ...]:
-    """An outcome as most callers keep it: ``info`` holds a second copy of every frame."""
-    return reward, terminated, truncated
+def _without_info(*outcome: Any) -> tuple[Any, ...]:
+    return outcome[:3]
 
 
 def unroll(
-    env: Any, act: Act, start: Position, key: jax.Array, num_steps: int, keep: Callable = without_info
+    env: Any, act: Act, start: Position, key: jax.Array, num_steps: int, keep: Callable = _without_info
 ) -> tuple[Position, Any, Any]:
     """Acts for `num_steps` steps in all N environments at once.
 
@@ -36,7 +35,8 @@ def unroll(
       start: where the environments stand.
       key: a typed PRNG key; each step splits its own into those of the actions and of the environments.
       num_steps: T.
-      keep: maps the outcome ``(reward, terminated, truncated, info)`` of a step to what the caller wants to keep of it.
+      keep: maps the outcome ``(reward, terminated, truncated, info)`` of a step to what the caller wants to keep of it;
+        by default all but ``info``, which holds a second copy of every frame.
 
     Returns:
       Where the environments stand afterwards, and what `act` and `keep` gave at each step, ``[T, N, ...]``.
@@ -53,7 +53,7 @@ def unroll(
 
 
 def unroll_in_turns(
-    env: Any, act: Act, start: Position, key: jax.Array, num_steps: int, keep: Callable = without_info
+    env: Any, act: Act, start: Position, key: jax.Array, num_steps: int, keep: Callable = _without_info
 ) -> tuple[Position, Any, Any]:
     """`unroll` of two groups in turn (`lamjax.envs.api.takes_turns`): the host steps one while the device acts for one.
 
@@ -129,16 +129,12 @@ def clean_obs(obs: jax.Array, env_state: Any) -> jax.Array:
     return getattr(env_state, "clean", obs)
 
 
-def level_seed(env: Any, env_state: Any) -> jax.Array:
-    """The levels being played, int32 ``[N]``; -1 in environments without levels."""
-    return getattr(env_state, "level_seed", jnp.full(env.num_envs, -1, jnp.int32))
-
-
 def distractor_dim(env: Any) -> int:
-    """How many numbers `distractor` gives for each environment."""
+    """D: how many numbers tell what the observations show of a distractor (`Distracted.shown`)."""
     return getattr(env, "distractor_dim", 0)
 
 
-def distractor(env: Any, env_state: Any) -> jax.Array:
-    """What the observations show of a distractor, float32 ``[N, distractor_dim]`` (see `Distracted.shown`)."""
-    return env.shown(env_state) if distractor_dim(env) else jnp.zeros((env.num_envs, 0))
+def level_and_distractor(env: Any, env_state: Any) -> tuple[jax.Array, jax.Array]:
+    """The levels being played, int32 ``[N]``, -1 without levels, and what is shown of a distractor, ``[N, D]``."""
+    level_seed = getattr(env_state, "level_seed", jnp.full(env.num_envs, -1, jnp.int32))
+    return level_seed, env.shown(env_state) if distractor_dim(env) else jnp.zeros((env.num_envs, 0))

@@ -23,9 +23,7 @@ CHUNK = 32  # steps a dispatch: 64 environments' frames are 25 MB of host memory
 
 @functools.partial(jax.jit, static_argnames=("env", "logits_fn"))
 def _play(env, logits_fn, policy, start, key):
-    def read(env_state):
-        return acting.level_seed(env, env_state), acting.distractor(env, env_state)
-
+    read = functools.partial(acting.level_and_distractor, env)
     return acting.demonstrate(env, logits_fn, policy, start, key, CHUNK, read)
 
 
