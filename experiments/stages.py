@@ -19,7 +19,7 @@ from lamjax.decoding import behaviour_cloning
 from lamjax.decoding.online import LEARNING_RATES, OnlineConfig
 from lamjax.dynamics import DynamicsState
 from lamjax.envs.api import VectorEnv
-from lamjax.jitted import Played
+from lamjax.jitted import Trajectories
 from lamjax.models.grid import GridConfig, GridFDMConfig
 from lamjax.ppo import ActorCriticAgent
 from lamjax.preprocess import ObsStats
@@ -68,14 +68,14 @@ NUM_ENVS = 64
 PROBE_TRAIN, PROBE_TEST = 8192, 2048
 
 learn = jax.jit(jitted.learn, static_argnames=("env", "config"))
-record = jax.jit(jitted.record, static_argnames=("env", "logits_fn", "steps", "tell"))
+record = jax.jit(jitted.record, static_argnames=("env", "logits_fn", "steps", "read"))
 train_dynamics = jax.jit(jitted.train_dynamics, static_argnames=("config", "space"))
 train_cloning = jax.jit(jitted.train_cloning, static_argnames="config")
 evaluate = jax.jit(jitted.evaluate, static_argnames=("env", "logits_fn", "per_env"))
 windows = jax.jit(jitted.windows, static_argnames="count")
 untrained_dynamics = jit_once(jitted.untrained_dynamics, static_argnames=("config", "space"))
 _starts = jax.jit(jitted.starts, static_argnames="count")
-available = jax.jit(lambda played: jitted.buffer(played).num_starts)
+available = jax.jit(lambda trajectories: jitted.buffer(trajectories).num_starts)
 _evaluate_dynamics = jax.jit(dynamics.evaluate)
 
 
@@ -131,19 +131,24 @@ def infer(model: DynamicsState, windows: np.ndarray) -> np.ndarray:
     return latents.latents_of(model, windows)[0]
 
 
-def drawn(key: jax.Array, played: Played, count: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def drawn(key: jax.Array, trajectories: Trajectories, count: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Windows on the host ``[E, 3, *obs_shape]``, the actions at their middle, and where they start among all frames.
 
     Recordings of few windows give them all, at most `count`.
     """
-    count = min(count, int(available(played)))
-    starts = np.asarray(_starts(key, played, count))
-    frames = np.asarray(played.obs).reshape(-1, *played.obs.shape[2:])
-    return frames[starts[:, None] + np.arange(3)], np.asarray(played.action).reshape(-1)[starts + 1], starts
+    count = min(count, int(available(trajectories)))
+    starts = np.asarray(_starts(key, trajectories, count))
+    frames = np.asarray(trajectories.obs).reshape(-1, *trajectories.obs.shape[2:])
+    return frames[starts[:, None] + np.arange(3)], np.asarray(trajectories.action).reshape(-1)[starts + 1], starts
 
 
 def examine(
-    key: jax.Array, model: DynamicsState, untrained: DynamicsState, train: Played, held_out: Played, classes: int
+    key: jax.Array,
+    model: DynamicsState,
+    untrained: DynamicsState,
+    train: Trajectories,
+    held_out: Trajectories,
+    classes: int,
 ) -> dict[str, float]:
     """What stage 1 learned, on recordings that it did not see, beside its nulls.
 
@@ -190,7 +195,7 @@ def decode_online(
 _predict = jax.jit(cloning.predict_latents)
 
 
-def cloning_ratio(key: jax.Array, policy: cloning.CloningState, model: DynamicsState, held_out: Played) -> float:
+def cloning_ratio(key: jax.Array, policy: cloning.CloningState, model: DynamicsState, held_out: Trajectories) -> float:
     """Stage 2's error on held-out latents over their variance."""
     windows, _, _ = drawn(key, held_out, PROBE_TEST)
     target, found = infer(model, windows), np.asarray(_predict(policy, jnp.asarray(windows[:, 1])))
@@ -198,7 +203,7 @@ def cloning_ratio(key: jax.Array, policy: cloning.CloningState, model: DynamicsS
 
 
 def decoded_return(
-    key: jax.Array, config: RunConfig, policy: cloning.CloningState, train: Played, labels: int, env: VectorEnv
+    key: jax.Array, config: RunConfig, policy: cloning.CloningState, train: Trajectories, labels: int, env: VectorEnv
 ) -> float:
     """The mean return of the latent policy, decoded from so many labels, over two episodes in each environment."""
     key_labels, key_fit, key_play = jax.random.split(key, 3)
@@ -232,7 +237,7 @@ def clone_actions(
 
 
 @functools.cache
-def recorded(env: str, policy: str, steps: int, seed: int) -> tuple[Played, Played]:
+def recorded(env: str, policy: str, steps: int, seed: int) -> tuple[Trajectories, Trajectories]:
     """Training and held-out recordings of 64 environments, of the demonstrator or of uniform actions."""
     vector = envs.make(env, NUM_ENVS)
     logits_fn, params = expert(env, seed) if policy == "expert" else (policies.uniform_logits(vector.num_actions), {})

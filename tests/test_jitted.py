@@ -40,7 +40,7 @@ def env():
 
 
 @pytest.fixture(scope="module")
-def played(env):
+def trajectories(env):
     return jitted.record(jax.random.key(0), env, policies.uniform_logits(2), {}, STEPS)
 
 
@@ -79,8 +79,10 @@ def test_a_row_of_many_seeds_is_the_run_of_its_seed(env):
     assert any(expected) and not all(expected)
 
 
-def test_recorded_transitions_are_those_of_the_environment(played):
-    obs, action, reward, done = jax.device_get((played.obs, played.action, played.reward, played.done))
+def test_recorded_transitions_are_those_of_the_environment(trajectories):
+    obs, action, reward, done = jax.device_get(
+        (trajectories.obs, trajectories.action, trajectories.reward, trajectories.done)
+    )
     assert obs.shape == (N, STEPS, 3) and done.shape == (N, STEPS)
     time, length = obs[..., 0], obs[..., 1]
     np.testing.assert_array_equal(done, time == length - 1)
@@ -88,36 +90,36 @@ def test_recorded_transitions_are_those_of_the_environment(played):
     np.testing.assert_array_equal(reward, np.where(action == 1, 10, 1))
 
 
-def test_windows_cross_no_end_and_carry_the_middle_action(played):
-    drawn, actions = jax.device_get(jitted.windows(jax.random.key(0), played, 50))
+def test_windows_cross_no_end_and_carry_the_middle_action(trajectories):
+    drawn, actions = jax.device_get(jitted.windows(jax.random.key(0), trajectories, 50))
     time, episode = drawn[..., 0], drawn[..., 2]
     np.testing.assert_array_equal(np.diff(time, axis=1), 1)
     assert (episode == episode[:, :1]).all()
-    source = jitted.buffer(played)
-    done = np.asarray(played.done)
+    source = jitted.buffer(trajectories)
+    done = np.asarray(trajectories.done)
     count = sum(not done[n, t : t + 2].any() for n in range(N) for t in range(STEPS - 2))
     assert int(source.num_starts) == count > 50
     starts = np.asarray(source.starts)[:count]
     assert len(set(starts.tolist())) == count
     # (time, episode, environment) tells a frame: the label is the action that was taken there.
-    flat = np.asarray(played.obs).reshape(-1, 3)
+    flat = np.asarray(trajectories.obs).reshape(-1, 3)
     for window, action in zip(drawn[:10], actions[:10], strict=True):
         rows = np.flatnonzero((flat == window[1]).all(1))
-        assert action in np.asarray(played.action).reshape(-1)[rows]
+        assert action in np.asarray(trajectories.action).reshape(-1)[rows]
 
 
-def test_split_keeps_environments_apart(played):
-    train, held_out = jitted.split(played, 0.25)
+def test_split_keeps_environments_apart(trajectories):
+    train, held_out = jitted.split(trajectories, 0.25)
     assert train.action.shape[0] == 6 and held_out.action.shape[0] == 2
-    np.testing.assert_array_equal(jnp.concatenate([train.obs, held_out.obs]), played.obs)
-    assert jitted.split(played, 0.0)[1].action.shape[0] == 1
+    np.testing.assert_array_equal(jnp.concatenate([train.obs, held_out.obs]), trajectories.obs)
+    assert jitted.split(trajectories, 0.0)[1].action.shape[0] == 1
 
 
-def test_stats_are_those_of_the_host(played):
+def test_stats_are_those_of_the_host(trajectories):
     from lamjax.preprocess import obs_stats
 
-    found = jitted.stats(played)
-    expected = obs_stats(np.asarray(played.obs).reshape(-1, 3))
+    found = jitted.stats(trajectories)
+    expected = obs_stats(np.asarray(trajectories.obs).reshape(-1, 3))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4), found, expected)
 
 
@@ -129,33 +131,35 @@ def test_returns_are_those_of_whole_episodes(env):
     np.testing.assert_array_equal(np.sort(returns, axis=1), np.tile([30.0, 50.0, 70.0], (N, 1)))
 
 
-def test_what_the_environments_tell_is_kept_beside_the_observations():
+def test_what_is_read_from_the_environments_is_kept_beside_the_observations():
     env = envs.Disobedient(envs.Gymnax(Counter([4, 6]), N), sticky=0.5)
-    tell = lambda state: state.executed  # noqa: E731
-    played = jitted.record(jax.random.key(0), env, policies.uniform_logits(2), {}, STEPS, tell)
-    told, done = np.asarray(played.told), np.asarray(played.done)
+    read = lambda state: state.executed  # noqa: E731
+    trajectories = jitted.record(jax.random.key(0), env, policies.uniform_logits(2), {}, STEPS, read)
+    executed, done = np.asarray(trajectories.extra), np.asarray(trajectories.done)
     # At the start of an episode nothing has been executed; within one the reward tells what was.
-    np.testing.assert_array_equal(told[:, 1:] == -1, done[:, :-1])
+    np.testing.assert_array_equal(executed[:, 1:] == -1, done[:, :-1])
     inside = ~done[:, :-1]
-    np.testing.assert_array_equal(np.where(told[:, 1:] == 1, 10, 1)[inside], np.asarray(played.reward)[:, :-1][inside])
-    assert (told[:, 1:] != np.asarray(played.action)[:, :-1])[inside].any()
-    starts = np.asarray(jitted.starts(jax.random.key(1), played, 30))
-    drawn, actions = jitted.windows(jax.random.key(1), played, 30)
-    np.testing.assert_array_equal(played.action.reshape(-1)[starts + 1], actions)
-    np.testing.assert_array_equal(played.obs.reshape(-1, 3)[starts], drawn[:, 0])
-    assert jax.tree.leaves(jitted.split(played)[1].told)[0].shape == (1, STEPS)
+    np.testing.assert_array_equal(
+        np.where(executed[:, 1:] == 1, 10, 1)[inside], np.asarray(trajectories.reward)[:, :-1][inside]
+    )
+    assert (executed[:, 1:] != np.asarray(trajectories.action)[:, :-1])[inside].any()
+    starts = np.asarray(jitted.starts(jax.random.key(1), trajectories, 30))
+    drawn, actions = jitted.windows(jax.random.key(1), trajectories, 30)
+    np.testing.assert_array_equal(trajectories.action.reshape(-1)[starts + 1], actions)
+    np.testing.assert_array_equal(trajectories.obs.reshape(-1, 3)[starts], drawn[:, 0])
+    assert jax.tree.leaves(jitted.split(trajectories)[1].extra)[0].shape == (1, STEPS)
 
 
-def test_stage_1_starts_from_the_untrained_model_and_may_be_given_labels(played):
+def test_stage_1_starts_from_the_untrained_model_and_may_be_given_labels(trajectories):
     config = dataclasses.replace(DYNAMICS, action_weight=1.0, steps=1, learning_rate=0.0, weight_decay=0.0)
     key = jax.random.key(3)
-    labels = jitted.windows(key, played, 8)
-    state, metrics = jax.jit(lambda: jitted.train_dynamics(key, config, played, labels, 2))()
-    untrained = jitted.untrained_dynamics(key, config, played, 2)
+    labels = jitted.windows(key, trajectories, 8)
+    state, metrics = jax.jit(lambda: jitted.train_dynamics(key, config, trajectories, labels, 2))()
+    untrained = jitted.untrained_dynamics(key, config, trajectories, 2)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), state.params, untrained.params)
     assert metrics["action_loss"].shape == (1,) and np.isfinite(metrics["action_loss"]).all()
     with pytest.raises(ValueError, match="num_actions"):
-        jitted.train_dynamics(key, config, played, labels)
+        jitted.train_dynamics(key, config, trajectories, labels)
 
 
 def test_continuous_actions_go_through_all_stages():
@@ -178,12 +182,14 @@ def test_continuous_actions_go_through_all_stages():
         return uniform, stage_1, returns, ppo["policy_loss"], online_["decoder_mse"]
 
     # The networks are no JAX values: what plays stays inside.
-    played, stage_1, returns, policy_loss, decoder_mse = jax.device_get(driver.jit_once(experiment)(jax.random.key(0)))
-    assert played.action.shape == (N, STEPS, 2) and np.isfinite(played.reward).all()
-    np.testing.assert_allclose(played.action.mean((0, 1)), [0, 0.5], atol=0.2)
-    inside = ~played.done[:, :-1]
-    moved = np.clip(played.obs[:, :-1] + played.action[:, :-1] / 10, -1, 1)
-    np.testing.assert_allclose(played.obs[:, 1:][inside], moved[inside], atol=1e-6)
+    trajectories, stage_1, returns, policy_loss, decoder_mse = jax.device_get(
+        driver.jit_once(experiment)(jax.random.key(0))
+    )
+    assert trajectories.action.shape == (N, STEPS, 2) and np.isfinite(trajectories.reward).all()
+    np.testing.assert_allclose(trajectories.action.mean((0, 1)), [0, 0.5], atol=0.2)
+    inside = ~trajectories.done[:, :-1]
+    moved = np.clip(trajectories.obs[:, :-1] + trajectories.action[:, :-1] / 10, -1, 1)
+    np.testing.assert_allclose(trajectories.obs[:, 1:][inside], moved[inside], atol=1e-6)
     assert stage_1["action_mse"][-1] < stage_1["action_mse"][0]
     assert np.isfinite(returns).all() and np.isfinite(policy_loss).all()
     expected = [online.refits(ONLINE, number) for number in range(1, 5)]

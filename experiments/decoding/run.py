@@ -82,7 +82,7 @@ def learned(game: str, seed: int):
 
 def named_actions(
     key: jax.Array,
-    train: jitted.Played,
+    train: jitted.Trajectories,
     model: DynamicsState,
     labelled: jax.Array,
     taken: jax.Array,
@@ -98,7 +98,7 @@ def named_actions(
 
 def clone_named(
     key: jax.Array,
-    train: jitted.Played,
+    train: jitted.Trajectories,
     model: DynamicsState,
     labelled: jax.Array,
     taken: jax.Array,

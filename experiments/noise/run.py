@@ -9,9 +9,9 @@ from matplotlib.figure import Figure
 
 from experiments import common, stages
 from experiments.common import Experiment, Row, curve, grid, style, table
-from lamjax import envs, jitted, policies
+from lamjax import acting, envs, jitted, policies
 from lamjax.analysis import probes
-from lamjax.jitted import Played
+from lamjax.jitted import Trajectories
 from lamjax.linear import Moments, optimum
 from lamjax.linear.world import Transition
 from lamjax.preprocess import clean
@@ -43,19 +43,19 @@ def environment(strength: str) -> envs.VectorEnv:
 
 
 @functools.lru_cache(maxsize=len(STRENGTHS) + 1)  # the strengths of a seed
-def recorded(strength: str, seed: int) -> tuple[Played, Played]:
+def recorded(strength: str, seed: int) -> tuple[Trajectories, Trajectories]:
     """Uniform actions, and how far the channels are shifted."""
     env = environment(strength)
-    tell = getattr(env, "shown", None)
     uniform = policies.uniform_logits(env.num_actions)
-    return jitted.split(stages.record(stages.keys(seed)[0], env, uniform, {}, STEPS, tell))
+    read = env.shown if acting.distractor_dim(env) else None
+    return jitted.split(stages.record(stages.keys(seed)[0], env, uniform, {}, STEPS, read))
 
 
-def noise_change(played: Played, starts: np.ndarray) -> np.ndarray | None:
+def noise_change(trajectories: Trajectories, starts: np.ndarray) -> np.ndarray | None:
     """By how much empty cells get lighter from o_t to o_{t+1}, float32 ``[E, C]``: what can be seen of the shift."""
-    if played.told is None:
+    if trajectories.extra is None:
         return None
-    seen = np.maximum(np.asarray(played.told), 0).reshape(-1, played.told.shape[-1])
+    seen = np.maximum(np.asarray(trajectories.extra), 0).reshape(-1, trajectories.extra.shape[-1])
     return seen[starts + 2] - seen[starts + 1]
 
 

@@ -39,10 +39,10 @@ def measure(variant: str, level: str, seed: int) -> dict[str, float]:
     found = stages.examine(keys[2], model, untrained, train, held_out, a)
 
     done = []  # windows, chosen, (executed before, executed)
-    for key, played, count in ((keys[3], train, stages.PROBE_TRAIN), (keys[4], held_out, stages.PROBE_TEST)):
-        windows, chosen, starts = stages.drawn(key, played, count)
-        told = np.asarray(played.told).reshape(-1)
-        done.append((windows, chosen, np.stack([told[starts + 1], told[starts + 2]], axis=1)))
+    for key, trajectories, count in ((keys[3], train, stages.PROBE_TRAIN), (keys[4], held_out, stages.PROBE_TEST)):
+        windows, chosen, starts = stages.drawn(key, trajectories, count)
+        before = np.asarray(trajectories.extra).reshape(-1)
+        done.append((windows, chosen, np.stack([before[starts + 1], before[starts + 2]], axis=1)))
     fit, test = done
 
     def probe(model) -> float:

@@ -6,8 +6,8 @@ checkpoints, reports) is left out, and a stage is one ``lax.scan``. Everything r
 
     env = envs.make("cartpole", 64)
     params, _ = jitted.learn(key, env, config.expert)                        # a demonstrator
-    played = jitted.record(key, env, policies.Logits(agent), params, 1024)
-    train, test = jitted.split(played)
+    trajectories = jitted.record(key, env, policies.Logits(agent), params, 1024)
+    train, test = jitted.split(trajectories)
     model, _ = jitted.train_dynamics(key, config.dynamics, train)            # stage 1
     policy, _ = jitted.train_cloning(key, config.cloning, train, model)      # stage 2
     agent, params, _ = jitted.decode_online(key, config.online, policy, model, env)  # stage 3
@@ -22,7 +22,8 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
-from lamjax import cloning, dynamics, policies, ppo
+from lamjax import acting, cloning, dynamics, policies, ppo
+from lamjax.acting import LogitsFn
 from lamjax.cloning import CloningConfig, CloningState
 from lamjax.config import ScratchConfig
 from lamjax.data import stream
@@ -38,14 +39,12 @@ from lamjax.preprocess import ObsStats
 from lamjax.spaces import ActionSpace
 from lamjax.training.steps import cloning_step, dynamics_step
 
-LogitsFn = Callable[[Any, jax.Array], jax.Array]
-
 
 @struct.dataclass
-class Played:
+class Trajectories:
     """Recorded transitions ``[N, T, ...]``; `done` says that the step ended an episode.
 
-    `action` is what was carried out, int32 ``[N, T]``, or float32 ``[N, T, D]`` within its bounds. `told` is what
+    `action` is what was carried out, int32 ``[N, T]``, or float32 ``[N, T, D]`` within its bounds. `extra` is what
     `record` was asked to read from the environments' state at each observation, or None.
     """
 
@@ -53,7 +52,7 @@ class Played:
     action: jax.Array
     reward: jax.Array
     done: jax.Array
-    told: Any = None
+    extra: Any = None
 
 
 def learn(key: jax.Array, env: VectorEnv, config: ScratchConfig) -> tuple[Any, dict[str, jax.Array]]:
@@ -75,9 +74,9 @@ def record(
     logits_fn: LogitsFn,
     params: Any,
     steps: int,
-    tell: Callable[[Any], Any] | None = None,
-) -> Played:
-    """Plays `steps` steps of sampled actions in each of the N environments.
+    read: Callable[[Any], Any] | None = None,
+) -> Trajectories:
+    """Plays `steps` steps of sampled actions in each of the N environments; the policy sees clean frames.
 
     Args:
       key: a typed PRNG key.
@@ -85,81 +84,75 @@ def record(
       logits_fn: the policy.
       params: its first argument.
       steps: T.
-      tell: maps the environments' state to arrays ``[N, ...]`` that are kept beside the observations, such as
+      read: maps the environments' state to arrays ``[N, ...]`` that are kept beside the observations, such as
         `envs.Distracted.shown`.
     """
     key_reset, key = jax.random.split(key)
-
-    def step(carry, step_key):
-        obs, env_state = carry
-        key_action, key_env = jax.random.split(step_key)
-        action = env.action_space.clip(env.action_space.sample(key_action, logits_fn(params, obs)))
-        told = tell(env_state) if tell else None
-        following, env_state, reward, terminated, truncated, _ = env.step(key_env, env_state, action)
-        return (following, env_state), Played(obs, action, reward, terminated | truncated, told)
-
-    _, played = jax.lax.scan(step, env.reset(key_reset), jax.random.split(key, steps))
-    return jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1), played)
+    start = env.reset(key_reset)
+    _, shown, (reward, terminated, truncated) = acting.demonstrate(env, logits_fn, params, start, key, steps, read)
+    obs, action, extra = shown
+    trajectories = Trajectories(obs, action, reward, terminated | truncated, extra)
+    return jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1), trajectories)
 
 
-def split(played: Played, held_out: float = 0.1) -> tuple[Played, Played]:
+def split(trajectories: Trajectories, held_out: float = 0.1) -> tuple[Trajectories, Trajectories]:
     """Training and held-out transitions: of different environments."""
-    n = played.done.shape[0]
+    n = trajectories.done.shape[0]
     first = min(max(round((1 - held_out) * n), 1), n - 1)
-    return tuple(jax.tree.map(lambda x, part=part: x[part], played) for part in (slice(first), slice(first, n)))
+    return tuple(jax.tree.map(lambda x, part=part: x[part], trajectories) for part in (slice(first), slice(first, n)))
 
 
-def buffer(played: Played, length: int = 3) -> Buffer:
+def buffer(trajectories: Trajectories, length: int = 3) -> Buffer:
     """What stages 1 and 2 sample from: windows of `length` frames that cross no episode's end."""
-    n, t = played.done.shape
-    frames = played.obs.reshape(n * t, *played.obs.shape[2:])
-    ended = jnp.stack([played.done[:, i : t - length + 1 + i] for i in range(length - 1)]).any(0)
+    n, t = trajectories.done.shape
+    frames = trajectories.obs.reshape(n * t, *trajectories.obs.shape[2:])
+    ended = jnp.stack([trajectories.done[:, i : t - length + 1 + i] for i in range(length - 1)]).any(0)
     valid = jnp.pad(~ended, ((0, 0), (0, length - 1))).reshape(-1)
     starts = jnp.nonzero(valid, size=n * t, fill_value=0)[0].astype(jnp.int32)
     return Buffer(frames, starts, valid.sum().astype(jnp.int32))
 
 
-def stats(played: Played) -> ObsStats:
+def stats(trajectories: Trajectories) -> ObsStats:
     """As `preprocess.obs_stats`, inside ``jit``."""
-    if played.obs.dtype == jnp.uint8:
+    if trajectories.obs.dtype == jnp.uint8:
         return None
-    flat = played.obs.reshape(-1, *played.obs.shape[2:])
+    flat = trajectories.obs.reshape(-1, *trajectories.obs.shape[2:])
     scale = flat.std(0)
     return {"mean": flat.mean(0), "scale": jnp.where(scale > 1e-6, scale, 1.0)}
 
 
-def starts(key: jax.Array, played: Played, count: int, length: int = 3) -> jax.Array:
+def starts(key: jax.Array, trajectories: Trajectories, count: int, length: int = 3) -> jax.Array:
     """Draws where windows start, int32 ``[E]``, counted over all F frames.
 
     Without replacement while `count` is at most the number of windows; it must be.
     """
-    return stream.sample_starts(buffer(played, length), key, jnp.zeros((), jnp.int32), count)
+    return stream.sample_starts(buffer(trajectories, length), key, jnp.zeros((), jnp.int32), count)
 
 
-def windows(key: jax.Array, played: Played, count: int, length: int = 3) -> tuple[jax.Array, jax.Array]:
+def windows(key: jax.Array, trajectories: Trajectories, count: int, length: int = 3) -> tuple[jax.Array, jax.Array]:
     """Draws (as `starts`) windows ``[E, length, *obs_shape]`` and the actions at their last frames but one."""
-    first = starts(key, played, count, length)
-    frames, actions = (x.reshape(-1, *x.shape[2:]) for x in (played.obs, played.action))
+    first = starts(key, trajectories, count, length)
+    frames, actions = (x.reshape(-1, *x.shape[2:]) for x in (trajectories.obs, trajectories.action))
     return stream.gather(frames, first, length), actions[first + length - 2]
 
 
-def labelled(key: jax.Array, played: Played, count: int) -> tuple[jax.Array, jax.Array]:
+def labelled(key: jax.Array, trajectories: Trajectories, count: int) -> tuple[jax.Array, jax.Array]:
     """Draws labelled observations ``[L, *obs_shape]`` and their actions, as `decode_offline` takes them."""
-    drawn, actions = windows(key, played, count)
+    drawn, actions = windows(key, trajectories, count)
     return drawn[:, 1], actions
 
 
 def untrained_dynamics(
-    key: jax.Array, config: DynamicsConfig, played: Played, space: ActionSpace | int | None = None
+    key: jax.Array, config: DynamicsConfig, trajectories: Trajectories, space: ActionSpace | int | None = None
 ) -> DynamicsState:
     """Where `train_dynamics` starts from under the same key: the null of its probes."""
-    return dynamics.init(jax.random.split(key)[0], config, played.obs.shape[2:], stats(played), space)
+    return dynamics.init(jax.random.split(key)[0], config, trajectories.obs.shape[2:], stats(trajectories), space)
 
 
 def train_dynamics(
     key: jax.Array,
     config: DynamicsConfig,
-    played: Played,
+    trajectories: Trajectories,
     labels: tuple[jax.Array, jax.Array] | None = None,
     space: ActionSpace | int | None = None,
 ) -> tuple[DynamicsState, dict[str, jax.Array]]:
@@ -168,28 +161,28 @@ def train_dynamics(
     Args:
       key: a typed PRNG key.
       config: the settings.
-      played: what to learn from; its actions are not looked at.
+      trajectories: what to learn from; its actions are not looked at.
       labels: with `config.action_weight`, windows and their actions (see `windows`): all that it may know of actions.
       space: with labels, what actions are, or how many there are.
 
     Returns:
       The state, and metrics ``[steps]`` (see `dynamics.train_step`).
     """
-    source, key_batches = buffer(played, config.window), jax.random.split(key)[1]
+    source, key_batches = buffer(trajectories, config.window), jax.random.split(key)[1]
     known = None
     if labels is not None:
         known = Labels(labels[0].reshape(-1, *labels[0].shape[2:]), labels[1])
 
-    state = untrained_dynamics(key, config, played, space)
+    state = untrained_dynamics(key, config, trajectories, space)
     return jax.lax.scan(lambda s, _: dynamics_step(s, source, known, key_batches), state, length=config.steps)
 
 
 def train_cloning(
-    key: jax.Array, config: CloningConfig, played: Played, model: DynamicsState
+    key: jax.Array, config: CloningConfig, trajectories: Trajectories, model: DynamicsState
 ) -> tuple[CloningState, dict[str, jax.Array]]:
     """Stage 2 on the transitions' frames: the state, and metrics ``[steps]`` (see `cloning.train_step`)."""
-    source, (key_init, key) = buffer(played, model.config.window), jax.random.split(key)
-    state = cloning.init(key_init, config, played.obs.shape[2:], model.config.latent_dim, model.obs_stats)
+    source, (key_init, key) = buffer(trajectories, model.config.window), jax.random.split(key)
+    state = cloning.init(key_init, config, trajectories.obs.shape[2:], model.config.latent_dim, model.obs_stats)
 
     return jax.lax.scan(lambda s, _: cloning_step(s, source, key, model), state, length=config.steps)
 

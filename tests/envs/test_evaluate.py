@@ -5,7 +5,7 @@ import pytest
 
 from lamjax import envs
 from lamjax.envs import Gymnax
-from lamjax.envs.evaluate import CHUNK, evaluate, evaluate_all, most_together, outputs_of, side_by_side
+from lamjax.envs.evaluate import CHUNK, evaluate, evaluate_all, most_together, over_policies, side_by_side
 from tests.envs.toys import Counter
 
 LENGTHS = (3, 40, 7)  # the second is longer than a dispatch
@@ -158,21 +158,24 @@ def test_side_by_side_each_policy_plays_exactly_what_it_plays_alone(name, params
 
 
 def test_policies_that_share_a_trunk_run_it_once_on_all_observations():
-    policies = side_by_side(players(3, 5, 6, share=True))
-    assert len(policies.shared) == len(policies.own) == 1 and policies.own[0].shape == (3, 5)
+    alone = players(3, 5, 6, share=True)
+    policies, axes = side_by_side(alone)
+    assert axes == (0, None) and policies["head"].shape == (3, 5) and policies["trunk"] is alone[0]["trunk"]
     obs = jnp.ones((3, 4, 6))
 
     def logits(policy, obs):
         features = obs @ policy["trunk"][:, None]
         return features * policy["head"][None]
 
-    text = str(jax.make_jaxpr(lambda p, o: outputs_of(logits, p, o))(policies, obs))
+    outputs_of = jax.vmap(over_policies(logits, axes), ({"head": 0, "trunk": None}, 0))
+    text = str(jax.make_jaxpr(outputs_of)(policies, obs))
     assert "scan" not in text and "f32[3,6]" not in text  # neither one by one, nor a copy of the trunk for each
-    seen = outputs_of(logits, policies, obs)
+    outputs = outputs_of(policies, obs)
     for number in range(3):
-        np.testing.assert_allclose(seen[number], logits(policies.policy((policies.own[0][number],)), obs[number]))
-    apart = side_by_side(players(3, 5, 6, share=False))
-    assert "scan" in str(jax.make_jaxpr(lambda p, o: outputs_of(logits, p, o))(apart, obs))
+        np.testing.assert_allclose(outputs[number], logits(alone[number], obs[number]))
+    apart, axes = side_by_side(players(3, 5, 6, share=False))
+    assert axes == (0, 0)
+    assert "scan" in str(jax.make_jaxpr(jax.vmap(over_policies(logits, axes)))(apart, obs))
 
 
 def test_side_by_side_needs_an_environment_for_each(toy):

@@ -4,6 +4,7 @@ Dimension keys: T steps, N environments.
 """
 
 import functools
+import itertools
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,8 @@ from typing import Any
 import jax
 import numpy as np
 
+from lamjax import acting
+from lamjax.acting import LogitsFn
 from lamjax.data.store import StoreWriter
 from lamjax.envs.api import VectorEnv, stepper
 from lamjax.spaces import ActionSpace, Box
@@ -18,28 +21,14 @@ from lamjax.spaces import ActionSpace, Box
 CHUNK = 32  # steps a dispatch: 64 environments' frames are 25 MB of host memory
 
 
-@functools.partial(jax.jit, static_argnames=("logits_fn", "env"))
-def _play(logits_fn, policy, env, carry, key):
-    def step(carry, step_key):
-        obs, env_state = carry
-        key_action, key_env = jax.random.split(step_key)
-        # Under a distractor the demonstrator sees the game alone, so that its play does not depend on the distractor.
-        seen = getattr(env_state, "clean", obs)
-        action = env.action_space.clip(env.action_space.sample(key_action, logits_fn(policy, seen)))
-        level_seed = getattr(env_state, "level_seed", None)
-        distractor = env.shown(env_state) if _distractor_dim(env) else None
-        next_obs, env_state, reward, terminated, truncated, _ = env.step(key_env, env_state, action)
-        return (next_obs, env_state), (obs, action, reward, terminated, truncated, level_seed, distractor)
-
-    return jax.lax.scan(step, carry, jax.random.split(key, CHUNK))
-
-
-def _distractor_dim(env: VectorEnv) -> int:
-    return getattr(env, "distractor_dim", 0)
+@functools.partial(jax.jit, static_argnames=("env", "logits_fn"))
+def _play(env, logits_fn, policy, start, key):
+    read = functools.partial(acting.level_and_distractor, env)
+    return acting.demonstrate(env, logits_fn, policy, start, key, CHUNK, read)
 
 
 def _actions(space: ActionSpace) -> dict[str, Any]:
-    """What a store's writer is told of actions."""
+    """The arguments of a store's writer that describe actions."""
     if isinstance(space, Box):
         return {"action_dim": space.size, "action_bounds": (space.low, space.high)}
     return {"num_actions": space.n}
@@ -48,7 +37,7 @@ def _actions(space: ActionSpace) -> dict[str, Any]:
 def record(
     path: Path,
     env: VectorEnv,
-    logits_fn: Callable[[Any, jax.Array], jax.Array],
+    logits_fn: LogitsFn,
     policy: Any,
     frames: int,
     key: jax.Array,
@@ -61,7 +50,8 @@ def record(
     Each environment's episodes are written as they end. When enough has been played the running episodes are written
     too, marked as cut, so that the store holds what was played and short episodes are not favoured. Actions are those
     that were carried out: continuous ones lie within their bounds. Under a distractor (`Distracted`) the store holds
-    the frames with it, and apart from them what they show of it, for probes; the policy acts on the frames without.
+    the frames with it, and apart from them what they show of it, for probes; the policy sees clean frames
+    (`acting.demonstrate`).
 
     Args:
       path: folder of the store; it must not exist, and appears only when the recording is complete.
@@ -76,51 +66,42 @@ def record(
     Raises:
       StoreError: if the path exists or the disk is full.
     """
-    num_envs = env.num_envs
+    num_envs, distractor_dim, numbers = env.num_envs, acting.distractor_dim(env), itertools.count()
     running: list[list[tuple[np.ndarray, ...]]] = [[] for _ in range(num_envs)]
-    episodes = 0
     with StoreWriter(
         path,
         env=env.name,
         obs_shape=env.obs_shape,
         obs_dtype=np.dtype(env.obs_dtype),
         **_actions(env.action_space),
-        distractor_dim=_distractor_dim(env),
+        distractor_dim=distractor_dim,
         env_params=env.env_params,
         policy=source,
     ) as writer:
 
         def write(pieces: list[tuple[np.ndarray, ...]], ending: str) -> None:
-            nonlocal episodes
-            obs, action, reward, seeds, *distractor = (np.concatenate(part) for part in zip(*pieces, strict=True))
-            # An environment without levels splits by the number of the episode.
-            level = int(seeds[0]) if seeds[0] >= 0 else episodes
-            writer.append_episode(obs, action, reward, level, ending, distractor=distractor[0] if distractor else None)
-            episodes += 1
+            obs, action, reward, seeds, distractor = (np.concatenate(part) for part in zip(*pieces, strict=True))
+            number = next(numbers)
+            level = int(seeds[0]) if seeds[0] >= 0 else number  # without levels the number of the episode splits
+            writer.append_episode(obs, action, reward, level, ending, distractor=distractor if distractor_dim else None)
 
         key_reset, key = jax.random.split(key)
-        carry = env.reset(key_reset)
+        position = env.reset(key_reset)
         chunk = 0
         while chunk * CHUNK * num_envs < frames:
-            carry, steps = _play(logits_fn, policy, stepper(env), carry, jax.random.fold_in(key, chunk))
+            position, *steps = _play(stepper(env), logits_fn, policy, position, jax.random.fold_in(key, chunk))
             chunk += 1
-            obs, action, reward, terminated, truncated, seeds, distractor = (
-                None if s is None else np.asarray(s) for s in steps
-            )
-            seeds = np.full(terminated.shape, -1, np.int32) if seeds is None else seeds
+            (obs, action, read), (reward, terminated, truncated) = jax.device_get(steps)
             done = terminated | truncated
-            kept = (obs, action, reward, seeds) + (() if distractor is None else (distractor,))
             for n in range(num_envs):
-                begin = 0
-                for end in (*(np.flatnonzero(done[:, n]) + 1), CHUNK):
-                    if begin < end:
-                        rows = slice(begin, end)
-                        # Copies: a view would keep the whole dispatch in memory until the episode ends.
-                        running[n].append(tuple(x[rows, n].copy() for x in kept))
-                    if end > begin and done[end - 1, n]:
-                        write(running[n], "terminated" if terminated[end - 1, n] else "truncated")
+                for rows in np.split(np.arange(CHUNK), np.flatnonzero(done[:, n]) + 1):
+                    if not len(rows):
+                        continue
+                    # Such indices copy: a view would keep the whole dispatch in memory until the episode ends.
+                    running[n].append(tuple(x[rows, n] for x in (obs, action, reward, *read)))
+                    if done[rows[-1], n]:
+                        write(running[n], "terminated" if terminated[rows[-1], n] else "truncated")
                         running[n] = []
-                    begin = end
             if progress:
                 progress(chunk * CHUNK * num_envs)
         for pieces in running:

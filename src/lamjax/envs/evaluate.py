@@ -17,7 +17,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import struct
+from jax.custom_batching import sequential_vmap
 
+from lamjax import acting
+from lamjax.acting import LogitsFn
 from lamjax.envs.api import VectorEnv, join_states, stepper
 
 MOST = 16  # policies that play side by side on an accelerator,
@@ -32,92 +35,81 @@ def most_together(num_envs: int, backend: str | None = None) -> int:
     return max(1, min(MOST, MOST_ENVS // num_envs))
 
 
+def side_by_side(policies: Sequence[Any]) -> tuple[Any, tuple[int | None, ...]]:
+    """Joins P policies of one structure; what they have in common is kept once.
+
+    Returns:
+      A policy whose leaves are ``[P, ...]``, or as they are where all policies hold the very same array; and for each
+      leaf, in order, the axis of the policies: 0 or None.
+    """
+    structure = jax.tree.structure(policies[0])
+    columns = list(zip(*map(jax.tree.leaves, policies), strict=True))
+    axes = tuple(None if all(leaf is column[0] for leaf in column) else 0 for column in columns)
+    leaves = [column[0] if axis is None else jnp.stack(column) for column, axis in zip(columns, axes, strict=True)]
+    return jax.tree.unflatten(structure, leaves), axes
+
+
+def over_policies(f: Callable, axes: tuple[int | None, ...]) -> Callable:
+    """``f(policy, obs)`` as it should be under ``vmap`` over policies: `axes` is that of `side_by_side`.
+
+    Policies that share something, a trunk, run it once, on all their observations. Those that share nothing run one
+    after the other: their convolutions together would be grouped ones, which are slow everywhere.
+    """
+    return sequential_vmap(f) if axes and None not in axes else f
+
+
 @struct.dataclass
-class SideBySide:
-    """P policies with one ``logits_fn``.
+class Games:
+    """Where P policies stand in N environments each, and the episodes that have ended. Every field is ``[P, N, ...]``.
 
     Attributes:
-      shared: leaves that all policies hold, the very same arrays.
-      own: the other leaves, ``[P, ...]``.
-      structure: of one policy (static).
-      is_shared: for each leaf of a policy, in order (static).
+      position: observations and the environments' state.
+      running: returns float32 and lengths int32 ``[P, N]`` of the running episodes.
+      finished: int32 ``[P, N]``, how many of E episodes have ended.
+      tables: returns float32 and lengths int32 ``[P, N, E]`` of the episodes that have ended.
     """
 
-    shared: tuple[jax.Array, ...]
-    own: tuple[jax.Array, ...]
-    structure: Any = struct.field(pytree_node=False)
-    is_shared: tuple[bool, ...] = struct.field(pytree_node=False)
-
-    def policy(self, own: tuple[jax.Array, ...]) -> Any:
-        """One policy, from its own leaves."""
-        shared, rest = iter(self.shared), iter(own)
-        leaves = [next(shared) if alike else next(rest) for alike in self.is_shared]
-        return jax.tree.unflatten(self.structure, leaves)
+    position: acting.Position
+    running: tuple[jax.Array, jax.Array]
+    finished: jax.Array
+    tables: tuple[jax.Array, jax.Array]
 
 
-def side_by_side(policies: Sequence[Any]) -> SideBySide:
-    """Puts together policies of one structure; what they have in common is kept once."""
-    leaves = [jax.tree.leaves(policy) for policy in policies]
-    is_shared = tuple(all(leaf is first for leaf in others) for first, *others in zip(*leaves, strict=True))
-    shared = tuple(leaf for leaf, alike in zip(leaves[0], is_shared, strict=True) if alike)
-    own = [jnp.stack(column) for column, alike in zip(zip(*leaves, strict=True), is_shared, strict=True) if not alike]
-    return SideBySide(shared, tuple(own), jax.tree.structure(policies[0]), is_shared)
+@functools.partial(jax.jit, static_argnames=("logits_fn", "env", "axes"))
+def _play(logits_fn, policies, axes, env, greedy, games, key):
+    """Plays `CHUNK` steps more."""
+    space, outputs_of = env.action_space, over_policies(logits_fn, axes)
 
+    def play(policy, greedy, games):
+        def act(draw, obs, env_state):
+            outputs = outputs_of(policy, obs)
+            return space.clip(jnp.where(greedy, space.mode(outputs), draw(outputs))), None
 
-def outputs_of(logits_fn: Callable[[Any, jax.Array], jax.Array], policies: SideBySide, obs: jax.Array) -> jax.Array:
-    """Outputs ``[P, N, K]`` of P policies, each at its own observations: `obs` is ``[P, N, *obs_shape]``.
-
-    Policies that share something, a trunk, run it once, on P * N observations. Those that share nothing run one after
-    the other: their convolutions together would be grouped ones, which are slow everywhere.
-    """
-    one = lambda own, obs: logits_fn(policies.policy(own), obs)  # noqa: E731
-    if policies.shared or not policies.own:
-        return jax.vmap(one)(policies.own, obs)
-    return jax.lax.map(lambda args: one(*args), (policies.own, obs))
-
-
-@jax.vmap
-@jax.vmap
-def _record(table: jax.Array, slot: jax.Array, counts: jax.Array, value: jax.Array) -> jax.Array:
-    """Writes each environment's value into its row of a table ``[P, N, E]``, where it counts."""
-    return jnp.where(counts & (jnp.arange(len(table)) == slot), value, table)
-
-
-@functools.partial(jax.jit, static_argnames=("logits_fn", "env", "per_env"))
-def _play(logits_fn, policies, env, per_env, greedy, carry, key):
-    space = env.action_space
-
-    def choose(key, outputs, greedy):
-        return space.clip(jnp.where(greedy, space.mode(outputs), space.sample(key, outputs)))
-
-    def step(carry, step_key):
-        obs, env_state, running, finished, total, lengths, length = carry
-        key_action, key_env = jax.random.split(step_key)
-        # One key for all policies: each draws what it would draw alone.
-        action = jax.vmap(choose, in_axes=(None, 0, 0))(key_action, outputs_of(logits_fn, policies, obs), greedy)
-        play = jax.vmap(env.step, in_axes=(None, 0, 0))
-        obs, env_state, reward, terminated, truncated, _ = play(key_env, env_state, action)
-        running, length = running + reward, length + 1
+        position, _, (reward, terminated, truncated) = acting.unroll(env, act, games.position, key, CHUNK)
         done = terminated | truncated
-        counts = done & (finished < per_env)
-        total = _record(total, finished, counts, running)
-        lengths = _record(lengths, finished, counts, length)
-        running, length = jnp.where(done, 0.0, running), jnp.where(done, 0, length)
-        return (obs, env_state, running, finished + counts, total, lengths, length), None
+        running, totals = jax.lax.scan(acting.count, games.running, (reward, done))
+        num_envs, per_env = games.tables[0].shape
+        number = games.finished[None] + jnp.cumsum(done, axis=0) - done
+        # What lies beyond a table is dropped: steps that end no episode, and episodes that do not count.
+        places = jnp.arange(num_envs)[None], jnp.where(done, number, per_env)
+        tables = jax.tree.map(lambda table, x: table.at[places].set(x, mode="drop"), games.tables, totals)
+        return Games(position, running, jnp.minimum(games.finished + done.sum(axis=0), per_env), tables)
 
-    carry, _ = jax.lax.scan(step, carry, jax.random.split(key, CHUNK))
-    return carry
-
-
-def _start(obs: jax.Array, state: Any, per_env: int) -> tuple[Any, ...]:
-    """What `_play` carries before the first step of environments ``[P, N]``."""
-    zeros = jnp.zeros(obs.shape[:2])
-    counts = zeros.astype(jnp.int32)
-    table = jnp.zeros((*zeros.shape, per_env))
-    return obs, state, zeros, counts, table, table.astype(jnp.int32), counts
+    # One key for all policies: each draws what it would draw alone.
+    return jax.vmap(play, (jax.tree.unflatten(jax.tree.structure(policies), axes), 0, 0))(policies, greedy, games)
 
 
-def _alike(env: VectorEnv, wide: VectorEnv, obs: jax.Array, state: Any) -> tuple[jax.Array, Any]:
+def _start(env: VectorEnv, key: jax.Array, count: int, per_env: int, wide: VectorEnv | None = None):
+    """The games of P policies before their first step, and the key of all steps."""
+    key_reset, key = jax.random.split(key)
+    start = env.reset(key_reset)
+    position = jax.tree.map(lambda leaf: leaf[None], start) if wide is None else _alike(env, wide, *start)
+    zeros, table = (jnp.zeros((count, env.num_envs, *shape)) for shape in ((), (per_env,)))
+    none = zeros.astype(jnp.int32)
+    return Games(position, (zeros, none), none, (table, table.astype(jnp.int32))), key
+
+
+def _alike(env: VectorEnv, wide: VectorEnv, obs: jax.Array, state: Any) -> acting.Position:
     """Observations and state of N environments as those of P times N, ``[P, N, ...]``, which `wide` plays."""
     copies = wide.num_envs // env.num_envs
 
@@ -131,31 +123,24 @@ def _alike(env: VectorEnv, wide: VectorEnv, obs: jax.Array, state: Any) -> tuple
 
 
 def play_all(
-    logits_fn: Callable[[Any, jax.Array], jax.Array],
-    policy: Any,
-    env: VectorEnv,
-    per_env: int,
-    key: jax.Array,
-    *,
-    greedy: bool = False,
+    logits_fn: LogitsFn, policy: Any, env: VectorEnv, per_env: int, key: jax.Array, *, greedy: bool = False
 ) -> tuple[jax.Array, jax.Array]:
     """As `evaluate`, as one pure function: returns float32 and lengths int32, both ``[N, per_env]``."""
-    key_reset, key = jax.random.split(key)
-    carry = _start(*jax.tree.map(lambda leaf: leaf[None], env.reset(key_reset)), per_env)
+    games, key = _start(env, key, 1, per_env)
     policies, greedy = side_by_side([policy]), jnp.full(1, greedy)
 
     def chunk(numbered):
-        number, carry = numbered
-        carry = _play(logits_fn, policies, env, per_env, greedy, carry, jax.random.fold_in(key, number))
-        return number + 1, carry
+        number, games = numbered
+        return number + 1, _play(logits_fn, *policies, env, greedy, games, jax.random.fold_in(key, number))
 
-    unfinished = lambda numbered: jnp.any(numbered[1][3] < per_env)  # noqa: E731
-    _, carry = jax.lax.while_loop(unfinished, chunk, (jnp.zeros((), jnp.int32), carry))
-    return carry[4][0], carry[5][0]
+    unfinished = lambda numbered: jnp.any(numbered[1].finished < per_env)  # noqa: E731
+    _, games = jax.lax.while_loop(unfinished, chunk, (jnp.zeros((), jnp.int32), games))
+    returns, lengths = games.tables
+    return returns[0], lengths[0]
 
 
 def evaluate_all(
-    logits_fn: Callable[[Any, jax.Array], jax.Array],
+    logits_fn: LogitsFn,
     policies: Sequence[Any],
     env: VectorEnv,
     episodes: int,
@@ -172,7 +157,7 @@ def evaluate_all(
     Args:
       logits_fn: ``(policy, obs [N, *obs_shape]) -> outputs [N, K]``, logits of discrete actions (see `lamjax.spaces`);
         compiled once for each function object.
-      policies: P first arguments of `logits_fn`, pytrees of one structure (see `outputs_of`).
+      policies: P first arguments of `logits_fn`, pytrees of one structure (see `over_policies`).
       env: N environments.
       episodes: how many episodes of each policy, a multiple of N.
       key: a typed PRNG key; with the same key an environment plays the same levels.
@@ -193,23 +178,19 @@ def evaluate_all(
         raise ValueError(f"{mismatch}: ask for {nearest}.")
     if (wide or env).num_envs != count * n:
         raise ValueError(f"{count} policies in {n} environments each need {count * n}, not {(wide or env).num_envs}.")
-    key_reset, key = jax.random.split(key)
-    start = env.reset(key_reset)
-    carry = _start(
-        *(jax.tree.map(lambda leaf: leaf[None], start) if wide is None else _alike(env, wide, *start)), episodes // n
-    )
-    joined, greedy = side_by_side(policies), jnp.asarray(greedy)
-    chunk = 0
-    while (finished := int(carry[3].sum())) < count * episodes:
+    games, key = _start(env, key, count, episodes // n, wide)
+    joined, greedy, chunk = side_by_side(policies), jnp.asarray(greedy), 0
+    while (finished := int(games.finished.sum())) < count * episodes:
         if progress:
             progress(finished)
-        carry = _play(logits_fn, joined, stepper(env), episodes // n, greedy, carry, jax.random.fold_in(key, chunk))
+        games = _play(logits_fn, *joined, stepper(env), greedy, games, jax.random.fold_in(key, chunk))
         chunk += 1
-    return np.asarray(carry[4]).reshape(count, -1), np.asarray(carry[5]).reshape(count, -1)
+    returns, lengths = (np.asarray(table).reshape(count, -1) for table in games.tables)
+    return returns, lengths
 
 
 def evaluate(
-    logits_fn: Callable[[Any, jax.Array], jax.Array],
+    logits_fn: LogitsFn,
     policy: Any,
     env: VectorEnv,
     episodes: int,

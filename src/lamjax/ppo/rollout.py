@@ -1,7 +1,7 @@
-"""Acting in N environments for T steps, inside ``jit``, with the reward normalisation of gym 0.23.
+"""PPO's rollouts: T steps of acting in N environments, with the reward normalisation of gym 0.23.
 
-Acting comes first and gives arrays ``[T, N]``; what nothing acts on, scaled rewards and the episodes' returns, follows
-from them. An environment of two groups (`lamjax.envs.api.takes_turns`) acts with one while the host steps the other.
+Acting comes first and gives arrays ``[T, N]`` (`lamjax.acting`). Scaled rewards and the episodes' returns, on which no
+action depends, follow from them.
 
 Dimension keys: T steps, N environments, K numbers that a policy head gives (see `lamjax.spaces`).
 """
@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
-from lamjax import parallel
+from lamjax import acting, parallel
 from lamjax.envs.api import VectorEnv, stepper, takes_turns
 
 
@@ -148,118 +148,49 @@ def rollout(
       The state after, the transitions, and the episodes that ended.
     """
     env = stepper(env)
-    play = _play_in_turns if takes_turns(env) else _play
-    env_state, obs, steps = play(env, encode, act, state, key, num_steps, bootstrap_truncation)
-    state = state.replace(env=env_state, obs=obs)
-    state, reward, episodes = summarise(state, steps.reward, steps.done, gamma, reward_limit, axis_name)
-    ends_for_good = steps.terminated if bootstrap_truncation else steps.done
-    return state, steps.replace(reward=reward, terminated=ends_for_good), episodes
+
+    def choose(draw: Callable[[jax.Array], jax.Array], obs: jax.Array, env_state: Any) -> tuple[jax.Array, dict]:
+        features = encode(obs)
+        outputs, value = act(features)
+        sample = draw(outputs)
+        log_prob = env.action_space.log_prob(outputs, sample)
+        extra = {"features": features, "action": sample, "log_prob": log_prob, "value": value}
+        return env.action_space.clip(sample), extra
+
+    def keep(reward: jax.Array, terminated: jax.Array, truncated: jax.Array, info: Any) -> dict[str, jax.Array]:
+        final_value, done = jnp.zeros_like(reward), terminated | truncated
+        if bootstrap_truncation:
+            value = jax.lax.cond(
+                jnp.any(truncated), lambda obs: act(encode(obs))[1], lambda _: final_value, info["final_observation"]
+            )
+            final_value = jnp.where(truncated, value, 0.0)
+        ends_for_good = terminated if bootstrap_truncation else done
+        return {"reward": reward, "terminated": ends_for_good, "done": done, "final_value": final_value}
+
+    unroll = acting.unroll_in_turns if takes_turns(env) else acting.unroll
+    (obs, env_state), extras, outcomes = unroll(env, choose, (state.obs, state.env), key, num_steps, keep)
+    state, reward, episodes = _summarise(
+        state.replace(env=env_state, obs=obs), outcomes["reward"], outcomes["done"], gamma, reward_limit, axis_name
+    )
+    return state, Transitions(**extras, **outcomes | {"reward": reward}), episodes
 
 
-def summarise(
+def _summarise(
     state: ActorState, reward: jax.Array, done: jax.Array, gamma: float, reward_limit: float, axis_name: str | None
 ) -> tuple[ActorState, jax.Array, EpisodeStats]:
-    """Scales the rewards of a rollout, and sums up the episodes that ended in it.
+    """Scales the rewards ``[T, N]`` of a rollout, and sums up the episodes that ended in it."""
 
-    Args:
-      state: where the episodes stood, as regards `episode_return`, `episode_length` and `reward_scale`.
-      reward: float32 ``[T, N]``, raw.
-      done: bool ``[T, N]``, steps that ended an episode.
-      gamma: discount, for the reward scale.
-      reward_limit: clip of the scaled rewards; 0 leaves them raw.
-      axis_name: devices that share the reward statistics.
-
-    Returns:
-      The state with these three fields as they are after the rollout, float32 ``[T, N]`` scaled rewards, and the
-      episodes that ended.
-    """
-
-    def step(carry: tuple[jax.Array, jax.Array, RewardScale], inputs: tuple[jax.Array, jax.Array]):
-        episode_return, episode_length, scale = carry
+    def step(carry: tuple[Any, RewardScale], inputs: tuple[jax.Array, jax.Array]):
+        running, scale = carry
         reward, done = inputs
-        episode_return, episode_length = episode_return + reward, episode_length + 1
+        running, (episode_return, episode_length) = acting.count(running, inputs)
         if reward_limit > 0:
             scale, reward = scale_reward(scale, reward, done, gamma, reward_limit, axis_name)
         ended = done.astype(jnp.float32)
         stats = EpisodeStats(ended.sum(), (ended * episode_return).sum(), (ended * episode_length).sum())
-        carry = jnp.where(done, 0.0, episode_return), jnp.where(done, 0, episode_length), scale
-        return carry, (reward, stats)
+        return (running, scale), (reward, stats)
 
-    start = state.episode_return, state.episode_length, state.reward_scale
-    (episode_return, episode_length, scale), (reward, stats) = jax.lax.scan(step, start, (reward, done))
-    state = state.replace(episode_return=episode_return, episode_length=episode_length, reward_scale=scale)
+    start = (state.episode_return, state.episode_length), state.reward_scale
+    (running, scale), (reward, stats) = jax.lax.scan(step, start, (reward, done))
+    state = state.replace(episode_return=running[0], episode_length=running[1], reward_scale=scale)
     return state, reward, jax.tree.map(jnp.sum, stats)
-
-
-def _play(
-    env: Any, encode: Callable, act: Callable, state: ActorState, key: jax.Array, num_steps: int, bootstrap: bool
-) -> tuple[Any, jax.Array, Transitions]:
-    """Steps all N environments at once.
-
-    Returns:
-      The environments' state, what they show, and the transitions, with raw rewards and true terminations.
-    """
-    space = env.action_space
-
-    def step(carry: tuple[Any, jax.Array], step_key: jax.Array):
-        env_state, obs = carry
-        key_action, key_env = jax.random.split(step_key)
-        features = encode(obs)
-        outputs, value = act(features)
-        action = space.sample(key_action, outputs)
-        log_p = space.log_prob(outputs, action)
-        answer = env.step(key_env, env_state, space.clip(action))
-        obs, env_state, outcome = _outcome(answer, encode, act, bootstrap)
-        return (env_state, obs), Transitions(features, action, log_p, value, **outcome)
-
-    (env_state, obs), steps = jax.lax.scan(step, (state.env, state.obs), jax.random.split(key, num_steps))
-    return env_state, obs, steps
-
-
-def _play_in_turns(
-    env: Any, encode: Callable, act: Callable, state: ActorState, key: jax.Array, num_steps: int, bootstrap: bool
-) -> tuple[Any, jax.Array, Transitions]:
-    """`_play` with the two groups of an environment in turn: the host steps one while the device computes the other.
-
-    Turn ``2 t + g`` acts with group g at step t. It sends that group's actions, and receives what the other group
-    answers to those of the turn before. The first turn receives what group 1 shows already: `state` holds it too.
-    """
-    space, half = env.action_space, env.num_envs // 2
-    keys = jax.random.split(key, num_steps)
-
-    def turn(carry: tuple[Any, jax.Array], number: jax.Array):
-        env_state, obs = carry
-        group = number % 2
-        features = encode(obs)
-        outputs, value = act(features)
-        # Drawn among the rows of all N, so that each environment gets the action that `_play` draws for it.
-        key_action, _ = jax.random.split(keys[number // 2])
-        everyone = jnp.zeros((2, *outputs.shape), outputs.dtype).at[group].set(outputs)
-        drawn = space.sample(key_action, everyone.reshape(2 * half, -1))
-        action = drawn.reshape(2, half, *drawn.shape[1:])[group]
-        log_p = space.log_prob(outputs, action)
-        answer = env.exchange(env_state, space.clip(action), group)
-        obs, env_state, outcome = _outcome(answer, encode, act, bootstrap)
-        return (env_state, obs), ((features, action, log_p, value), outcome)
-
-    turns = jnp.arange(2 * num_steps, dtype=jnp.int32)
-    (env_state, obs), (acted, outcomes) = jax.lax.scan(turn, (state.env, state.obs[:half]), turns)
-    answer = env.receive(env_state, jnp.int32(1))
-    last_obs, env_state, last = _outcome(answer, encode, act, bootstrap)
-    # A turn's outcome arrives in the next one.
-    outcomes = jax.tree.map(lambda x, end: jnp.concatenate([x[1:], end[None]]), outcomes, last)
-    acted, outcomes = jax.tree.map(lambda x: x.reshape(num_steps, 2 * half, *x.shape[2:]), (acted, outcomes))
-    return env_state, jnp.concatenate([obs, last_obs]), Transitions(*acted, **outcomes)
-
-
-def _outcome(answer: tuple[Any, ...], encode: Callable, act: Callable, bootstrap: bool) -> tuple[Any, Any, dict]:
-    """The observations, the state and a transition's outcome in what an environment's ``step`` returned."""
-    obs, env_state, reward, terminated, truncated, info = answer
-    final_value = jnp.zeros_like(reward)
-    if bootstrap:
-        value = jax.lax.cond(
-            jnp.any(truncated), lambda o: act(encode(o))[1], lambda _: final_value, info["final_observation"]
-        )
-        final_value = jnp.where(truncated, value, 0.0)
-    outcome = {"reward": reward, "terminated": terminated, "done": terminated | truncated, "final_value": final_value}
-    return obs, env_state, outcome

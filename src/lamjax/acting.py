@@ -1,0 +1,140 @@
+"""Acting: a policy unrolled in N environments for T steps, inside ``jit``.
+
+Recording, evaluation and PPO all act here: they say what a step keeps, and reduce what comes back.
+
+Dimension keys: T steps, N environments, K numbers that a policy head gives (see `lamjax.spaces`).
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+# Observations ``[N, *obs_shape]`` and the environments' state, as ``reset`` returns them.
+Position = tuple[jax.Array, Any]
+# ``(draw, obs, env_state) -> (action, extra)``; `draw` samples actions ``[N, ...]`` from outputs ``[N, K]``.
+Act = Callable[[Callable[[jax.Array], jax.Array], jax.Array, Any], tuple[jax.Array, Any]]
+# ``(params, obs [N, *obs_shape]) -> outputs [N, K]``.
+LogitsFn = Callable[[Any, jax.Array], jax.Array]
+
+
+def _without_info(*outcome: Any) -> tuple[Any, ...]:
+    return outcome[:3]
+
+
+def unroll(
+    env: Any, act: Act, start: Position, key: jax.Array, num_steps: int, keep: Callable = _without_info
+) -> tuple[Position, Any, Any]:
+    """Acts for `num_steps` steps in all N environments at once.
+
+    Args:
+      env: N environments, or their `lamjax.envs.api.stepper`.
+      act: chooses actions ``[N, *space.shape]`` within their bounds, and returns with them what the caller wants to
+        keep of the step, any pytree of ``[N, ...]``.
+      start: where the environments stand.
+      key: a typed PRNG key; each step splits its own into those of the actions and of the environments.
+      num_steps: T.
+      keep: maps the outcome ``(reward, terminated, truncated, info)`` of a step to what the caller wants to keep of it;
+        by default all but ``info``, which holds a second copy of every frame.
+
+    Returns:
+      Where the environments stand afterwards, and what `act` and `keep` gave at each step, ``[T, N, ...]``.
+    """
+
+    def step(position: Position, step_key: jax.Array):
+        key_action, key_env = jax.random.split(step_key)
+        action, extra = act(lambda outputs: env.action_space.sample(key_action, outputs), *position)
+        obs, env_state, *outcome = env.step(key_env, position[1], action)
+        return (obs, env_state), (extra, keep(*outcome))
+
+    position, (extras, outcomes) = jax.lax.scan(step, start, jax.random.split(key, num_steps))
+    return position, extras, outcomes
+
+
+def unroll_in_turns(
+    env: Any, act: Act, start: Position, key: jax.Array, num_steps: int, keep: Callable = _without_info
+) -> tuple[Position, Any, Any]:
+    """`unroll` of two groups in turn (`lamjax.envs.api.takes_turns`): the host steps one while the device acts for one.
+
+    Turn ``2 t + g`` acts with group g at step t. It sends that group's actions, and receives what the other group
+    answers to those of the turn before. The first turn receives what group 1 shows already: `start` holds it too.
+    `act` gets the observations of one group, and the state of all N environments.
+    """
+    half = env.num_envs // 2
+    keys = jax.random.split(key, num_steps)
+
+    def turn(position: Position, number: jax.Array):
+        group = number % 2
+        key_action, _ = jax.random.split(keys[number // 2])
+
+        def draw(outputs: jax.Array) -> jax.Array:
+            # Drawn among the rows of all N, so that each environment gets the action that `unroll` draws for it.
+            everyone = jnp.zeros((2, *outputs.shape), outputs.dtype).at[group].set(outputs)
+            sample = env.action_space.sample(key_action, everyone.reshape(2 * half, -1))
+            return sample.reshape(2, half, *sample.shape[1:])[group]
+
+        action, extra = act(draw, *position)
+        obs, env_state, *outcome = env.exchange(position[1], action, group)
+        return (obs, env_state), (extra, keep(*outcome))
+
+    obs, env_state = start
+    turns = jnp.arange(2 * num_steps, dtype=jnp.int32)
+    (obs, env_state), (extras, outcomes) = jax.lax.scan(turn, (obs[:half], env_state), turns)
+    last_obs, env_state, *outcome = env.receive(env_state, jnp.int32(1))
+    # A turn's outcome arrives in the next one.
+    outcomes = jax.tree.map(lambda x, last: jnp.concatenate([x[1:], last[None]]), outcomes, keep(*outcome))
+    extras, outcomes = jax.tree.map(lambda x: x.reshape(num_steps, 2 * half, *x.shape[2:]), (extras, outcomes))
+    return (jnp.concatenate([obs, last_obs]), env_state), extras, outcomes
+
+
+def demonstrate(
+    env: Any,
+    logits_fn: LogitsFn,
+    params: Any,
+    start: Position,
+    key: jax.Array,
+    num_steps: int,
+    read: Callable[[Any], Any] | None = None,
+) -> tuple[Position, Any, Any]:
+    """Unrolls a demonstrator, which samples from ``logits_fn(params, obs)`` and always sees clean frames.
+
+    Under a distractor it sees the game alone, so that its play does not depend on the distractor. Each step keeps the
+    observations, which do show the distractor, the actions, and what `read` returns of the environments' state.
+    """
+
+    def act(draw: Callable[[jax.Array], jax.Array], obs: jax.Array, env_state: Any):
+        action = env.action_space.clip(draw(logits_fn(params, clean_obs(obs, env_state))))
+        return action, (obs, action, read(env_state) if read else None)
+
+    return unroll(env, act, start, key, num_steps)
+
+
+def count(running: tuple[jax.Array, jax.Array], step: tuple[jax.Array, jax.Array]) -> tuple[Any, Any]:
+    """Counts a step, rewards and ends ``[N]``, into running returns float32 and lengths int32 ``[N]``.
+
+    As a body for ``lax.scan`` it gives them for the next step, 0 where an episode ended, and with this step.
+    """
+    reward, done = step
+    episode_return, episode_length = running[0] + reward, running[1] + 1
+    following = jnp.where(done, 0.0, episode_return), jnp.where(done, 0, episode_length)
+    return following, (episode_return, episode_length)
+
+
+# Only some environments have levels or a distractor: those, and only those, have the attributes that follow.
+
+
+def clean_obs(obs: jax.Array, env_state: Any) -> jax.Array:
+    """The observations ``[N, *obs_shape]`` without a distractor."""
+    return getattr(env_state, "clean", obs)
+
+
+def distractor_dim(env: Any) -> int:
+    """D: how many numbers tell what the observations show of a distractor (`Distracted.shown`)."""
+    return getattr(env, "distractor_dim", 0)
+
+
+def level_and_distractor(env: Any, env_state: Any) -> tuple[jax.Array, jax.Array]:
+    """The levels being played, int32 ``[N]``, -1 without levels, and what is shown of a distractor, ``[N, D]``."""
+    level_seed = getattr(env_state, "level_seed", jnp.full(env.num_envs, -1, jnp.int32))
+    return level_seed, env.shown(env_state) if distractor_dim(env) else jnp.zeros((env.num_envs, 0))
