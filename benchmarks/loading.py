@@ -40,7 +40,7 @@ def loader(settings: Settings, torch_rate: float | None) -> dict[str, Any]:
 def random_play(path: Path, frames: int) -> data.Store:
     """A recording of coinrun under random actions."""
     env = envs.make("coinrun", 64)
-    logits = policies.uniform_logits(env.num_actions)
+    logits = policies.UniformPolicy(env.num_actions)
     record(path, env, logits, {}, frames, jax.random.key(0), source={"policy": "random"})
     env.close()
     return data.open_store(path)

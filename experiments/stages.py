@@ -68,10 +68,10 @@ NUM_ENVS = 64
 PROBE_TRAIN, PROBE_TEST = 8192, 2048
 
 learn = jax.jit(jitted.learn, static_argnames=("env", "config"))
-record = jax.jit(jitted.record, static_argnames=("env", "logits_fn", "steps", "read"))
+record = jax.jit(jitted.record, static_argnames=("env", "policy", "steps", "read"))
 train_dynamics = jax.jit(jitted.train_dynamics, static_argnames=("config", "space"))
 train_cloning = jax.jit(jitted.train_cloning, static_argnames="config")
-evaluate = jax.jit(jitted.evaluate, static_argnames=("env", "logits_fn", "per_env"))
+evaluate = jax.jit(jitted.evaluate, static_argnames=("env", "policy", "per_env"))
 windows = jax.jit(jitted.windows, static_argnames="count")
 untrained_dynamics = jit_once(jitted.untrained_dynamics, static_argnames=("config", "space"))
 _starts = jax.jit(jitted.starts, static_argnames="count")
@@ -99,7 +99,7 @@ def expert_folder(env: str, seed: int, config: ScratchConfig | None = None) -> P
     return common.WORK / "experts" / f"{env.replace('/', '-')}-{frames}-s{seed}"
 
 
-def expert(env: str, seed: int, config: ScratchConfig | None = None) -> tuple[policies.Logits, dict]:
+def expert(env: str, seed: int, config: ScratchConfig | None = None) -> tuple[policies.Policy, dict]:
     """A demonstrator that PPO trained from scratch, kept in a folder: what asks for it again shares it."""
     folder, config = expert_folder(env, seed, config), config or expert_config(env)
     if not (folder / "policy.json").exists():
@@ -107,12 +107,12 @@ def expert(env: str, seed: int, config: ScratchConfig | None = None) -> tuple[po
         network = ActorCriticAgent(config.trunk, vector.num_actions)
         key_learn, key_play = jax.random.split(jax.random.key(1_000_003 + seed))
         params, metrics = learn(key_learn, vector, config)
-        returns = evaluate(key_play, envs.make(env, NUM_ENVS), policies.Logits(network), params, 2)
+        returns = evaluate(key_play, envs.make(env, NUM_ENVS), network, params, 2)
         info = {"env": env, "seed": seed, "frames": config.ppo.total_frames, "return_mean": float(returns.mean())}
         info["curve"] = [float(x) for x in np.nan_to_num(metrics["episode_return"])]
         policies.save_policy(folder, network, params, info)
-    logits_fn, params, _ = policies.load_policy(folder)
-    return logits_fn, params
+    policy, params, _ = policies.load_policy(folder)
+    return policy, params
 
 
 def expert_info(env: str, seed: int, config: ScratchConfig | None = None) -> dict:
@@ -209,7 +209,7 @@ def decoded_return(
     key_labels, key_fit, key_play = jax.random.split(key, 3)
     seen, taken = windows(key_labels, train, labels)
     network, params = jitted.decode_offline(key_fit, config.offline, policy, seen[:, 1], taken, env.num_actions)
-    return float(evaluate(key_play, env, policies.Logits(network), params, 2).mean())
+    return float(evaluate(key_play, env, network, params, 2).mean())
 
 
 @functools.partial(jax.jit, static_argnames=("config", "num_actions", "decays"))
@@ -233,12 +233,12 @@ def clone_actions(
 
     keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key_rows, jnp.arange(config.steps))
     rows = jax.vmap(lambda key: jax.random.randint(key, (config.batch_size,), 0, len(obs)))(keys)
-    return jax.lax.scan(lambda s, _: labelled_step(s, obs, taken, rows), state, length=config.steps)[0].policy
+    return jax.lax.scan(lambda s, _: labelled_step(s, obs, taken, rows), state, length=config.steps)[0].policy_params
 
 
 @functools.cache
 def recorded(env: str, policy: str, steps: int, seed: int) -> tuple[Trajectories, Trajectories]:
     """Training and held-out recordings of 64 environments, of the demonstrator or of uniform actions."""
     vector = envs.make(env, NUM_ENVS)
-    logits_fn, params = expert(env, seed) if policy == "expert" else (policies.uniform_logits(vector.num_actions), {})
-    return jitted.split(record(keys(seed)[0], vector, logits_fn, params, steps))
+    uniform = policies.UniformPolicy(vector.num_actions), {}
+    return jitted.split(record(keys(seed)[0], vector, *(expert(env, seed) if policy == "expert" else uniform), steps))

@@ -41,14 +41,14 @@ def env():
 
 @pytest.fixture(scope="module")
 def trajectories(env):
-    return jitted.record(jax.random.key(0), env, policies.uniform_logits(2), {}, STEPS)
+    return jitted.record(jax.random.key(0), env, policies.UniformPolicy(2), {}, STEPS)
 
 
 def whole(key, env):
     """Everything that a run does."""
     keys = jax.random.split(key, 6)
     params, ppo = jitted.learn(keys[0], env, ScratchConfig(TRUNK, PPO))
-    expert = policies.Logits(ActorCriticAgent(TRUNK, env.num_actions))
+    expert = ActorCriticAgent(TRUNK, env.num_actions)
     train, held_out = jitted.split(jitted.record(keys[1], env, expert, params, STEPS))
     model, dynamics = jitted.train_dynamics(keys[2], DYNAMICS, train)
     policy, cloning = jitted.train_cloning(keys[3], CLONING, train, model)
@@ -59,7 +59,7 @@ def whole(key, env):
         "held_out": held_out,
         "dynamics": dynamics["loss"],
         "cloning": cloning["loss"],
-        "returns": jitted.evaluate(keys[5], env, policies.Logits(network), decoded, 2),
+        "returns": jitted.evaluate(keys[5], env, network, decoded, 2),
         "episodes": hybrid["episodes"],
         "decoder_accuracy": hybrid["decoder_accuracy"],
     }
@@ -134,7 +134,7 @@ def test_returns_are_those_of_whole_episodes(env):
 def test_what_is_read_from_the_environments_is_kept_beside_the_observations():
     env = envs.Disobedient(envs.Gymnax(Counter([4, 6]), N), sticky=0.5)
     read = lambda state: state.executed  # noqa: E731
-    trajectories = jitted.record(jax.random.key(0), env, policies.uniform_logits(2), {}, STEPS, read)
+    trajectories = jitted.record(jax.random.key(0), env, policies.UniformPolicy(2), {}, STEPS, read)
     executed, done = np.asarray(trajectories.extra), np.asarray(trajectories.done)
     # At the start of an episode nothing has been executed; within one the reward tells what was.
     np.testing.assert_array_equal(executed[:, 1:] == -1, done[:, :-1])
@@ -170,7 +170,7 @@ def test_continuous_actions_go_through_all_stages():
     def experiment(key):
         keys = jax.random.split(key, 6)
         params, ppo = jitted.learn(keys[0], env, ScratchConfig(TRUNK, PPO))
-        uniform = jitted.record(keys[1], env, policies.uniform_logits(space), {}, STEPS)
+        uniform = jitted.record(keys[1], env, policies.UniformPolicy(space), {}, STEPS)
         train, _ = jitted.split(uniform)
         config = dataclasses.replace(DYNAMICS, action_weight=0.1)
         model, stage_1 = jitted.train_dynamics(keys[2], config, train, jitted.windows(keys[2], train, 16), space)
@@ -178,7 +178,7 @@ def test_continuous_actions_go_through_all_stages():
         network, decoded = jitted.decode_offline(keys[4], OFFLINE, policy, *jitted.labelled(keys[4], train, 16), space)
         agent, hybrid, online_ = jitted.decode_online(keys[5], ONLINE, policy, model, env)
         players = ((ActorCriticAgent(TRUNK, space), params), (network, decoded), (agent, hybrid))
-        returns = [jitted.evaluate(key, env, policies.Logits(player), p, 2) for player, p in players]
+        returns = [jitted.evaluate(key, env, player, p, 2) for player, p in players]
         return uniform, stage_1, returns, ppo["policy_loss"], online_["decoder_mse"]
 
     # The networks are no JAX values: what plays stays inside.

@@ -19,7 +19,7 @@ from lamjax.decoding.online import DecoderConfig, OnlineConfig
 from lamjax.models.impala import ImpalaConfig
 from lamjax.models.mlp import MLPConfig
 from lamjax.models.policy import LatentPolicy
-from lamjax.policies import DecodedPolicy, Logits, PolicyError, load_policy, save_policy
+from lamjax.policies import DecodedPolicy, PolicyError, load_policy, save_policy
 from lamjax.ppo import ActorCriticAgent
 from lamjax.preprocess import normalise_obs
 from lamjax.spaces import Box
@@ -83,20 +83,20 @@ def test_float32_comes_back_exactly(policy, tmp_path):
     kind, obs_shape, network, params, logits = policy
     info = {"env": "toy", "return_mean": 3.5, "episodes": 100, "command": "lamjax expert"}
     save_policy(tmp_path / "a" / "b", network, params, info)
-    loaded_fn, loaded, loaded_info = load_policy(tmp_path / "a" / "b")
+    loaded_policy, loaded, loaded_info = load_policy(tmp_path / "a" / "b")
     assert loaded_info == info
-    assert loaded_fn == Logits(network) and hash(loaded_fn) == hash(Logits(network))
+    assert loaded_policy == network and hash(loaded_policy) == hash(network)
     ours, theirs = flat(loaded), flat(params)
     assert ours.keys() == theirs.keys()
     for name in ours:
         assert ours[name].dtype == jnp.float32
         np.testing.assert_array_equal(ours[name], theirs[name], err_msg=name)
-    found = loaded_fn(loaded, jnp.asarray(make_obs(obs_shape)))
+    found = loaded_policy(loaded, jnp.asarray(make_obs(obs_shape)))
     assert found.shape == (5, ACTIONS) and found.dtype == jnp.float32
     np.testing.assert_array_equal(found, logits)
     assert float(jnp.ptp(logits)) > 1e-2  # not a comparison of zeros
     # Under jit, as policies are played.
-    jitted = jax.jit(loaded_fn)(loaded, jnp.asarray(make_obs(obs_shape)))
+    jitted = jax.jit(loaded_policy)(loaded, jnp.asarray(make_obs(obs_shape)))
     np.testing.assert_allclose(jitted, logits, atol=1e-5)
     assert json.loads((tmp_path / "a" / "b" / "policy.json").read_text())["kind"] == kind
 
@@ -106,9 +106,9 @@ def test_networks_of_continuous_actions_come_back(tmp_path):
     network = ActorCriticAgent(trunk, space)
     params = network.init(jax.random.key(0), obs_shape)
     save_policy(tmp_path, network, params, {})
-    loaded_fn, loaded, _ = load_policy(tmp_path)
-    assert loaded_fn == Logits(network) and loaded_fn.network.space == space
-    assert loaded_fn(loaded, jnp.asarray(make_obs(obs_shape))).shape == (5, 4)
+    loaded_policy, loaded, _ = load_policy(tmp_path)
+    assert loaded_policy == network and loaded_policy.space == space
+    assert loaded_policy(loaded, jnp.asarray(make_obs(obs_shape))).shape == (5, 4)
 
 
 def test_notes_from_before_actions_could_be_continuous_are_read(saved):
@@ -117,7 +117,7 @@ def test_notes_from_before_actions_could_be_continuous_are_read(saved):
     assert note["network"].pop("space") == {"type": "Discrete", "n": ACTIONS}
     note["network"]["num_actions"] = ACTIONS
     path.write_text(json.dumps(note))
-    assert load_policy(saved)[0] == Logits(ActorCriticAgent(TRUNKS["vectors"][0], ACTIONS))
+    assert load_policy(saved)[0] == ActorCriticAgent(TRUNKS["vectors"][0], ACTIONS)
 
 
 def test_float16_is_half_the_size_and_close(policy, tmp_path):
@@ -126,9 +126,9 @@ def test_float16_is_half_the_size_and_close(policy, tmp_path):
     save_policy(tmp_path / "half", network, params, {}, dtype=np.float16)
     with np.load(tmp_path / "half" / "weights.npz", allow_pickle=False) as arrays:
         assert {arrays[name].dtype for name in arrays.files} == {np.dtype(np.float16)}
-    loaded_fn, loaded, _ = load_policy(tmp_path / "half")
+    loaded_policy, loaded, _ = load_policy(tmp_path / "half")
     assert {leaf.dtype for leaf in flat(loaded).values()} == {np.dtype(np.float32)}  # computed with in float32
-    found = loaded_fn(loaded, jnp.asarray(make_obs(obs_shape)))
+    found = loaded_policy(loaded, jnp.asarray(make_obs(obs_shape)))
     np.testing.assert_allclose(found, logits, atol=5e-3 * float(jnp.abs(logits).max()))
     sizes = [(tmp_path / name / "weights.npz").stat().st_size for name in ("full", "half")]
     assert sizes[1] < sizes[0]
@@ -136,14 +136,14 @@ def test_float16_is_half_the_size_and_close(policy, tmp_path):
 
 def test_equal_networks_are_one_function_for_jit():
     trunk, _ = TRUNKS["vectors"]
-    a, b = Logits(ActorCriticAgent(trunk, 6)), Logits(ActorCriticAgent(trunk, 6))
-    other = Logits(ActorCriticAgent(trunk, 7))
+    a, b = ActorCriticAgent(trunk, 6), ActorCriticAgent(trunk, 6)
+    other = ActorCriticAgent(trunk, 7)
     assert a == b and hash(a) == hash(b) and a != other
-    assert policies.uniform_logits(3) == policies.uniform_logits(3) != policies.uniform_logits(4)
+    assert policies.UniformPolicy(3) == policies.UniformPolicy(3) != policies.UniformPolicy(4)
 
 
 def test_random_policy_is_uniform():
-    logits = policies.uniform_logits(4)({}, jnp.zeros((3, 8, 8, 3), jnp.uint8))
+    logits = policies.UniformPolicy(4)({}, jnp.zeros((3, 8, 8, 3), jnp.uint8))
     np.testing.assert_allclose(jax.nn.softmax(logits), np.full((3, 4), 0.25))
 
 
@@ -151,14 +151,14 @@ def test_bfloat16_activations_are_not_part_of_the_file(tmp_path):
     trunk, obs_shape = TRUNKS["vectors"]
     agent = ActorCriticAgent(trunk, ACTIONS, jnp.bfloat16)
     save_policy(tmp_path / "p", agent, agent.init(jax.random.key(0), obs_shape), {})
-    assert load_policy(tmp_path / "p")[0] == Logits(ActorCriticAgent(trunk, ACTIONS))
+    assert load_policy(tmp_path / "p")[0] == ActorCriticAgent(trunk, ACTIONS)
 
 
 def test_an_older_policy_is_replaced(saved):
     network, params, _ = make_policy("decoded", *TRUNKS["vectors"])
     save_policy(saved, network, params, {"env": "other"})
-    loaded_fn, loaded, info = load_policy(saved)
-    assert (loaded_fn, info) == (Logits(network), {"env": "other"})
+    loaded_policy, loaded, info = load_policy(saved)
+    assert (loaded_policy, info) == (network, {"env": "other"})
     assert flat(loaded).keys() == flat(params).keys()
 
 

@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 
 from experiments import common, stages
 from experiments.common import COLOURS, Experiment, Row, bars, curve, grid, style, table
-from lamjax import envs, jitted, policies
+from lamjax import envs, jitted
 from lamjax.analysis.latents import latents_of
 from lamjax.decoding import behaviour_cloning, offline
 from lamjax.ppo import ActorCriticAgent
@@ -72,10 +72,9 @@ def played(method: str, labels: int, seed: int) -> dict[str, float]:
         params = stages.clone_actions(
             key_clone, CONFIG.cloning, jnp.asarray(obs), named, A, jitted.stats(train), decays=method == "named"
         )
-    logits_fn = policies.Logits(network)
     test, chosen, _ = stages.drawn(key_test, held_out, stages.PROBE_TEST)
-    agrees = np.argmax(np.asarray(logits_fn(params, jnp.asarray(test[:, 1]))), -1) == chosen
-    returns = stages.evaluate(key_play, env, logits_fn, params, 2)
+    agrees = np.argmax(np.asarray(network(params, jnp.asarray(test[:, 1]))), -1) == chosen
+    returns = stages.evaluate(key_play, env, network, params, 2)
     return {
         "return": float(returns.mean()),
         "agrees": float(agrees.mean()),

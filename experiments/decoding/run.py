@@ -35,7 +35,7 @@ TUNING = {"entropy_coef": 0.003, "learning_rates": CONFIG.named.ppo.learning_rat
 NEAR = 0.95  # of the demonstrator's return
 WINDOW = 1 / 50  # of the frames: the mean over which a training return counts
 
-_play = jax.jit(play_all, static_argnames=("logits_fn", "env", "per_env", "greedy"))
+_play = jax.jit(play_all, static_argnames=("policy", "env", "per_env", "greedy"))
 _named = jax.jit(behaviour_cloning.pseudo_labels, static_argnames=("config", "space"))
 
 
@@ -43,10 +43,7 @@ def returns(game: str, seed: int, network: policies.Network, params: dict) -> di
     """Mean returns of a policy that samples its actions, and of its likeliest ones."""
     env, key = envs.make(f"minatar/{game}", stages.NUM_ENVS), stages.keys(seed)[7]
     modes = {"return": False, "greedy": True}
-    played = {
-        name: _play(policies.Logits(network), params, env, EPISODES, key, greedy=greedy)[0]
-        for name, greedy in modes.items()
-    }
+    played = {name: _play(network, params, env, EPISODES, key, greedy=greedy)[0] for name, greedy in modes.items()}
     return {name: float(found.mean()) for name, found in played.items()}
 
 
@@ -60,8 +57,8 @@ def frames_to(target: float, curve: Sequence[float], frames: int) -> float:
 
 @functools.cache
 def expert_returns(game: str, seed: int) -> dict[str, float]:
-    logits_fn, params = stages.expert(f"minatar/{game}", seed, DEMONSTRATOR)
-    return returns(game, seed, logits_fn.network, params)
+    policy, params = stages.expert(f"minatar/{game}", seed, DEMONSTRATOR)
+    return returns(game, seed, policy, params)
 
 
 def progress(game: str, seed: int, curve: Sequence[float], frames: int, before: int = 0) -> dict[str, float]:
@@ -114,7 +111,7 @@ def named_by_play(game: str, seed: int) -> dict:
     """The same, its labels from random play of `ROLLOUT` steps."""
     env, key = envs.make(f"minatar/{game}", stages.NUM_ENVS), stages.keys(seed)[6]
     train, model, _ = learned(game, seed)
-    own = stages.record(key, env, policies.uniform_logits(env.action_space), {}, ROLLOUT)
+    own = stages.record(key, env, policies.UniformPolicy(env.action_space), {}, ROLLOUT)
     labelled, taken, _ = stages.drawn(key, own, own.action.size)
     return clone_named(key, train, model, jnp.asarray(labelled), jnp.asarray(taken), env.action_space)
 
@@ -168,7 +165,7 @@ def measure(variant: str, level: str, seed: int) -> dict[str, float]:
     if method == "expert":
         info = stages.expert_info(f"minatar/{game}", seed, DEMONSTRATOR)
         env = envs.make(f"minatar/{game}", stages.NUM_ENVS)
-        uniform = _play(policies.uniform_logits(env.action_space), {}, env, EPISODES, stages.keys(seed)[7])[0]
+        uniform = _play(policies.UniformPolicy(env.action_space), {}, env, EPISODES, stages.keys(seed)[7])[0]
         played = expert_returns(game, seed) | {"random_return": float(uniform.mean())}
         return played | progress(game, seed, info["curve"], info["frames"])
     return (by_frames if method in ONLINE else by_labels)(method, game, int(level), seed)

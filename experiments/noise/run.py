@@ -46,7 +46,7 @@ def environment(strength: str) -> envs.VectorEnv:
 def recorded(strength: str, seed: int) -> tuple[Trajectories, Trajectories]:
     """Uniform actions, and how far the channels are shifted."""
     env = environment(strength)
-    uniform = policies.uniform_logits(env.num_actions)
+    uniform = policies.UniformPolicy(env.num_actions)
     read = env.shown if acting.distractor_dim(env) else None
     return jitted.split(stages.record(stages.keys(seed)[0], env, uniform, {}, STEPS, read))
 

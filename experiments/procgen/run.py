@@ -235,8 +235,8 @@ def keep_policies(args: Args, game: str) -> None:
     kept += [(path, HERE / "policies" / game / path.name) for path in [*offline[-1:], trained / "decode_online"]]
     for source, target in kept:
         if (source / "policy.json").exists():
-            logits_fn, params, info = policies.load_policy(source)
-            policies.save_policy(target, logits_fn.network, params, info, np.float16)
+            policy, params, info = policies.load_policy(source)
+            policies.save_policy(target, policy, params, info, np.float16)
 
 
 def main() -> int:

@@ -32,7 +32,7 @@ def best_guess(train: tuple[np.ndarray, np.ndarray], test: tuple[np.ndarray, np.
 def measure(variant: str, level: str, seed: int) -> dict[str, float]:
     keys = stages.keys(seed)
     env = Disobedient(envs.make(GAME, stages.NUM_ENVS), **{variant: float(level)})
-    uniform, a = policies.uniform_logits(env.num_actions), env.num_actions
+    uniform, a = policies.UniformPolicy(env.num_actions), env.num_actions
     train, held_out = jitted.split(stages.record(keys[0], env, uniform, {}, STEPS, executed))
     model, _ = stages.train_dynamics(keys[1], CONFIG, train)
     untrained = stages.untrained_dynamics(keys[1], CONFIG, train)

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 
 from experiments import common, stages
 from experiments.common import COLOURS, Experiment, Row, grid, style, table
-from lamjax import cloning, envs, policies
+from lamjax import cloning, envs
 from lamjax.cloning import CloningState
 from lamjax.config import RunConfig
 from lamjax.decoding import online
@@ -116,7 +116,7 @@ def measure(variant: str, level: str, seed: int) -> dict[str, float]:
         env = changed(level, config.scratch.ppo.num_envs)
         params, metrics = stages.learn(keys[3], env, config.scratch)
         network = ActorCriticAgent(config.scratch.trunk, env.num_actions)
-    returns = stages.evaluate(keys[4], changed(level, stages.NUM_ENVS), policies.Logits(network), params, 2)
+    returns = stages.evaluate(keys[4], changed(level, stages.NUM_ENVS), network, params, 2)
     course = np.asarray(metrics["episode_return"])
     accuracy = np.asarray(metrics.get("decoder_accuracy", np.nan))
     accuracy = accuracy[np.isfinite(accuracy)]

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 
 from experiments import common, stages
 from experiments.common import Experiment, Row, bars, grid, style, table
-from lamjax import envs, jitted
+from lamjax import envs, jitted, policies
 
 GAME = "minatar/breakout"
 CONFIG = stages.GRID
@@ -33,7 +33,7 @@ def configured(variant: str, level: str) -> jitted.DynamicsConfig:
 @functools.cache
 def random_return(seed: int) -> float:
     env = envs.make(GAME, stages.NUM_ENVS)
-    uniform = stages.policies.uniform_logits(env.num_actions)
+    uniform = policies.UniformPolicy(env.num_actions)
     return float(stages.evaluate(stages.keys(seed)[6], env, uniform, {}, 2).mean())
 
 

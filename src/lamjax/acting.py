@@ -15,8 +15,8 @@ import jax.numpy as jnp
 Position = tuple[jax.Array, Any]
 # ``(draw, obs, env_state) -> (action, extra)``; `draw` samples actions ``[N, ...]`` from outputs ``[N, K]``.
 Act = Callable[[Callable[[jax.Array], jax.Array], jax.Array, Any], tuple[jax.Array, Any]]
-# ``(params, obs [N, *obs_shape]) -> outputs [N, K]``.
-LogitsFn = Callable[[Any, jax.Array], jax.Array]
+# ``(params, obs [N, *obs_shape]) -> outputs [N, K]``; hashable, and equal to what computes the same, for ``jit``.
+PolicyFn = Callable[[Any, jax.Array], jax.Array]
 
 
 def _without_info(*outcome: Any) -> tuple[Any, ...]:
@@ -90,21 +90,21 @@ def unroll_in_turns(
 
 def demonstrate(
     env: Any,
-    logits_fn: LogitsFn,
+    policy: PolicyFn,
     params: Any,
     start: Position,
     key: jax.Array,
     num_steps: int,
     read: Callable[[Any], Any] | None = None,
 ) -> tuple[Position, Any, Any]:
-    """Unrolls a demonstrator, which samples from ``logits_fn(params, obs)`` and always sees clean frames.
+    """Unrolls a demonstrator, which samples from ``policy(params, obs)`` and always sees clean frames.
 
     Under a distractor it sees the game alone, so that its play does not depend on the distractor. Each step keeps the
     observations, which do show the distractor, the actions, and what `read` returns of the environments' state.
     """
 
     def act(draw: Callable[[jax.Array], jax.Array], obs: jax.Array, env_state: Any):
-        action = env.action_space.clip(draw(logits_fn(params, clean_obs(obs, env_state))))
+        action = env.action_space.clip(draw(policy(params, clean_obs(obs, env_state))))
         return action, (obs, action, read(env_state) if read else None)
 
     return unroll(env, act, start, key, num_steps)

@@ -349,7 +349,7 @@ def evaluate(args: Eval) -> None:
         args.env,
         config,
         args.checkpoint,
-        source.logits_fn,
+        source.policy,
         [source.params],
         jax.random.key(args.seed),
         episodes=args.episodes,

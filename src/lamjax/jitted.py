@@ -6,7 +6,7 @@ checkpoints, reports) is left out, and a stage is one ``lax.scan``. Everything r
 
     env = envs.make("cartpole", 64)
     params, _ = jitted.learn(key, env, config.expert)                        # a demonstrator
-    trajectories = jitted.record(key, env, policies.Logits(agent), params, 1024)
+    trajectories = jitted.record(key, env, agent, params, 1024)
     train, test = jitted.split(trajectories)
     model, _ = jitted.train_dynamics(key, config.dynamics, train)            # stage 1
     policy, _ = jitted.train_cloning(key, config.cloning, train, model)      # stage 2
@@ -22,8 +22,8 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
-from lamjax import acting, cloning, dynamics, policies, ppo
-from lamjax.acting import LogitsFn
+from lamjax import acting, cloning, dynamics, ppo
+from lamjax.acting import PolicyFn
 from lamjax.cloning import CloningConfig, CloningState
 from lamjax.config import ScratchConfig
 from lamjax.data import stream
@@ -71,7 +71,7 @@ def learn(key: jax.Array, env: VectorEnv, config: ScratchConfig) -> tuple[Any, d
 def record(
     key: jax.Array,
     env: VectorEnv,
-    logits_fn: LogitsFn,
+    policy: PolicyFn,
     params: Any,
     steps: int,
     read: Callable[[Any], Any] | None = None,
@@ -81,15 +81,15 @@ def record(
     Args:
       key: a typed PRNG key.
       env: N environments.
-      logits_fn: the policy.
-      params: its first argument.
+      policy: the policy.
+      params: its parameters.
       steps: T.
       read: maps the environments' state to arrays ``[N, ...]`` that are kept beside the observations, such as
         `envs.Distracted.shown`.
     """
     key_reset, key = jax.random.split(key)
     start = env.reset(key_reset)
-    _, shown, (reward, terminated, truncated) = acting.demonstrate(env, logits_fn, params, start, key, steps, read)
+    _, shown, (reward, terminated, truncated) = acting.demonstrate(env, policy, params, start, key, steps, read)
     obs, action, extra = shown
     trajectories = Trajectories(obs, action, reward, terminated | truncated, extra)
     return jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1), trajectories)
@@ -207,18 +207,18 @@ def decode_offline(
     """
     decoder, _ = offline.fit(key, cloning.predict_latents(policy, obs), actions, config, space)
     network = DecodedPolicy(policy.config.trunk, policy.latent_dim, space, config)
-    return network, policies.decoded_params(policy, decoder)
+    return network, network.init(policy, decoder)
 
 
 def decode_online(
     key: jax.Array, config: OnlineConfig, policy: CloningState, model: DynamicsState, env: VectorEnv
 ) -> tuple[HybridAgent, Any, dict[str, jax.Array]]:
-    """Stage 3 by PPO: the agent, its parameters for `policies.Logits`, and metrics ``[updates]``."""
+    """Stage 3 by PPO: the agent, its parameters, and metrics ``[updates]``."""
     agent = online.make_agent(policy, config, env.action_space)
     state, metrics = online.learn(online.init(key, config, policy, env), model, agent, env)
     return agent, {"params": state.ppo.params, "frozen": state.frozen}, metrics
 
 
-def evaluate(key: jax.Array, env: VectorEnv, logits_fn: LogitsFn, params: Any, per_env: int) -> jax.Array:
+def evaluate(key: jax.Array, env: VectorEnv, policy: PolicyFn, params: Any, per_env: int) -> jax.Array:
     """Raw returns float32 ``[N, per_env]``: as `envs.evaluate`, each environment plays the same number of episodes."""
-    return evaluation.play_all(logits_fn, params, env, per_env, key)[0]
+    return evaluation.play_all(policy, params, env, per_env, key)[0]

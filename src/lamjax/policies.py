@@ -1,16 +1,13 @@
 """Policies as folders: ``weights.npz`` (arrays alone, no pickle) and ``policy.json`` (what they are, and from where).
 
 Three kinds: an actor-critic that PPO trained, a latent policy with an offline decoder, and the hybrid actor of online
-decoding. Each as a ``logits_fn`` gives what its space of actions makes a distribution of (see `lamjax.spaces`): logits
-of discrete actions, means and log-deviations of continuous ones. Weights may be kept in float16 to be small; they are
-computed with in float32.
+decoding. Weights may be kept in float16 to be small; they are computed with in float32.
 """
 
 import dataclasses
 import json
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -25,13 +22,30 @@ from lamjax.models.mlp import MLPConfig
 from lamjax.models.policy import LatentPolicy
 from lamjax.models.trunk import TrunkConfig
 from lamjax.ppo import ActorCriticAgent
-from lamjax.preprocess import normalise_obs
+from lamjax.preprocess import normalise_obs, with_stats
 from lamjax.spaces import ActionSpace, Box, Discrete, as_space
 from lamjax.training import checkpoint
 
 
 class PolicyError(ValueError):
     """Raised when a policy folder is missing or not one of ours."""
+
+
+class Policy(Protocol):
+    """A policy without its parameters: a frozen dataclass that compares by value, so that ``jit`` compiles it once.
+
+    `ActorCriticAgent`, `HybridAgent`, `DecodedPolicy` and `UniformPolicy` are policies. They start in different ways:
+    each has an ``init`` of its own. `save_policy` and `load_policy` keep them with their parameters.
+
+    Attributes:
+      space: what actions are; it samples from outputs, and gives their likeliest action and log-probabilities.
+    """
+
+    space: ActionSpace
+
+    def __call__(self, params: Any, obs: jax.Array) -> jax.Array:
+        """Outputs float32 ``[B, K]`` of `space`, a distribution over actions, at observations ``[B, *obs_shape]``."""
+        ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,59 +67,34 @@ class DecodedPolicy:
     def __post_init__(self):
         object.__setattr__(self, "space", as_space(self.space))
 
+    @staticmethod
+    def init(policy: CloningState, decoder: Any) -> dict[str, Any]:
+        """The parameters: stage 2's policy, a decoder, and how observations are standardised."""
+        return with_stats({"policy": policy.params, "decoder": decoder}, policy.obs_stats)
+
+    def __call__(self, params: Any, obs: jax.Array) -> jax.Array:
+        """See `Policy`."""
+        inputs = normalise_obs(obs, params.get("obs_stats"))
+        latents, _ = LatentPolicy(self.trunk, self.latent_dim).apply({"params": params["policy"]}, inputs)
+        return decode(params["decoder"], latents, self.decoder, self.space)
+
+
+@dataclasses.dataclass(frozen=True)
+class UniformPolicy:
+    """The random policy over a space, or over so many actions; it has no parameters."""
+
+    space: ActionSpace
+
+    def __post_init__(self):
+        object.__setattr__(self, "space", as_space(self.space))
+
+    def __call__(self, params: Any, obs: jax.Array) -> jax.Array:
+        """See `Policy`."""
+        return self.space.uniform(obs.shape[0])
+
 
 Network = ActorCriticAgent | DecodedPolicy | HybridAgent
 KINDS: dict[str, type] = {"actor_critic": ActorCriticAgent, "decoded": DecodedPolicy, "hybrid": HybridAgent}
-
-
-def actor_critic_logits(network: ActorCriticAgent, params: Any, obs: jax.Array) -> jax.Array:
-    """Outputs ``[B, K]`` of an actor-critic."""
-    return network.apply(params, obs)[0]
-
-
-def decoded_params(policy: CloningState, decoder: Any) -> dict[str, Any]:
-    """What a `DecodedPolicy` computes with: stage 2's policy, a decoder, and how observations are standardised."""
-    stats = {} if policy.obs_stats is None else {"obs_stats": policy.obs_stats}
-    return {"policy": policy.params, "decoder": decoder, **stats}
-
-
-def decoded_logits(network: DecodedPolicy, params: Any, obs: jax.Array) -> jax.Array:
-    """Outputs ``[B, K]`` of a latent policy and its decoder; params as of `decoded_params`."""
-    inputs = normalise_obs(obs, params.get("obs_stats"))
-    latents, _ = LatentPolicy(network.trunk, network.latent_dim).apply({"params": params["policy"]}, inputs)
-    return decode(params["decoder"], latents, network.decoder, network.space)
-
-
-def hybrid_logits(network: HybridAgent, params: Any, obs: jax.Array) -> jax.Array:
-    """Outputs ``[B, K]`` of the hybrid actor; params ``{"params": ..., "frozen": ...}``, unless nothing is frozen."""
-    return network.apply(params["params"], network.encode(params.get("frozen", {}), obs))[0]
-
-
-LOGITS = {ActorCriticAgent: actor_critic_logits, DecodedPolicy: decoded_logits, HybridAgent: hybrid_logits}
-
-
-@dataclasses.dataclass(frozen=True)
-class Logits:
-    """``logits_fn(params, obs)`` of a network; equal networks compare equal, so ``jit`` compiles them once."""
-
-    network: Network
-
-    def __call__(self, params: Any, obs: jax.Array) -> jax.Array:
-        """What the network's space makes actions of, float32 ``[B, K]``, at observations ``[B, *obs_shape]``."""
-        return LOGITS[type(self.network)](self.network, params, obs)
-
-
-def uniform_logits(space: ActionSpace | int) -> Callable[[Any, jax.Array], jax.Array]:
-    """The random policy over a space, or over so many actions, as a ``logits_fn``."""
-    return _Uniform(as_space(space))
-
-
-@dataclasses.dataclass(frozen=True)
-class _Uniform:
-    space: ActionSpace
-
-    def __call__(self, params: Any, obs: jax.Array) -> jax.Array:
-        return self.space.uniform(obs.shape[0])
 
 
 def save_policy(folder: Path, network: Network, params: Any, info: dict[str, Any], dtype: Any = np.float32) -> None:
@@ -128,11 +117,11 @@ def save_policy(folder: Path, network: Network, params: Any, info: dict[str, Any
     (folder / "policy.json").write_text(json.dumps(note, indent=2) + "\n")
 
 
-def load_policy(folder: Path) -> tuple[Logits, Any, dict[str, Any]]:
+def load_policy(folder: Path) -> tuple[Network, Any, dict[str, Any]]:
     """Reads a policy folder.
 
     Returns:
-      ``logits_fn``, its parameters, and the provenance.
+      The policy, its parameters, and the provenance.
 
     Raises:
       PolicyError: if the folder is missing, or its files are not those of a policy.
@@ -145,7 +134,7 @@ def load_policy(folder: Path) -> tuple[Logits, Any, dict[str, Any]]:
         if "num_actions" in sizes:  # as it was written before actions could be continuous
             sizes["space"] = sizes.pop("num_actions")
         network = KINDS[note["kind"]](**sizes)
-        return Logits(network), params, note["info"]
+        return network, params, note["info"]
     except FileNotFoundError as error:
         raise PolicyError(f"There is no policy at {folder}: {Path(error.filename).name} is missing.") from error
     except Exception as error:  # damaged files make json, zipfile and zlib raise whatever they meet

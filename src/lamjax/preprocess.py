@@ -8,7 +8,7 @@ What moves like an object, as an overlay does, no filter tells from the game.
 Dimension keys: B batch, T frames of a window, H, W, C frame.
 """
 
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import chex
 import jax
@@ -50,6 +50,16 @@ _MEDIAN_OF_9 = (
     *((1, 2), (4, 5), (7, 8), (0, 1), (3, 4), (6, 7), (1, 2), (4, 5), (7, 8), (0, 3)),
     *((5, 8), (4, 7), (3, 6), (1, 4), (2, 5), (4, 7), (4, 2), (6, 4), (4, 2)),
 )
+
+
+def with_stats(params: dict[str, Any], stats: ObsStats) -> dict[str, Any]:
+    """A policy's parameters together with how it standardises observations: the key ``obs_stats``, if there is any."""
+    return params if stats is None else {**params, "obs_stats": stats}
+
+
+def without_stats(params: dict[str, Any]) -> tuple[dict[str, Any], ObsStats]:
+    """Undoes `with_stats`."""
+    return {name: tree for name, tree in params.items() if name != "obs_stats"}, params.get("obs_stats")
 
 
 def clean(windows: jax.Array, how: Cleaning, now: int = 1) -> jax.Array:

@@ -17,7 +17,7 @@ KEY = jax.random.key(3)
 def record_game(path, frames=NUM_ENVS * STEPS, **kwargs):
     env = envs.make(GAME, NUM_ENVS, num_levels=50, start_level=7)
     try:
-        record(path, env, policies.uniform_logits(ACTIONS), {}, frames, KEY, source={"kind": "random"}, **kwargs)
+        record(path, env, policies.UniformPolicy(ACTIONS), {}, frames, KEY, source={"kind": "random"}, **kwargs)
     finally:
         env.close()
 
@@ -160,7 +160,7 @@ def test_at_least_the_frames_that_were_asked_for(tmp_path):
 
 def test_environments_without_levels_are_split_by_episode(tmp_path):
     env = envs.make("cartpole", 4)
-    record(tmp_path / "store", env, policies.uniform_logits(2), {}, 2000, KEY, source={"kind": "random"})
+    record(tmp_path / "store", env, policies.UniformPolicy(2), {}, 2000, KEY, source={"kind": "random"})
     store = data.open_store(tmp_path / "store")
     assert store.episodes.level_seed.tolist() == list(range(len(store.episodes)))
     assert {"train", "test"} == set(store.episodes.split)

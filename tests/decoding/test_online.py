@@ -145,8 +145,8 @@ def test_all_layers_start_as_the_last_ones_and_have_gradients(policy, supervised
     np.testing.assert_allclose(logits, every.apply(params, features)[0])  # the RL head is still zero
     # Also where nothing is frozen the actor is one that can be saved and played.
     policies.save_policy(tmp_path, every, {"params": moved, "frozen": frozen}, {})
-    logits_fn, loaded, _ = policies.load_policy(tmp_path)
-    np.testing.assert_allclose(logits_fn(loaded, obs), logits, atol=1e-6)
+    policy, loaded, _ = policies.load_policy(tmp_path)
+    np.testing.assert_allclose(policy(loaded, obs), logits, atol=1e-6)
 
 
 def test_refit_schedule_of_the_paper():

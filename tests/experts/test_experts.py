@@ -41,9 +41,9 @@ def test_an_expert_is_found_by_its_environment(root):
         save_policy(folder(env), agent, params, {"env": env, "return_mean": 5.0}, dtype=np.float16)
     assert available() == {env: {"env": env, "return_mean": 5.0} for env in ("maze", "minatar/breakout")}
     for env in available():
-        logits_fn, loaded, info = load(env)
+        policy, loaded, info = load(env)
         assert info["env"] == env
-        assert logits_fn(loaded, jnp.zeros((2, 100))).shape == (2, 3)
+        assert policy(loaded, jnp.zeros((2, 100))).shape == (2, 3)
     with pytest.raises(PolicyError, match=r"^No expert is shipped for heist \(there are: maze, minatar/breakout\): "):
         load("heist")
     assert folder("minatar/breakout").parent == root
@@ -65,7 +65,7 @@ def test_shipped_experts_say_where_they_come_from(env):
 def test_shipped_experts_are_small_and_play(env):
     files = {path.name: path.stat().st_size for path in folder(env).iterdir()}
     assert files.keys() == {"weights.npz", "policy.json"} and sum(files.values()) < 8e6
-    logits_fn, params, _ = load(env)
+    policy, params, _ = load(env)
     obs = np.random.default_rng(0).integers(0, 256, (4, 64, 64, 3), np.uint8)
-    logits = np.asarray(jax.jit(logits_fn)(params, obs))
+    logits = np.asarray(jax.jit(policy)(params, obs))
     assert logits.shape == (4, 15) and np.isfinite(logits).all() and np.ptp(logits, axis=1).min() > 0.1

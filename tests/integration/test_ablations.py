@@ -62,11 +62,11 @@ def test_one_command_sets_it(options):
 def play_briefly(monkeypatch):
     """Evaluations of a moment: what policies are worth is not the question here."""
 
-    def evaluate_all(logits_fn, players, env, episodes, key, *, greedy, wide=None, progress=None):
+    def evaluate_all(policy, players, env, episodes, key, *, greedy, wide=None, progress=None):
         obs, _ = env.reset(key)
         assert (wide or env).num_envs == len(players) * env.num_envs
         for policy in players:
-            logits = np.asarray(logits_fn(policy, obs))
+            logits = np.asarray(policy(policy, obs))
             assert logits.shape == (env.num_envs, env.num_actions) and np.isfinite(logits).all()
         draw, shape = float(jax.random.uniform(key)), (len(players), episodes)
         returns = np.array([[draw + mode] * episodes for mode in greedy], np.float32)
@@ -159,15 +159,15 @@ def test_offline_decoding_resumes_where_it_stopped(recorded, tmp_path, play_brie
             pipeline.offline_stage(run, store, model, policy, 15)
         return run.done("decode_offline")
 
-    def fingerprints(logits_fn, players, env, episodes, key, **options):
+    def fingerprints(policy, players, env, episodes, key, **options):
         """Returns that depend on every weight of the policies."""
         obs = np.full((env.num_envs, *env.obs_shape), 100, np.uint8)
-        values = [np.float32(np.asarray(logits_fn(params, obs)).std()) for params in players]
+        values = [np.float32(np.asarray(policy(params, obs)).std()) for params in players]
         chunks.append(len(players))
         if stopping and not set(values) <= set(seen):
             seen.extend(values)
             raise InterruptedRunError(15)
-        lengths = evaluate_all(logits_fn, players, env, episodes, key, **options)[1]
+        lengths = evaluate_all(policy, players, env, episodes, key, **options)[1]
         return np.repeat(np.array(values)[:, None], episodes, 1), lengths
 
     monkeypatch.setattr(pipeline.evaluation, "evaluate_all", fingerprints)

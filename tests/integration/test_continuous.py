@@ -69,8 +69,8 @@ def test_its_policies_play(folder):
     names = {path.name for path in (folder / "policies").iterdir()}
     assert names == {"decode_online", "ppo_scratch", "offline-16", "offline-64", "relabel-64"}
     for name in names:
-        logits_fn, params, _ = policies.load_policy(folder / "policies" / name)
-        outputs = logits_fn(params, obs)
+        policy, params, _ = policies.load_policy(folder / "policies" / name)
+        outputs = policy(params, obs)
         torque = TORQUE.clip(TORQUE.sample(jax.random.key(1), outputs))
         assert torque.shape == (3, 1) and np.isfinite(torque).all() and np.abs(torque).max() <= 2
 

@@ -52,8 +52,8 @@ def test_its_policies_play(told):
     env = envs.make("Goal", 3)
     obs, _ = env.reset(told["jax"].random.key(0))
     for name in ("decode_online", "ppo_scratch", "offline-64"):
-        logits_fn, params, _ = policies.load_policy(told["folder"] / "policies" / name)
-        logits = np.asarray(logits_fn(params, obs))
+        policy, params, _ = policies.load_policy(told["folder"] / "policies" / name)
+        logits = np.asarray(policy(params, obs))
         assert logits.shape == (3, 5) and np.isfinite(logits).all()
 
 

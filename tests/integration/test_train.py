@@ -141,8 +141,8 @@ def test_policies_play(whole, summary):
     assert found == {"decode_online", "ppo_scratch", *(f"offline-{n}" for n in SMOKE.offline.labels)}
     obs = np.random.default_rng(0).integers(0, 256, (3, 64, 64, 3), np.uint8)
     for name in found:
-        logits_fn, params, info = policies.load_policy(whole / "policies" / name)
-        logits = np.asarray(logits_fn(params, obs))
+        policy, params, info = policies.load_policy(whole / "policies" / name)
+        logits = np.asarray(policy(params, obs))
         assert logits.shape == (3, 15) and np.isfinite(logits).all()
         if name in summary["stages"]:
             assert info["return_mean"] == summary["stages"][name]["return_mean"]

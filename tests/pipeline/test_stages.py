@@ -173,7 +173,7 @@ def test_stages_on_two_devices_are_those_of_one_on_the_joined_batch(store, tmp_p
     for number in range(config.cloning.steps):
         seen = joined(stream[2], number)
         expected, _ = step(expected, seen[:, -2], name(model, decoder, seen, config.offline, 2))
-    close(clone.policy, expected.policy, rtol=1e-3, atol=1e-5)
+    close(clone.policy_params, expected.policy_params, rtol=1e-3, atol=1e-5)
 
 
 def interrupted(patch, module, name, calls):
@@ -362,7 +362,7 @@ def test_random_play_names_the_recording(decoded, store):
     assert results["frames_per_s"] == pytest.approx(256 / results["seconds"])  # of PPO alone
     assert [frames for frames, _ in results["curve"]][-1] == 512 + 256
     found, started = (policies.load_policy(folder / "policies" / name) for name in ("decode_named", "named"))
-    assert found[0].network == started[0].network and results["start_return"] == started[2]["return_mean"]
+    assert found[0] == started[0] and results["start_return"] == started[2]["return_mean"]
     # PPO goes on from the clone's weights; how observations are standardised is not among what it trains.
     close(found[1]["obs_stats"], started[1]["obs_stats"])
     moved = jax.tree.map(lambda a, b: float(np.abs(a - b).max()), found[1], started[1])
@@ -408,7 +408,7 @@ def test_clones_of_labels_see_the_rows_of_the_runs_seed(store, tmp_path):
     for _ in range(config.offline.bc_steps):
         batch = rows.integers(6, size=config.cloning.batch_size)
         state, _ = step(state, obs[batch], taken[batch])
-    close(clone.policy, state.policy, rtol=1e-5, atol=1e-6)
+    close(clone.policy_params, state.policy_params, rtol=1e-5, atol=1e-6)
 
 
 def test_random_play_leaves_frames_for_ppo():

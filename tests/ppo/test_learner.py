@@ -13,7 +13,6 @@ from lamjax.config import GRID_PRESETS, OWN_PRESETS
 from lamjax.envs import Gymnax
 from lamjax.models.impala import ImpalaConfig
 from lamjax.models.mlp import MLPConfig
-from lamjax.policies import Logits
 from lamjax.ppo import ActorCriticAgent, PPOConfig, losses
 from lamjax.training import driver
 from tests.envs.toys import Aim
@@ -113,7 +112,7 @@ def test_learns_pendulum():
     env = envs.make("pendulum", config.ppo.num_envs)
     agent = ActorCriticAgent(config.trunk, env.action_space)
     params, metrics = jax.jit(lambda key: jitted.learn(key, env, config))(jax.random.key(0))
-    returns = jitted.evaluate(jax.random.key(1), env, Logits(agent), params, 2)
+    returns = jitted.evaluate(jax.random.key(1), env, agent, params, 2)
     assert returns.mean() >= -250
     assert np.nanmin(metrics["episode_return"]) < -1000  # it had to be learned
 
@@ -125,7 +124,7 @@ def test_learns_minatar_breakout():
     env = envs.make("minatar/breakout", config.ppo.num_envs)
     agent = ActorCriticAgent(config.trunk, env.num_actions)
     params, _ = jax.jit(lambda key: jitted.learn(key, env, config))(jax.random.key(0))
-    returns = jitted.evaluate(jax.random.key(1), env, Logits(agent), params, 2)
+    returns = jitted.evaluate(jax.random.key(1), env, agent, params, 2)
     assert returns.mean() > 28
 
 

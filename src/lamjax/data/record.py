@@ -13,7 +13,7 @@ import jax
 import numpy as np
 
 from lamjax import acting
-from lamjax.acting import LogitsFn
+from lamjax.acting import PolicyFn
 from lamjax.data.store import StoreWriter
 from lamjax.envs.api import VectorEnv, stepper
 from lamjax.spaces import ActionSpace, Box
@@ -21,10 +21,10 @@ from lamjax.spaces import ActionSpace, Box
 CHUNK = 32  # steps a dispatch: 64 environments' frames are 25 MB of host memory
 
 
-@functools.partial(jax.jit, static_argnames=("env", "logits_fn"))
-def _play(env, logits_fn, policy, start, key):
+@functools.partial(jax.jit, static_argnames=("env", "policy"))
+def _play(env, policy, params, start, key):
     read = functools.partial(acting.level_and_distractor, env)
-    return acting.demonstrate(env, logits_fn, policy, start, key, CHUNK, read)
+    return acting.demonstrate(env, policy, params, start, key, CHUNK, read)
 
 
 def _actions(space: ActionSpace) -> dict[str, Any]:
@@ -37,8 +37,8 @@ def _actions(space: ActionSpace) -> dict[str, Any]:
 def record(
     path: Path,
     env: VectorEnv,
-    logits_fn: LogitsFn,
-    policy: Any,
+    policy: PolicyFn,
+    params: Any,
     frames: int,
     key: jax.Array,
     *,
@@ -56,8 +56,8 @@ def record(
     Args:
       path: folder of the store; it must not exist, and appears only when the recording is complete.
       env: N environments.
-      logits_fn: ``(policy, obs [N, *obs_shape]) -> outputs [N, K]`` (see `lamjax.spaces`).
-      policy: its first argument, a pytree.
+      policy: ``(params, obs [N, *obs_shape]) -> outputs [N, K]`` (see `lamjax.spaces`).
+      params: its parameters.
       frames: at least so many frames are recorded; the last dispatch may bring up to ``32 N`` more.
       key: a typed PRNG key.
       source: what the manifest says of the policy.
@@ -89,7 +89,7 @@ def record(
         position = env.reset(key_reset)
         chunk = 0
         while chunk * CHUNK * num_envs < frames:
-            position, *steps = _play(stepper(env), logits_fn, policy, position, jax.random.fold_in(key, chunk))
+            position, *steps = _play(stepper(env), policy, params, position, jax.random.fold_in(key, chunk))
             chunk += 1
             (obs, action, read), (reward, terminated, truncated) = jax.device_get(steps)
             done = terminated | truncated

@@ -24,7 +24,7 @@ from lamjax.decoding.offline import OfflineConfig
 from lamjax.dynamics import DynamicsState
 from lamjax.optim import grads_as, unpack_groups
 from lamjax.ppo import ActorCriticAgent
-from lamjax.preprocess import ObsStats, normalise_obs
+from lamjax.preprocess import ObsStats, normalise_obs, with_stats
 from lamjax.schedules import warmup_linear
 from lamjax.spaces import ActionSpace, as_space
 
@@ -52,9 +52,9 @@ class ActionState:
     obs_stats: ObsStats = None
 
     @property
-    def policy(self) -> dict[str, Any]:
-        """The agent's parameters, with how observations are standardised."""
-        return self.params if self.obs_stats is None else {**self.params, "obs_stats": self.obs_stats}
+    def policy_params(self) -> dict[str, Any]:
+        """The agent's parameters as a policy: with how observations are standardised."""
+        return with_stats(self.params, self.obs_stats)
 
 
 def _optimizer(config: CloningConfig, decays: bool) -> optax.GradientTransformation:

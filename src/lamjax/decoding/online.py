@@ -31,7 +31,7 @@ from lamjax.models.layers import Dense
 from lamjax.models.mlp import MLP
 from lamjax.models.trunk import TrunkConfig, make_trunk
 from lamjax.ppo import Metrics, PPOConfig, PPOState
-from lamjax.preprocess import ObsStats, normalise_obs
+from lamjax.preprocess import ObsStats, normalise_obs, with_stats
 from lamjax.schedules import without_wait
 from lamjax.spaces import ActionSpace, as_space
 
@@ -158,9 +158,7 @@ class HybridAgent:
             frozen = {"fc": trunk["fc"], "latent_head": head, "decoder": decoder}
         if self.supervised or self.train == "head":
             frozen["convs"] = trunk["convs"]
-        if policy.obs_stats is not None:
-            frozen["obs_stats"] = policy.obs_stats
-        return params, frozen
+        return params, with_stats(frozen, policy.obs_stats)
 
     def _fc(self, params: Any, x: jax.Array) -> jax.Array:
         layer = Dense(self.trunk.features, dtype=self.dtype)
@@ -191,6 +189,10 @@ class HybridAgent:
         outputs = x @ params["policy_head"]["kernel"] + params["policy_head"]["bias"][None]
         value = x @ params["value_head"]["kernel"] + params["value_head"]["bias"][None]
         return self.space.blend(features["decoded"], outputs) if self.supervised else outputs, value[:, 0]
+
+    def __call__(self, params: dict[str, Any], obs: jax.Array) -> jax.Array:
+        """As a policy (`lamjax.policies.Policy`): outputs ``[B, O]``; params ``{"params": ..., "frozen": ...}``."""
+        return self.apply(params["params"], self.encode(params.get("frozen", {}), obs))[0]
 
 
 @struct.dataclass

@@ -20,7 +20,7 @@ from flax import struct
 from jax.custom_batching import sequential_vmap
 
 from lamjax import acting
-from lamjax.acting import LogitsFn
+from lamjax.acting import PolicyFn
 from lamjax.envs.api import VectorEnv, join_states, stepper
 
 MOST = 16  # policies that play side by side on an accelerator,
@@ -35,22 +35,22 @@ def most_together(num_envs: int, backend: str | None = None) -> int:
     return max(1, min(MOST, MOST_ENVS // num_envs))
 
 
-def side_by_side(policies: Sequence[Any]) -> tuple[Any, tuple[int | None, ...]]:
-    """Joins P policies of one structure; what they have in common is kept once.
+def side_by_side(params: Sequence[Any]) -> tuple[Any, tuple[int | None, ...]]:
+    """Joins the parameters of P policies, of one structure; what they have in common is kept once.
 
     Returns:
-      A policy whose leaves are ``[P, ...]``, or as they are where all policies hold the very same array; and for each
+      Parameters whose leaves are ``[P, ...]``, or as they are where all policies hold the very same array; and for each
       leaf, in order, the axis of the policies: 0 or None.
     """
-    structure = jax.tree.structure(policies[0])
-    columns = list(zip(*map(jax.tree.leaves, policies), strict=True))
+    structure = jax.tree.structure(params[0])
+    columns = list(zip(*map(jax.tree.leaves, params), strict=True))
     axes = tuple(None if all(leaf is column[0] for leaf in column) else 0 for column in columns)
     leaves = [column[0] if axis is None else jnp.stack(column) for column, axis in zip(columns, axes, strict=True)]
     return jax.tree.unflatten(structure, leaves), axes
 
 
 def over_policies(f: Callable, axes: tuple[int | None, ...]) -> Callable:
-    """``f(policy, obs)`` as it should be under ``vmap`` over policies: `axes` is that of `side_by_side`.
+    """``f(params, obs)`` as it should be under ``vmap`` over policies: `axes` is that of `side_by_side`.
 
     Policies that share something, a trunk, run it once, on all their observations. Those that share nothing run one
     after the other: their convolutions together would be grouped ones, which are slow everywhere.
@@ -75,14 +75,14 @@ class Games:
     tables: tuple[jax.Array, jax.Array]
 
 
-@functools.partial(jax.jit, static_argnames=("logits_fn", "env", "axes"))
-def _play(logits_fn, policies, axes, env, greedy, games, key):
+@functools.partial(jax.jit, static_argnames=("policy", "env", "axes"))
+def _play(policy, params, axes, env, greedy, games, key):
     """Plays `CHUNK` steps more."""
-    space, outputs_of = env.action_space, over_policies(logits_fn, axes)
+    space, outputs_of = env.action_space, over_policies(policy, axes)
 
-    def play(policy, greedy, games):
+    def play(params, greedy, games):
         def act(draw, obs, env_state):
-            outputs = outputs_of(policy, obs)
+            outputs = outputs_of(params, obs)
             return space.clip(jnp.where(greedy, space.mode(outputs), draw(outputs))), None
 
         position, _, (reward, terminated, truncated) = acting.unroll(env, act, games.position, key, CHUNK)
@@ -96,7 +96,7 @@ def _play(logits_fn, policies, axes, env, greedy, games, key):
         return Games(position, running, jnp.minimum(games.finished + done.sum(axis=0), per_env), tables)
 
     # One key for all policies: each draws what it would draw alone.
-    return jax.vmap(play, (jax.tree.unflatten(jax.tree.structure(policies), axes), 0, 0))(policies, greedy, games)
+    return jax.vmap(play, (jax.tree.unflatten(jax.tree.structure(params), axes), 0, 0))(params, greedy, games)
 
 
 def _start(env: VectorEnv, key: jax.Array, count: int, per_env: int, wide: VectorEnv | None = None):
@@ -123,15 +123,15 @@ def _alike(env: VectorEnv, wide: VectorEnv, obs: jax.Array, state: Any) -> actin
 
 
 def play_all(
-    logits_fn: LogitsFn, policy: Any, env: VectorEnv, per_env: int, key: jax.Array, *, greedy: bool = False
+    policy: PolicyFn, params: Any, env: VectorEnv, per_env: int, key: jax.Array, *, greedy: bool = False
 ) -> tuple[jax.Array, jax.Array]:
     """As `evaluate`, as one pure function: returns float32 and lengths int32, both ``[N, per_env]``."""
     games, key = _start(env, key, 1, per_env)
-    policies, greedy = side_by_side([policy]), jnp.full(1, greedy)
+    joined, greedy = side_by_side([params]), jnp.full(1, greedy)
 
     def chunk(numbered):
         number, games = numbered
-        return number + 1, _play(logits_fn, *policies, env, greedy, games, jax.random.fold_in(key, number))
+        return number + 1, _play(policy, *joined, env, greedy, games, jax.random.fold_in(key, number))
 
     unfinished = lambda numbered: jnp.any(numbered[1].finished < per_env)  # noqa: E731
     _, games = jax.lax.while_loop(unfinished, chunk, (jnp.zeros((), jnp.int32), games))
@@ -140,8 +140,8 @@ def play_all(
 
 
 def evaluate_all(
-    logits_fn: LogitsFn,
-    policies: Sequence[Any],
+    policy: PolicyFn,
+    params: Sequence[Any],
     env: VectorEnv,
     episodes: int,
     key: jax.Array,
@@ -155,9 +155,9 @@ def evaluate_all(
     Every policy meets the same levels, and its actions are drawn with the same keys: it gets what it would get alone.
 
     Args:
-      logits_fn: ``(policy, obs [N, *obs_shape]) -> outputs [N, K]``, logits of discrete actions (see `lamjax.spaces`);
-        compiled once for each function object.
-      policies: P first arguments of `logits_fn`, pytrees of one structure (see `over_policies`).
+      policy: what all policies have in common, ``(params, obs [N, *obs_shape]) -> outputs [N, K]`` (see
+        `lamjax.spaces`); compiled once for all that are equal.
+      params: of each policy, P pytrees of one structure (see `over_policies`).
       env: N environments.
       episodes: how many episodes of each policy, a multiple of N.
       key: a typed PRNG key; with the same key an environment plays the same levels.
@@ -171,7 +171,7 @@ def evaluate_all(
     Raises:
       ValueError: if `episodes` is not a multiple of N, or `wide` does not have P * N environments.
     """
-    n, count = env.num_envs, len(policies)
+    n, count = env.num_envs, len(params)
     if episodes % n:
         nearest = max(1, round(episodes / n)) * n
         mismatch = f"episodes ({episodes}) must be a multiple of the number of environments ({n})"
@@ -179,19 +179,19 @@ def evaluate_all(
     if (wide or env).num_envs != count * n:
         raise ValueError(f"{count} policies in {n} environments each need {count * n}, not {(wide or env).num_envs}.")
     games, key = _start(env, key, count, episodes // n, wide)
-    joined, greedy, chunk = side_by_side(policies), jnp.asarray(greedy), 0
+    joined, greedy, chunk = side_by_side(params), jnp.asarray(greedy), 0
     while (finished := int(games.finished.sum())) < count * episodes:
         if progress:
             progress(finished)
-        games = _play(logits_fn, *joined, stepper(env), greedy, games, jax.random.fold_in(key, chunk))
+        games = _play(policy, *joined, stepper(env), greedy, games, jax.random.fold_in(key, chunk))
         chunk += 1
     returns, lengths = (np.asarray(table).reshape(count, -1) for table in games.tables)
     return returns, lengths
 
 
 def evaluate(
-    logits_fn: LogitsFn,
-    policy: Any,
+    policy: PolicyFn,
+    params: Any,
     env: VectorEnv,
     episodes: int,
     key: jax.Array,
@@ -200,5 +200,5 @@ def evaluate(
     progress: Callable[[int], None] | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """One policy's returns and lengths, both ``[episodes]``: see `evaluate_all`."""
-    returns, lengths = evaluate_all(logits_fn, [policy], env, episodes, key, greedy=[greedy], progress=progress)
+    returns, lengths = evaluate_all(policy, [params], env, episodes, key, greedy=[greedy], progress=progress)
     return returns[0], lengths[0]

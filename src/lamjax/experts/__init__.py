@@ -5,7 +5,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from lamjax.policies import Logits, PolicyError, load_policy
+from lamjax.policies import Network, PolicyError, load_policy
 
 
 def folder(env: str) -> Path:
@@ -20,7 +20,7 @@ def available() -> dict[str, dict[str, Any]]:
     return {info.get("env", name): info for name, info in notes.items()}
 
 
-def load(env: str) -> tuple[Logits, Any, dict[str, Any]]:
+def load(env: str) -> tuple[Network, Any, dict[str, Any]]:
     """The expert of `env`; see `policies.load_policy`.
 
     Raises:

@@ -9,10 +9,10 @@ from lamjax.training.run_folder import Run
 
 def baselines_stage(run: Run, source: Source, space: ActionSpace | int) -> None:
     """Measures the random policy and the recorded one on the run's own levels."""
-    baselines = {"random_return": ("the random policy", policies.uniform_logits(space), {})}
+    baselines = {"random_return": ("the random policy", policies.UniformPolicy(space), {})}
     if source.kind not in ("random", "store"):
         label = f"the recorded policy ({source.kind})"
-        baselines["expert_return"] = (label, source.logits_fn, source.params)
+        baselines["expert_return"] = (label, source.policy, source.params)
     for name, policy in baselines.items():
         if name in run.summary["nulls"]:
             continue

@@ -40,11 +40,11 @@ def returns_summary(env: str, returns: np.ndarray) -> dict[str, Any]:
     }
 
 
-def evaluate_policy(run: Run, label: str, logits_fn: Any, params: Any, *, distracted: bool = True) -> dict[str, Any]:
+def evaluate_policy(run: Run, label: str, policy: Any, params: Any, *, distracted: bool = True) -> dict[str, Any]:
     """Returns of one policy, sampled, over the run's `eval_episodes`; see `evaluate_policies`."""
     episodes = run.config.eval_episodes
     (results,) = evaluate_policies(
-        run, label, logits_fn, [params], episodes=episodes, num_envs=64, greedy=[False], distracted=distracted
+        run, label, policy, [params], episodes=episodes, num_envs=64, greedy=[False], distracted=distracted
     )
     return results
 
@@ -52,7 +52,7 @@ def evaluate_policy(run: Run, label: str, logits_fn: Any, params: Any, *, distra
 def evaluate_policies(
     run: Run,
     label: str,
-    logits_fn: Any,
+    policy: Any,
     params: list[Any],
     *,
     episodes: int,
@@ -64,7 +64,7 @@ def evaluate_policies(
     """Returns of policies on levels that depend on the run's seed and `draw` alone; arguments as of `play`."""
     key = run.key(f"evaluation-{draw}" if draw else "evaluation")
     options = {"episodes": episodes, "num_envs": num_envs, "greedy": greedy, "distracted": distracted}
-    returns, _ = play(run.env, run.config, label, logits_fn, params, key, **options, check_stop=run.check_stop)
+    returns, _ = play(run.env, run.config, label, policy, params, key, **options, check_stop=run.check_stop)
     return [returns_summary(run.env, row) for row in returns]
 
 
@@ -72,7 +72,7 @@ def play(
     env_name: str,
     config: RunConfig,
     label: str,
-    logits_fn: Any,
+    policy: Any,
     params: list[Any],
     key: jax.Array,
     *,
@@ -88,7 +88,7 @@ def play(
       env_name: the environment.
       config: its levels and its distractor.
       label: what is evaluated, for the progress.
-      logits_fn: of all policies.
+      policy: of all policies.
       params: of each policy.
       key: a typed PRNG key: of levels and actions.
       episodes: of each policy.
@@ -110,7 +110,7 @@ def play(
         check_stop()
 
     try:
-        results = evaluate_all(logits_fn, params, env, episodes, key, greedy=greedy, wide=wide, progress=tick)
+        results = evaluate_all(policy, params, env, episodes, key, greedy=greedy, wide=wide, progress=tick)
         progress.to(episodes * count)
     finally:
         progress.close()

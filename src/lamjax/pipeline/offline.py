@@ -104,7 +104,7 @@ def offline_stage(
             measured = evaluate_policies(
                 run,
                 f"{LABELS_USED[chunk[0].method]} {chunk[0].count} labels" + (" and others" if len(plays) > 1 else ""),
-                policies.Logits(network),
+                network,
                 [p for _, _, p in plays],
                 episodes=config.episodes,
                 num_envs=config.num_envs,
@@ -162,7 +162,7 @@ def offline_policies(
         decoders = {place: jax.tree.map(lambda x, row=row: x[row], stacked) for row, place in enumerate(fitted)}
     if chunk[0].is_decoded:
         network = policies.DecodedPolicy(policy.config.trunk, policy.latent_dim, space, config.program)
-        return network, [policies.decoded_params(policy, decoders[place]) for place in fitted]
+        return network, [network.init(policy, decoders[place]) for place in fitted]
     clones = []
     for place, (one, key) in enumerate(zip(chunk, keys, strict=True)):
         if one.method == "bc":
@@ -171,7 +171,7 @@ def offline_policies(
             name = f"relabel-{one.count}-{one.draw}"
             shape = labelled.obs.shape[1:]
             clones.append(clone_pseudo_labels(run, name, key, model, decoders[place], frames, shape, space))
-    return clones[0].agent, [state.policy for state in clones]
+    return clones[0].agent, [state.policy_params for state in clones]
 
 
 def clone_labels(

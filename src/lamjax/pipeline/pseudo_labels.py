@@ -77,10 +77,10 @@ def pseudo_label_stage(
         with timed() as seconds:
             clone = _clone(run, store, model, space, frames or TrainingFrames(run, store))
             label = "the policy cloned from pseudo-labels"
-            returns = evaluate_policy(run, label, policies.Logits(clone.agent), clone.policy)
+            returns = evaluate_policy(run, label, clone.agent, clone.policy_params)
         num_frames = open_store(run.folder / "play").num_frames  # at most a dispatch more than the config's
         info = {"env": run.env, "stage": "named", "frames": num_frames, "seconds": seconds()}
-        policies.save_policy(folder, clone.agent, clone.policy, info | returns)
+        policies.save_policy(folder, clone.agent, clone.policy_params, info | returns)
     start = find_source(run.env, str(folder), run.folder, space)
     settings = ScratchConfig(run.config.cloning.trunk, config.after, run.config.cloning.dtype)
     scratch_stage(run, stage, settings, start, start.info["frames"])

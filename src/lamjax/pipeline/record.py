@@ -50,7 +50,7 @@ def record(
 
     provenance = {"kind": source.kind, **source.info}
     try:
-        write_store(path, env, source.logits_fn, source.params, config.frames, key, source=provenance, progress=tick)
+        write_store(path, env, source.policy, source.params, config.frames, key, source=provenance, progress=tick)
     finally:
         progress.close()
         env.close()

@@ -17,7 +17,7 @@ import jax
 import jax.monitoring
 import numpy as np
 
-from lamjax import budget, parallel, policies
+from lamjax import budget, parallel
 from lamjax.budget import Rates, StageRates
 from lamjax.config import RunConfig
 from lamjax.data.record import CHUNK
@@ -226,7 +226,7 @@ def _play(run: Run, store: Any, network: Any, params: Any) -> tuple[float, float
     key = run.key("evaluation")
     before = _Compilation.seconds
     with contextlib.suppress(_EnoughError), contextlib.closing(env):
-        evaluate(policies.Logits(network), params, env, config.eval_episodes, key, progress=tick)
+        evaluate(network, params, env, config.eval_episodes, key, progress=tick)
         times.append(time.monotonic())
     player = _Compilation.seconds - before
     # Where all episodes were over in one dispatch, it compiled as well.

@@ -18,6 +18,7 @@ from lamjax.dynamics import DynamicsState
 from lamjax.pipeline.evaluation import evaluate_policy, make_env
 from lamjax.pipeline.sources import Source
 from lamjax.ppo import PPOConfig, PPOState
+from lamjax.preprocess import with_stats, without_stats
 from lamjax.training import driver
 from lamjax.training.logging import read_metrics
 from lamjax.training.run_folder import Run, RunError, Saver, train
@@ -129,26 +130,27 @@ def scratch_stage(run: Run, stage: str, config: ScratchConfig, start: Source | N
         key_params, key = jax.random.split(run.key(stage))
         if start is None:
             params = driver.jit_once(agent.init, static_argnums=1)(key_params, env.obs_shape)
+            stats = None
         else:
-            plain = dataclasses.replace(agent, dtype=jnp.float32)  # files of policies hold no dtype
-            if getattr(start.logits_fn, "network", None) != plain:
+            if start.policy != dataclasses.replace(agent, dtype=jnp.float32):  # files of policies hold no dtype
                 raise RunError(
                     f"The policy to start from ({start.name}) is not an actor-critic with the trunk of --expert.trunk: "
                     "give these options the sizes in its policy.json."
                 )
-            params = start.params
+            params, stats = without_stats(start.params)
             run.note("start", {"policy": start.name, **start.info})
         state = ppo.init(key, config.ppo, params, env, run.devices)
+        frozen = parallel.replicate(stats, run.devices)
         state, seconds = _train(
             run,
             stage,
             state,
-            learner.update,
+            lambda state: learner.update(state, frozen),
             config.ppo,
             ppo_saver(run, config, env, lambda s: s, lambda s, inner: inner),
             "entropy",
         )
-    params = parallel.on_one(state.params, run.devices)
+    params = with_stats(parallel.on_one(state.params, run.devices), stats)
     known = {} if start is None or "return_mean" not in start.info else {"start_return": start.info["return_mean"]}
     finish_ppo(run, stage, agent, params, config.ppo, seconds, before, **known)
 
@@ -187,7 +189,7 @@ def finish_ppo(
     """
     trained = config.num_updates * config.num_envs * config.num_steps
     frames = before + trained
-    returns = evaluate_policy(run, LABELS.get(stage, stage), policies.Logits(network), params)
+    returns = evaluate_policy(run, LABELS.get(stage, stage), network, params)
     info = {"env": run.env, "stage": stage, "frames": frames, "seconds": seconds, **returns}
     kept = ("command", "git", "versions", "device", "seed", "start")
     info |= {key: run.summary[key] for key in kept if key in run.summary}

@@ -2,13 +2,11 @@
 
 import dataclasses
 import hashlib
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import jax
-
 from lamjax import experts, policies
+from lamjax.acting import PolicyFn
 from lamjax.data.store import open_store
 from lamjax.spaces import ActionSpace, as_space
 from lamjax.training.run_folder import RunError
@@ -20,15 +18,15 @@ class Source:
 
     Attributes:
       kind: "expert", "random" or "checkpoint"; "store" for trajectories without a policy.
-      logits_fn: the policy; None for a store.
-      params: its first argument.
+      policy: the policy; None for a store.
+      params: its parameters.
       info: provenance.
       digest: eight digits of the weights' or trajectories' digest, for names; empty for the random policy.
       store: the trajectories, of kind "store".
     """
 
     kind: str
-    logits_fn: Callable[[Any, jax.Array], jax.Array] | None
+    policy: PolicyFn | None
     params: Any
     info: dict[str, Any]
     digest: str = ""
@@ -53,16 +51,15 @@ def find_source(env: str, policy: str, runs: Path, space: ActionSpace | int) -> 
       PolicyError: if there is none.
     """
     if policy == "random":
-        return Source("random", policies.uniform_logits(space), {}, {"actions": "uniform"})
+        return Source("random", policies.UniformPolicy(space), {}, {"actions": "uniform"})
     if policy == "expert":
         own = expert_folder(runs, env) / "policies" / "expert"
         folder = own if (own / "policy.json").exists() else experts.folder(env)
-        logits_fn, params, info = policies.load_policy(own) if folder == own else experts.load(env)
+        kind, loaded = "expert", policies.load_policy(own) if folder == own else experts.load(env)
     else:
         folder = Path(policy)
-        logits_fn, params, info = policies.load_policy(folder)
-    digest = hashlib.sha256((folder / "weights.npz").read_bytes()).hexdigest()[:8]
-    return Source("expert" if policy == "expert" else "checkpoint", logits_fn, params, info, digest)
+        kind, loaded = "checkpoint", policies.load_policy(folder)
+    return Source(kind, *loaded, hashlib.sha256((folder / "weights.npz").read_bytes()).hexdigest()[:8])
 
 
 def store_source(env: str, path: Path, space: ActionSpace | int) -> Source:

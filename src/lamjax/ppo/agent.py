@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from lamjax.models.policy import ActorCritic
 from lamjax.models.trunk import TrunkConfig
-from lamjax.preprocess import normalise_obs
+from lamjax.preprocess import ObsStats, normalise_obs, without_stats
 from lamjax.spaces import ActionSpace, as_space
 
 
@@ -59,15 +59,15 @@ class ActorCriticAgent:
         """Parameters for observations of this shape."""
         return self.network.init(key, jnp.zeros((1, *obs_shape)))["params"]
 
-    def encode(self, frozen: None, obs: jax.Array) -> jax.Array:
-        """The observations themselves: nothing is frozen, and uint8 is the smallest thing to keep."""
-        return obs
+    def encode(self, frozen: ObsStats, obs: jax.Array) -> jax.Array:
+        """The observations themselves, uint8 ones as they are, the smallest thing to keep; others by statistics."""
+        return obs if frozen is None else normalise_obs(obs, frozen)
 
     def apply(self, params: Any, features: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """Observations ``[B, *obs_shape]`` to the outputs ``[B, K]`` of `space` and values ``[B]``, float32.
+        """Encoded observations ``[B, *obs_shape]`` to the outputs ``[B, K]`` of `space` and values ``[B]``, float32."""
+        return self.network.apply({"params": params}, normalise_obs(features))
 
-        Parameters that were cloned from recorded observations may say by ``obs_stats`` how to standardise them; these
-        are not trained.
-        """
-        stats = jax.lax.stop_gradient(params.get("obs_stats"))
-        return self.network.apply({"params": params}, normalise_obs(features, stats))
+    def __call__(self, params: Any, obs: jax.Array) -> jax.Array:
+        """As a policy (`lamjax.policies.Policy`): outputs ``[B, K]``, with parameters by `preprocess.with_stats`."""
+        params, stats = without_stats(params)
+        return self.apply(params, self.encode(stats, obs))[0]
