@@ -17,8 +17,8 @@ from tyro.conf import Positional, arg
 
 from lamjax import linear_cli
 from lamjax.config import PRESET_NOTES, PRESETS, RecordConfig, RunConfig, with_dtype
-from lamjax.data.import_common import Done
-from lamjax.data.import_parquet import Columns
+from lamjax.data.importers.common import Done
+from lamjax.data.importers.parquet import Columns
 from lamjax.envs.wrappers import Distractor
 
 Settings = Annotated[RunConfig, arg(name="")]
@@ -407,7 +407,7 @@ def report(args: Report) -> None:
 
 def import_lapo(args: ImportLapo) -> None:
     """`lamjax import-lapo`."""
-    from lamjax.data.import_lapo import import_lapo as write_store
+    from lamjax.data.importers.lapo import import_lapo as write_store
 
     env = args.env or args.source.resolve().name
     out = args.out or args.data / env / "lapo"
@@ -418,7 +418,7 @@ def import_lapo(args: ImportLapo) -> None:
 
 def import_parquet(args: ImportParquet) -> None:
     """`lamjax import-parquet`."""
-    from lamjax.data.import_parquet import import_parquet as write_store
+    from lamjax.data.importers.parquet import import_parquet as write_store
 
     env = args.env or args.source.resolve().stem
     out = args.out or args.data / env / "parquet"

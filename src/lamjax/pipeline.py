@@ -30,8 +30,10 @@ from lamjax.analysis.held_out import cloning_error, held_out_errors, swapped_err
 from lamjax.analysis.reading import reading_of
 from lamjax.cloning import CloningState
 from lamjax.config import RecordConfig, RunConfig, ScratchConfig
+from lamjax.data.format import Split
+from lamjax.data.labels import LabelledSubset, evaluation_actions, evaluation_distractor
+from lamjax.data.reader import Store, open_store
 from lamjax.data.record import record
-from lamjax.data.store import LabelledSubset, Split, Store, evaluation_actions, evaluation_distractor, open_store
 from lamjax.data.stream import (
     Buffer,
     EvaluationWindows,

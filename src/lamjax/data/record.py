@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from lamjax.data.store import StoreWriter
+from lamjax.data.writer import StoreWriter
 from lamjax.envs.api import VectorEnv, stepper
 from lamjax.spaces import ActionSpace, Box
 
