@@ -15,10 +15,10 @@ from benchmarks.measure import row as measured_row
 from benchmarks.settings import OBS, Settings
 from benchmarks.training import init_cloning, init_dynamics
 from lamjax import dynamics, envs
-from lamjax.config import PRESETS
 from lamjax.decoding import online
 from lamjax.ppo import train as ppo
 from lamjax.ppo.train import PPOConfig
+from lamjax.presets import PRESETS
 from lamjax.training import driver
 
 FEW = 4  # steps of acting in a sample, where a whole rollout would take too long

@@ -16,10 +16,10 @@ import optax
 from benchmarks.measure import row as measured_row
 from benchmarks.settings import Settings
 from lamjax import envs
-from lamjax.config import presets_for
 from lamjax.ppo import train as ppo
 from lamjax.ppo.agent import ScratchAgent
 from lamjax.preprocess import normalise_obs
+from lamjax.presets import presets_for
 
 UPDATES = 4  # in a dispatch
 

@@ -13,7 +13,7 @@ from experiments import common
 from lamjax import cloning, dynamics, envs, jitted, policies
 from lamjax.analysis import latents, probes
 from lamjax.cloning import CloningConfig
-from lamjax.config import GRID_PRESETS, VECTOR_PRESETS, RunConfig, ScratchConfig
+from lamjax.config import RunConfig, ScratchConfig
 from lamjax.decoding import behaviour_cloning
 from lamjax.decoding.online import LEARNING_RATES, OnlineConfig
 from lamjax.dynamics import DynamicsState
@@ -22,6 +22,7 @@ from lamjax.jitted import Played
 from lamjax.models.grid import GridConfig, GridFDMConfig
 from lamjax.ppo.agent import ScratchAgent
 from lamjax.preprocess import ObsStats
+from lamjax.presets import GRID_PRESETS, VECTOR_PRESETS
 from lamjax.training.driver import jit_once
 
 _GRID = GRID_PRESETS["cpu"]

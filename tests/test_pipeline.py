@@ -14,12 +14,13 @@ import numpy as np
 import pytest
 
 from lamjax import cloning, dynamics, parallel, pipeline, policies
-from lamjax.config import PRESETS, VECTOR_PRESETS, NamedConfig, RunConfig, ScratchConfig
+from lamjax.config import NamedConfig, RunConfig, ScratchConfig
 from lamjax.data import Buffer, StoreWriter, open_store, sample_labelled, valid_starts
 from lamjax.decoding import behaviour_cloning, offline
 from lamjax.decoding.online import DecoderConfig, OnlineConfig
 from lamjax.models.impala import ImpalaConfig
 from lamjax.ppo.train import PPOConfig
+from lamjax.presets import PRESETS, VECTOR_PRESETS
 from lamjax.training import checkpoint, driver
 from lamjax.training.run_folder import InterruptedRunError, Run
 from tests.trees import close

@@ -16,8 +16,9 @@ from typing import Any
 import jax
 
 from lamjax import budget, envs, experts, pipeline, rehearsal
-from lamjax.config import RunConfig, default_preset, presets_for
+from lamjax.config import RunConfig
 from lamjax.pipeline import Source
+from lamjax.presets import default_preset, presets_for
 from lamjax.training import checkpoint
 from lamjax.training.run_folder import Run, RunError, read_json, write_json
 

@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 
 from lamjax import cli, envs, pipeline
-from lamjax.config import PRESETS, RecordConfig
+from lamjax.config import RecordConfig
 from lamjax.data import evaluation_actions, evaluation_distractor, open_store
 from lamjax.data.record import record
 from lamjax.envs import Disobedient, Distracted, Gymnax
 from lamjax.envs.wrappers import MAX_SPEED
+from lamjax.presets import PRESETS
 from lamjax.training.run_folder import Run
 from tests.envs.toys import Aim, Painter
 

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from lamjax import envs, parallel, pipeline
-from lamjax.config import PRESETS
 from lamjax.ppo import train as ppo
+from lamjax.presets import PRESETS
 from lamjax.training import checkpoint, driver
 
 PAPER = PRESETS["paper"].expert

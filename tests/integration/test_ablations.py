@@ -10,8 +10,8 @@ import pytest
 from lamjax import pipeline, policies
 from lamjax.analysis import report
 from lamjax.cli import parse
-from lamjax.config import PRESETS
 from lamjax.data import open_store
+from lamjax.presets import PRESETS
 from lamjax.training import checkpoint
 from lamjax.training.run_folder import InterruptedRunError, Run
 

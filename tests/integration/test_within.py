@@ -3,9 +3,9 @@
 import json
 
 from lamjax import parallel, pipeline, whole
-from lamjax.config import VECTOR_PRESETS
 from lamjax.decoding import online
 from lamjax.ppo import train as ppo
+from lamjax.presets import VECTOR_PRESETS
 
 SMOKE = VECTOR_PRESETS["smoke"]
 

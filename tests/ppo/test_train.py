@@ -9,7 +9,6 @@ import optax
 import pytest
 
 from lamjax import envs, jitted
-from lamjax.config import GRID_PRESETS, OWN_PRESETS
 from lamjax.envs import Gymnax
 from lamjax.models.impala import ImpalaConfig
 from lamjax.models.mlp import MLPConfig
@@ -18,6 +17,7 @@ from lamjax.ppo import losses
 from lamjax.ppo import train as ppo
 from lamjax.ppo.agent import ScratchAgent
 from lamjax.ppo.train import PPOConfig
+from lamjax.presets import GRID_PRESETS, OWN_PRESETS
 from lamjax.training import driver
 from tests.envs.toys import Aim
 from tests.ppo import probes
