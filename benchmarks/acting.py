@@ -17,9 +17,9 @@ from benchmarks.measure import row as measured_row
 from benchmarks.settings import OBS, Settings
 from benchmarks.training import init_cloning, init_dynamics
 from lamjax import dynamics, envs, ppo
-from lamjax.config import PRESETS
 from lamjax.decoding import online
 from lamjax.ppo import PPOConfig
+from lamjax.presets import PRESETS
 
 
 def ppo_config(name: str, settings: Settings) -> PPOConfig:

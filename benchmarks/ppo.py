@@ -16,9 +16,9 @@ import optax
 from benchmarks.measure import row as measured_row
 from benchmarks.settings import Settings
 from lamjax import envs, ppo
-from lamjax.config import presets_for
 from lamjax.ppo import ActorCriticAgent
 from lamjax.preprocess import normalise_obs
+from lamjax.presets import presets_for
 
 UPDATES = 4  # in a dispatch
 

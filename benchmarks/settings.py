@@ -7,7 +7,8 @@ from typing import Annotated, Literal, get_args
 import jax
 import tyro
 
-from lamjax.config import RunConfig, presets_for, with_dtype
+from lamjax.config import RunConfig
+from lamjax.presets import presets_for, with_dtype
 from lamjax.training import driver
 
 Row = Literal["stage1", "stage2", "stage3", "ppo", "loader", "ring", "ppo_cartpole", "ppo_breakout", "linear"]

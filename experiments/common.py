@@ -18,6 +18,7 @@ from matplotlib.figure import Figure
 
 from experiments.linear_lam.common import COLOURS, filled, load, store
 from experiments.linear_lam.common import style as style  # for the experiments
+from lamjax.statistics import mean_and_stderr
 
 ROOT = Path(__file__).resolve().parents[1]
 # A run keeps its cells in WORK and resumes from there; RESULTS holds the last run's, for the tables and for reading.
@@ -128,12 +129,6 @@ def values(rows: Sequence[Row], variant: str, level: str, column: str) -> np.nda
     return np.array([x for x in found if not np.isnan(x)])
 
 
-def mean_error(found: np.ndarray) -> tuple[float, float]:
-    """Mean and standard error; NaN where there is nothing to take them of."""
-    mean = float(found.mean()) if len(found) else float("nan")
-    return mean, float(found.std(ddof=1) / np.sqrt(len(found))) if len(found) > 1 else float("nan")
-
-
 def shown(rows: Sequence[Row], variant: str, level: str, column: str, digits: int = 2) -> str:
     """A column's mean ± standard error (see `stated`)."""
     return stated(values(rows, variant, level, column), digits)
@@ -141,7 +136,7 @@ def shown(rows: Sequence[Row], variant: str, level: str, column: str, digits: in
 
 def stated(found: np.ndarray, digits: int = 2) -> str:
     """Mean ± standard error, for a table; "-" where nothing was measured."""
-    mean, error = mean_error(found)
+    mean, error = mean_and_stderr(found)
     if np.isnan(mean):
         return "-"
     return f"{mean:.{digits}f}" + ("" if np.isnan(error) else f" ± {error:.{digits}f}")
@@ -189,7 +184,7 @@ def curve(ax: Axes, rows: Sequence[Row], variant: str, column: str, colour: int,
     levels = levels_of(rows).get(variant)
     if not levels:
         return
-    means, errors = zip(*[mean_error(values(rows, variant, level, column)) for level in levels], strict=True)
+    means, errors = zip(*[mean_and_stderr(values(rows, variant, level, column)) for level in levels], strict=True)
     ax.errorbar(
         *([float(level) for level in levels], means, np.nan_to_num(errors)),
         fmt=dash + "o",
@@ -223,7 +218,7 @@ def bars(
     """Bars of (variant, level, name): mean over seeds, one standard error either way, and each seed as a dot."""
     for place, (variant, level, _) in enumerate(cells):
         found = values(rows, variant, level, column)
-        mean, error = mean_error(found)
+        mean, error = mean_and_stderr(found)
         where, look = first + place, {"color": COLOURS[colour], "alpha": 0.75, "label": None if place else label}
         ax.bar(where, mean, width, yerr=np.nan_to_num(error), capsize=3, **look)
         ax.plot(where + width * np.linspace(-0.3, 0.3, len(found)), found, ".", color="#333333", markersize=3)

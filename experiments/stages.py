@@ -14,7 +14,7 @@ from lamjax import cloning, dynamics, envs, jitted, policies
 from lamjax.analysis import latents, probes
 from lamjax.analysis.examine import perplexity, still
 from lamjax.cloning import CloningConfig
-from lamjax.config import GRID_PRESETS, VECTOR_PRESETS, RunConfig, ScratchConfig
+from lamjax.config import RunConfig, ScratchConfig
 from lamjax.decoding import behaviour_cloning
 from lamjax.decoding.online import LEARNING_RATES, OnlineConfig
 from lamjax.dynamics import DynamicsState
@@ -23,6 +23,7 @@ from lamjax.jitted import Trajectories
 from lamjax.models.grid import GridConfig, GridFDMConfig
 from lamjax.ppo import ActorCriticAgent
 from lamjax.preprocess import ObsStats
+from lamjax.presets import GRID_PRESETS, VECTOR_PRESETS
 from lamjax.training.driver import jit_once
 from lamjax.training.steps import labelled_step
 

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from lamjax import acting, data, envs, jitted
+from lamjax.data.labels import evaluation_actions
 from lamjax.data.record import record
-from lamjax.data.store import evaluation_actions
 from lamjax.envs import Distracted, Gymnax
 from tests.envs.toys import Aim, Counter, Halves, Painter
 

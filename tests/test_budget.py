@@ -7,8 +7,8 @@ import pytest
 
 from lamjax import budget
 from lamjax.budget import BudgetError, Rates, StageRates, fit_budget, format_duration, parse_duration, predict
-from lamjax.config import GRID_PRESETS, OWN_PRESETS, PRESETS, VECTOR_PRESETS
 from lamjax.decoding.online import refits
+from lamjax.presets import GRID_PRESETS, OWN_PRESETS, PRESETS, VECTOR_PRESETS
 
 TABLES = {"images": PRESETS, "grids": GRID_PRESETS, "vectors": VECTOR_PRESETS, **OWN_PRESETS}
 ALL = {f"{kind}-{name}": preset for kind, table in TABLES.items() for name, preset in table.items()}

@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 
 from lamjax import envs, jitted, policies
-from lamjax.config import VECTOR_PRESETS, ScratchConfig
+from lamjax.config import ScratchConfig
 from lamjax.decoding import online
 from lamjax.decoding.online import DecoderConfig
 from lamjax.models.mlp import MLPConfig, MLPFDMConfig
 from lamjax.ppo import ActorCriticAgent
+from lamjax.presets import VECTOR_PRESETS
 from lamjax.training import driver
 from tests.envs.toys import Aim, Counter
 

@@ -10,8 +10,9 @@ import numpy as np
 from benchmarks.settings import OBS
 from benchmarks.training import init_cloning, init_dynamics
 from lamjax import cloning, dynamics, envs, ppo
-from lamjax.config import RunConfig, with_dtype
+from lamjax.config import RunConfig
 from lamjax.decoding import online
+from lamjax.presets import with_dtype
 from lamjax.training import driver
 
 STAGES = ("stage1", "stage2", "stage3", "ppo")

@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 from experiments import common, stages
 from experiments.common import COLOURS, Experiment, Row, curve, grid, style, table
 from lamjax import envs
+from lamjax.statistics import mean_and_stderr
 
 GAME = "minatar/breakout"
 CONFIG = stages.GRID
@@ -91,7 +92,7 @@ def sections(rows: Sequence[Row]) -> dict[str, str]:
     first = table(rows, heads, columns, {"frames": "all"})
     of = {"labels of 10000": "10,000 frames", "labels of 1000000": "1,000,000 frames"}
     second = table(rows, ("trained on", "labels", "return"), {"return": 2}, of)
-    expert = common.mean_error(np.array([float(row["expert_return"]) for row in rows]))[0]
+    expert = mean_and_stderr(np.array([float(row["expert_return"]) for row in rows]))[0]
     return {"data_scaling": f"{first}\n\n{second}\n\nThe expert's return is {expert:.2f}."}
 
 

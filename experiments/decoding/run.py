@@ -12,13 +12,15 @@ from matplotlib.figure import Figure
 from experiments import common, stages
 from experiments.common import COLOURS, Cell, Experiment, Row, curve, style
 from lamjax import envs, jitted, policies, ppo
-from lamjax.config import GRID_PRESETS, ScratchConfig
+from lamjax.config import ScratchConfig
 from lamjax.decoding import behaviour_cloning, offline, online
 from lamjax.dynamics import DynamicsState
 from lamjax.envs.api import VectorEnv
 from lamjax.envs.evaluate import play_all
 from lamjax.ppo import ActorCriticAgent
+from lamjax.presets import GRID_PRESETS
 from lamjax.spaces import ActionSpace
+from lamjax.statistics import mean_and_stderr
 
 GAMES = ("breakout", "space_invaders")
 CONFIG = GRID_PRESETS["cpu"]
@@ -207,7 +209,7 @@ def draw(rows: Sequence[Row]) -> Figure:
             (frames, "online", FRAMES, "return"),
             (labels, "offline, likeliest actions", LABELS, "greedy"),
         ):
-            expert = common.mean_error(common.values(rows, f"{game} expert", cells()[0][1], column))[0]
+            expert = mean_and_stderr(common.values(rows, f"{game} expert", cells()[0][1], column))[0]
             unit = "frames" if ax is frames else "labels"
             style(ax, f"{game.replace('_', ' ').capitalize()}: {title}", unit, "return")
             ax.set_xscale("log")

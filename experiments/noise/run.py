@@ -15,6 +15,7 @@ from lamjax.jitted import Trajectories
 from lamjax.linear import Moments, optimum
 from lamjax.linear.world import Transition
 from lamjax.preprocess import clean
+from lamjax.statistics import mean_and_stderr
 
 GAME = "minatar/breakout"
 STEPS, LABELS = 1024, 256
@@ -117,7 +118,7 @@ def draw(rows: Sequence[Row]) -> Figure:
         for colour, (variant, name) in enumerate(CALLED.items()):
             curve(ax, some, variant, column, colour, name)
         if column.endswith("probe"):
-            common.level_line(ax, common.mean_error(common.values(rows, "none", "0", column))[0], "no noise")
+            common.level_line(ax, mean_and_stderr(common.values(rows, "none", "0", column))[0], "no noise")
             common.level_line(ax, np.mean([float(row["majority"]) for row in rows]), "majority")
             ax.set_ylim(0.25, 1.05)
         else:

@@ -20,6 +20,7 @@ from experiments.common import stated
 from experiments.linear_lam.common import filled
 from lamjax import envs
 from lamjax.analysis.figures import BLUE, GREEN, MUTED, PURPLE, VERMILLION
+from lamjax.statistics import mean_and_stderr
 
 HERE = Path(__file__).parent
 LABELS = {"lapo": "RL and decoder", "rl_only": "RL only", "no_vq": "RL only, no VQ", "ppo_scratch": "PPO from scratch"}
@@ -56,10 +57,9 @@ def curves(result: dict[str, Any], method: str) -> tuple[np.ndarray, np.ndarray]
 
 def draw(axes: Any, x: np.ndarray, rows: np.ndarray, method: str) -> None:
     """A mean with its standard error."""
-    mean = rows.mean(0)
+    mean, error = np.transpose([mean_and_stderr(column) for column in rows.T])
     axes.plot(x, mean, color=COLOURS[method], label=LABELS[method], linewidth=1.5)
     if len(rows) > 1:
-        error = rows.std(0, ddof=1) / np.sqrt(len(rows))
         axes.fill_between(x, mean - error, mean + error, color=COLOURS[method], alpha=0.2, linewidth=0)
 
 
@@ -120,8 +120,10 @@ def offline(results: dict[str, dict[str, Any]]) -> Figure:
         for name, colour, label in (("curve", BLUE, "decoded"), ("bc_curve", VERMILLION, "cloned labels")):
             values = np.asarray(result["offline"][name], float)[..., :2]  # [seeds, N, 2]
             labels, returns = values[0, :, 0], values[..., 1]
-            error = returns.std(0, ddof=1) / np.sqrt(len(returns)) if len(returns) > 1 else None
-            panel.errorbar(labels, returns.mean(0), error, fmt="o-", color=colour, label=label, markersize=3)
+            mean, error = np.transpose([mean_and_stderr(column) for column in returns.T])
+            panel.errorbar(
+                labels, mean, error if len(returns) > 1 else None, fmt="o-", color=colour, label=label, markersize=3
+            )
         panel.set_xscale("log")
         if result["preset"] in COMPARABLE:
             panel.plot(8192, reported[game]["offline"], "x", color=BLUE)

@@ -23,7 +23,9 @@ import numpy as np
 import tyro
 
 from lamjax import envs, experts, pipeline, policies
-from lamjax.config import PRESETS, RunConfig
+from lamjax.config import RunConfig
+from lamjax.presets import PRESETS
+from lamjax.statistics import mean_and_stderr
 from lamjax.training.provenance import describe_run
 from lamjax.training.run_folder import InterruptedRunError, Run, RunError, read_json, write_json
 
@@ -174,8 +176,8 @@ def pieces(args: Args, game: str) -> Iterator[Piece]:
 
 def over_seeds(values: list[float]) -> dict[str, Any]:
     """Mean, standard error (None for one seed) and the values themselves."""
-    error = float(np.std(values, ddof=1) / np.sqrt(len(values))) if len(values) > 1 else None
-    return {"mean": float(np.mean(values)), "stderr": error, "values": values}
+    mean, error = mean_and_stderr(values)
+    return {"mean": mean, "stderr": error if len(values) > 1 else None, "values": values}
 
 
 def collect(args: Args, game: str) -> dict[str, Any] | None:

@@ -20,6 +20,7 @@ from lamjax.dynamics import DynamicsState
 from lamjax.envs.api import VectorEnv
 from lamjax.envs.wrappers import Disobedient
 from lamjax.ppo import ActorCriticAgent
+from lamjax.statistics import mean_and_stderr
 
 GAME, STEPS, FRAMES = "minatar/breakout", 512, 131_072
 CONFIG = stages.GRID
@@ -136,7 +137,7 @@ def draw(rows: Sequence[Row]) -> Figure:
     titles = ("The same game", "Sticky actions", "Left and right exchanged", "Channels exchanged")
     for ax, game, title in zip(axes, GAMES, titles, strict=True):
         for colour, (method, name) in enumerate(METHODS.items()):
-            found = [common.mean_error(common.values(rows, method, game, f"part_{n}")) for n in range(PARTS)]
+            found = [mean_and_stderr(common.values(rows, method, game, f"part_{n}")) for n in range(PARTS)]
             means, errors = np.transpose(found)
             look = {"capsize": 3, "linewidth": 1.4, "markersize": 4}
             ax.errorbar(frames, means, np.nan_to_num(errors), fmt="-o", color=COLOURS[colour], label=name, **look)

@@ -6,7 +6,7 @@ import pytest
 
 from lamjax import cloning, dynamics
 from lamjax.analysis import held_out, latents
-from lamjax.config import PRESETS
+from lamjax.presets import PRESETS
 from tests.trees import close
 
 SHAPE, CONFIG = (64, 64, 3), PRESETS["smoke"]

@@ -45,3 +45,9 @@ class NumberedStores:
 @pytest.fixture
 def stores(tmp_path):
     return NumberedStores(tmp_path)
+
+
+@pytest.fixture
+def store(stores):
+    """40 frames in 5 chunks of observations."""
+    return stores.make([10, 3, 20, 1, 6])

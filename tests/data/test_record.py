@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 from lamjax import data, envs, policies
+from lamjax.data import evaluation_actions
+from lamjax.data.reader import ArrayReader
 from lamjax.data.record import CHUNK, record
-from lamjax.data.store import _ArrayReader, evaluation_actions
 from tests.envs.toys import Aim
 
 GAME, NUM_ENVS, STEPS, ACTIONS = "fruitbot", 8, 4 * CHUNK, 15
@@ -35,7 +36,7 @@ def all_actions(store):
 
 
 def rewards(store):
-    return _ArrayReader(store.path, "rewards", store.manifest, True).take(np.arange(store.num_frames))
+    return ArrayReader(store.path, "rewards", store.manifest, True).take(np.arange(store.num_frames))
 
 
 def episode(store, number):

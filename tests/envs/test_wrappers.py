@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 
 from lamjax import cli, envs, pipeline
-from lamjax.config import PRESETS, RecordConfig
-from lamjax.data import open_store
+from lamjax.config import RecordConfig
+from lamjax.data import evaluation_actions, evaluation_distractor, open_store
 from lamjax.data.record import record
-from lamjax.data.store import evaluation_actions, evaluation_distractor
 from lamjax.envs import Disobedient, Distracted, Gymnax
 from lamjax.envs.wrappers import MAX_SPEED
 from lamjax.pipeline.evaluation import make_env
+from lamjax.presets import PRESETS
 from lamjax.training.run_folder import Run
 from tests.envs.toys import Aim, Painter
 

@@ -10,8 +10,10 @@ import pytest
 from experiments import common, stages
 from experiments.decoding import run as decoding
 from experiments.transfer import run as transfer
-from lamjax.config import GRID_PRESETS, VECTOR_PRESETS, AnalysisConfig
+from lamjax.config import AnalysisConfig
 from lamjax.ppo import ActorCriticAgent
+from lamjax.presets import GRID_PRESETS, VECTOR_PRESETS
+from lamjax.statistics import mean_and_stderr
 
 GRID, VECTOR = GRID_PRESETS["smoke"], VECTOR_PRESETS["smoke"]
 GRID = dataclasses.replace(
@@ -200,7 +202,7 @@ def test_changed_games_are_the_same_game():
 
 def test_means_and_errors_over_seeds():
     rows = [{"variant": "v", "level": "1", "seed": str(seed), "x": str(x)} for seed, x in enumerate((1, 2, 6))]
-    mean, error = common.mean_error(common.values(rows, "v", "1", "x"))
+    mean, error = mean_and_stderr(common.values(rows, "v", "1", "x"))
     assert mean == 3 and error == pytest.approx(np.std([1, 2, 6], ddof=1) / np.sqrt(3))
     assert common.shown(rows, "v", "1", "x") == "3.00 ± 1.53"
     lines = common.table(rows, ("what", "level", "x"), {"x": 1}, {"v": "called so"}).splitlines()

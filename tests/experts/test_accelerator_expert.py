@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from lamjax import envs, parallel, ppo
-from lamjax.config import PRESETS
 from lamjax.pipeline.reinforcement import ppo_saver
+from lamjax.presets import PRESETS
 from lamjax.training import checkpoint, driver
 
 PAPER = PRESETS["paper"].expert

@@ -9,8 +9,8 @@ import pytest
 from lamjax import cloning, dynamics, pipeline, policies
 from lamjax.analysis import diagnosis, report
 from lamjax.cli import parse
-from lamjax.config import PRESETS
 from lamjax.data import open_store
+from lamjax.presets import PRESETS
 from lamjax.training import checkpoint, driver
 from lamjax.training.run_folder import InterruptedRunError, Run, stage_key
 

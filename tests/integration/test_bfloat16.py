@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from benchmarks.accelerator import gradients
-from lamjax.config import PRESETS
+from lamjax.presets import PRESETS
 
 # By module: the cosine to float32's gradient at least, and the relative error at most. Rounding nothing but the weights
 # to bfloat16 already costs the trunks 0.04 to 0.12 here, because windows of one game at the start of training differ in

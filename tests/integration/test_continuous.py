@@ -11,8 +11,8 @@ import pytest
 
 from lamjax import envs, pipeline, policies
 from lamjax.cli import main
-from lamjax.config import VECTOR_PRESETS
 from lamjax.data import LabelledSubset, open_store
+from lamjax.presets import VECTOR_PRESETS
 from lamjax.spaces import Box
 
 CHECK = Path(__file__).parents[2] / ".ci" / "check_summary.py"

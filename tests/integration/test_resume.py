@@ -8,8 +8,8 @@ import time
 
 import pytest
 
-from lamjax.config import PRESETS
 from lamjax.data import open_store
+from lamjax.presets import PRESETS
 from lamjax.training import checkpoint, run_folder
 
 STAGES = ("dynamics", "cloning", "ppo_scratch", "decode_online")

@@ -11,8 +11,8 @@ import pytest
 
 from lamjax import envs, pipeline, policies
 from lamjax.cli import main
-from lamjax.config import PRESETS
 from lamjax.data import open_store
+from lamjax.presets import PRESETS
 from lamjax.training import checkpoint, run_folder
 from lamjax.training.logging import read_metrics
 

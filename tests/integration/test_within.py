@@ -4,8 +4,8 @@ import importlib
 import json
 
 from lamjax import parallel, pipeline, ppo
-from lamjax.config import VECTOR_PRESETS
 from lamjax.decoding import online
+from lamjax.presets import VECTOR_PRESETS
 from lamjax.training import driver
 from lamjax.training.steps import cloning_step, dynamics_step
 

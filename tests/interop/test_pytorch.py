@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 
 from lamjax import dynamics
-from lamjax.config import PRESETS
 from lamjax.dynamics import DynamicsConfig
 from lamjax.interop import golden, pytorch
 from lamjax.interop.pytorch import WeightsError
 from lamjax.models.impala import ImpalaConfig
+from lamjax.presets import PRESETS
 
 FILE = Path(__file__).parents[1] / "golden" / "lapo_small.npz"
 

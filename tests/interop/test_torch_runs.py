@@ -9,9 +9,9 @@ import pytest
 
 from lamjax import cli, cloning, dynamics
 from lamjax.cli import main
-from lamjax.config import PRESETS
 from lamjax.interop import golden, pytorch, torch_runs, torchfile
 from lamjax.interop.pytorch import WeightsError
+from lamjax.presets import PRESETS
 from lamjax.training import checkpoint
 
 FILE = Path(__file__).parents[1] / "golden" / "lapo_small.npz"

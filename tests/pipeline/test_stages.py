@@ -15,7 +15,7 @@ import pytest
 
 from lamjax import cloning, dynamics, parallel, pipeline, policies, ppo
 from lamjax.analysis import examine
-from lamjax.config import PRESETS, VECTOR_PRESETS, NamedConfig, RunConfig, ScratchConfig
+from lamjax.config import NamedConfig, RunConfig, ScratchConfig
 from lamjax.data import Buffer, LabelledSubset, StoreWriter, open_store, sample_labelled, upload_labels, valid_starts
 from lamjax.decoding import behaviour_cloning, offline
 from lamjax.decoding import online as online_decoding
@@ -24,6 +24,7 @@ from lamjax.models.impala import ImpalaConfig
 from lamjax.pipeline import pseudo_labels, windows
 from lamjax.pipeline.train import check_shares
 from lamjax.ppo import PPOConfig
+from lamjax.presets import PRESETS, VECTOR_PRESETS
 from lamjax.training import checkpoint, driver, steps
 from lamjax.training.run_folder import InterruptedRunError, Run, stage_key
 from tests.trees import close

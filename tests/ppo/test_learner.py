@@ -9,11 +9,11 @@ import optax
 import pytest
 
 from lamjax import envs, jitted, ppo
-from lamjax.config import GRID_PRESETS, OWN_PRESETS
 from lamjax.envs import Gymnax
 from lamjax.models.impala import ImpalaConfig
 from lamjax.models.mlp import MLPConfig
 from lamjax.ppo import ActorCriticAgent, PPOConfig, losses
+from lamjax.presets import GRID_PRESETS, OWN_PRESETS
 from lamjax.training import driver
 from tests.envs.toys import Aim
 from tests.ppo import probes

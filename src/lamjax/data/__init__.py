@@ -1,17 +1,8 @@
 """Trajectories on disk, windows of frames, and buffers on the device."""
 
-from lamjax.data.store import (
-    Episodes,
-    LabelledSubset,
-    Store,
-    StoreError,
-    StoreWriter,
-    evaluation_actions,
-    evaluation_distractor,
-    open_store,
-    split_mask,
-    split_of_level,
-)
+from lamjax.data.format import Episodes, StoreError, split_of_level
+from lamjax.data.labels import LabelledSubset, evaluation_actions, evaluation_distractor
+from lamjax.data.reader import Store, open_store, split_mask
 from lamjax.data.stream import (
     Buffer,
     EvaluationWindows,
@@ -25,6 +16,7 @@ from lamjax.data.stream import (
     upload_labels,
 )
 from lamjax.data.windows import epoch_positions, permute, valid_starts
+from lamjax.data.writer import StoreWriter
 
 __all__ = [
     "Buffer",

@@ -14,7 +14,7 @@ import numpy as np
 
 from lamjax import acting
 from lamjax.acting import PolicyFn
-from lamjax.data.store import StoreWriter
+from lamjax.data.writer import StoreWriter
 from lamjax.envs.api import VectorEnv, stepper
 from lamjax.spaces import ActionSpace, Box
 

@@ -30,7 +30,9 @@ import numpy as np
 
 from lamjax import parallel
 from lamjax.data import ring, windows
-from lamjax.data.store import Episodes, LabelledSubset, Split, Store, StoreError, split_mask
+from lamjax.data.format import Episodes, Split, StoreError
+from lamjax.data.labels import LabelledSubset
+from lamjax.data.reader import Store, split_mask
 
 _LABELS = 2**31 - 2  # folds the labels' key out of the stream's; no number of a device reaches it
 _FRAMES_PER_COPY = 4096  # host memory while a buffer fills: 50 MB of 64x64 pixels

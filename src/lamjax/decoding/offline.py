@@ -19,12 +19,12 @@ from typing import Any, Literal
 import chex
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 
 from lamjax.models.mlp import MLP
 from lamjax.schedules import warmup_linear
 from lamjax.spaces import ActionSpace, as_space
+from lamjax.statistics import mean_and_stderr
 
 Method = Literal["policy", "idm", "bc", "relabel"]
 Play = Literal["sampled", "greedy"]
@@ -184,8 +184,8 @@ def over_seeds(rows: Sequence[tuple[int, int, float, float]]) -> list[list[float
     for count in sorted({row[0] for row in rows}):
         means = [mean for n, _, mean, _ in rows if n == count]
         errors = [error for n, _, _, error in rows if n == count]
-        error = float(np.std(means, ddof=1) / np.sqrt(len(means))) if len(means) > 1 else errors[0]
-        curve.append([count, float(np.mean(means)), error])
+        mean, error = mean_and_stderr(means)
+        curve.append([count, mean, error if len(means) > 1 else errors[0]])
     return curve
 
 

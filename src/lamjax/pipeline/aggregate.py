@@ -4,8 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
+from lamjax.statistics import mean_and_stderr
 from lamjax.training.run_folder import write_json
 
 AVERAGED = {
@@ -22,7 +21,7 @@ def aggregate(folders: list[Path]) -> Path:
     summaries = [json.loads((folder / "summary.json").read_text()) for folder in folders]
 
     def over_seeds(values: list[float]) -> dict[str, Any]:
-        return {"mean": float(np.mean(values)), "stderr": float(np.std(values, ddof=1) / np.sqrt(len(values)))}
+        return dict(zip(("mean", "stderr"), mean_and_stderr(values), strict=True))
 
     def measured(stage: str, name: str) -> bool:
         return all(summary["stages"].get(stage, {}).get(name) is not None for summary in summaries)

@@ -7,7 +7,7 @@ from lamjax import cloning, parallel
 from lamjax.analysis import diagnosis, latents
 from lamjax.analysis.held_out import cloning_error
 from lamjax.cloning import CloningState
-from lamjax.data.store import Store
+from lamjax.data.reader import Store
 from lamjax.dynamics import DynamicsState
 from lamjax.pipeline.windows import TrainingFrames, held_out_windows, train_on_windows
 from lamjax.training import driver

@@ -10,7 +10,8 @@ from lamjax.analysis import diagnosis
 from lamjax.analysis.examine import Examined, examine
 from lamjax.analysis.held_out import held_out_errors
 from lamjax.analysis.reading import reading_of
-from lamjax.data.store import LabelledSubset, Store, evaluation_actions, evaluation_distractor
+from lamjax.data.labels import LabelledSubset, evaluation_actions, evaluation_distractor
+from lamjax.data.reader import Store
 from lamjax.data.stream import EvaluationWindows, upload_labels
 from lamjax.dynamics import DynamicsState
 from lamjax.pipeline.windows import (

@@ -9,6 +9,7 @@ import numpy as np
 from lamjax import envs
 from lamjax.config import RunConfig
 from lamjax.envs.evaluate import evaluate_all
+from lamjax.statistics import mean_and_stderr
 from lamjax.training.logging import Progress
 from lamjax.training.run_folder import Run
 
@@ -30,8 +31,7 @@ def make_env(name: str, num_envs: int, config: RunConfig, *, distracted: bool = 
 
 def returns_summary(env: str, returns: np.ndarray) -> dict[str, Any]:
     """Mean, standard error and count of episode returns, and the normalised mean where its constants are known."""
-    mean = float(returns.mean())
-    stderr = float(returns.std(ddof=1) / np.sqrt(len(returns))) if len(returns) > 1 else float("nan")
+    mean, stderr = mean_and_stderr(returns)
     return {
         "return_mean": mean,
         "return_stderr": stderr,

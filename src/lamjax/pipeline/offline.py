@@ -11,7 +11,8 @@ import numpy as np
 from lamjax import cloning, envs, policies
 from lamjax.analysis import diagnosis, latents
 from lamjax.cloning import CloningState
-from lamjax.data.store import LabelledSubset, Store
+from lamjax.data.labels import LabelledSubset
+from lamjax.data.reader import Store
 from lamjax.decoding import behaviour_cloning, offline
 from lamjax.dynamics import DynamicsState
 from lamjax.envs.evaluate import most_together

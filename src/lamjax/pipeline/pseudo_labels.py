@@ -8,7 +8,8 @@ import jax
 from lamjax import policies
 from lamjax.analysis import latents
 from lamjax.config import ScratchConfig
-from lamjax.data.store import LabelledSubset, Store, open_store
+from lamjax.data.labels import LabelledSubset
+from lamjax.data.reader import Store, open_store
 from lamjax.decoding import behaviour_cloning, offline
 from lamjax.decoding.behaviour_cloning import ActionState
 from lamjax.dynamics import DynamicsState

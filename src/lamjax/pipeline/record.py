@@ -6,8 +6,8 @@ from pathlib import Path
 import jax
 
 from lamjax.config import RecordConfig, RunConfig
+from lamjax.data.reader import Store, open_store
 from lamjax.data.record import record as write_store
-from lamjax.data.store import Store, open_store
 from lamjax.pipeline.evaluation import make_env
 from lamjax.pipeline.sources import Source
 from lamjax.training.logging import Progress

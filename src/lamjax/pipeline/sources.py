@@ -7,7 +7,7 @@ from typing import Any
 
 from lamjax import experts, policies
 from lamjax.acting import PolicyFn
-from lamjax.data.store import open_store
+from lamjax.data.reader import open_store
 from lamjax.spaces import ActionSpace, as_space
 from lamjax.training.run_folder import RunError
 

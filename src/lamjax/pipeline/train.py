@@ -16,7 +16,7 @@ import jax
 
 from lamjax import budget, envs, parallel
 from lamjax.analysis import diagnosis, report
-from lamjax.config import RunConfig, default_preset, presets_for
+from lamjax.config import RunConfig
 from lamjax.pipeline.baselines import baselines_stage
 from lamjax.pipeline.cloning import cloning_stage
 from lamjax.pipeline.dynamics import dynamics_stage
@@ -28,6 +28,7 @@ from lamjax.pipeline.reinforcement import online_stage, ppo_share, scratch_stage
 from lamjax.pipeline.sources import Source
 from lamjax.pipeline.windows import TrainingFrames
 from lamjax.pipeline.within import check_within, fit_within
+from lamjax.presets import default_preset, presets_for
 from lamjax.training.provenance import describe_run
 from lamjax.training.run_folder import Run, RunError
 

@@ -8,7 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from lamjax import parallel
-from lamjax.data.store import Split, Store
+from lamjax.data.format import Split
+from lamjax.data.reader import Store
 from lamjax.data.stream import EvaluationWindows, ObservationStream
 from lamjax.preprocess import ObsStats, obs_stats
 from lamjax.training import driver

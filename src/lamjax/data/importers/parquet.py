@@ -14,17 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from lamjax.data.import_common import (
-    BLOCK,
-    Done,
-    ImportDataError,
-    Rows,
-    SourceFile,
-    describe,
-    find_meaning,
-    write_episodes,
-)
-from lamjax.data.store import SPLITS, StoreWriter
+from lamjax.data.format import SPLITS
+from lamjax.data.importers.common import BLOCK, Done, ImportDataError, Reader, Rows, SourceFile, write_store
 
 
 @dataclasses.dataclass(frozen=True)
@@ -115,8 +106,8 @@ def source_files(path: Path, columns: Columns = Columns()) -> tuple[list[SourceF
     return files, root
 
 
-def _reader(columns: Columns, shape: tuple[int, int, int]) -> Callable[[SourceFile, int], Iterator[Rows]]:
-    """How to read blocks of a file, for `find_meaning` and `write_episodes`."""
+def _reader(columns: Columns, shape: tuple[int, int, int]) -> Reader:
+    """A reader of files with these columns."""
 
     def read(source: SourceFile, start: int) -> Iterator[Rows]:
         with _open(source.path) as file:
@@ -222,7 +213,7 @@ def import_parquet(
 ) -> None:
     """Writes a trajectory store from Parquet files.
 
-    The same call goes on where an interrupted one stopped. Memory holds an episode and a row group, never a file.
+    The same call continues an interrupted import. Memory holds an episode and a row group, never a file.
 
     Args:
       path: one file, or a folder that is searched at all depths.
@@ -231,9 +222,9 @@ def import_parquet(
       columns: what the columns are called.
       shape: ``(H, W, C)`` of a frame; nested lists must have it, flat ones are cut to it.
       num_actions: actions lie in ``[0, num_actions)``.
-      done: what ``done`` marks: the "first" frame of an episode, its "last" one, or "auto" to find out.
+      done: what ``done`` marks: the "first" frame of an episode, its "last" one, or "auto" to decide by the frames.
       progress: called with ``(rows done, rows in all)``.
-      say: called with what "auto" found.
+      say: called with the decision of "auto".
 
     Raises:
       ImportError: if pyarrow is absent.
@@ -241,19 +232,18 @@ def import_parquet(
       StoreError: if the store exists or the disk is full.
     """
     files, root = source_files(path, columns)
-    read = _reader(columns, shape)
-    meaning, why = (done, "the user said so") if done != "auto" else find_meaning(files, read)
-    if done == "auto":
-        say(f"done marks the {meaning} frame of an episode: {why}.")
     split = "the names of the files" if files[0].split else "a hash of the episode's number"
-    with StoreWriter(
+    write_store(
         out,
+        files,
+        root,
+        _reader(columns, shape),
+        source={"format": "parquet", "columns": dataclasses.asdict(columns)},
         env=env,
         obs_shape=shape,
         num_actions=num_actions,
-        env_params={"levels": "unknown", "split": f"{split}; train and test may share levels"},
-        policy=describe("parquet", files, root, meaning, why, columns=dataclasses.asdict(columns)),
-        resumable=True,
-    ) as writer:
-        total = sum(file.rows for file in files)
-        write_episodes(writer, files, read, meaning, progress and (lambda rows: progress(rows, total)))
+        split=f"{split}; train and test may share levels",
+        done=done,
+        progress=progress,
+        say=say,
+    )

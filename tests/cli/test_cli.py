@@ -15,13 +15,14 @@ import pytest
 
 from lamjax import budget, cli, pipeline
 from lamjax.cli import main
-from lamjax.config import GRID_PRESETS, PRESETS, VECTOR_PRESETS, RecordConfig, RunConfig
+from lamjax.config import RecordConfig, RunConfig
 from lamjax.data import StoreWriter, open_store
 from lamjax.envs import PROCGEN_GAMES
 from lamjax.experts import available
 from lamjax.pipeline.record import recording_name
 from lamjax.policies import load_policy, save_policy
 from lamjax.ppo import ActorCriticAgent
+from lamjax.presets import GRID_PRESETS, PRESETS, VECTOR_PRESETS
 from lamjax.training import checkpoint, run_folder
 
 SMOKE = PRESETS["smoke"]
@@ -124,6 +125,33 @@ def test_help_of_each_verb(verb, capsys):
             assert " PATH" in out  # without a name
         elif field.name not in ("config", "columns"):
             assert f"--{field.name.replace('_', '-')}" in out
+
+
+PLAYED = "num-envs num-levels start-level distribution-mode distractor distractor-strength"
+
+
+@pytest.mark.parametrize(
+    ("verb", "words"),
+    [
+        ("record", f"help env policy out seed runs data frames {PLAYED}"),
+        ("eval", f"help env checkpoint episodes seed greedy no-greedy json no-json runs {PLAYED}"),
+    ],
+)
+def test_the_options_of_verbs_that_play(verb, words, capsys):
+    with pytest.raises(SystemExit):
+        main([verb, "--help"])
+    lines = [line for line in capsys.readouterr().out.splitlines() if re.match(r"\W*--?[a-z]", line)]
+    assert {word for line in lines for word in re.findall(r"--([a-z-]+)", line)} == {*words.split()}
+
+
+def test_the_defaults_of_verbs_that_play():
+    record, played = cli.parse("record", []).config, cli.parse("eval", []).config
+    assert (record.frames, record.num_envs, played.num_envs) == (65_536, 64, 50)
+
+
+def test_the_last_of_repeated_options_counts():
+    args = cli.parse("train", ["--env", "coinrun", "--env=cartpole", "--preset", "smoke"])
+    assert (args.env, args.config) == ("cartpole", VECTOR_PRESETS["smoke"])
 
 
 def test_help_names_every_verb_and_preset(capsys):
@@ -317,7 +345,7 @@ def test_accelerators_keep_what_is_compiled(monkeypatch, backend, given, kept):
     monkeypatch.setattr(jax, "default_backend", lambda: backend)
     try:
         jax.config.update("jax_compilation_cache_dir", given)
-        cli._keep_compiled()
+        cli.keep_compiled()
         assert jax.config.jax_compilation_cache_dir == kept
     finally:
         jax.config.update("jax_compilation_cache_dir", before)

@@ -120,13 +120,13 @@ def _mean(rows: list[dict[str, Any]]) -> dict[str, Any]:
     return {key: mean([row[key] for row in rows]) for key in rows[0]}
 
 
-def _print(found: dict[str, Any], as_json: bool) -> None:
+def _print(results: dict[str, Any], as_json: bool) -> None:
     if as_json:
-        print(json.dumps(found))
+        print(json.dumps(results))
         return
-    for key, value in found.items():
-        shown = " ".join(f"{x:.4g}" for x in value[:16]) if isinstance(value, list) else f"{value:.6g}"
-        print(f"{key:12s} {shown}")
+    for key, value in results.items():
+        text = " ".join(f"{x:.4g}" for x in value[:16]) if isinstance(value, list) else f"{value:.6g}"
+        print(f"{key:12s} {text}")
 
 
 def _seeds(args: OptimumArgs) -> range:
@@ -153,8 +153,8 @@ def run_optimum(args: OptimumArgs) -> None:
 def run_train(args: TrainArgs) -> None:
     """`lamjax linear train`."""
     config = PROTOCOLS[args.protocol]
-    given = {k: getattr(args, k) for k in ("steps", "max_rounds") if getattr(args, k) is not None}
-    config = dataclasses.replace(config, units=args.units, bias=args.bias, **given)
+    asked = {k: getattr(args, k) for k in ("steps", "max_rounds") if getattr(args, k) is not None}
+    config = dataclasses.replace(config, units=args.units, bias=args.bias, **asked)
     settings = {"kappa": args.kappa, "action_weight": args.action_weight, "label_fraction": args.label_fraction}
     points = [Point(args.world(), args.d_z, **settings, seed=seed) for seed in _seeds(args)]
     rows = []

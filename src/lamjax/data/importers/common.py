@@ -1,4 +1,4 @@
-"""What imports of foreign data sets share: where episodes begin, blocks of rows, and going on after an interruption.
+"""What the importers share: blocks of rows, where episodes begin, and resuming an interrupted import.
 
 A source is a list of files in time order, read in blocks of rows. Nothing larger than an episode is held in memory.
 
@@ -7,14 +7,16 @@ Dimension keys: R rows of a block.
 
 import dataclasses
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
-from lamjax.data.store import StoreWriter, split_of_level
+from lamjax.data.format import split_of_level
+from lamjax.data.writer import StoreWriter
 
+Reader = Callable[["SourceFile", int], Iterator["Rows"]]  # (file, first row) to the blocks from that row on
 Done = Literal["auto", "first", "last"]
 
 BLOCK = 256  # rows that are read at once: 3 MB of 64 x 64 pixels
@@ -35,7 +37,7 @@ class Rows:
       action: integers ``[R]``.
       reward: floats ``[R]``.
       done: bool ``[R]``, where an episode begins or ends, whichever it means.
-      truncated: bool ``[R]``, the same where a time limit ended the episode; all False where the source does not tell.
+      truncated: bool ``[R]``, the same where a time limit ended the episode; all False where the source does not say.
     """
 
     obs: np.ndarray
@@ -58,7 +60,7 @@ class SourceFile:
     Attributes:
       path: where it is.
       rows: how many rows it has.
-      split: "train" or "test"; None where the source does not tell.
+      split: "train" or "test"; None where the source does not say.
     """
 
     path: Path
@@ -67,14 +69,12 @@ class SourceFile:
 
 
 def digest_of(files: Sequence[SourceFile], root: Path) -> str:
-    """Sixteen digits that tell this list of files, with their sizes in rows and bytes, from others."""
+    """Sixteen hexadecimal digits that identify a list of files: their names, and their sizes in rows and bytes."""
     lines = [f"{f.path.relative_to(root)} {f.rows} {f.path.stat().st_size} {f.split}" for f in files]
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]
 
 
-def find_meaning(
-    files: Sequence[SourceFile], read: Callable[[SourceFile, int], Iterator[Rows]]
-) -> tuple[Literal["first", "last"], str]:
+def find_meaning(files: Sequence[SourceFile], read: Reader) -> tuple[Literal["first", "last"], str]:
     """Whether ``done`` marks the first frame of an episode or the last one.
 
     A new episode shows another picture. So the frame that begins one differs more from the frame before it than from
@@ -127,10 +127,69 @@ def join(blocks: Sequence[Rows]) -> Rows:
     return Rows(*(np.concatenate([getattr(block, name) for block in blocks]) for name in fields))
 
 
+def write_store(
+    out: Path,
+    files: Sequence[SourceFile],
+    root: Path,
+    read: Reader,
+    *,
+    source: Mapping[str, Any],
+    env: str,
+    obs_shape: tuple[int, ...],
+    num_actions: int,
+    split: str,
+    done: Done,
+    progress: Callable[[int, int], None] | None = None,
+    say: Callable[[str], None] = lambda sentence: None,
+) -> None:
+    """Writes a trajectory store from a source; the same call continues an interrupted import.
+
+    Args:
+      out: folder of the store; it must not exist.
+      files: the source.
+      root: the folder of all files.
+      read: ``(file, first row)`` to its blocks.
+      source: what the manifest says of the source besides, such as its "format".
+      env: name of the environment.
+      obs_shape: shape of a frame.
+      num_actions: actions lie in ``[0, num_actions)``.
+      split: what decided the split, in words for the manifest.
+      done: what ``done`` marks: the "first" frame of an episode, its "last" one, or "auto" to decide by the frames.
+      progress: called with ``(rows done, rows in all)``.
+      say: called with the decision of "auto".
+
+    Raises:
+      ImportDataError: if a file is damaged or its values do not fit the store; the file is named.
+      StoreError: if the store exists or the disk is full.
+    """
+    meaning, why = (done, "the user said so") if done != "auto" else find_meaning(files, read)
+    if done == "auto":
+        say(f"done marks the {meaning} frame of an episode: {why}.")
+    splits = [file.split or "undivided" for file in files]
+    with StoreWriter(
+        out,
+        env=env,
+        obs_shape=obs_shape,
+        num_actions=num_actions,
+        env_params={"levels": "unknown", "split": split},
+        policy={
+            "kind": "imported",
+            "files": {name: splits.count(name) for name in splits},
+            "digest": digest_of(files, root),
+            "done": meaning,
+            "done_because": why,
+            **source,
+        },
+        resumable=True,
+    ) as writer:
+        total = sum(file.rows for file in files)
+        write_episodes(writer, files, read, meaning, progress and (lambda rows: progress(rows, total)))
+
+
 def write_episodes(
     writer: StoreWriter,
     files: Sequence[SourceFile],
-    read: Callable[[SourceFile, int], Iterator[Rows]],
+    read: Reader,
     done: Literal["first", "last"],
     progress: Callable[[int], None] | None = None,
 ) -> None:
@@ -192,17 +251,3 @@ def write_episodes(
         if number + 1 < len(files) and writer.num_frames - saved >= CHECKPOINT_FRAMES // 4:
             writer.checkpoint([number + 1, 0])
             saved = writer.num_frames
-
-
-def describe(kind: str, files: Sequence[SourceFile], root: Path, done: str, why: str, **more: Any) -> dict[str, Any]:
-    """What the manifest says of where an imported store comes from."""
-    counts = {split: sum(file.split == split for file in files) for split in ("train", "test", None)}
-    return {
-        "kind": "imported",
-        "format": kind,
-        "files": {split or "undivided": count for split, count in counts.items() if count},
-        "digest": digest_of(files, root),
-        "done": done,
-        "done_because": why,
-        **more,
-    }

@@ -14,17 +14,8 @@ from pathlib import Path
 
 import numpy as np
 
-from lamjax.data.import_common import (
-    BLOCK,
-    Done,
-    ImportDataError,
-    Rows,
-    SourceFile,
-    describe,
-    find_meaning,
-    write_episodes,
-)
-from lamjax.data.store import SPLITS, StoreWriter
+from lamjax.data.format import SPLITS
+from lamjax.data.importers.common import BLOCK, Done, ImportDataError, Rows, SourceFile, write_store
 
 NUM_ACTIONS = 15
 _KEYS = ("obs", "ta", "rewards", "done")
@@ -76,15 +67,15 @@ def _opened(path: Path) -> Iterator[tuple[dict[str, _Member], tuple[int, ...]]]:
         raise ImportDataError(f"{path} is damaged ({error}): copy it again.") from None
 
 
-def _blocks(path: Path, start: int) -> Iterator[Rows]:
-    """The blocks of a file from row `start`; the checksums are compared at its end."""
-    with _opened(path) as (members, (rows, *_)):
+def _read(file: SourceFile, start: int) -> Iterator[Rows]:
+    """The blocks of a file from row `start`; compares the checksums at its end."""
+    with _opened(file.path) as (members, (rows, *_)):
         for position in range(0, rows, BLOCK):
             block = {key: member.read(min(BLOCK, rows - position)) for key, member in members.items()}
             if position + BLOCK > start:
                 done = block["done"] != 0
-                taken = Rows(block["obs"], block["ta"], block["rewards"], done, np.zeros_like(done))
-                yield taken[max(start - position, 0) :]
+                rows_read = Rows(block["obs"], block["ta"], block["rewards"], done, np.zeros_like(done))
+                yield rows_read[max(start - position, 0) :]
         for member in members.values():
             member.finish()
 
@@ -98,10 +89,6 @@ def _check(members: dict[str, _Member]) -> None:
         member = members[key]
         if member.shape != obs.shape[:1] or member.dtype.kind not in kinds:
             raise ImportDataError(f"{key} is {member.dtype} {list(member.shape)} beside {obs.shape[0]} frames")
-
-
-def _read(file: SourceFile, start: int) -> Iterator[Rows]:
-    yield from _blocks(file.path, start)
 
 
 def source_files(folder: Path, max_files: int = 80) -> tuple[list[SourceFile], tuple[int, ...]]:
@@ -155,33 +142,33 @@ def import_lapo(
 ) -> None:
     """Writes a trajectory store from a game of LAPO's published data set.
 
-    The same call goes on where an interrupted one stopped. Memory holds an episode, never a file.
+    The same call continues an interrupted import. Memory holds an episode, never a file.
 
     Args:
       folder: ``<game>``, with ``train`` and perhaps ``test`` in it.
       out: folder of the store; it must not exist.
       env: name of the environment; by default the folder's.
-      done: what ``done`` marks: the "first" frame of an episode, its "last" one, or "auto" to find out.
+      done: what ``done`` marks: the "first" frame of an episode, its "last" one, or "auto" to decide by the frames.
       max_files: of each split at most so many files, as the reference reads 80; 0 means all.
       progress: called with ``(frames done, frames in all)``.
-      say: called with what "auto" found.
+      say: called with the decision of "auto".
 
     Raises:
       ImportDataError: if a file is missing, damaged or of another layout; it is named.
       StoreError: if the store exists or the disk is full.
     """
     files, obs_shape = source_files(folder, max_files)
-    meaning, why = (done, "the user said so") if done != "auto" else find_meaning(files, _read)
-    if done == "auto":
-        say(f"done marks the {meaning} frame of an episode: {why}.")
-    with StoreWriter(
+    write_store(
         out,
+        files,
+        folder,
+        _read,
+        source={"format": "lapo", "truncations": "not told apart from terminations"},
         env=env or folder.resolve().name,
         obs_shape=obs_shape,
         num_actions=NUM_ACTIONS,
-        env_params={"levels": "unknown", "split": "the source's folders train and test; they may share levels"},
-        policy=describe("lapo", files, folder, meaning, why, truncations="not told apart from terminations"),
-        resumable=True,
-    ) as writer:
-        total = sum(file.rows for file in files)
-        write_episodes(writer, files, _read, meaning, progress and (lambda rows: progress(rows, total)))
+        split="the source's folders train and test; they may share levels",
+        done=done,
+        progress=progress,
+        say=say,
+    )

@@ -7,9 +7,8 @@ import pytest
 
 from lamjax import data
 from lamjax.cli import main
-from lamjax.data import import_common, import_parquet
-from lamjax.data.store import evaluation_actions
-from tests.data.sources import SHAPE, episodes, flip, marks, png
+from lamjax.data.importers import common, parquet
+from tests.data.importers.sources import SHAPE, episodes, flip, marks, png
 
 
 def test_pyarrow_absent_names_the_extra(tmp_path, monkeypatch, capfd):
@@ -47,19 +46,19 @@ def observation(pa, obs, form):
 
 
 def write(pa, path, lengths=LENGTHS, form="flat", meaning="last", seed=0, names=None, group=64, **changes):
-    import pyarrow.parquet as parquet
+    import pyarrow.parquet
 
     obs, action, reward = episodes(lengths, seed=seed)
     columns = {"observation": observation(pa, obs, form), "action": action, "reward": reward}
     columns |= {"done": marks(lengths, meaning, len(obs)), "truncated": np.zeros(len(obs), bool)} | changes
     columns = {(names or {}).get(n, n): column for n, column in columns.items() if column is not None}
     path.parent.mkdir(parents=True, exist_ok=True)
-    parquet.write_table(pa.table(columns), path, row_group_size=group, write_page_checksum=True)
+    pyarrow.parquet.write_table(pa.table(columns), path, row_group_size=group, write_page_checksum=True)
     return obs, action, reward
 
 
 def run(path, out, **kwargs):
-    import_parquet.import_parquet(path, out, env="maze", shape=SHAPE, **kwargs)
+    parquet.import_parquet(path, out, env="maze", shape=SHAPE, **kwargs)
     return data.open_store(out)
 
 
@@ -70,7 +69,7 @@ def test_every_row_arrives(pa, tmp_path, form, meaning):
     said = []
     store = run(tmp_path / "a.parquet", tmp_path / "store", say=said.append)
     np.testing.assert_array_equal(store.observations(), obs)
-    np.testing.assert_array_equal(evaluation_actions(store, np.arange(len(obs)), length=2), action)
+    np.testing.assert_array_equal(data.evaluation_actions(store, np.arange(len(obs)), length=2), action)
     assert store.episodes.length.tolist() == LENGTHS
     assert said[0].startswith(f"done marks the {meaning} frame")
     # Without names that say it, the split is a hash of the episode's number.
@@ -120,13 +119,13 @@ def test_folders_say_the_split(pa, tmp_path):
     write(pa, tmp_path / "data" / "test" / "0.parquet", [7])
     assert run(tmp_path / "data", tmp_path / "store").episodes.split.tolist() == ["test", "train", "train"]
     write(pa, tmp_path / "data" / "trained.parquet", [7])
-    with pytest.raises(import_common.ImportDataError, match=r"trained\.parquet belongs neither to train nor to test"):
+    with pytest.raises(common.ImportDataError, match=r"trained\.parquet belongs neither to train nor to test"):
         run(tmp_path / "data", tmp_path / "other")
 
 
 def test_an_import_goes_on(pa, tmp_path, monkeypatch):
-    monkeypatch.setattr(import_common, "CHECKPOINT_FRAMES", 20)
-    monkeypatch.setattr(import_parquet, "BLOCK", 16)
+    monkeypatch.setattr(common, "CHECKPOINT_FRAMES", 20)
+    monkeypatch.setattr(parquet, "BLOCK", 16)
     for number in range(2):
         write(pa, tmp_path / "data" / f"{number}.parquet", seed=number)
     expected = run(tmp_path / "data", tmp_path / "whole", done="last")
@@ -155,7 +154,7 @@ def test_what_does_not_fit_is_refused_by_name(pa, tmp_path):
     flat = observation(pa, episodes(LENGTHS)[0], "flat")
 
     def fails():
-        with pytest.raises(import_common.ImportDataError) as error:
+        with pytest.raises(common.ImportDataError) as error:
             run(path, tmp_path / "store", done="last")
         assert not (tmp_path / "store").exists()
         return str(error.value)
@@ -179,7 +178,7 @@ def test_what_does_not_fit_is_refused_by_name(pa, tmp_path):
         found = fails()
         assert str(path) in found and sentence in found
     (tmp_path / "empty").mkdir()
-    with pytest.raises(import_common.ImportDataError, match=r"holds no \.parquet files"):
+    with pytest.raises(common.ImportDataError, match=r"holds no \.parquet files"):
         run(tmp_path / "empty", tmp_path / "store")
 
 
@@ -189,7 +188,7 @@ def test_damaged_files_are_refused_by_name(pa, tmp_path):
     whole = path.read_bytes()
 
     def fails():
-        with pytest.raises(import_common.ImportDataError, match="damaged") as error:
+        with pytest.raises(common.ImportDataError, match="damaged") as error:
             run(path, tmp_path / "store", done="last")
         assert str(path) in str(error.value) and not (tmp_path / "store").exists()
 

@@ -1,0 +1,114 @@
+"""The command line: ``lamjax <verb> --help``. Parses, calls the library, turns a user's mistakes into a sentence."""
+
+import dataclasses
+import logging
+import os
+import sys
+from collections.abc import Callable
+from typing import Any, get_args
+
+import tyro
+
+from lamjax.cli import files, linear, play, train
+from lamjax.cli.options import Dtype
+from lamjax.presets import PRESET_NOTES, with_dtype
+
+VERBS: dict[str, tuple[type, Callable[[Any], None]]] = {
+    "train": (train.Train, train.train),
+    "record": (play.Record, play.record),
+    "expert": (play.Expert, play.expert),
+    "eval": (play.Eval, play.evaluate),
+    "report": (files.Report, files.report),
+    "import-lapo": (files.ImportLapo, files.import_lapo),
+    "import-parquet": (files.ImportParquet, files.import_parquet),
+    "import-torch": (files.ImportTorch, files.import_torch),
+    "export-torch": (files.ExportTorch, files.export_torch),
+    "experts": (play.Experts, play.list_experts),
+    "linear": (linear.Linear, linear.run),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class _Choice:
+    """The options on which the defaults of all others depend."""
+
+    env: str | None = None
+    preset: str | None = None
+    dtype: str | None = None
+
+
+def _usage() -> str:
+    verbs = "\n".join(f"  {verb:14s} {cls.__doc__.splitlines()[0]}" for verb, (cls, _) in VERBS.items())
+    presets = "\n".join(f"  {name:10s} {note}" for name, note in PRESET_NOTES.items())
+    return f"usage: lamjax <verb> [options]; lamjax <verb> --help tells the options\n\n{verbs}\n\npresets:\n{presets}"
+
+
+def parse(verb: str, argv: list[str]) -> Any:
+    """Parses the options of a verb; the environment and the preset among them decide the defaults of the others.
+
+    Raises:
+      RunError: if the preset is unknown.
+      UnknownEnvError: if the environment is.
+    """
+    cls, _ = VERBS[verb]
+    if cls is linear.Linear:
+        return linear.parse(argv)
+    prog = f"lamjax {verb}"
+    default = cls()
+    if hasattr(default, "preset"):
+        from lamjax.pipeline import choose_preset
+
+        words = [word for word in argv if word not in ("-h", "--help")]  # help lists all options
+        choice, _ = tyro.cli(_Choice, args=words, prog=prog, return_unknown_args=True)
+        preset = choice.preset or (default.preset if cls is files.ImportTorch else None)
+        preset, config = choose_preset(choice.env or default.env, preset)
+        if hasattr(default, "dtype") and choice.dtype in get_args(Dtype):
+            config = with_dtype(config, choice.dtype)
+        default = dataclasses.replace(default, preset=preset, config=config)
+    return tyro.cli(cls, args=argv, default=default, prog=prog, config=(tyro.conf.AvoidSubcommands,))
+
+
+def keep_compiled() -> None:
+    """Keeps compiled programs between runs on an accelerator, and with them what XLA tuned (JAX does so by itself).
+
+    In ``JAX_COMPILATION_CACHE_DIR`` where that is set, which counts on a CPU too; else in ``.jax_cache`` here.
+    """
+    import jax
+
+    if jax.config.jax_compilation_cache_dir is None and jax.default_backend() != "cpu":
+        jax.config.update("jax_compilation_cache_dir", ".jax_cache")
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs a verb; returns the exit code: 0, 2 for a user's mistake, 128 + n after signal n."""
+    argv = sys.argv[1:] if argv is None else argv
+    if not argv or argv[0] in ("-h", "--help"):
+        print(_usage())
+        return 0 if argv else 2
+    verb, *rest = argv
+    if verb not in VERBS:
+        print(f"lamjax: there is no verb {verb!r}: choose one of {', '.join(VERBS)}.", file=sys.stderr)
+        return 2
+    logging.getLogger("absl").setLevel(logging.ERROR)  # orbax tells every step of every save
+    from lamjax import parallel
+    from lamjax.training.run_folder import InterruptedRunError
+
+    try:
+        if verb == "train" and not {"-h", "--help"} & set(rest):
+            parallel.join_hosts("--distributed" in rest)  # options have defaults that look at the devices
+        args = parse(verb, rest)
+        if verb in ("train", "expert"):
+            keep_compiled()
+        VERBS[verb][1](args)
+    except InterruptedRunError as stop:
+        print(f"lamjax: {stop}", file=sys.stderr)
+        return 128 + stop.signum
+    except (ValueError, ImportError, OSError) as error:
+        if os.environ.get("LAMJAX_TRACEBACK"):
+            raise
+        sentence = error
+        if isinstance(error, OSError):
+            sentence = f"{error.strerror or error}: {error.filename or 'no file named'}"
+        print(f"lamjax: {sentence}", file=sys.stderr)
+        return 2
+    return 0

@@ -1,0 +1,211 @@
+"""``lamjax report``, the imports and the exports: verbs that read and write files and train nothing."""
+
+import contextlib
+import dataclasses
+import shlex
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import tyro
+from tyro.conf import Positional
+
+from lamjax.cli.options import DATA, RUNS, Settings
+from lamjax.data.importers.common import Done
+from lamjax.data.importers.parquet import Columns
+from lamjax.presets import PRESETS
+
+
+@dataclasses.dataclass(frozen=True)
+class Report:
+    """Writes report.html and the figures of a run folder again.
+
+    Attributes:
+      run: the run folder; by default the newest of --env.
+      env: the environment.
+      runs: where run folders lie.
+    """
+
+    run: Path | None = None
+    env: str = "coinrun"
+    runs: Path = RUNS
+
+
+@dataclasses.dataclass(frozen=True)
+class ImportLapo:
+    """Turns a game of LAPO's published data set into a trajectory store; goes on where it was interrupted.
+
+    Attributes:
+      source: the folder of one game, with train/<number>.npz and perhaps test/<number>.npz in it.
+      env: the environment; by default the folder's name.
+      out: the store's folder; by default data/<env>/lapo.
+      done: what "done" marks: an episode's first frame, its last, or auto, which looks at the frames and says so.
+      max_files: of each split at most so many files, as the reference reads; 0 means all.
+      data: where trajectories lie.
+    """
+
+    source: Positional[Path] = tyro.MISSING
+    env: str | None = None
+    out: Path | None = None
+    done: Done = "auto"
+    max_files: int = 80
+    data: Path = DATA
+
+
+@dataclasses.dataclass(frozen=True)
+class ImportParquet:
+    """Turns transitions in Parquet files into a trajectory store; goes on where it was interrupted.
+
+    Attributes:
+      source: a Parquet file, or a folder with some in it; names that begin with train or test say the split.
+      env: the environment; by default the folder's or file's name.
+      out: the store's folder; by default data/<env>/parquet.
+      done: what "done" marks: an episode's first frame, its last, or auto, which looks at the frames and says so.
+      shape: height, width and channels of a frame.
+      num_actions: how many actions there are.
+      columns: what the columns are called.
+      data: where trajectories lie.
+    """
+
+    source: Positional[Path] = tyro.MISSING
+    env: str | None = None
+    out: Path | None = None
+    done: Done = "auto"
+    shape: tuple[int, int, int] = (64, 64, 3)
+    num_actions: int = 15
+    columns: Columns = Columns()
+    data: Path = DATA
+
+
+@dataclasses.dataclass(frozen=True)
+class ImportTorch:
+    """Turns checkpoints of LAPO's PyTorch code into a run folder; reads weights alone and runs nothing that is in them.
+
+    Attributes:
+      source: files of torch.save that hold the inverse and the forward model, the latent policy, or all.
+      env: the environment that they were trained on.
+      name: the run folder's name.
+      preset: whose settings the run gets, with the sizes of the networks.
+      runs: where run folders lie.
+      config: the settings of the preset.
+    """
+
+    source: Positional[tuple[Path, ...]] = tyro.MISSING
+    env: str = "coinrun"
+    name: str = "imported"
+    preset: str = "paper"
+    runs: Path = RUNS
+    config: Settings = PRESETS["paper"]
+
+
+@dataclasses.dataclass(frozen=True)
+class ExportTorch:
+    """Writes a run's networks by the names of LAPO's PyTorch code, for torch.load(..., weights_only=True).
+
+    Attributes:
+      source: the run folder; its networks must have the reference's form (presets paper and reference).
+      out: the file; by default models.pt in the run folder.
+    """
+
+    source: Positional[Path] = tyro.MISSING
+    out: Path | None = None
+
+
+def report(args: Report) -> None:
+    """`lamjax report`."""
+    from lamjax.analysis import report as page
+    from lamjax.training.run_folder import RunError
+
+    folder = args.run
+    if folder is None:
+        summaries = sorted((args.runs / args.env).glob("*/summary.json"), key=lambda path: path.stat().st_mtime)
+        if not summaries:
+            raise RunError(
+                f"There is no run in {args.runs / args.env}: start one with `lamjax train --env {args.env}`."
+            )
+        folder = summaries[-1].parent
+    if not (folder / "summary.json").exists():
+        raise RunError(f"{folder} is not a run folder: it has no summary.json.")
+    print(page.write(folder))
+
+
+def import_lapo(args: ImportLapo) -> None:
+    """`lamjax import-lapo`."""
+    from lamjax.data.importers.lapo import import_lapo as write_store
+
+    env = args.env or args.source.resolve().name
+    out = args.out or args.data / env / "lapo"
+    with _importing(out, f"importing {args.source}", "frame") as tell:
+        write_store(args.source, out, env=env, done=args.done, max_files=args.max_files, **tell)
+    print(out)
+
+
+def import_parquet(args: ImportParquet) -> None:
+    """`lamjax import-parquet`."""
+    from lamjax.data.importers.parquet import import_parquet as write_store
+
+    env = args.env or args.source.resolve().stem
+    out = args.out or args.data / env / "parquet"
+    options = {name: getattr(args, name) for name in ("columns", "shape", "num_actions", "done")}
+    with _importing(out, f"importing {args.source}", "row") as tell:
+        write_store(args.source, out, env=env, **options, **tell)
+    print(out)
+
+
+@contextlib.contextmanager
+def _importing(out: Path, label: str, unit: str) -> Iterator[dict[str, Callable]]:
+    """Gives an import its `progress` and `say`; a signal stops it, and what is checkpointed stays."""
+    from lamjax.training.logging import Progress
+    from lamjax.training.run_folder import InterruptedRunError
+
+    def stop(signum: int, _: Any) -> None:
+        raise InterruptedRunError(signum)
+
+    bar: list[Progress] = []
+
+    def progress(position: int, total: int) -> None:
+        if not bar:
+            bar.append(Progress(label, total, position, unit))
+        bar[0].to(position)
+
+    out.parent.mkdir(parents=True, exist_ok=True)
+    handlers = {s: signal.signal(s, stop) for s in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield {"progress": progress, "say": lambda sentence: print(sentence, file=sys.stderr)}
+    finally:
+        for signum, handler in handlers.items():
+            signal.signal(signum, handler)
+        for each in bar:
+            each.close()
+
+
+def import_torch(args: ImportTorch) -> None:
+    """`lamjax import-torch`."""
+    from lamjax import envs
+    from lamjax.interop import torch_runs
+
+    envs.check_name(args.env)
+    folder = args.runs / args.env / args.name
+    imported = torch_runs.import_torch(args.source, folder, args.config)
+    words = ["lamjax", "train", "--env", args.env, "--preset", args.preset, "--name", args.name]
+    words += ["--runs", str(args.runs)] if args.runs != RUNS else []
+    words += torch_runs.options(imported.config, PRESETS[args.preset])
+    print(folder)
+    print(
+        f"found {', '.join(name.rstrip('.') for name in imported.networks)}; go on with: {shlex.join(words)}",
+        file=sys.stderr,
+    )
+
+
+def export_torch(args: ExportTorch) -> None:
+    """`lamjax export-torch`."""
+    from lamjax.interop import torch_runs
+
+    out = args.out or args.source / "models.pt"
+    if not out.parent.is_dir():
+        raise ValueError(f"There is no folder {out.parent}: make it, or choose another --out.")
+    networks = torch_runs.export_torch(args.source, out)
+    print(out)
+    print(f"wrote {', '.join(networks)}", file=sys.stderr)

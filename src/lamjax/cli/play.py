@@ -1,0 +1,173 @@
+"""``lamjax record``, ``expert``, ``eval`` and ``experts``: demonstrators, their trajectories and their returns."""
+
+import dataclasses
+import json
+import sys
+from pathlib import Path
+from typing import Annotated
+
+from tyro.conf import arg
+
+from lamjax.cli.options import DATA, RUNS, Dtype, Settings, typed_command
+from lamjax.config import PlayConfig, RecordConfig, RunConfig
+from lamjax.presets import PRESETS
+
+
+@dataclasses.dataclass(frozen=True)
+class Record:
+    """Records a policy's trajectories into a store; actions and rewards lie apart from the frames.
+
+    Attributes:
+      env: the environment.
+      policy: expert, random, or a policy folder.
+      out: the store's folder; by default data/<env>/<policy>-<frames>-s<seed>.
+      seed: of the recording.
+      config: how much is recorded, and of what.
+      runs: where run folders (and experts trained here) lie.
+      data: where recorded trajectories lie.
+    """
+
+    env: str = "coinrun"
+    policy: str = "expert"
+    out: Path | None = None
+    seed: int = 0
+    config: Annotated[RecordConfig, arg(name="")] = RecordConfig(frames=65_536)
+    runs: Path = RUNS
+    data: Path = DATA
+
+
+@dataclasses.dataclass(frozen=True)
+class Expert:
+    """Trains a demonstrator by PPO from scratch, resumes, and evaluates it.
+
+    Attributes:
+      env: the environment.
+      preset: whose network and PPO settings to use.
+      name: the run folder's name; the policy "expert" means the one called so.
+      frames: environment frames; by default the preset's.
+      start: expert (the shipped one), or a policy folder, whose weights training starts from instead of from scratch.
+      dtype: type of the activations, float32 or bfloat16; by default the preset's.
+      runs: where run folders lie.
+      config: the settings of the preset; --expert.* matters here.
+    """
+
+    env: str = "coinrun"
+    preset: str = "cpu"
+    name: str = "expert"
+    frames: int | None = None
+    start: str | None = None
+    dtype: Dtype | None = None
+    runs: Path = RUNS
+    config: Settings = PRESETS["cpu"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Eval:
+    """Plays a policy for a fixed number of episodes in each environment and prints its return.
+
+    Attributes:
+      env: the environment.
+      checkpoint: expert, random, or a policy folder (runs/<env>/<name>/policies/...).
+      episodes: how many, a multiple of --num-envs unless fewer.
+      seed: of levels and actions.
+      greedy: takes the most likely action; otherwise samples.
+      json: prints JSON alone.
+      config: what is played.
+      runs: where run folders (and experts trained here) lie.
+    """
+
+    env: str = "coinrun"
+    checkpoint: str = "expert"
+    episodes: int = 100
+    seed: int = 0
+    greedy: bool = False
+    json: bool = False
+    config: Annotated[PlayConfig, arg(name="")] = PlayConfig(num_envs=50)
+    runs: Path = RUNS
+
+
+@dataclasses.dataclass(frozen=True)
+class Experts:
+    """Lists the experts that come with the package."""
+
+
+def record(args: Record) -> None:
+    """`lamjax record`."""
+    import jax
+
+    from lamjax import pipeline
+    from lamjax.pipeline import evaluation
+    from lamjax.pipeline.record import record, recording_name
+
+    config = args.config
+    space = evaluation.make_env(args.env, config.num_envs, RunConfig(record=config)).action_space
+    source = pipeline.find_source(args.env, args.policy, args.runs, space)
+    label = args.policy if source.kind != "checkpoint" else f"checkpoint-{source.digest}"
+    path = args.out or args.data / args.env / recording_name(label, config, args.seed)
+    record(path, args.env, source, config, jax.random.key(args.seed))
+    print(path)
+
+
+def expert(args: Expert) -> None:
+    """`lamjax expert`."""
+    from lamjax import envs, pipeline
+
+    results = pipeline.train_expert(
+        envs.check_name(args.env),
+        args.config,
+        preset=args.preset,
+        name=args.name,
+        frames=args.frames,
+        start=args.start,
+        runs=args.runs,
+        command=typed_command(),
+    )
+    print(json.dumps({k: results[k] for k in ("return_mean", "return_stderr", "episodes", "normalised", "frames")}))
+    print(f"policy: {results['policy']}", file=sys.stderr)
+
+
+def evaluate(args: Eval) -> None:
+    """`lamjax eval`."""
+    import jax
+
+    from lamjax import pipeline
+    from lamjax.pipeline import evaluation
+    from lamjax.training.run_folder import finite
+
+    config = RunConfig(record=RecordConfig(**dataclasses.asdict(args.config)))
+    space = evaluation.make_env(args.env, args.config.num_envs, config).action_space
+    source = pipeline.find_source(args.env, args.checkpoint, args.runs, space)
+    returns, lengths = evaluation.play(
+        args.env,
+        config,
+        args.checkpoint,
+        source.policy,
+        [source.params],
+        jax.random.key(args.seed),
+        episodes=args.episodes,
+        num_envs=args.config.num_envs,
+        greedy=[args.greedy],
+    )
+    results = evaluation.returns_summary(args.env, returns[0])
+    if args.json:
+        print(json.dumps(finite(results)))
+        return
+    normalised = "" if results["normalised"] is None else f", normalised {results['normalised']:.3f}"
+    print(
+        f"return {results['return_mean']:.2f} ± {results['return_stderr']:.2f} over {results['episodes']} episodes"
+        f"{normalised}, mean length {lengths.mean():.0f}"
+    )
+
+
+def list_experts(args: Experts) -> None:
+    """`lamjax experts`."""
+    from lamjax import envs
+    from lamjax import experts as shipped
+
+    for env, info in shipped.available().items():
+        game = envs.PROCGEN_GAMES.get(env)
+        paper = game.expert_return if game else float("nan")
+        print(
+            f"{env:12s} return {info['return_mean']:.2f} ± {info['return_stderr']:.2f} over {info['episodes']} "
+            f"episodes, {info['frames']} frames (the paper's expert: {paper:.2f})"
+        )

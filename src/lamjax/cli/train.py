@@ -1,0 +1,79 @@
+"""``lamjax train``."""
+
+import dataclasses
+from pathlib import Path
+
+from lamjax.cli.options import DATA, RUNS, Dtype, Settings, typed_command
+from lamjax.presets import PRESETS
+
+
+@dataclasses.dataclass(frozen=True)
+class Train:
+    """Records or finds trajectories, trains the three stages, and writes a run folder with a report.
+
+    Attributes:
+      env: a Procgen game (coinrun ... starpilot), minatar/breakout ..., cartpole or pendulum.
+      preset: paper, reference, cpu or smoke; by default cpu on a CPU and paper elsewhere. MinAtar, cartpole
+        and pendulum have cpu and smoke.
+      name: the run folder's name; by default <preset>-s<seed>.
+      seeds: trains this many seeds, one run folder each, and writes an aggregate.
+      policy: whom to record: expert, random, or a policy folder; by default the expert if there is one.
+      store: trajectories to learn from, recorded or imported before, instead of recording a policy.
+      expert_frames: where there is no expert, trains one with so many frames first.
+      dtype: type of the activations in every stage, float32 or bfloat16; by default the preset's (paper: bfloat16 on
+        an accelerator).
+      within: how long the run may take, such as 10m, 600s or 1h30m; it measures this machine first and sets steps,
+        frames and evaluations.
+      runs: where run folders lie.
+      data: where recorded trajectories lie.
+      distributed: trains stages 1 and 2 together with the same command on other hosts; also where the environment
+        has JAX_COORDINATOR_ADDRESS.
+      config: the settings of the preset.
+    """
+
+    env: str = "coinrun"
+    preset: str = "cpu"
+    name: str | None = None
+    seeds: int = 1
+    policy: str | None = None
+    store: Path | None = None
+    expert_frames: int | None = None
+    dtype: Dtype | None = None
+    within: str | None = None
+    runs: Path = RUNS
+    data: Path = DATA
+    distributed: bool = False
+    config: Settings = PRESETS["cpu"]
+
+
+def train(args: Train) -> None:
+    """`lamjax train`."""
+    import jax
+
+    from lamjax import budget, pipeline
+    from lamjax.training.run_folder import read_json
+
+    within = None if args.within is None else budget.parse_duration(args.within) / args.seeds
+    folders = []
+    for seed in range(args.config.seed, args.config.seed + args.seeds):
+        folder = pipeline.train(
+            args.env,
+            preset=args.preset,
+            config=dataclasses.replace(args.config, seed=seed),
+            name=f"{args.name}-s{seed}" if args.name and args.seeds > 1 else args.name,
+            policy=args.policy,
+            store=args.store,
+            expert_frames=args.expert_frames,
+            within=within,
+            runs=args.runs,
+            data=args.data,
+            command=typed_command(),
+        )
+        if jax.process_count() > 1:
+            continue  # there is no report yet
+        folders.append(folder)
+        for stage, results in read_json(folder / "summary.json")["stages"].items():
+            print(f"{stage:15s} {results.get('verdict', 'done')}")
+        print(f"report: {folder / 'report.html'}")
+    if len(folders) > 1:
+        print(f"aggregate: {pipeline.aggregate(folders)}")

@@ -1,0 +1,1 @@
+"""Foreign data sets as trajectory stores: one module a format, and what they share."""

@@ -1,0 +1,67 @@
+"""The presets: settings of whole runs, by name.
+
+A preset is a value, not a branch: nothing else in the package asks which one it is. The shape of the observation
+decides which networks fit, so images, grids and vectors have a table each (`presets_for`); nothing after that asks
+which. An environment that needs other settings has an entry in `OWN_PRESETS`.
+"""
+
+import dataclasses
+from typing import Literal
+
+import jax
+
+from lamjax.config import RunConfig
+from lamjax.models.trunk import is_grid
+from lamjax.presets import grid, procgen, vector
+
+PRESETS: dict[str, RunConfig] = {
+    "paper": procgen.PAPER,
+    "reference": procgen.REFERENCE,
+    "cpu": procgen.CPU,
+    "smoke": procgen.SMOKE,
+}
+GRID_PRESETS: dict[str, RunConfig] = {"cpu": grid.CPU, "smoke": grid.SMOKE}
+VECTOR_PRESETS: dict[str, RunConfig] = {"cpu": vector.CPU, "smoke": vector.SMOKE}
+
+# What takes the place of the presets for the shape, by the environment's name.
+OWN_PRESETS: dict[str, dict[str, RunConfig]] = {"pendulum": {"cpu": vector.PENDULUM_CPU}}
+
+PRESET_NOTES: dict[str, str] = {
+    "paper": "LAPO's networks and budgets with the reference's defects mended; for a GPU or TPU, in bfloat16 there.",
+    "reference": "LAPO as its released code runs, defects included; for comparisons on a GPU or TPU.",
+    "cpu": "small networks and budgets; 10 to 25 minutes on two CPU cores.",
+    "smoke": "the whole path in seconds, with results that mean nothing; for tests.",
+}
+
+
+def with_dtype(config: RunConfig, dtype: Literal["float32", "bfloat16"]) -> RunConfig:
+    """The settings with activations of this type in every stage; losses, statistics and optimizers stay float32."""
+    parts = ("dynamics", "cloning", "online", "scratch", "expert")
+    return dataclasses.replace(
+        config, **{name: dataclasses.replace(getattr(config, name), dtype=dtype) for name in parts}
+    )
+
+
+def presets_for(obs_shape: tuple[int, ...], env: str | None = None, backend: str | None = None) -> dict[str, RunConfig]:
+    """The presets for observations of a shape: images ``[H, W, C]``, grids (small images), or vectors ``[D]``.
+
+    ``paper`` computes in bfloat16 on an accelerator, and in float32 on a CPU, whose units are no faster in bfloat16;
+    `with_dtype` changes that. The three stages of ``reference`` stay float32. The expert of both, which LAPO does not
+    describe, is bfloat16 on every backend.
+
+    Args:
+      obs_shape: the shape.
+      env: the environment's name, where it may have presets of its own.
+      backend: where it will run; by default JAX's.
+    """
+    presets = VECTOR_PRESETS
+    if len(obs_shape) == 3:
+        presets = GRID_PRESETS if is_grid(obs_shape) else PRESETS
+    if "paper" in presets and (backend or jax.default_backend()) != "cpu":
+        presets = presets | {"paper": with_dtype(presets["paper"], "bfloat16")}
+    return presets | OWN_PRESETS[env] if env in OWN_PRESETS else presets
+
+
+def default_preset(presets: dict[str, RunConfig] = PRESETS) -> str:
+    """``cpu`` on a CPU, ``paper`` elsewhere if it is one of `presets`."""
+    return "cpu" if jax.default_backend() == "cpu" or "paper" not in presets else "paper"

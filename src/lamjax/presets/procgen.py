@@ -1,0 +1,105 @@
+"""Presets for images, such as Procgen's 64 x 64 pixels."""
+
+import dataclasses
+
+from lamjax.cloning import CloningConfig
+from lamjax.config import CLONED_RATES, AnalysisConfig, NamedConfig, RecordConfig, RunConfig, ScratchConfig
+from lamjax.decoding.offline import OfflineConfig
+from lamjax.decoding.online import LEARNING_RATES, DecoderConfig, OnlineConfig
+from lamjax.dynamics import DynamicsConfig
+from lamjax.models.impala import ImpalaConfig
+from lamjax.models.quantizer import QuantizerConfig
+from lamjax.models.unet import UNetConfig
+from lamjax.ppo import PPOConfig
+
+PAPER = RunConfig()
+
+# LAPO as the released code runs, defects included: the quantiser starts at zero counts, windows and the transitions of
+# the online decoder cross episode ends.
+REFERENCE = RunConfig(
+    dynamics=DynamicsConfig(quantizer=QuantizerConfig(start="reference")),
+    online=OnlineConfig(decoder=DecoderConfig(mask_boundaries=False)),
+    analysis=AnalysisConfig(mask_boundaries=False, mask_probes=False),
+)
+
+# Small strided networks that a laptop trains in minutes (docs/decisions.md says how they were found).
+_CPU_TRUNK = ImpalaConfig(channels=(16, 32, 32), blocks=1, stem=2, pool=False)
+_CPU_PPO = PPOConfig(total_frames=196_608, num_steps=64, entropy_coef=0.01, grad_chunks=16)
+CPU = RunConfig(
+    record=RecordConfig(frames=65_536),
+    dynamics=DynamicsConfig(
+        steps=2000,
+        batch_size=64,
+        learning_rate=2e-3,
+        idm=_CPU_TRUNK,
+        fdm=UNetConfig(channels=(32, 48, 64), bottleneck=128, stem=4, latent_input="bias", predict="change", shift=8),
+        quantizer=QuantizerConfig(decay=0.99),
+        idm_input="changes",
+        loss_scale="copy_last",
+    ),
+    cloning=CloningConfig(steps=1500, batch_size=64, learning_rate=1e-3, warmup_steps=100, trunk=_CPU_TRUNK),
+    offline=OfflineConfig(
+        labels=(16, 64, 256, 1024, 4096),
+        label_shares=(),
+        seeds=1,
+        compare_at=(1024,),
+        steps=2000,
+        learning_rate=1e-3,
+        episodes=64,
+        bc_steps=200,
+    ),
+    online=OnlineConfig(
+        ppo=dataclasses.replace(_CPU_PPO, grad_chunks=1, entropy_coef=0.0025, learning_rates=LEARNING_RATES),
+        decoder=DecoderConfig(start=0.0, dense_until=0.2, stop=0.5, every=5),
+    ),
+    named=NamedConfig(ppo=dataclasses.replace(_CPU_PPO, entropy_coef=0.0025, learning_rates=CLONED_RATES)),
+    scratch=ScratchConfig(_CPU_TRUNK, _CPU_PPO),
+    # One pass over each rollout: more frames a second teach more than more passes do.
+    expert=ScratchConfig(
+        _CPU_TRUNK,
+        dataclasses.replace(_CPU_PPO, total_frames=3_000_000, num_epochs=1, gamma=0.995, entropy_coef=0.003),
+    ),
+    analysis=AnalysisConfig(probe_train=16_384, probe_test=4_096, eval_every=250),
+    eval_episodes=128,
+    log_every=25,
+)
+
+# Seconds, for tests: the same path with small numbers.
+_SMOKE_TRUNK = ImpalaConfig(channels=(8, 16), strides=(2, 2), blocks=0, features=32, stem=4, pool=False)
+_SMOKE_PPO = PPOConfig(total_frames=4096, num_envs=16, num_steps=64, num_epochs=1, num_minibatches=2)
+SMOKE = RunConfig(
+    record=RecordConfig(frames=2048, num_envs=16),
+    dynamics=DynamicsConfig(
+        steps=20,
+        batch_size=16,
+        learning_rate=1e-3,
+        warmup_steps=5,
+        idm=_SMOKE_TRUNK,
+        fdm=UNetConfig(channels=(8, 12), bottleneck=16, stem=8, latent_input="bias", predict="change"),
+        quantizer=QuantizerConfig(codes=16, decay=0.9),
+        loss_scale="copy_last",
+    ),
+    cloning=CloningConfig(steps=20, batch_size=16, learning_rate=1e-3, warmup_steps=5, trunk=_SMOKE_TRUNK),
+    offline=OfflineConfig(
+        labels=(16, 64),
+        label_shares=(),
+        seeds=1,
+        compare_at=(64,),
+        steps=50,
+        batch_size=16,
+        episodes=16,
+        num_envs=16,
+        bc_steps=5,
+    ),
+    online=OnlineConfig(
+        ppo=dataclasses.replace(_SMOKE_PPO, learning_rates=LEARNING_RATES),
+        decoder=DecoderConfig(start=0.0, dense_until=0.6, stop=0.8, every=2, batch_size=64, capacity=1024),
+    ),
+    named=NamedConfig(ppo=dataclasses.replace(_SMOKE_PPO, learning_rates=CLONED_RATES)),
+    scratch=ScratchConfig(_SMOKE_TRUNK, _SMOKE_PPO),
+    expert=ScratchConfig(_SMOKE_TRUNK, _SMOKE_PPO),
+    analysis=AnalysisConfig(probe_train=512, probe_test=64, eval_every=10),
+    eval_episodes=16,
+    log_every=5,
+    checkpoint_every=1.0,
+)
