@@ -2,9 +2,10 @@
 
 import json
 
-from lamjax import parallel, pipeline, ppo, whole
+from lamjax import parallel, pipeline, whole
 from lamjax.config import VECTOR_PRESETS
 from lamjax.decoding import online
+from lamjax.ppo.driver import programs as ppo_programs
 
 SMOKE = VECTOR_PRESETS["smoke"]
 
@@ -13,8 +14,8 @@ def test_what_measuring_compiled_the_run_uses(tmp_path, monkeypatch):
     programs = {
         "stage 1": pipeline.over(pipeline._dynamics_steps, parallel.devices(), (None, 0, None, 0, None)),
         "stage 2": pipeline.over(pipeline._cloning_steps, parallel.devices(), (None, 0, None, None, None)),
-        "acting": ppo.programs(parallel.devices()).collect,
-        "learning": ppo.programs(parallel.devices()).improve,
+        "acting": ppo_programs(parallel.devices()).collect,
+        "learning": ppo_programs(parallel.devices()).improve,
         "decoder": online.fit_decoder,
     }
     compiled = []
