@@ -100,11 +100,8 @@ def acted(state: ppo.PPOState, rollout: ppo.Rollout) -> tuple[ppo.PPOState, Any]
 
 def _costs(driver: ppo.Driver, state: ppo.PPOState, frozen: Any) -> tuple[Program, Program]:
     """Acting and learning of one minibatch, compiled for what XLA says of them."""
-
-    def act(state: ppo.PPOState) -> ppo.Rollout:
-        return driver.collect(state, frozen)
-
-    return compiled(jax.jit(act), state), compiled(jax.jit(driver.improve), state, jax.eval_shape(act, state))
+    rollout = jax.eval_shape(driver.collect, state, frozen)
+    return compiled(jax.jit(driver.collect), state, frozen), compiled(jax.jit(driver.improve), state, rollout)
 
 
 def _inference(settings: Settings, steps: int, env: envs.VectorEnv, samples: int) -> tuple[Program, np.ndarray]:

@@ -59,8 +59,7 @@ def test_train_takes_a_name_and_the_trunk_for_what_is_seen():
 def test_train_in_real_coinrun():
     trunk = ImpalaConfig(channels=(4,), strides=(8,), blocks=1, features=8)
     agent, params, metrics = ppo.train("coinrun", SMALL, trunk=trunk)
-    start, _, _ = ppo.train("coinrun", dataclasses.replace(SMALL, total_frames=64), trunk=trunk)
-    assert agent == start and agent.space.n == 15
+    assert agent.trunk == trunk and agent.space.n == 15
     assert np.isfinite(metrics["policy_loss"]).all() and (metrics["grad_norm"] > 0).all()
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(params))
 

@@ -2,7 +2,7 @@
 
 from lamjax.ppo.agent import ActorCriticAgent, Agent
 from lamjax.ppo.config import PPOConfig
-from lamjax.ppo.driver import Driver, programs, train
+from lamjax.ppo.driver import Driver, train
 from lamjax.ppo.learner import (
     Batch,
     Metrics,
@@ -36,7 +36,6 @@ __all__ = [
     "loss_fn",
     "minibatch_step",
     "minibatches",
-    "programs",
     "train",
     "update",
 ]
