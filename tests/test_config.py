@@ -11,7 +11,8 @@ import pytest
 import lamjax
 from lamjax import cli
 from lamjax.config import AnalysisConfig, RunConfig, ScratchConfig
-from lamjax.decoding.online import DecoderConfig, HybridAgent, OnlineConfig, collects, refits
+from lamjax.decoding.hybrid import HybridAgent
+from lamjax.decoding.online import DecoderConfig, OnlineConfig, collects, refits
 from lamjax.models.impala import ImpalaConfig
 from lamjax.models.mlp import MLPConfig
 from lamjax.policies import DecodedPolicy

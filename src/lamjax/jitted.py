@@ -29,8 +29,9 @@ from lamjax.config import ScratchConfig
 from lamjax.data import stream
 from lamjax.data.stream import Buffer, Labels
 from lamjax.decoding import offline, online
+from lamjax.decoding.hybrid import HybridAgent
 from lamjax.decoding.offline import OfflineConfig
-from lamjax.decoding.online import HybridAgent, OnlineConfig
+from lamjax.decoding.online import OnlineConfig
 from lamjax.dynamics import DynamicsConfig, DynamicsState
 from lamjax.envs import evaluate as evaluation
 from lamjax.envs.api import VectorEnv

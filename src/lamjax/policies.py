@@ -14,8 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from lamjax.cloning import CloningState
+from lamjax.decoding.hybrid import HybridAgent
 from lamjax.decoding.offline import OfflineConfig, decode
-from lamjax.decoding.online import HybridAgent
 from lamjax.models.grid import GridConfig
 from lamjax.models.impala import ImpalaConfig
 from lamjax.models.mlp import MLPConfig

@@ -11,7 +11,8 @@ import pytest
 from lamjax import cloning, dynamics, envs, policies, ppo
 from lamjax.cloning import CloningConfig
 from lamjax.decoding import online
-from lamjax.decoding.online import LEARNING_RATES, DecoderConfig, HybridAgent, OnlineConfig, Pairs
+from lamjax.decoding.hybrid import HybridAgent
+from lamjax.decoding.online import LEARNING_RATES, DecoderConfig, OnlineConfig, Pairs
 from lamjax.dynamics import DynamicsConfig
 from lamjax.models.impala import ImpalaConfig
 from lamjax.models.mlp import MLPConfig, MLPFDMConfig

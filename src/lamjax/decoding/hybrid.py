@@ -1,0 +1,108 @@
+"""The actor of online decoding: a frozen latent policy with a decoder, and heads that PPO trains.
+
+Dimension keys: B batch, Z latent size, O numbers that a policy head gives (see `lamjax.spaces`).
+"""
+
+import dataclasses
+from typing import Any, Literal
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from lamjax.cloning import CloningState
+from lamjax.models.layers import Dense
+from lamjax.models.mlp import MLP
+from lamjax.models.trunk import TrunkConfig, make_trunk
+from lamjax.preprocess import ObsStats, normalise_obs, with_stats
+from lamjax.spaces import ActionSpace, as_space
+
+
+@dataclasses.dataclass(frozen=True)
+class HybridAgent:
+    """The actor that PPO trains.
+
+    Attributes:
+      trunk: the latent policy's trunk.
+      latent_dim: Z.
+      space: what actions are; a number n stands for `Discrete(n)`.
+      decoder_hidden: widths of the decoder's hidden layers.
+      supervised: whether there is a decoder; else the RL head stands alone.
+      train: "head" or "all" layers (see `OnlineConfig`).
+      dtype: type of the trunk's activations.
+    """
+
+    trunk: TrunkConfig
+    latent_dim: int
+    space: ActionSpace
+    decoder_hidden: tuple[int, ...]
+    supervised: bool = True
+    train: Literal["head", "all"] = "head"
+    dtype: Any = jnp.float32
+
+    def __post_init__(self):
+        object.__setattr__(self, "space", as_space(self.space))
+
+    @property
+    def decoder(self) -> MLP:
+        """Latents ``[B, Z]`` to outputs ``[B, O]`` of `space`."""
+        return MLP((*self.decoder_hidden, self.space.num_outputs))
+
+    def init(self, key: jax.Array, policy: CloningState) -> tuple[dict[str, Any], dict[str, Any]]:
+        """The surgery on stage 2's policy.
+
+        Returns:
+          What PPO trains: a copy of the fully connected layer, a policy head of zeros, the value head, and a copy of
+          the convolutions where all layers are trained; and what is frozen: convolutions, that layer, the latent head,
+          and a decoder that starts at random, as far as they are used.
+        """
+        trunk, head = policy.params["trunk_net"], policy.params["latent_head"]
+        shape = (self.trunk.features, self.space.num_outputs)
+        params = {
+            "fc": jax.tree.map(jnp.copy, trunk["fc"]),
+            "policy_head": {"kernel": jnp.zeros(shape), "bias": jnp.zeros(shape[1:])},
+            "value_head": jax.tree.map(jnp.copy, policy.params["value_head"]),
+        }
+        frozen = {}
+        if self.train == "all":
+            params["convs"] = jax.tree.map(jnp.copy, trunk["convs"])
+        if self.supervised:
+            decoder = self.decoder.init(key, jnp.zeros((1, self.latent_dim)))["params"]
+            frozen = {"fc": trunk["fc"], "latent_head": head, "decoder": decoder}
+        if self.supervised or self.train == "head":
+            frozen["convs"] = trunk["convs"]
+        return params, with_stats(frozen, policy.obs_stats)
+
+    def _fc(self, params: Any, x: jax.Array) -> jax.Array:
+        layer = Dense(self.trunk.features, dtype=self.dtype)
+        return nn.relu(layer.apply({"params": params}, x)).astype(jnp.float32)
+
+    def _convs(self, params: Any, obs: jax.Array, stats: ObsStats = None) -> jax.Array:
+        trunk = make_trunk(self.trunk, self.dtype)
+        inputs = normalise_obs(obs, stats)
+        return nn.relu(trunk.apply({"params": {"convs": params}}, inputs, method=lambda m, x: m.convs(x)))
+
+    def encode(self, frozen: dict[str, Any], obs: jax.Array) -> dict[str, jax.Array]:
+        """What is fixed during an update: the convolutions' output, or observations, and the decoder's outputs."""
+        stats = frozen.get("obs_stats")
+        if self.train == "all":
+            features = {"obs": obs if stats is None else normalise_obs(obs, stats)}
+        else:
+            features = {"convs": self._convs(frozen["convs"], obs, stats)}
+        if self.supervised:
+            convs = features["convs"] if self.train == "head" else self._convs(frozen["convs"], obs, stats)
+            latent = Dense(self.latent_dim).apply({"params": frozen["latent_head"]}, self._fc(frozen["fc"], convs))
+            features["decoded"] = self.decoder.apply({"params": frozen["decoder"]}, latent)
+        return features
+
+    def apply(self, params: dict[str, Any], features: dict[str, jax.Array]) -> tuple[jax.Array, jax.Array]:
+        """Outputs ``[B, O]`` of both heads (`blend` of the space) or of the RL head alone, and values ``[B]``."""
+        convs = self._convs(params["convs"], features["obs"]) if self.train == "all" else features["convs"]
+        x = self._fc(params["fc"], convs)
+        outputs = x @ params["policy_head"]["kernel"] + params["policy_head"]["bias"][None]
+        value = x @ params["value_head"]["kernel"] + params["value_head"]["bias"][None]
+        return self.space.blend(features["decoded"], outputs) if self.supervised else outputs, value[:, 0]
+
+    def __call__(self, params: dict[str, Any], obs: jax.Array) -> jax.Array:
+        """As a policy (`lamjax.policies.Policy`): outputs ``[B, O]``; params ``{"params": ..., "frozen": ...}``."""
+        return self.apply(params["params"], self.encode(params.get("frozen", {}), obs))[0]
