@@ -38,16 +38,6 @@ def test_the_package_alone_imports_nothing():
     assert not {"jax", "flax", "numpy"} & imported_by("import lamjax")
 
 
-@pytest.mark.parametrize("module", ["dynamics", "cloning"])
-def test_a_pure_stage_imports_no_store_and_no_run_folder(module):
-    modules = imported_by(f"import lamjax.{module}")
-    assert "flax" in modules
-    assert not {"tensorstore", "orbax", "orbax.checkpoint", "gymnax", "matplotlib", "tyro"} & modules
-    assert not {name for name in modules if name.startswith(("lamjax.data", "lamjax.pipeline", "lamjax.envs"))}
-    # fcntl itself cannot be asked for: jax imports it.
-    assert not {"lamjax.training.run_folder", "lamjax.training.checkpoint"} & modules
-
-
 def test_readmes_steps_run():
     windows = np.random.default_rng(0).integers(0, 256, (4, 3, 64, 64, 3), np.uint8)
     code = snippet("dynamics.train_step")
