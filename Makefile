@@ -79,10 +79,10 @@ experiment: setup  ## answer a question with five seeds, NAME=vq_ablation; witho
 	exec .venv/bin/python -m experiments $(NAME) $(ARGS)
 
 linear: setup  ## reproduce the linear theory's figures (FULL=1: every point, three seeds)
-	exec .venv/bin/python experiments/linear_lam/run.py $(if $(FULL),--full) $(ARGS)
+	exec .venv/bin/python -m experiments.linear_lam.run $(if $(FULL),--full) $(ARGS)
 
 linear-grid: setup  ## check the theory on a non-linear model (FULL=1: the paper's updates)
-	exec .venv/bin/python experiments/linear_lam/grid.py $(if $(FULL),--full) $(ARGS)
+	exec .venv/bin/python -m experiments.linear_lam.grid $(if $(FULL),--full) $(ARGS)
 
 lint: setup  ## check style and formatting
 	.venv/bin/ruff check .

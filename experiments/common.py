@@ -16,8 +16,8 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from experiments.linear_lam.common import COLOURS, filled, load, store
-from experiments.linear_lam.common import style as style  # for the experiments
+from experiments.page import COLOURS, filled, load, store
+from experiments.page import style as style  # for the experiments
 from lamjax.statistics import mean_and_stderr
 
 ROOT = Path(__file__).resolve().parents[1]

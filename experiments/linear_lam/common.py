@@ -1,9 +1,7 @@
 """What the panels share: train what is missing, keep it in a CSV file, draw SGD points over the closed form."""
 
 import argparse
-import csv
 import dataclasses
-import re
 import shutil
 import time
 from collections.abc import Callable, Sequence
@@ -11,16 +9,15 @@ from pathlib import Path
 
 import jax
 import numpy as np
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from experiments.page import COLOURS, load, store, style
 from lamjax.linear import Point, TrainConfig, score, train
 
 HERE = Path(__file__).resolve().parent
 # A run keeps its points in WORK and resumes from there; RESULTS holds the last run's, for the tables and for reading.
 WORK = HERE.parents[1] / "runs" / "linear_lam"
 RESULTS, FIGURES = HERE / "results", HERE.parents[1] / "docs" / "linear_lam"
-COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000", "#6e7781")
 METRICS = ("nmse_q", "nmse_a", "nmse_eps", "nmse_o", "llo")
 SWEEP = 48  # points trained between two writes
 
@@ -71,38 +68,6 @@ def closed_form(panel: Panel, run: Run) -> dict[str, float]:
     return panel.bounds(run) or metrics(panel, run, run.point.optimum(panel.config).lam)
 
 
-def seeds(full: bool) -> range:
-    return range(3 if full else 1)
-
-
-def load(path: Path) -> list[dict[str, str]]:
-    if not path.exists():
-        return []
-    with path.open() as file:
-        return list(csv.DictReader(file))
-
-
-def store(path: Path, rows: Sequence[dict[str, str]]) -> None:
-    """Writes the CSV file in one move, so that a run that is cut off leaves the old one or the new one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.with_suffix(".tmp").open("w", newline="") as file:
-        writer = csv.DictWriter(file, rows[0].keys(), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
-    path.with_suffix(".tmp").replace(path)
-
-
-def filled(text: str, **sections: str) -> str:
-    """The text with each section between its ``<!-- name -->`` and ``<!-- /name -->``."""
-    for name, section in sections.items():
-        text, found = re.subn(
-            rf"(<!-- {name} -->\n).*?(\n<!-- /{name} -->)", lambda m, s=section: m[1] + s + m[2], text, flags=re.S
-        )
-        if found != 1:
-            raise ValueError(f"The page needs one pair of marks <!-- {name} -->, <!-- /{name} -->, not {found}.")
-    return text
-
-
 def key(curve: str, x: float, seed: int) -> tuple[str, str, str]:
     return curve, f"{x:g}", str(seed)
 
@@ -129,17 +94,6 @@ def compute(panel: Panel, full: bool) -> list[dict[str, str]]:
     RESULTS.mkdir(exist_ok=True)
     shutil.copyfile(path, RESULTS / path.name)
     return rows
-
-
-def style(ax: Axes, title: str, xlabel: str, ylabel: str) -> None:
-    ax.set_title(title, fontsize=9, loc="left")
-    ax.set_xlabel(xlabel, fontsize=9)
-    ax.set_ylabel(ylabel, fontsize=9)
-    ax.tick_params(labelsize=8)
-    ax.grid(color="#dde1e6", linewidth=0.6)
-    ax.set_axisbelow(True)
-    for side in ("top", "right"):
-        ax.spines[side].set_visible(False)
 
 
 def save(fig: Figure, name: str) -> Path:
@@ -198,14 +152,13 @@ def produce(panel: Panel, full: bool) -> None:
     print(f"  {summary(panel, rows)}\n  {draw(panel, rows).relative_to(HERE.parents[1])}", flush=True)
 
 
-def options() -> argparse.Namespace:
+def options(panels: Sequence[str] = ()) -> argparse.Namespace:
+    """The command line; `panels` are those of which one may be asked for."""
     parser = argparse.ArgumentParser()
+    if panels:
+        parser.add_argument("--only", choices=panels, help="one panel instead of all")
     parser.add_argument("--full", action="store_true", help="all points and three seeds; of grid.py all updates")
     args = parser.parse_args()
     # Compiled programs are kept: a second run, or a resumed one, does not compile again.
     jax.config.update("jax_compilation_cache_dir", str(HERE.parents[1] / ".jax_cache"))
     return args
-
-
-def main(panel: Panel) -> None:
-    produce(panel, options().full)

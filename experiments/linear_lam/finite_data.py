@@ -3,9 +3,10 @@
 import csv
 
 import numpy as np
-from common import COLOURS, HERE, RESULTS, options, save, style
 from matplotlib.figure import Figure
 
+from experiments.linear_lam.common import HERE, RESULTS, options, save
+from experiments.page import COLOURS, style
 from lamjax.linear import Moments, WorldConfig, excess, make_world, optimum, sample_overlap
 
 SIZES = (192, 256, 512, 1024, 2048, 4096, 8192, 16384)

@@ -21,10 +21,11 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
-import tables
-from common import COLOURS, HERE, RESULTS, WORK, key, load, options, save, store, style
 from matplotlib.figure import Figure
 
+from experiments.linear_lam import tables
+from experiments.linear_lam.common import HERE, RESULTS, WORK, key, options, save
+from experiments.page import COLOURS, load, store, style
 from lamjax import dynamics
 from lamjax.analysis import probes
 from lamjax.analysis.latents import latents_of

@@ -3,9 +3,10 @@
 import csv
 
 import numpy as np
-from common import HERE, RESULTS, options, save, style
 from matplotlib.figure import Figure
 
+from experiments.linear_lam.common import HERE, RESULTS, options, save
+from experiments.page import style
 from lamjax.linear import WorldConfig, critical_kappa, make_world, optimum, score
 
 S_EXO = 0.5

@@ -2,30 +2,20 @@
 
 import time
 
-import action_weight
-import anisotropic
-import cleaning
-import fig3_left
-import fig3_middle
-import fig3_right
-import fig4_left
-import fig4_middle
-import fig4_right
-import finite_data
-import policy_phase
-import tables
-from common import options, produce
-
-MODULES = (fig3_left, fig3_middle, fig3_right, fig4_left, fig4_middle, fig4_right, action_weight, cleaning, anisotropic)
+from experiments.linear_lam import finite_data, policy_phase, tables
+from experiments.linear_lam.common import options, produce
+from experiments.linear_lam.panels import PANELS
 
 
 def main() -> None:
-    start, full = time.perf_counter(), options().full
-    for module in MODULES:
-        produce(module.PANEL, full)
-    policy_phase.produce()
-    finite_data.produce(full)
-    tables.put(**tables.of_panels([module.PANEL for module in MODULES]))
+    start, args = time.perf_counter(), options(panels=[panel.name for panel in PANELS])
+    for panel in PANELS:
+        if args.only in (None, panel.name):
+            produce(panel, args.full)
+    if args.only is None:
+        policy_phase.produce()
+        finite_data.produce(args.full)
+    tables.put(**tables.of_panels(PANELS))
     print(f"{time.perf_counter() - start:.0f} s")
 
 

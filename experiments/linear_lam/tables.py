@@ -4,7 +4,9 @@ import textwrap
 from collections.abc import Sequence
 
 import numpy as np
-from common import HERE, RESULTS, Panel, agreement, filled, load
+
+from experiments.linear_lam.common import HERE, RESULTS, Panel, agreement
+from experiments.page import filled, load
 
 DOCS = HERE.parents[1] / "docs" / "linear_lam.md"
 

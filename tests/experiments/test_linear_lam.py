@@ -1,8 +1,6 @@
 """Table 1's grid world by hand, its theory, what stage 1 learns in it; and the page says what the results say."""
 
 import dataclasses
-import sys
-from pathlib import Path
 from types import SimpleNamespace
 
 import jax
@@ -10,14 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from experiments.linear_lam import common, grid, tables
+from experiments.linear_lam.panels import PANELS
+from experiments.page import filled
 from lamjax.linear import Point, WorldConfig
-
-sys.path.insert(0, str(Path(__file__).parents[2] / "experiments" / "linear_lam"))
-
-import common
-import grid
-import run
-import tables
 
 SHORT = dataclasses.replace(grid.CONFIG, steps=300)
 
@@ -145,10 +139,10 @@ def test_a_run_that_is_started_again_trains_what_is_missing(monkeypatch, tmp_pat
 # The panels
 
 
-@pytest.mark.parametrize("module", run.MODULES, ids=lambda module: module.PANEL.name)
-def test_a_full_panel_holds_the_points_of_a_quick_one(module):
+@pytest.mark.parametrize("panel", PANELS, ids=lambda panel: panel.name)
+def test_a_full_panel_holds_the_points_of_a_quick_one(panel):
     quick, full = (
-        [common.key(each.curve, each.x, each.point.seed) for each in module.PANEL.runs(full)] for full in (False, True)
+        [common.key(each.curve, each.x, each.point.seed) for each in panel.runs(full)] for full in (False, True)
     )
     assert set(quick) < set(full)
     assert len(set(full)) == len(full)
@@ -183,10 +177,10 @@ def test_a_full_run_trains_what_a_quick_one_has_left(monkeypatch, tmp_path):
 
 def test_the_page_says_what_the_committed_results_say():
     text = tables.DOCS.read_text()
-    sections = tables.of_panels([module.PANEL for module in run.MODULES]) | {"grid": tables.grid()}
-    assert tables.filled(text, **sections) == text
+    sections = tables.of_panels(PANELS) | {"grid": tables.grid()}
+    assert filled(text, **sections) == text
 
 
 def test_a_page_without_its_marks_is_refused():
     with pytest.raises(ValueError, match="one pair of marks <!-- grid -->"):
-        tables.filled("no marks", grid="a table")
+        filled("no marks", grid="a table")
