@@ -137,7 +137,7 @@ def train_step(
         predicted, _ = _policy(state.config, state.latent_dim).apply({"params": params}, inputs)
         return jnp.mean(jnp.square(predicted - latents))
 
-    loss, grads = jax.value_and_grad(loss_fn)(unpack_groups(state.params))
+    loss, grads = jax.value_and_grad(loss_fn)(parallel.vary(unpack_groups(state.params), axis_name))
     loss, grads = parallel.pmean((loss, grads_as(state.params, grads)), axis_name)
     updates, opt_state = optimizer(state.config, lengths).update(grads, state.opt_state, state.params)
     metrics = {

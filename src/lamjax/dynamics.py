@@ -189,8 +189,8 @@ def _idm(config: DynamicsConfig) -> IDM:
     return IDM(config.idm, config.latent_dim, jnp.dtype(config.dtype))
 
 
-def _fdm(config: DynamicsConfig, channels: int) -> nn.Module:
-    return make_fdm(config.fdm, channels, jnp.dtype(config.dtype))
+def _fdm(config: DynamicsConfig, channels: int, axis_name: str | None = None) -> nn.Module:
+    return make_fdm(config.fdm, channels, jnp.dtype(config.dtype), axis_name)
 
 
 def _named(params: Any, z: jax.Array) -> jax.Array:
@@ -371,12 +371,11 @@ def loss_fn(
     labelled_z = latents.continuous[len(windows) :]
     latents = jax.tree.map(lambda x: x[: len(windows)], latents)
     z, z_q = latents.continuous, latents.quantized
-    prediction, updated = _fdm(config, frames.shape[-1]).apply(
+    prediction, updated = _fdm(config, frames.shape[-1], axis_name).apply(
         {"params": params["fdm"], "batch_stats": state.batch_stats},
         join_frames(frames[:, :-1]),
         quantizer.straight_through(z, z_q) if config.quantizer.enabled else z,
         train=True,
-        axis_name=axis_name,
         mutable=["batch_stats"],
     )
     fdm_mse = jnp.mean(jnp.square(prediction - frames[:, -1]))
@@ -432,7 +431,7 @@ def train_step(
         chex.assert_shape(labelled[0], (None, *windows.shape[1:]))
         chex.assert_shape(labelled[1], (len(labelled[0]), *state.space.shape))
     grads, (batch_stats, latents, metrics) = jax.grad(loss_fn, has_aux=True)(
-        unpack_groups(state.params), state, windows, axis_name, labelled
+        parallel.vary(unpack_groups(state.params), axis_name), state, windows, axis_name, labelled
     )
     grads, metrics = parallel.pmean((grads_as(state.params, grads), metrics), axis_name)
     updates, opt_state = optimizer(config, lengths).update(grads, state.opt_state, state.params)

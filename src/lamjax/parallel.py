@@ -122,6 +122,24 @@ def place(axis_name: str | None) -> dict[str, Any]:
     return {"axis_index": jax.lax.axis_index(axis_name), "axis_size": jax.lax.axis_size(axis_name)}
 
 
+def vary(tree: Any, axis_name: str | None) -> Any:
+    """Marks arrays as each device's own, which a step does to parameters before it differentiates a loss by them.
+
+    ``jax.shard_map`` knows that parameters are the same on every device, and sums the gradient by them over devices. A
+    `pmean` of it would be too large by the number of devices. The gradient by marked parameters is the device's own, as
+    under ``pmap`` and ``vmap``, where nothing has to be marked.
+
+    Args:
+      tree: arrays, which keep their values.
+      axis_name: the devices.
+    """
+    if axis_name is None or axis_name not in jax.sharding.get_abstract_mesh().manual_axes:
+        return tree
+    # What depends on the device's index varies by its type, in every version of JAX. XLA removes the choice.
+    on_device = jax.lax.axis_index(axis_name) >= 0
+    return jax.tree.map(lambda x: jnp.where(on_device, x, x), tree)
+
+
 def pmean(tree: Any, axis_name: str | None) -> Any:
     """Mean over the devices of `axis_name`; the tree itself when that is None."""
     return tree if axis_name is None else jax.lax.pmean(tree, axis_name)

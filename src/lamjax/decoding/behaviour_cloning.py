@@ -100,7 +100,8 @@ def train_step(
         outputs, _ = state.agent.network.apply({"params": params}, normalise_obs(obs, state.obs_stats))
         return space.loss(outputs, actions).mean(), jnp.mean(space.score(space.mode(outputs), actions))
 
-    (loss, score), grads = jax.value_and_grad(loss_fn, has_aux=True)(unpack_groups(state.params))
+    params = parallel.vary(unpack_groups(state.params), axis_name)
+    (loss, score), grads = jax.value_and_grad(loss_fn, has_aux=True)(params)
     loss, score, grads = parallel.pmean((loss, score, grads_as(state.params, grads)), axis_name)
     updates, opt_state = _optimizer(state.config, state.decays).update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)

@@ -150,7 +150,10 @@ def unfused(function: Callable[..., Any], *args: jax.Array) -> Any:
     first = args[-1].ravel()[0]
     results = jax.eval_shape(function, *args)
 
-    def lost(*_: jax.Array) -> Any:
-        return jax.tree.map(lambda result: jnp.full(result.shape, jnp.nan, result.dtype), results)
+    def lost(*args: jax.Array) -> Any:
+        nan = sum(
+            arg.ravel()[0] for arg in args
+        )  # not a constant: under `jax.shard_map` it must vary as the results do
+        return jax.tree.map(lambda result: jnp.full(result.shape, nan, result.dtype), results)
 
     return jax.lax.cond(first == first, function, lost, *args)

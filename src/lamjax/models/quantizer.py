@@ -161,10 +161,13 @@ def _revive(
     count: jax.Array, total: jax.Array, vectors: jax.Array, config: QuantizerConfig, axis_name: str | None
 ) -> tuple[jax.Array, jax.Array]:
     """Moves rarely used codes onto vectors ``[N, B, H, D]`` spread over the batch, with an average count each."""
-    n, _, _, d = vectors.shape
-    # Every device must choose the same: the vectors of the joined batch.
-    pool = parallel.join(vectors, axis_name, axis=1).reshape(n, -1, d)
-    chosen = pool[:, jnp.arange(config.codes) * pool.shape[1] // config.codes]
+    n, b, h, d = vectors.shape
+    place = parallel.place(axis_name)
+    # Rows of the joined batch, the same on every device, each of which adds those that it holds.
+    rows = jnp.arange(config.codes) * (place["axis_size"] * b * h) // config.codes
+    is_here = rows // (b * h) == place["axis_index"]
+    chosen = vectors.reshape(n, b * h, d)[:, rows % (b * h)]
+    chosen = parallel.psum(jnp.where(is_here[None, :, None], chosen, 0), axis_name)
     dead = count < config.revive
     average = count.mean(-1, keepdims=True)
     return jnp.where(dead, average, count), jnp.where(dead[..., None], average[..., None] * chosen, total)

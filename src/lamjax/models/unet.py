@@ -4,6 +4,7 @@ Dimension keys: B batch, H and W image size, C image channels, Z latent size.
 """
 
 import dataclasses
+import functools
 from typing import Any, ClassVar, Literal
 
 import flax.linen as nn
@@ -63,16 +64,11 @@ class DownBlock(nn.Module):
 
     features: int
     dtype: Any = jnp.float32
+    axis_name: str | None = None
 
     @nn.compact
     def __call__(
-        self,
-        x: jax.Array,
-        bias: jax.Array | None = None,
-        tiled: jax.Array | None = None,
-        *,
-        train: bool,
-        axis_name: str | None,
+        self, x: jax.Array, bias: jax.Array | None = None, tiled: jax.Array | None = None, *, train: bool
     ) -> jax.Array:
         """Maps ``[B, H, W, I]`` to ``[B, H/2, W/2, O]``; `bias` and `tiled` are ``[B, Z]`` or None."""
         if tiled is None:
@@ -81,7 +77,7 @@ class DownBlock(nn.Module):
             x = TiledConv(self.features, (3, 3), dtype=self.dtype, name="Conv_0")(x, tiled)
         if bias is not None:
             x = x + Dense(self.features, dtype=self.dtype)(bias)[:, None, None]
-        x = BatchNorm(dtype=self.dtype)(x, train=train, axis_name=axis_name)
+        x = BatchNorm(dtype=self.dtype, axis_name=self.axis_name)(x, train=train)
         x = ResidualBlock(self.features // 2, dtype=self.dtype)(x)
         return nn.relu(max_pool(x, 2, 2))
 
@@ -91,14 +87,13 @@ class UpBlock(nn.Module):
 
     features: int
     dtype: Any = jnp.float32
+    axis_name: str | None = None
 
     @nn.compact
-    def __call__(
-        self, x: jax.Array, latent: jax.Array | None = None, *, train: bool, axis_name: str | None
-    ) -> jax.Array:
+    def __call__(self, x: jax.Array, latent: jax.Array | None = None, *, train: bool) -> jax.Array:
         """Maps ``[B, H, W, I]`` to ``[B, 2H, 2W, O]``; `latent` is ``[B, Z]`` or None."""
         x = ConvTranspose(self.features, (2, 2), dtype=self.dtype)(x)
-        x = BatchNorm(dtype=self.dtype)(x, train=train, axis_name=axis_name)
+        x = BatchNorm(dtype=self.dtype, axis_name=self.axis_name)(x, train=train)
         if latent is not None:
             x = x + Dense(self.features, dtype=self.dtype)(latent)[:, None, None]
         x = ResidualBlock(self.features // 2, dtype=self.dtype)(x)
@@ -106,30 +101,37 @@ class UpBlock(nn.Module):
 
 
 class UNet(nn.Module):
-    """The forward dynamics model."""
+    """The forward dynamics model.
+
+    Attributes:
+      config: its sizes and form.
+      out_channels: C.
+      dtype: type of the activations.
+      axis_name: devices that share batch statistics.
+    """
 
     config: UNetConfig
     out_channels: int = 3
     dtype: Any = jnp.float32
+    axis_name: str | None = None
 
     @nn.compact
-    def __call__(
-        self, frames: jax.Array, latent: jax.Array, *, train: bool = False, axis_name: str | None = None
-    ) -> jax.Array:
+    def __call__(self, frames: jax.Array, latent: jax.Array, *, train: bool = False) -> jax.Array:
         """Predicts the next frame.
 
         Args:
           frames: float32 ``[B, H, W, (k + 1) C]`` in ``[-0.5, 0.5]``, up to o_t, joined on channels.
           latent: float32 ``[B, Z]``, the (quantised) latent action.
           train: use and update batch statistics.
-          axis_name: devices that share batch statistics.
 
         Returns:
           float32 ``[B, H, W, C]``: the prediction of o_{t+1}, in ``[-0.5, 0.5]`` up to a learned overshoot for
           ``predict="change"``.
         """
         config = self.config
-        mode = {"train": train, "axis_name": axis_name}
+        down, up = (
+            functools.partial(block, dtype=self.dtype, axis_name=self.axis_name) for block in (DownBlock, UpBlock)
+        )
         folded = space_to_depth(frames.astype(self.dtype), config.stem)
         latent = latent.astype(self.dtype)
         _, h, w, _ = folded.shape
@@ -143,7 +145,7 @@ class UNet(nn.Module):
 
         x, skips = folded, []
         for level, features in enumerate(config.channels):
-            x = DownBlock(features, self.dtype)(x, bias, tiled if level == 0 else None, **mode)
+            x = down(features)(x, bias, tiled if level == 0 else None, train=train)
             skips.append(x)
         x = Conv(config.bottleneck, (2, 2), padding="VALID", dtype=self.dtype, name="bottleneck")(x)
 
@@ -153,9 +155,9 @@ class UNet(nn.Module):
         if config.shift:
             last = self.scroll(last, x[:, 0, 0])
             inputs.append(space_to_depth(last.astype(self.dtype), config.stem))
-        x = UpBlock(config.channels[-1], self.dtype)(x, bias, **mode)
+        x = up(config.channels[-1])(x, bias, train=train)
         for features, skip in zip((*config.channels[-2::-1], config.channels[0]), reversed(skips), strict=True):
-            x = UpBlock(features, self.dtype)(jnp.concatenate([x, skip], axis=-1), bias, **mode)
+            x = up(features)(jnp.concatenate([x, skip], axis=-1), bias, train=train)
 
         width = config.channels[0]
         x = Conv(width, (3, 3), dtype=self.dtype, name="head_in")(jnp.concatenate([x, *inputs], axis=-1))
