@@ -98,7 +98,7 @@ CASES = (images, labelled_vectors, latent_cloning, action_cloning, reinforcement
 
 
 def mesh():
-    return Mesh(np.array(jax.local_devices()[:2]), (AXIS,))
+    return Mesh(jax.local_devices()[:2], (AXIS,))
 
 
 def halves(batch):
@@ -135,8 +135,8 @@ def under_shard_map(step, state, batch):
 def check(ours, theirs):
     """Asserts that two pairs of state and metrics are close.
 
-    Parameters whose gradient is 0 up to rounding are left out, such as a bias in front of a batch norm: Adam makes a whole
-    step of the rounding. Its first moment shows them.
+    It leaves out parameters whose gradient is 0 up to rounding, such as a bias in front of a batch norm: Adam makes a
+    whole step of the rounding. Its first moment shows which they are.
     """
     close(ours[1], theirs[1], rtol=1e-4, atol=1e-6)
     ours, theirs = (by_path(state) for state, _ in (ours, theirs))

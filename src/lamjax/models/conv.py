@@ -143,7 +143,7 @@ def unfused(function: Callable[..., Any], *args: jax.Array) -> Any:
 
     Args:
       function: of arrays, to arrays of floats in any tree.
-      *args: of any shape, the last one floats and not empty.
+      *args: not empty, the last one floats.
     """
     if jax.default_backend() != "cpu":
         return function(*args)
@@ -151,9 +151,8 @@ def unfused(function: Callable[..., Any], *args: jax.Array) -> Any:
     results = jax.eval_shape(function, *args)
 
     def lost(*args: jax.Array) -> Any:
-        nan = sum(
-            arg.ravel()[0] for arg in args
-        )  # not a constant: under `jax.shard_map` it must vary as the results do
+        # Not a constant: `jax.shard_map` wants both branches to vary over the same devices.
+        nan = sum(arg.ravel()[0] for arg in args)
         return jax.tree.map(lambda result: jnp.full(result.shape, nan, result.dtype), results)
 
     return jax.lax.cond(first == first, function, lost, *args)
