@@ -1,4 +1,4 @@
-"""Steps under what a JAX user puts around them: each computes what one device computes on the joined batch."""
+"""Steps under JAX's transformations: each computes what one device computes on the joined batch."""
 
 import functools
 
@@ -42,7 +42,7 @@ VECTORS = dynamics.DynamicsConfig(
 )
 CLONING = cloning.CloningConfig(warmup_steps=2, trunk=MLPConfig((16,), 16))
 AGENT = ActorCriticAgent(MLPConfig((16,), 16), space=3)
-# One minibatch an epoch: the rows of several are drawn on each device from its own share.
+# One minibatch an epoch. Of several, each device draws its rows from its own share, not those of the joined batch.
 PPO = PPOConfig(
     num_envs=4, num_steps=2, total_frames=800, num_epochs=2, num_minibatches=1, learning_rates=(("", ((0.0, 1e-3),)),)
 )
@@ -51,7 +51,7 @@ KEY = jax.random.key(0)
 
 def images():
     frames = np.random.default_rng(0).integers(0, 256, (B, 3, 4, 4, 3), np.uint8)
-    frames[B // 2 :] //= 3  # the shards differ, as batch statistics of each alone would show
+    frames[B // 2 :] //= 3  # so that batch statistics of a single shard would be wrong
     state = jit_once(dynamics.init, static_argnums=(1, 2))(KEY, IMAGES, frames.shape[2:])
     return dynamics.train_step, state, (frames,)
 
@@ -106,8 +106,8 @@ def halves(batch):
 
 
 def under_jit(step, state, batch):
-    sharded = jax.device_put(batch, NamedSharding(mesh(), P(AXIS)))
-    return jit_once(step)(jax.device_put(state, NamedSharding(mesh(), P())), *sharded)
+    state, batch = (jax.device_put(x, NamedSharding(mesh(), spec)) for x, spec in ((state, P()), (batch, P(AXIS))))
+    return jit_once(step)(state, *batch)
 
 
 def under_vmap(step, state, batch):

@@ -16,7 +16,7 @@ class MLPConfig:
 
     Attributes:
       hidden: widths of the layers before the last.
-      features: width F of the last.
+      features: width F of the last layer.
     """
 
     convolves: ClassVar[bool] = False  # see `lamjax.training.driver`

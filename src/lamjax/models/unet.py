@@ -23,13 +23,14 @@ class UNetConfig:
     Attributes:
       channels: channels of each level on the way down; the last level must be 2 x 2.
       bottleneck: channels of the 1 x 1 bottleneck.
-      stem: pixels of a side folded into channels before the first level (space to depth) and unfolded after the last.
-      latent_input: how the latent enters beside the bottleneck: "tile" repeats it over space as channels of the input,
-        as LAPO does; "bias" adds a linear map of it to each level on both ways instead, which costs next to nothing.
-      predict: "frame" is the next frame itself, tanh(.)/2; "change" adds to o_t an output that starts at zero.
-      shift: with ``predict="change"``, the farthest that the view may scroll in a step, in pixels. The change is then
-        added not to o_t but to o_t filtered by one predicted row of taps down and one across, which start as the
-        identity, so that a scrolling view need not be redrawn; 0 leaves this out.
+      stem: side in pixels of the blocks that become channels before the first level (space to depth); the last level's
+        output is unfolded again.
+      latent_input: how the latent enters, in addition to the bottleneck. "tile" repeats it over space as channels of
+        the input, as LAPO does. "bias" adds a linear map of it to each level on both ways, which is much cheaper.
+      predict: "frame" predicts the next frame, tanh(.)/2. "change" adds to o_t an output that starts at zero.
+      shift: with ``predict="change"``, the farthest that the view may scroll in a step, in pixels; 0 is no scrolling.
+        The change is added to o_t filtered by one predicted row of taps down and one across, which start as the
+        identity, so the network need not redraw a scrolling view.
     """
 
     convolves: ClassVar[bool] = True  # see `lamjax.training.driver`
@@ -60,7 +61,7 @@ def filter_rows(image: jax.Array, taps: jax.Array) -> jax.Array:
 
 
 class DownBlock(nn.Module):
-    """Convolution, batch norm, residual, 2 x 2 max-pool, ReLU; the latent can be a bias, or channels of the input."""
+    """Convolution, batch norm, residual block, 2 x 2 max-pool, ReLU; the latent is a bias, or channels of the input."""
 
     features: int
     dtype: Any = jnp.float32
@@ -83,7 +84,7 @@ class DownBlock(nn.Module):
 
 
 class UpBlock(nn.Module):
-    """Transposed convolution, batch norm, residual, ReLU; optionally biased by the latent."""
+    """Transposed convolution, batch norm, residual block, ReLU; the latent can be a bias."""
 
     features: int
     dtype: Any = jnp.float32
