@@ -253,18 +253,6 @@ def test_augmented_steps_resume_exactly_and_are_traced_once(state, noisy):
     assert float(elsewhere["commitment"]) != float(metrics["commitment"])
 
 
-def test_two_devices_compute_what_one_computes_with_augmentation(state, noisy):
-    start = state.replace(config=SHIFTED)
-    step = jax.pmap(
-        lambda s, w: dynamics.train_step(s, w, axis_name="devices"), "devices", in_axes=(None, 0), out_axes=None
-    )
-    two, two_metrics = jax.block_until_ready(step(start, noisy.reshape(2, 16, *noisy.shape[1:])))
-    one, one_metrics = jax.jit(dynamics.train_step)(start, noisy)
-    close(two_metrics, one_metrics, rtol=2e-3, atol=1e-6)
-    two = jax.device_put(jax.device_get(two))
-    close(two.codebooks, one.codebooks, rtol=1e-3, atol=1e-5)
-
-
 def test_a_shift_of_no_pixels_is_refused():
     with pytest.raises(ValueError, match=r"dynamics\.augment_pixels must be at least 1, not 0"):
         DynamicsConfig(augment="shift", augment_pixels=0)
@@ -373,12 +361,6 @@ def test_devices_with_unequal_labels_compute_what_one_computes(supervised, windo
     one = jax.jit(loss)(windows, labelled)
     np.testing.assert_allclose(each.mean(), one, rtol=1e-5)
     assert abs(float(each[0]) - float(each[1])) > 0.1  # 3 of 4 labels against 1
-
-
-def test_seeds_with_labels_can_be_vmapped(supervised, windows, labelled):
-    states = jax.tree.map(lambda x: jnp.stack([x, x]), supervised)
-    _, metrics = jax.eval_shape(jax.vmap(dynamics.train_step, in_axes=(0, None, None)), states, windows, labelled)
-    assert metrics["action_loss"].shape == metrics["loss"].shape == (2,)
 
 
 def test_labels_teach_the_action_where_something_else_moves_more(supervised):

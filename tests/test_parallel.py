@@ -1,9 +1,12 @@
 import functools
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import Mesh
+from jax.sharding import PartitionSpec as P
 
 from lamjax import parallel
 
@@ -62,6 +65,38 @@ def test_the_same_function_runs_under_vmap():
     mean, var = jax.vmap(lambda x: parallel.mean_and_var(x, "seeds"), axis_name="seeds")(x)
     np.testing.assert_allclose(mean, [3, 3])
     np.testing.assert_allclose(var, [3.5, 3.5])
+
+
+def gradient(w, x, axis_name):
+    loss = lambda w: jnp.mean(jnp.square(x @ w))  # noqa: E731
+    return parallel.pmean(jax.grad(loss)(parallel.vary(w, axis_name)), axis_name)
+
+
+def sharded(function, **specs):
+    return jax.jit(jax.shard_map(function, mesh=Mesh(jax.local_devices()[:2], ("devices",)), **specs))
+
+
+@pytest.mark.parametrize("check_vma", [True, False])
+def test_the_gradient_by_shared_parameters_is_that_of_the_joined_batch(check_vma):
+    x, w = jnp.arange(12.0).reshape(4, 3), jnp.array([1.0, -2.0, 0.5])
+    expected = gradient(w, x, None)
+    over = functools.partial(gradient, axis_name="devices")
+    specs = {"in_specs": (P(), P("devices")), "out_specs": P(), "check_vma": check_vma}
+    np.testing.assert_allclose(sharded(over, **specs)(w, x), expected, rtol=1e-6)
+    # Parameters that are marked already stay so.
+    twice = sharded(lambda w, x: over(parallel.vary(w, "devices"), x), **specs)
+    np.testing.assert_allclose(twice(w, x), expected, rtol=1e-6)
+    for seed, of_seed in enumerate(sharded(jax.vmap(over, (0, None)), **specs)(jnp.stack([w, 2 * w]), x)):
+        np.testing.assert_allclose(of_seed, (1 + seed) * expected, rtol=1e-6)
+
+
+def test_marked_parameters_are_the_parameters():
+    w, x = {"w": jnp.array([-0.0, jnp.nan, jnp.inf, 3.0])}, jnp.zeros(2)
+    assert parallel.vary(w, None) is w
+    jax.vmap(lambda _: chex.assert_trees_all_equal(parallel.vary(w, "devices"), w), axis_name="devices")(x)
+    marked = sharded(lambda w: parallel.vary(w, "devices"), in_specs=P(), out_specs=P("devices"))(w)["w"]
+    np.testing.assert_array_equal(marked, np.tile(w["w"], 2))
+    np.testing.assert_array_equal(np.signbit(marked), np.tile(np.signbit(w["w"]), 2))
 
 
 def _sgd(params, batch, scale, rounds, axis_name=None):

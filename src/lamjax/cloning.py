@@ -31,7 +31,8 @@ class CloningConfig:
       steps: optimizer steps.
       batch_size: observations in a step, over all devices.
       learning_rate: the peak.
-      warmup_steps: linear steps from a hundredth of the peak up to it; then linear down to zero at the last step.
+      warmup_steps: steps in which the rate rises linearly from a hundredth of the peak to the peak; it then falls
+        linearly to 0 at the last step.
       weight_decay: AdamW's, on every parameter.
       trunk: the policy's trunk.
       dtype: type of the activations.
@@ -84,7 +85,7 @@ def _schedule(config: CloningConfig, lengths: Lengths | None = None) -> optax.Sc
 def optimizer(config: CloningConfig, lengths: Lengths | None = None) -> optax.GradientTransformation:
     """AdamW under a warm-up and a linear decay (over `lengths` instead of the config's), no clip.
 
-    The value head has no gradient here and must stay at its start, so neither decay nor moments may touch it.
+    The value head has no gradient here and must keep its initial values, so weight decay must not change it.
     """
     labels = lambda params: {name: "frozen" if name == "value_head" else "trained" for name in params}  # noqa: E731
     trained = optax.adamw(_schedule(config, lengths), weight_decay=config.weight_decay)
@@ -116,14 +117,14 @@ def train_step(
     axis_name: str | None = None,
     lengths: Lengths | None = None,
 ) -> tuple[CloningState, dict[str, jax.Array]]:
-    """One step of behaviour cloning in latent space. Pure, as `dynamics.train_step`.
+    """One step of behaviour cloning in latent space, a pure function as `dynamics.train_step`.
 
     Args:
       state: the training state.
       obs: ``[B, *obs_shape]``, o_t, the middle frames of the windows.
       latents: float32 ``[B, Z]``, the continuous latents of those windows; no gradient flows into them.
       axis_name: devices over which gradients and metrics are reduced.
-      lengths: warm-up and total steps of the learning rate, traced, instead of the config's.
+      lengths: warm-up and total steps of the learning rate, which may be traced, instead of the config's.
 
     Returns:
       The new state and metrics, float32 ``[]``: ``loss``, ``grad_norm``, ``learning_rate``.
@@ -137,7 +138,7 @@ def train_step(
         predicted, _ = _policy(state.config, state.latent_dim).apply({"params": params}, inputs)
         return jnp.mean(jnp.square(predicted - latents))
 
-    loss, grads = jax.value_and_grad(loss_fn)(unpack_groups(state.params))
+    loss, grads = jax.value_and_grad(loss_fn)(parallel.vary(unpack_groups(state.params), axis_name))
     loss, grads = parallel.pmean((loss, grads_as(state.params, grads)), axis_name)
     updates, opt_state = optimizer(state.config, lengths).update(grads, state.opt_state, state.params)
     metrics = {
@@ -150,6 +151,6 @@ def train_step(
 
 
 def predict_latents(state: CloningState, obs: jax.Array) -> jax.Array:
-    """The latent actions that the policy takes at observations ``[B, *obs_shape]``: float32 ``[B, Z]``."""
+    """The policy's latent actions at observations ``[B, *obs_shape]``: float32 ``[B, Z]``."""
     inputs = normalise_obs(obs, state.obs_stats)
     return _policy(state.config, state.latent_dim).apply({"params": state.params}, inputs)[0]

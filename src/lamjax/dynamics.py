@@ -3,12 +3,12 @@
     z_t = IDM(o_{t-1}, o_t, o_{t+1}),  z^q_t = VQ(z_t),  o^_{t+1} = FDM(o_{t-1}, o_t, z^q_t)
     loss = mean (o^_{t+1} - o_{t+1})^2 + 0.05 mean (z_t - sg z^q_t)^2
 
-With a few labels, optionally, a linear head on z_t also names the action: + weight * cross-entropy (`action_weight`),
-or of continuous actions the mean squared error in half-ranges.
-Observations are images or grids ``[H, W, C]``, or vectors ``[C]``; which, only the networks in the config know.
+If some windows have labels, a linear head on z_t can also predict the action (`action_weight`). The loss then gains
+weight * cross-entropy for discrete actions, or weight * mean squared error, in half-ranges, for continuous ones.
+Observations are images or grids ``[H, W, C]``, or vectors ``[C]``; the networks in the config must fit them.
 
-Dimension keys: B batch, L labelled windows, H, W, C frame, S a frame's shape but for C, Z latent size, N codebooks,
-M codes, A numbers that name an action: logits of discrete ones, continuous ones in half-ranges (see `lamjax.spaces`).
+Dimension keys: B batch, L labelled windows, H, W, C frame, S a frame's shape without C, Z latent size, N codebooks,
+M codes, A size of the action head: logits of discrete actions, or continuous ones in half-ranges (`lamjax.spaces`).
 """
 
 import dataclasses
@@ -35,8 +35,8 @@ from lamjax.preprocess import Cleaning, ObsStats, clean, normalise_obs
 from lamjax.schedules import Lengths, check_lengths, warmup_linear
 from lamjax.spaces import ActionSpace, as_space
 
-_AUGMENT = 0x5417F7  # the constant that random shifts are drawn from
-_AUGMENT_LABELLED = 0x1ABE1  # and those of labelled windows
+_AUGMENT = 0x5417F7  # seed of the random shifts
+_AUGMENT_LABELLED = 0x1ABE1  # seed of those of labelled windows
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,30 +47,32 @@ class DynamicsConfig:
       steps: optimizer steps.
       batch_size: windows in a step, over all devices.
       learning_rate: the peak.
-      warmup_steps: linear steps from a tenth of the peak up to it; then linear down to a hundredth at the last step.
+      warmup_steps: steps in which the rate rises linearly from a tenth of the peak to the peak; it then falls
+        linearly to a hundredth of the peak at the last step.
       weight_decay: AdamW's, on every parameter.
-      max_grad_norm: clip of the global norm over both models.
+      max_grad_norm: the gradient's global norm over both models is clipped to this.
       context: k, frames before o_t that both models see; windows hold k + 2 frames. LAPO: 1.
       idm: trunk of the inverse model.
       fdm: the forward model.
       quantizer: the quantiser.
-      idm_input: what the inverse model sees: "frames" are o_{t-1}, o_t, o_{t+1}, as in LAPO; "changes" are
-        o_t - o_{t-1}, o_t, o_{t+1} - o_t, from which a small network reads motion at once (and so on, further back).
-      clean: "none" is LAPO; "median" and "level" take noise of single pixels, or light that changes as one, out of all
+      idm_input: what the inverse model sees. "frames" are o_{t-1}, o_t, o_{t+1}, as in LAPO. "changes" are
+        o_t - o_{t-1}, o_t, o_{t+1} - o_t, and earlier changes with a longer context; a small network can read motion
+        from them directly.
+      clean: "none" is LAPO. "median" removes noise of single pixels and "level" removes changes of the light, from all
         frames that either model sees, in training and in inference (see `lamjax.preprocess`).
-      augment: "none" is LAPO; "shift" moves all frames that the inverse model sees in training by one random
-        translation a window, while the forward model sees them as they are: a latent that carries o_t itself is then
-        of no use to it (see `shift_windows`).
+      augment: "none" is LAPO. "shift" translates the frames that the inverse model sees in training, at random and by
+        the same amount within a window. The forward model sees the frames unshifted, so a latent that carries o_t
+        itself does not help it (see `shift_windows`).
       augment_pixels: the largest shift along each axis, in pixels.
-      loss_scale: "none" is LAPO's loss; "copy_last" divides the prediction error by that of copying o_t, so that
-        games whose frames barely change learn as fast as others.
-      action_weight: 0 is LAPO; above it, this weight times the loss of a linear head on z that names the action of
-        labelled windows joins the loss: cross-entropy (nats), or the squared error of continuous actions. LAOM (arXiv
-        2502.00379) uses 0.01 beside a prediction error of order 1; that of pixels is far smaller unless `loss_scale` is
-        "copy_last".
-      labelled: the training windows that have a label: a share of them below 1, their number from 1 on.
-      labelled_batch: labelled windows in a step, over all devices, besides the `batch_size` others; only the inverse
-        model sees them.
+      loss_scale: "none" is LAPO's loss. "copy_last" divides the prediction error by that of the copy-last baseline, so
+        that games whose frames barely change learn as fast as others.
+      action_weight: 0 is LAPO. A positive weight adds to the loss this weight times the error with which a linear head
+        on z predicts the actions of labelled windows: cross-entropy (nats), or the squared error of continuous actions.
+        LAOM (arXiv 2502.00379) uses 0.01 beside a prediction error of order 1. The error in pixels is far smaller,
+        unless `loss_scale` is "copy_last".
+      labelled: how many training windows have a label: below 1 a share of them, from 1 on their number.
+      labelled_batch: labelled windows in a step, over all devices, in addition to the `batch_size` others. Only the
+        inverse model sees them.
       dtype: type of the activations; losses, statistics, the quantiser and the optimizer stay float32.
     """
 
@@ -129,7 +131,7 @@ class DynamicsConfig:
         return self.context + 2
 
     def num_labelled(self, windows: int) -> int:
-        """How many of so many training windows have a label; 0 where actions are not predicted."""
+        """How many of a number of training windows have a label; 0 if actions are not predicted."""
         if not self.action_weight:
             return 0
         return int(self.labelled) if self.labelled >= 1 else max(1, round(self.labelled * windows))
@@ -140,14 +142,14 @@ class DynamicsState:
     """Everything that stage 1 carries.
 
     Attributes:
-      params: ``{"idm": ..., "fdm": ...}``, and ``"action_head"`` where actions are predicted, float32.
+      params: ``{"idm": ..., "fdm": ...}``, and ``"action_head"`` if actions are predicted, float32.
       batch_stats: running statistics of the forward model's batch norms.
       codebooks: the quantiser.
       opt_state: AdamW's moments, float32.
       step: int32 ``[]``, steps done.
       config: the settings (static).
       obs_stats: how observations that are not uint8 are standardised (see `normalise_obs`); constant.
-      space: what actions are, where they are predicted; else None (static).
+      space: the action space if actions are predicted, else None (static).
     """
 
     params: dict[str, Any]
@@ -189,11 +191,11 @@ def _idm(config: DynamicsConfig) -> IDM:
     return IDM(config.idm, config.latent_dim, jnp.dtype(config.dtype))
 
 
-def _fdm(config: DynamicsConfig, channels: int) -> nn.Module:
-    return make_fdm(config.fdm, channels, jnp.dtype(config.dtype))
+def _fdm(config: DynamicsConfig, channels: int, axis_name: str | None = None) -> nn.Module:
+    return make_fdm(config.fdm, channels, jnp.dtype(config.dtype), axis_name)
 
 
-def _named(params: Any, z: jax.Array) -> jax.Array:
+def _action_head(params: Any, z: jax.Array) -> jax.Array:
     return Dense(params["linear"]["bias"].shape[0]).apply({"params": params}, z)
 
 
@@ -216,24 +218,24 @@ def init(
       key: a typed PRNG key.
       config: the settings.
       obs_shape: shape of one observation, ``(H, W, C)``, or ``(C,)`` with networks for vectors.
-      obs_stats: what `preprocess.obs_stats` tells of the training observations, for types other than uint8.
-      space: what actions are, or how many there are; needed with `action_weight` alone, and without it ignored.
+      obs_stats: `preprocess.obs_stats` of the training observations, for types other than uint8.
+      space: the action space, or the number of actions; required with `action_weight`, and ignored without it.
 
     Raises:
-      ValueError: if vectors are to be shifted, or actions to be predicted and it is not known what they are.
+      ValueError: if `augment` shifts observations that are not images, or `action_weight` is set without `space`.
     """
     *shape, c = obs_shape
     if config.augment == "shift" and len(obs_shape) != 3:
         raise ValueError(f"Observations of shape {obs_shape} cannot be shifted: set --dynamics.augment none.")
     key_idm, key_fdm, key_vq = jax.random.split(key, 3)
     idm = _idm(config).init(key_idm, jnp.zeros((1, *shape, config.window * c)))["params"]
-    seen = jnp.zeros((1, *shape, (config.window - 1) * c))
-    fdm = _fdm(config, c).init(key_fdm, seen, jnp.zeros((1, config.latent_dim)))
+    past = jnp.zeros((1, *shape, (config.window - 1) * c))
+    fdm = _fdm(config, c).init(key_fdm, past, jnp.zeros((1, config.latent_dim)))
     params = {"idm": idm, "fdm": fdm["params"]}
     if config.action_weight:
         if space is None:
             raise ValueError("dynamics.action_weight predicts actions: give `num_actions`, or their space.")
-        # A key of its own: both models start as they do without the head.
+        # A key of its own, so that both models start as they do without the head.
         key_head, z = jax.random.fold_in(key_idm, 1), jnp.zeros((1, config.latent_dim))
         params["action_head"] = Dense(as_space(space).size).init(key_head, z)["params"]
     return DynamicsState(
@@ -249,31 +251,32 @@ def init(
 
 
 def augmentation_keys(step: jax.Array, batch: int, axis_name: str | None = None, constant: int = _AUGMENT) -> jax.Array:
-    """A key for each window of a batch, typed keys ``[B]``: a pure function of the step and the window's place.
+    """A key for each window of a batch, typed keys ``[B]``: a pure function of the step and the window's row.
 
-    The state carries no key, so that checkpoints with and without augmentation are of one form: the draws follow from a
-    constant, the step and the row, which a resumed run repeats exactly. The row counts over all devices, so that N of
-    them draw what one draws for the joined batch. Runs of different seeds share the sequence; their windows differ.
+    The state carries no key, so checkpoints have the same fields with and without augmentation. A resumed run draws the
+    same shifts, because they follow from a constant, the step and the row. Rows count over all devices, so several
+    devices draw what one device draws for the joined batch. Runs with different seeds use the same keys, on different
+    windows.
 
     Args:
       step: int32 ``[]``, steps done.
       batch: B, windows on this device.
-      axis_name: devices that share the batch, in their order.
-      constant: what the draws start from.
+      axis_name: devices that share the batch.
+      constant: the seed.
     """
-    first = 0 if axis_name is None else jax.lax.axis_index(axis_name) * batch
+    first = parallel.place(axis_name)["axis_index"] * batch
     key = jax.random.fold_in(jax.random.key(constant), step)
     return jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, first + jnp.arange(batch))
 
 
 def shift_windows(keys: jax.Array, windows: jax.Array, pixels: int) -> jax.Array:
-    """Moves each window by a random translation, the same for all of its frames; what comes in repeats the edge.
+    """Moves each window by a random translation, the same for all of its frames; the edge is repeated.
 
-    The augmentation of arXiv 2506.15691 on frames, its kappa_1, one draw for both inputs of the inverse model: in a
-    linear model z = C o + D o' may hold any multiple of o, which the forward model subtracts; under a draw that the
-    forward model does not see that multiple is noise to it, so C = -D, a latent of the change alone. (Its kappa_2, a
-    draw for the forward model's input and target, is left out: LAPO's prediction stays what it is.) Shifts only: flips
-    and rotations would change what an action means.
+    This is the augmentation kappa_1 of arXiv 2506.15691, one draw for both inputs of the inverse model. In a linear
+    model z = C o + D o' may hold any multiple of o, which the forward model subtracts. If the forward model does not
+    see the draw, that multiple is noise to it, so C = -D: the latent holds the change alone. kappa_2, a draw for the
+    forward model's input and target, is left out, so the prediction is LAPO's. Flips and rotations would change the
+    meaning of actions.
 
     Args:
       keys: typed PRNG keys ``[B]``.
@@ -294,10 +297,10 @@ def shift_windows(keys: jax.Array, windows: jax.Array, pixels: int) -> jax.Array
 
 
 def clean_frames(config: DynamicsConfig, frames: jax.Array) -> jax.Array:
-    """What the models see of frames ``[B, T, *S, C]``, o_t after k others; floats count as cleaned already."""
-    return (
-        clean(frames, config.clean, config.context) if config.clean != "none" and frames.dtype == jnp.uint8 else frames
-    )
+    """Cleans frames ``[B, T, *S, C]``, in which k frames precede o_t, as the config says; floats stay as they are."""
+    if config.clean == "none" or frames.dtype != jnp.uint8:
+        return frames
+    return clean(frames, config.clean, config.context)
 
 
 def _infer(params: Any, codebooks: Codebooks, frames: jax.Array, config: DynamicsConfig) -> Latents:
@@ -313,24 +316,23 @@ def _infer(params: Any, codebooks: Codebooks, frames: jax.Array, config: Dynamic
 def _action_loss(
     params: Any, z: jax.Array, actions: jax.Array, space: ActionSpace, axis_name: str | None
 ) -> tuple[jax.Array, jax.Array]:
-    """Loss and score of the linear head, each a mean over the labelled windows of all devices.
+    """Loss and score of the linear head, float32 ``[]``; their means over devices are those over all labelled windows.
 
-    Each device's share is such that its mean over devices is that mean, whichever device holds how many labels; the
-    loss function's gradient, which is averaged over devices too, is then that of the mean over the joined batch.
+    Devices may hold different numbers of labels: each divides its sums by the mean number of labels on a device.
 
     Args:
       params: the head's.
       z: float32 ``[L, Z]``.
       actions: ``[L, *space.shape]``, -1 or NaN where unknown.
-      space: what actions are.
-      axis_name: devices.
+      space: the action space.
+      axis_name: the devices.
     """
-    named = _named(params, z)
+    outputs = _action_head(params, z)
     is_known = space.known(actions)
     known = is_known.astype(jnp.float32)
     actions = jnp.where(is_known.reshape(-1, *(1,) * len(space.shape)), actions, 0)
     count = jnp.maximum(parallel.pmean(known.sum(), axis_name), 1e-8)
-    losses, scores = space.point_loss(named, actions), space.score(space.mode(named), actions)
+    losses, scores = space.point_loss(outputs, actions), space.score(space.mode(outputs), actions)
     return jnp.sum(known * losses) / count, jnp.sum(known * scores) / count
 
 
@@ -344,10 +346,10 @@ def loss_fn(
     """Stage 1's training loss.
 
     Args:
-      params: what is differentiated.
-      state: batch statistics, codebooks, config, and the step that augmentation is drawn from.
+      params: the parameters by which the loss is differentiated.
+      state: batch statistics, codebooks, config, and the step, from which the augmentation draws.
       windows: ``[B, k + 2, *S, C]``, o_{t-k}, ..., o_t, o_{t+1}; uint8, or float32 that `obs_stats` standardise.
-      axis_name: devices that share batch statistics and draw shifts of their own.
+      axis_name: devices that share the batch; the loss is this device's, and its mean over devices the joined batch's.
       labelled: windows ``[L, k + 2, *S, C]`` and the actions at their o_t ``[L, *space.shape]``, -1 or NaN where
         unknown.
 
@@ -356,7 +358,7 @@ def loss_fn(
     """
     config = state.config
 
-    def seen_by_idm(windows: jax.Array, constant: int) -> jax.Array:
+    def augmented(windows: jax.Array, constant: int) -> jax.Array:
         if config.augment == "shift":
             keys = augmentation_keys(state.step, len(windows), axis_name, constant)
             windows = shift_windows(keys, windows, config.augment_pixels)
@@ -364,19 +366,18 @@ def loss_fn(
 
     windows = clean_frames(config, windows)
     frames = normalise_obs(windows, state.obs_stats)
-    seen = seen_by_idm(windows, _AUGMENT)
+    idm_input = augmented(windows, _AUGMENT)
     if labelled is not None:
-        seen = jnp.concatenate([seen, seen_by_idm(clean_frames(config, labelled[0]), _AUGMENT_LABELLED)])
-    latents = _infer(params, state.codebooks, seen, config)
+        idm_input = jnp.concatenate([idm_input, augmented(clean_frames(config, labelled[0]), _AUGMENT_LABELLED)])
+    latents = _infer(params, state.codebooks, idm_input, config)
     labelled_z = latents.continuous[len(windows) :]
     latents = jax.tree.map(lambda x: x[: len(windows)], latents)
     z, z_q = latents.continuous, latents.quantized
-    prediction, updated = _fdm(config, frames.shape[-1]).apply(
+    prediction, updated = _fdm(config, frames.shape[-1], axis_name).apply(
         {"params": params["fdm"], "batch_stats": state.batch_stats},
         join_frames(frames[:, :-1]),
         quantizer.straight_through(z, z_q) if config.quantizer.enabled else z,
         train=True,
-        axis_name=axis_name,
         mutable=["batch_stats"],
     )
     fdm_mse = jnp.mean(jnp.square(prediction - frames[:, -1]))
@@ -402,16 +403,19 @@ def train_step(
     axis_name: str | None = None,
     lengths: Lengths | None = None,
 ) -> tuple[DynamicsState, dict[str, jax.Array]]:
-    """One step of stage 1. Pure: jit it (donating the state), vmap it over seeds, or pmap it with an `axis_name`.
+    """One step of stage 1, a pure function: ``jit`` it (donating the state) or ``vmap`` it over seeds.
+
+    Under ``pmap``, ``jax.shard_map`` or ``vmap`` with an `axis_name`, and under ``jit`` of a sharded batch, it computes
+    what one device computes on the joined batch.
 
     Args:
       state: the training state.
       windows: ``[B, k + 2, *S, C]`` as in `loss_fn`; under `axis_name` each device's share of the batch.
-      labelled: with `action_weight`, windows ``[L, k + 2, *S, C]`` and the action at the o_t of each, int32 ``[L]`` in
-        ``[0, A)`` or -1 where it is unknown, or float32 ``[L, A]`` or NaN; without any label the action loss is 0. They
-        train the inverse model and the head alone: not the forward model, its batch statistics or the codebooks.
+      labelled: with `action_weight`, windows ``[L, k + 2, *S, C]`` and the action at the o_t of each: int32 ``[L]`` in
+        ``[0, A)``, -1 where unknown, or float32 ``[L, A]``, NaN where unknown. If all are unknown the action loss is 0.
+        Labels train the inverse model and the head, not the forward model, its batch statistics or the codebooks.
       axis_name: devices over which gradients, batch statistics, code counts and metrics are reduced.
-      lengths: warm-up and total steps of the learning rate, traced, instead of the config's.
+      lengths: warm-up and total steps of the learning rate, which may be traced, instead of the config's.
 
     Returns:
       The new state and metrics, float32 ``[]``: ``loss``, ``fdm_mse`` and ``copy_last_mse`` (pixels in [-0.5, 0.5],
@@ -420,7 +424,7 @@ def train_step(
       weighted) and ``action_accuracy``, or of continuous actions ``action_mse``.
 
     Raises:
-      ValueError: if there are labels and the state has no head that could learn from them.
+      ValueError: if there are labels and the state has no action head.
     """
     config = state.config
     check_lengths(config.steps, lengths)
@@ -432,7 +436,7 @@ def train_step(
         chex.assert_shape(labelled[0], (None, *windows.shape[1:]))
         chex.assert_shape(labelled[1], (len(labelled[0]), *state.space.shape))
     grads, (batch_stats, latents, metrics) = jax.grad(loss_fn, has_aux=True)(
-        unpack_groups(state.params), state, windows, axis_name, labelled
+        parallel.vary(unpack_groups(state.params), axis_name), state, windows, axis_name, labelled
     )
     grads, metrics = parallel.pmean((grads_as(state.params, grads), metrics), axis_name)
     updates, opt_state = optimizer(config, lengths).update(grads, state.opt_state, state.params)
@@ -461,8 +465,8 @@ def infer_latents(state: DynamicsState, windows: jax.Array) -> Latents:
 
 
 def predict_actions(state: DynamicsState, latents: jax.Array) -> jax.Array:
-    """What the action head says of latents float32 ``[B, Z]`` (`Latents.continuous`), float32 ``[B, A]``."""
-    return _named(state.params["action_head"], latents)
+    """The action head's outputs for latents float32 ``[B, Z]`` (`Latents.continuous`), float32 ``[B, A]``."""
+    return _action_head(state.params["action_head"], latents)
 
 
 def predict_next(state: DynamicsState, frames: jax.Array, latent: jax.Array) -> jax.Array:
@@ -470,8 +474,7 @@ def predict_next(state: DynamicsState, frames: jax.Array, latent: jax.Array) -> 
 
     Args:
       state: the trained state.
-      frames: ``[B, k + 1, *S, C]``, up to o_t, as they are observed; instead of uint8 also float32 in [-0.5, 0.5],
-        which are not cleaned again.
+      frames: ``[B, k + 1, *S, C]``, up to o_t: uint8 as observed, or float32 in [-0.5, 0.5], which are not cleaned.
       latent: float32 ``[B, Z]``, quantised latents.
 
     Returns:
@@ -485,13 +488,13 @@ def predict_next(state: DynamicsState, frames: jax.Array, latent: jax.Array) -> 
 
 
 def evaluate(state: DynamicsState, windows: jax.Array) -> dict[str, jax.Array]:
-    """Errors on held-out windows ``[B, k + 2, *S, C]`` (see `loss_fn`), in evaluation mode; after any cleaning.
+    """Errors on held-out windows ``[B, k + 2, *S, C]`` (see `loss_fn`), in evaluation mode, on cleaned frames.
 
     Returns:
       ``fdm_mse`` and ``copy_last_mse`` float32 ``[]``, and ``code_counts`` float32 ``[N, M]``.
     """
     frames = normalise_obs(clean_frames(state.config, windows), state.obs_stats)
-    state = state.replace(obs_stats=None)  # frames are normalised once
+    state = state.replace(obs_stats=None)  # the frames are normalised already
     latents = infer_latents(state, frames)
     prediction = predict_next(state, frames[:, :-1], latents.quantized)
     last, target = frames[:, -2], frames[:, -1]
@@ -503,12 +506,12 @@ def evaluate(state: DynamicsState, windows: jax.Array) -> dict[str, jax.Array]:
 
 
 def evaluate_swapped(state: DynamicsState, windows: jax.Array) -> jax.Array:
-    """The error on held-out windows ``[B, k + 2, *S, C]`` with each other's latents, float32 ``[]``.
+    """The prediction error on held-out windows ``[B, k + 2, *S, C]`` with swapped latents, float32 ``[]``.
 
-    A window gets the latent of the one half a batch away. Where that is no worse than its own (`evaluate`), the forward
-    model does not look at latents.
+    Each window gets the latent of the window half a batch away. If the error is no larger than `evaluate`'s, the
+    forward model ignores the latents.
     """
     frames = normalise_obs(clean_frames(state.config, windows), state.obs_stats)
-    state = state.replace(obs_stats=None)  # frames are normalised once
+    state = state.replace(obs_stats=None)  # the frames are normalised already
     latents = jnp.roll(infer_latents(state, frames).quantized, len(windows) // 2, axis=0)
     return jnp.mean(jnp.square(predict_next(state, frames[:, :-1], latents) - frames[:, -1]))

@@ -1,11 +1,11 @@
-"""Steps over several devices and hosts: how a step is spread, and collectives that do nothing on a single device.
+"""Steps over several devices and hosts: how to map a step, and collectives that do nothing on a single device.
 
-A step takes ``axis_name: str | None`` and reduces over it what its devices must agree on. `map_step` runs it under
-``jit`` on one device and under ``pmap`` on several; what all devices share (parameters, moments, statistics) stays one
-logical array, laid out on each of them by `replicate`.
+A step takes ``axis_name: str | None`` and reduces gradients, statistics and metrics over it. `map_step` runs it under
+``jit`` on one device and under ``pmap`` on several. Parameters, moments and statistics are the same on all devices:
+`replicate` copies them to each, and they remain one logical array.
 
-Where several hosts run one program (`join_hosts`), `devices` are those of all of them, and every host calls the same
-steps in the same order. Its arrays are its own: a leading axis of devices counts those of this host alone.
+If several hosts run one program (`join_hosts`), `devices` are those of all hosts, and every host must call the same
+steps in the same order. Each host has its own arrays; a leading axis of devices counts only the devices of that host.
 """
 
 import functools
@@ -25,7 +25,7 @@ T = TypeVar("T")
 
 
 def devices() -> tuple[jax.Device, ...]:
-    """What training runs on: all devices, those of all hosts together."""
+    """The devices that training uses: all devices of all hosts."""
     return tuple(jax.devices())
 
 
@@ -33,7 +33,7 @@ def share(count: int, devices: Sequence[jax.Device], name: str) -> int:
     """An equal part of `count` for each device.
 
     Raises:
-      ValueError: if there is none; it calls the count by `name`.
+      ValueError: if the count is not divisible; the message calls it `name`.
     """
     part, rest = divmod(count, len(devices))
     if rest:
@@ -56,13 +56,13 @@ def map_step(
     """Compiles ``step(*args, axis_name=...)`` for some devices: ``jit`` for one, ``pmap`` for several.
 
     Args:
-      step: the function; on several devices it sees its own part of each argument, and `axis_name` is "devices".
+      step: the function; on several devices each sees its own part of the arguments, and `axis_name` is "devices".
       devices: where it runs.
-      in_axes: for each argument that is not static, 0 where it has a leading axis of devices and None where all devices
-        see the same; on one device nothing has that axis, and this does not count.
+      in_axes: for each argument that is not static, 0 if it has a leading axis of devices, None if it is the same on
+        all devices. Ignored on one device, where no argument has that axis.
       out_axes: the same for the results.
-      static_argnums: arguments that are compiled in.
-      donate_argnums: arguments whose memory the results may take.
+      static_argnums: arguments that are compile-time constants.
+      donate_argnums: arguments whose memory the results may reuse.
     """
     if len(devices) == 1:
         alone = functools.partial(step, axis_name=None)
@@ -82,19 +82,19 @@ def map_step(
 
 
 def replicate(tree: Any, devices: Sequence[jax.Device]) -> Any:
-    """Lays a tree of arrays out on each of several devices; the tree itself for one."""
+    """Copies a tree of arrays to each of several devices; for one device, returns the tree itself."""
     return tree if len(devices) < 2 else jax.device_put(tree, _layout(devices))
 
 
 def deal(parts: Sequence[Any], devices: Sequence[jax.Device]) -> Any:
-    """Trees of equal structure, one for each device, as one tree with a leading axis of devices; the tree for one."""
+    """Stacks trees, one for each device, along a leading axis of devices; for one device, returns its tree."""
     if len(devices) < 2:
         return parts[0]
     return jax.tree.map(lambda *leaves: jax.device_put(jnp.stack(leaves), _layout(devices, AXIS)), *parts)
 
 
 def collected(tree: Any, devices: Sequence[jax.Device]) -> list[Any]:
-    """The trees that `deal` put together."""
+    """Undoes `deal`: the trees, one for each device."""
     if len(devices) < 2:
         return [tree]
     return [jax.tree.map(lambda leaf, i=i: leaf[i], tree) for i in range(len(devices))]
@@ -106,20 +106,38 @@ def _layout(devices: Sequence[jax.Device], *axes: str) -> jax.sharding.NamedShar
 
 
 def local(devices: Sequence[jax.Device]) -> list[jax.Device]:
-    """Those of `devices` that are this host's."""
+    """The devices of `devices` that belong to this host."""
     return [device for device in devices if device.process_index == jax.process_index()]
 
 
 def on_one(tree: Any, devices: Sequence[jax.Device]) -> Any:
-    """A replicated tree on this host's first device alone, for what runs there: evaluation, say."""
+    """A replicated tree on this host's first device only, for work on one device such as evaluation."""
     return tree if len(devices) < 2 else jax.device_put(tree, local(devices)[0])
 
 
 def place(axis_name: str | None) -> dict[str, Any]:
-    """``axis_index`` and ``axis_size`` of the device that runs this, as `lamjax.data.stream.sample` takes them."""
+    """This device's ``axis_index`` and the ``axis_size``, the arguments of `lamjax.data.stream.sample`."""
     if axis_name is None:
         return {"axis_index": 0, "axis_size": 1}
     return {"axis_index": jax.lax.axis_index(axis_name), "axis_size": jax.lax.axis_size(axis_name)}
+
+
+def vary(tree: Any, axis_name: str | None) -> Any:
+    """Marks arrays as each device's own, which a step does to parameters before it differentiates a loss by them.
+
+    ``jax.shard_map`` knows that parameters are the same on every device, and sums the gradient by them over devices. A
+    `pmean` of it would be too large by the number of devices. The gradient by marked parameters is the device's own, as
+    under ``pmap`` and ``vmap``, where nothing has to be marked.
+
+    Args:
+      tree: arrays, which keep their values.
+      axis_name: the devices.
+    """
+    if axis_name is None or axis_name not in jax.sharding.get_abstract_mesh().manual_axes:
+        return tree
+    # What depends on the device's index varies by its type, in every version of JAX. XLA removes the choice.
+    on_device = jax.lax.axis_index(axis_name) >= 0
+    return jax.tree.map(lambda x: jnp.where(on_device, x, x), tree)
 
 
 def pmean(tree: Any, axis_name: str | None) -> Any:
@@ -133,12 +151,12 @@ def psum(tree: Any, axis_name: str | None) -> Any:
 
 
 def join(x: jax.Array, axis_name: str | None, axis: int) -> jax.Array:
-    """The arrays of all devices of `axis_name`, joined along `axis` in the order of the devices."""
+    """Concatenates the arrays of all devices of `axis_name` along `axis`, in the order of the devices."""
     return x if axis_name is None else jax.lax.all_gather(x, axis_name, axis=axis, tiled=True)
 
 
 def mean_and_var(x: jax.Array, axis_name: str | None) -> tuple[jax.Array, jax.Array]:
-    """Mean and population variance of all of `x` over all devices (equal shapes on each), scalars."""
+    """Mean and population variance over all elements of `x` and all devices, float32 ``[]``; shapes must be equal."""
     mean = pmean(jnp.mean(x), axis_name)
     return mean, pmean(jnp.mean(jnp.square(x - mean)), axis_name)
 
@@ -149,22 +167,23 @@ def device_key(key: jax.Array, axis_name: str | None) -> jax.Array:
 
 
 def join_hosts(asked: bool) -> None:
-    """Makes one program of the same command on several hosts, before anything touches a device.
+    """Joins the processes of one command on several hosts; call it before anything uses a device.
 
-    On TPU pods, under Slurm and under Open MPI JAX finds the others by itself. Elsewhere the environment tells:
-    ``JAX_COORDINATOR_ADDRESS`` (host and port of process 0), ``JAX_NUM_PROCESSES`` and ``JAX_PROCESS_ID``.
+    On TPU pods, under Slurm and under Open MPI, JAX finds the other hosts by itself. Elsewhere, set the environment
+    variables ``JAX_COORDINATOR_ADDRESS`` (host and port of process 0), ``JAX_NUM_PROCESSES`` and ``JAX_PROCESS_ID``.
 
     Args:
-      asked: False joins only where ``JAX_COORDINATOR_ADDRESS`` is set.
+      asked: if False, joins only if ``JAX_COORDINATOR_ADDRESS`` is set.
 
     Raises:
       ValueError: if the other hosts cannot be found.
     """
     if jax.distributed.is_initialized() or not (asked or "JAX_COORDINATOR_ADDRESS" in os.environ):
         return
-    told = {"num_processes": "JAX_NUM_PROCESSES", "process_id": "JAX_PROCESS_ID"}
+    variables = {"num_processes": "JAX_NUM_PROCESSES", "process_id": "JAX_PROCESS_ID"}
     try:
-        jax.distributed.initialize(**{name: int(os.environ[key]) for name, key in told.items() if key in os.environ})
+        numbers = {name: int(os.environ[key]) for name, key in variables.items() if key in os.environ}
+        jax.distributed.initialize(**numbers)
     except (ValueError, RuntimeError) as error:
         raise ValueError(
             f"The other hosts were not found ({error}): set JAX_COORDINATOR_ADDRESS (host:port of the first), "
@@ -173,7 +192,7 @@ def join_hosts(asked: bool) -> None:
 
 
 def from_first(make: Callable[[], T]) -> T:
-    """What `make` gives or raises on the first host, on all of them; it is called there alone."""
+    """Calls `make` on the first host only; all hosts return its result, or raise its error."""
     if jax.process_count() == 1:
         return make()
     message = b""
@@ -191,5 +210,5 @@ def from_first(make: Callable[[], T]) -> T:
 
 
 def anywhere(flag: bool) -> bool:
-    """Whether `flag` is true on any host; all must ask together, and get the same answer."""
+    """Whether `flag` is true on any host. All hosts must call it together, and all get the same answer."""
     return flag if jax.process_count() == 1 else bool(multihost_utils.process_allgather(np.asarray(flag)).any())

@@ -1,9 +1,15 @@
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import Mesh
+from jax.sharding import PartitionSpec as P
 
+from lamjax import parallel
 from lamjax.models.conv import by_rows, conv, filter_gradient, padded, unfused
+from tests.trees import close
 
 LARGE = ((2, 8, 12, 24), (3, 3, 24, 32))
 
@@ -77,6 +83,25 @@ def test_gradients_are_those_of_the_plain_convolution(axes):
         gradients(conv),
         gradients(flaxs),
     )
+
+
+def test_devices_convolve_their_own_images():
+    x, kernel = drawn(*LARGE)
+    kernel /= 15
+
+    def gradients(x, kernel, axis_name=None):
+        loss = lambda x, kernel: jnp.sum(jnp.sin(conv(x, kernel)))  # noqa: E731
+        by_x, by_kernel = jax.grad(loss, argnums=(0, 1))(x, parallel.vary(kernel, axis_name))
+        return conv(x, kernel), by_x, parallel.psum(by_kernel, axis_name)
+
+    mesh = Mesh(jax.local_devices()[:2], ("devices",))
+    on_devices = jax.shard_map(
+        functools.partial(gradients, axis_name="devices"),
+        mesh=mesh,
+        in_specs=(P("devices"), P()),
+        out_specs=(P("devices"), P("devices"), P()),
+    )
+    close(jax.jit(on_devices)(x, kernel), jax.jit(gradients)(x, kernel), rtol=1e-4, atol=1e-4)
 
 
 def test_only_large_convolutions_in_single_precision_take_the_other_way():

@@ -51,7 +51,7 @@ def check_fdm(config, shape):
     np.testing.assert_allclose(module.apply(start, frames, latent), frames[..., channels:])
     keys = iter(jax.random.split(jax.random.key(1), 100))
     moved = jax.tree.map(lambda x: x + 0.3 * jax.random.normal(next(keys), x.shape), start)
-    predicted = np.asarray(module.apply(moved, frames, latent, train=True, axis_name=None))
+    predicted = np.asarray(module.apply(moved, frames, latent, train=True))
     assert predicted.shape == (2, *shape) and predicted.dtype == np.float32
     earlier = np.concatenate([frames[..., :channels] + 1, frames[..., channels:]], -1)
     for changed in (module.apply(moved, frames, latent + 1), module.apply(moved, earlier, latent)):

@@ -198,7 +198,7 @@ def normalised(x, mean, var, params):
 
 
 def train(variables, x, axis_name=None):
-    return BatchNorm().apply(variables, x, train=True, axis_name=axis_name, mutable=["batch_stats"])
+    return BatchNorm(axis_name=axis_name).apply(variables, x, train=True, mutable=["batch_stats"])
 
 
 def test_training_uses_the_batchs_statistics_and_keeps_unbiased_ones(x, variables):

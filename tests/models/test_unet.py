@@ -166,7 +166,8 @@ def test_two_devices_compute_what_one_does_on_the_joined_batch():
     out, updated = train(variables, frames, latent)
 
     def on_each(variables, frames, latent):
-        return UNet(DEEP).apply(variables, frames, latent, train=True, axis_name="devices", mutable=["batch_stats"])
+        module = UNet(DEEP, axis_name="devices")
+        return module.apply(variables, frames, latent, train=True, mutable=["batch_stats"])
 
     halves = [x.reshape(2, 2, *x.shape[1:]) for x in (frames, latent)]
     parts, parts_updated = jax.pmap(on_each, axis_name="devices", in_axes=(None, 0, 0))(variables, *halves)

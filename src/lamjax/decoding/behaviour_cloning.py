@@ -1,11 +1,11 @@
-"""Behaviour cloning: a policy cloned from actions, a few true ones (the baseline) or many pseudo-labels of a decoder.
+"""Behaviour cloning of actions: of a few true ones (the baseline), or of a decoder's pseudo-labels for all windows.
 
     loss = mean -log pi(a_t | o_t)
 
-Of continuous actions pi is a Gaussian (see `lamjax.spaces`).
+For continuous actions pi is a Gaussian (see `lamjax.spaces`).
 
-LAPO+ (arXiv 2602.02762) reverses LAPO's order: the few labels decode the inverse model, which then gives every training
-window a pseudo-label, and the policy is cloned from those.
+LAPO+ (arXiv 2602.02762) reverses LAPO's order. The few labels train a decoder of the inverse model's latents, which
+gives every training window a pseudo-label; the policy is cloned from those.
 
 Dimension keys: B batch, L labels.
 """
@@ -31,7 +31,7 @@ from lamjax.spaces import ActionSpace, as_space
 
 @struct.dataclass
 class ActionState:
-    """Everything that cloning of actions carries.
+    """Everything that behaviour cloning carries.
 
     Attributes:
       params: the agent's parameters, float32.
@@ -39,7 +39,7 @@ class ActionState:
       step: int32 ``[]``, steps done.
       agent: the actor-critic, whose value head is not trained (static).
       config: stage 2's settings (static).
-      decays: whether the learning rate warms up and decays as stage 2's, or stays at its peak (static).
+      decays: True if the learning rate warms up and decays as in stage 2, False if it stays at its peak (static).
       obs_stats: how observations that are not uint8 are standardised (see `normalise_obs`); constant.
     """
 
@@ -53,7 +53,7 @@ class ActionState:
 
     @property
     def policy_params(self) -> dict[str, Any]:
-        """The agent's parameters as a policy: with how observations are standardised."""
+        """The agent's parameters together with the observation statistics, as a policy uses them."""
         return with_stats(self.params, self.obs_stats)
 
 
@@ -72,7 +72,16 @@ def init(
     decays: bool = True,
     obs_stats: ObsStats = None,
 ) -> ActionState:
-    """Starts a policy over `space` on observations of `obs_shape`, with stage 2's trunk, from scratch."""
+    """Starts behaviour cloning from scratch.
+
+    Args:
+      key: a typed PRNG key.
+      config: stage 2's settings, which hold the policy's trunk.
+      space: the action space, or the number of actions.
+      obs_shape: shape of one observation.
+      decays: see `ActionState`.
+      obs_stats: see `ActionState`.
+    """
     agent = ActorCriticAgent(config.trunk, space, getattr(jnp, config.dtype))
     params = agent.init(key, obs_shape)
     stats = jax.tree.map(jnp.copy, obs_stats)  # a copy: states are donated
@@ -83,7 +92,7 @@ def init(
 def train_step(
     state: ActionState, obs: jax.Array, actions: jax.Array, *, axis_name: str | None = None
 ) -> tuple[ActionState, dict[str, jax.Array]]:
-    """One step of cloning. Pure, as `dynamics.train_step`.
+    """One step of behaviour cloning, a pure function as `dynamics.train_step`.
 
     Args:
       state: the training state.
@@ -92,7 +101,7 @@ def train_step(
       axis_name: devices over which gradients and metrics are reduced.
 
     Returns:
-      The new state and metrics, float32 ``[]``: ``loss`` (nats) and ``accuracy``, or of continuous actions ``mse``.
+      The new state and metrics, float32 ``[]``: ``loss`` (nats) and ``accuracy``, or ``mse`` for continuous actions.
     """
     space = state.agent.space
 
@@ -100,7 +109,8 @@ def train_step(
         outputs, _ = state.agent.network.apply({"params": params}, normalise_obs(obs, state.obs_stats))
         return space.loss(outputs, actions).mean(), jnp.mean(space.score(space.mode(outputs), actions))
 
-    (loss, score), grads = jax.value_and_grad(loss_fn, has_aux=True)(unpack_groups(state.params))
+    params = parallel.vary(unpack_groups(state.params), axis_name)
+    (loss, score), grads = jax.value_and_grad(loss_fn, has_aux=True)(params)
     loss, score, grads = parallel.pmean((loss, score, grads_as(state.params, grads)), axis_name)
     updates, opt_state = _optimizer(state.config, state.decays).update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
@@ -111,17 +121,17 @@ def train_step(
 def pseudo_labels(
     model: DynamicsState, decoder: Any, windows: jax.Array, config: OfflineConfig, space: ActionSpace | int
 ) -> jax.Array:
-    """The likeliest actions of windows, by a decoder of the inverse model's latents.
+    """A decoder's most likely actions of windows, from the inverse model's latents.
 
     Args:
       model: stage 1.
-      decoder: what `offline.fit` gave on its latents.
+      decoder: the parameters that `offline.fit` returned for its latents.
       windows: ``[B, k + 2, *obs_shape]``.
       config: the decoder's settings.
-      space: what actions are.
+      space: the action space, or the number of actions.
 
     Returns:
-      ``[B, *space.shape]``, the action at o_t; continuous ones within the bounds.
+      ``[B, *space.shape]``, the action at o_t; continuous actions are clipped to the bounds.
     """
     latents = dynamics.infer_latents(model, windows).continuous
     space = as_space(space)

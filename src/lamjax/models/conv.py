@@ -143,14 +143,16 @@ def unfused(function: Callable[..., Any], *args: jax.Array) -> Any:
 
     Args:
       function: of arrays, to arrays of floats in any tree.
-      *args: of any shape, the last one floats and not empty.
+      *args: not empty, the last one floats.
     """
     if jax.default_backend() != "cpu":
         return function(*args)
     first = args[-1].ravel()[0]
     results = jax.eval_shape(function, *args)
 
-    def lost(*_: jax.Array) -> Any:
-        return jax.tree.map(lambda result: jnp.full(result.shape, jnp.nan, result.dtype), results)
+    def lost(*args: jax.Array) -> Any:
+        # Not a constant: `jax.shard_map` wants both branches to vary over the same devices.
+        nan = sum(arg.ravel()[0] for arg in args)
+        return jax.tree.map(lambda result: jnp.full(result.shape, nan, result.dtype), results)
 
     return jax.lax.cond(first == first, function, lost, *args)

@@ -22,9 +22,9 @@ class GridConfig:
     """Sizes of a trunk for grids.
 
     Attributes:
-      channels: output channels of each 3 x 3 convolution, which leaves the grid its size; there may be none.
+      channels: output channels of each 3 x 3 convolution, which keeps the grid's size; may be empty.
       hidden: widths of the fully connected layers before the last.
-      features: width F of the last.
+      features: width F of the last layer.
     """
 
     convolves: ClassVar[bool] = False  # by XLA's convolution, see `lamjax.training.driver`
@@ -40,7 +40,7 @@ class GridFDMConfig:
 
     Attributes:
       channels: channels of every layer.
-      blocks: residual layers after the first; an output cell sees ``2 * blocks + 3`` cells of a side.
+      blocks: residual layers after the first; an output cell depends on a square of ``2 * blocks + 3`` cells a side.
     """
 
     convolves: ClassVar[bool] = False
@@ -59,7 +59,7 @@ def patches(x: jax.Array) -> jax.Array:
 class GridConvs(nn.Module):
     """All layers but the last: grids to flat, rectified features.
 
-    An empty cell is 0 here, not -0.5: hundreds of equal inputs would drown the few that tell something.
+    Empty cells are shifted from -0.5 to 0, because hundreds of equal inputs would drown the few that matter.
     """
 
     config: GridConfig
@@ -94,23 +94,20 @@ class GridTrunk(nn.Module):
 
 
 class GridFDM(nn.Module):
-    """A forward model that predicts the change of each cell; the latent is added, mapped linearly, to every layer."""
+    """A forward model that predicts the change of each cell; every layer adds a linear map of the latent."""
 
     config: GridFDMConfig
     out_channels: int
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(
-        self, frames: jax.Array, latent: jax.Array, *, train: bool = False, axis_name: str | None = None
-    ) -> jax.Array:
-        """Predicts o_{t+1}; see `UNet`. Nothing here depends on the batch: `train` and `axis_name` change nothing.
+    def __call__(self, frames: jax.Array, latent: jax.Array, *, train: bool = False) -> jax.Array:
+        """Predicts o_{t+1}; see `UNet`. It has no batch statistics, so `train` changes nothing.
 
         Args:
           frames: float32 ``[B, H, W, (k + 1) C]``, o_{t-k} to o_t joined on channels.
           latent: float32 ``[B, Z]``.
           train: as for `UNet`.
-          axis_name: as for `UNet`.
 
         Returns:
           float32 ``[B, H, W, C]``, which starts as o_t.

@@ -160,16 +160,23 @@ class ConvTranspose(nn.Module):
 class BatchNorm(nn.Module):
     """Normalises each channel over batch and space, then scales and shifts it.
 
-    Differs from ``flax.linen.BatchNorm`` in what PyTorch does: the running variance is the unbiased one. Statistics
+    Unlike ``flax.linen.BatchNorm``, and like PyTorch, it keeps a running average of the unbiased variance. Statistics
     are computed in two passes. All of it is float32; only the result is rounded to `dtype`.
+
+    Attributes:
+      momentum: share of the old running statistics that a training step keeps.
+      epsilon: added to the variance.
+      dtype: type of the result.
+      axis_name: devices that share batch statistics.
     """
 
     momentum: float = 0.9
     epsilon: float = 1e-5
     dtype: Any = jnp.float32
+    axis_name: str | None = None
 
     @nn.compact
-    def __call__(self, x: jax.Array, *, train: bool, axis_name: str | None = None) -> jax.Array:
+    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
         """Maps ``[B, H, W, C]`` to the same shape; `train` uses and updates batch statistics."""
         shape = (x.shape[-1],)
         running_mean = self.variable("batch_stats", "mean", jnp.zeros, shape)
@@ -179,10 +186,10 @@ class BatchNorm(nn.Module):
         size = x.size // x.shape[-1]
         x = x.astype(jnp.float32)
         if train:
-            mean = parallel.pmean(x.mean((0, 1, 2)), axis_name)
-            var = parallel.pmean(jnp.square(x - mean[None, None, None]).mean((0, 1, 2)), axis_name)
+            mean = parallel.pmean(x.mean((0, 1, 2)), self.axis_name)
+            var = parallel.pmean(jnp.square(x - mean[None, None, None]).mean((0, 1, 2)), self.axis_name)
             if not self.is_initializing():
-                count = parallel.psum(jnp.float32(size), axis_name)
+                count = parallel.psum(jnp.float32(size), self.axis_name)
                 unbiased = var * count / jnp.maximum(count - 1, 1)
                 running_mean.value = self.momentum * running_mean.value + (1 - self.momentum) * mean
                 running_var.value = self.momentum * running_var.value + (1 - self.momentum) * unbiased

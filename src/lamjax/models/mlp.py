@@ -16,7 +16,7 @@ class MLPConfig:
 
     Attributes:
       hidden: widths of the layers before the last.
-      features: width F of the last.
+      features: width F of the last layer.
     """
 
     convolves: ClassVar[bool] = False  # see `lamjax.training.driver`
@@ -76,16 +76,13 @@ class MLPFDM(nn.Module):
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(
-        self, frames: jax.Array, latent: jax.Array, *, train: bool = False, axis_name: str | None = None
-    ) -> jax.Array:
-        """Predicts o_{t+1}; see `UNet`. Nothing here depends on the batch: `train` and `axis_name` change nothing.
+    def __call__(self, frames: jax.Array, latent: jax.Array, *, train: bool = False) -> jax.Array:
+        """Predicts o_{t+1}; see `UNet`. It has no batch statistics, so `train` changes nothing.
 
         Args:
           frames: float32 ``[B, (k + 1) D]``, o_{t-k} to o_t joined.
           latent: float32 ``[B, Z]``.
           train: as for `UNet`.
-          axis_name: as for `UNet`.
 
         Returns:
           float32 ``[B, D]``, which starts as o_t.

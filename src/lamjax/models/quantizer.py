@@ -1,4 +1,4 @@
-"""LAPO's vector quantiser: shared codebooks, updated by exponential moving averages.
+"""LAPO's vector quantiser: codebooks that several latents share, updated by exponential moving averages.
 
 Dimension keys: B batch, N codebooks, H latents that share a codebook, D code size, M codes in a codebook,
 Z = N * D * H. A flat latent is laid out as ``[N, D, H]`` in row-major order, as the reference's weights expect.
@@ -28,10 +28,10 @@ class QuantizerConfig:
       decay: of the moving averages.
       smoothing: Laplace term of the counts.
       commitment: weight of the commitment loss.
-      start: "reference" starts the counts at 0, which throws the codes far away in the first step and leaves one in
-        use for thousands of steps; "corrected" starts them at 1.
-      revive: codes whose moving count has fallen below this are moved onto vectors of the batch; 0 never does. At 1
-        the first step already puts all codes that nothing hit onto data.
+      start: "reference" starts the counts at 0; the first step then moves the codes far away, and a single code stays
+        in use for thousands of steps. "corrected" starts the counts at 1.
+      revive: moves codes whose moving count is below this onto vectors of the batch; 0 never moves any. At 1 the first
+        step moves all codes that no vector hit.
     """
 
     enabled: bool = True
@@ -67,11 +67,11 @@ class Codebooks:
 
 
 def init(key: jax.Array, config: QuantizerConfig) -> Codebooks:
-    """Codes from U(-5/M, 5/M); counts by `config.start`; totals equal to the codes."""
+    """Draws the codes from U(-5/M, 5/M); `config.start` sets the counts, and the totals equal the codes."""
     n, m, d = config.codebooks, config.codes, config.dim
     embedding = jax.random.uniform(key, (n, m, d), jnp.float32, -5 / m, 5 / m)
     start = 1.0 if config.start == "corrected" else 0.0
-    # A copy: a state whose leaves share a buffer cannot be donated.
+    # A copy, because a state whose leaves share a buffer cannot be donated.
     return Codebooks(embedding, jnp.full((n, m), start, jnp.float32), embedding.copy())
 
 
@@ -100,7 +100,7 @@ def quantize(books: Codebooks, z: jax.Array, config: QuantizerConfig) -> tuple[j
     """
     chex.assert_shape(z, (None, config.latent_dim))
     vectors = grouped(z.astype(jnp.float32), config)
-    # |v - e|^2 up to |v|^2, which is the same for every code. Highest precision: TPUs and recent GPUs would round.
+    # |v - e|^2 - |v|^2, because |v|^2 is the same for every code. Highest precision: TPUs and recent GPUs would round.
     product = jnp.einsum("nbhd,nmd->nbhm", vectors, books.embedding, precision=jax.lax.Precision.HIGHEST)
     norm = jnp.sum(jnp.square(books.embedding), axis=-1)
     codes = jnp.argmin(norm[:, None, None] - 2 * product, axis=-1).astype(jnp.int32)
@@ -134,7 +134,7 @@ def update(
 ) -> Codebooks:
     """Moves every code towards the mean of the vectors that hit it.
 
-        count <- decay * count + (1 - decay) * hits, smoothed so that none is zero (the smoothing stays in the state)
+        count <- decay * count + (1 - decay) * hits, smoothed so that none is zero (the state keeps smoothed counts)
         total <- decay * total + (1 - decay) * sum of the vectors;  embedding = total / count
 
     Args:
@@ -160,11 +160,14 @@ def update(
 def _revive(
     count: jax.Array, total: jax.Array, vectors: jax.Array, config: QuantizerConfig, axis_name: str | None
 ) -> tuple[jax.Array, jax.Array]:
-    """Moves rarely used codes onto vectors ``[N, B, H, D]`` spread over the batch, with an average count each."""
-    n, _, _, d = vectors.shape
-    # Every device must choose the same: the vectors of the joined batch.
-    pool = parallel.join(vectors, axis_name, axis=1).reshape(n, -1, d)
-    chosen = pool[:, jnp.arange(config.codes) * pool.shape[1] // config.codes]
+    """Moves rarely used codes onto vectors ``[N, B, H, D]`` spread over the batch, and gives them the average count."""
+    n, b, h, d = vectors.shape
+    place = parallel.place(axis_name)
+    # All devices choose the same rows of the joined batch; each contributes the rows that it holds.
+    rows = jnp.arange(config.codes) * (place["axis_size"] * b * h) // config.codes
+    is_here = rows // (b * h) == place["axis_index"]
+    chosen = vectors.reshape(n, b * h, d)[:, rows % (b * h)]
+    chosen = parallel.psum(jnp.where(is_here[None, :, None], chosen, 0), axis_name)
     dead = count < config.revive
     average = count.mean(-1, keepdims=True)
     return jnp.where(dead, average, count), jnp.where(dead[..., None], average[..., None] * chosen, total)

@@ -4,6 +4,7 @@ Dimension keys: B batch, H and W image size, C image channels, Z latent size.
 """
 
 import dataclasses
+import functools
 from typing import Any, ClassVar, Literal
 
 import flax.linen as nn
@@ -22,13 +23,14 @@ class UNetConfig:
     Attributes:
       channels: channels of each level on the way down; the last level must be 2 x 2.
       bottleneck: channels of the 1 x 1 bottleneck.
-      stem: pixels of a side folded into channels before the first level (space to depth) and unfolded after the last.
-      latent_input: how the latent enters beside the bottleneck: "tile" repeats it over space as channels of the input,
-        as LAPO does; "bias" adds a linear map of it to each level on both ways instead, which costs next to nothing.
-      predict: "frame" is the next frame itself, tanh(.)/2; "change" adds to o_t an output that starts at zero.
-      shift: with ``predict="change"``, the farthest that the view may scroll in a step, in pixels. The change is then
-        added not to o_t but to o_t filtered by one predicted row of taps down and one across, which start as the
-        identity, so that a scrolling view need not be redrawn; 0 leaves this out.
+      stem: side in pixels of the blocks that become channels before the first level (space to depth); the last level's
+        output is unfolded again.
+      latent_input: how the latent enters, in addition to the bottleneck. "tile" repeats it over space as channels of
+        the input, as LAPO does. "bias" adds a linear map of it to each level on both ways, which is much cheaper.
+      predict: "frame" predicts the next frame, tanh(.)/2. "change" adds to o_t an output that starts at zero.
+      shift: with ``predict="change"``, the farthest that the view may scroll in a step, in pixels; 0 is no scrolling.
+        The change is added to o_t filtered by one predicted row of taps down and one across, which start as the
+        identity, so the network need not redraw a scrolling view.
     """
 
     convolves: ClassVar[bool] = True  # see `lamjax.training.driver`
@@ -59,20 +61,15 @@ def filter_rows(image: jax.Array, taps: jax.Array) -> jax.Array:
 
 
 class DownBlock(nn.Module):
-    """Convolution, batch norm, residual, 2 x 2 max-pool, ReLU; the latent can be a bias, or channels of the input."""
+    """Convolution, batch norm, residual block, 2 x 2 max-pool, ReLU; the latent is a bias, or channels of the input."""
 
     features: int
     dtype: Any = jnp.float32
+    axis_name: str | None = None
 
     @nn.compact
     def __call__(
-        self,
-        x: jax.Array,
-        bias: jax.Array | None = None,
-        tiled: jax.Array | None = None,
-        *,
-        train: bool,
-        axis_name: str | None,
+        self, x: jax.Array, bias: jax.Array | None = None, tiled: jax.Array | None = None, *, train: bool
     ) -> jax.Array:
         """Maps ``[B, H, W, I]`` to ``[B, H/2, W/2, O]``; `bias` and `tiled` are ``[B, Z]`` or None."""
         if tiled is None:
@@ -81,24 +78,23 @@ class DownBlock(nn.Module):
             x = TiledConv(self.features, (3, 3), dtype=self.dtype, name="Conv_0")(x, tiled)
         if bias is not None:
             x = x + Dense(self.features, dtype=self.dtype)(bias)[:, None, None]
-        x = BatchNorm(dtype=self.dtype)(x, train=train, axis_name=axis_name)
+        x = BatchNorm(dtype=self.dtype, axis_name=self.axis_name)(x, train=train)
         x = ResidualBlock(self.features // 2, dtype=self.dtype)(x)
         return nn.relu(max_pool(x, 2, 2))
 
 
 class UpBlock(nn.Module):
-    """Transposed convolution, batch norm, residual, ReLU; optionally biased by the latent."""
+    """Transposed convolution, batch norm, residual block, ReLU; the latent can be a bias."""
 
     features: int
     dtype: Any = jnp.float32
+    axis_name: str | None = None
 
     @nn.compact
-    def __call__(
-        self, x: jax.Array, latent: jax.Array | None = None, *, train: bool, axis_name: str | None
-    ) -> jax.Array:
+    def __call__(self, x: jax.Array, latent: jax.Array | None = None, *, train: bool) -> jax.Array:
         """Maps ``[B, H, W, I]`` to ``[B, 2H, 2W, O]``; `latent` is ``[B, Z]`` or None."""
         x = ConvTranspose(self.features, (2, 2), dtype=self.dtype)(x)
-        x = BatchNorm(dtype=self.dtype)(x, train=train, axis_name=axis_name)
+        x = BatchNorm(dtype=self.dtype, axis_name=self.axis_name)(x, train=train)
         if latent is not None:
             x = x + Dense(self.features, dtype=self.dtype)(latent)[:, None, None]
         x = ResidualBlock(self.features // 2, dtype=self.dtype)(x)
@@ -106,30 +102,37 @@ class UpBlock(nn.Module):
 
 
 class UNet(nn.Module):
-    """The forward dynamics model."""
+    """The forward dynamics model.
+
+    Attributes:
+      config: its sizes and form.
+      out_channels: C.
+      dtype: type of the activations.
+      axis_name: devices that share batch statistics.
+    """
 
     config: UNetConfig
     out_channels: int = 3
     dtype: Any = jnp.float32
+    axis_name: str | None = None
 
     @nn.compact
-    def __call__(
-        self, frames: jax.Array, latent: jax.Array, *, train: bool = False, axis_name: str | None = None
-    ) -> jax.Array:
+    def __call__(self, frames: jax.Array, latent: jax.Array, *, train: bool = False) -> jax.Array:
         """Predicts the next frame.
 
         Args:
           frames: float32 ``[B, H, W, (k + 1) C]`` in ``[-0.5, 0.5]``, up to o_t, joined on channels.
           latent: float32 ``[B, Z]``, the (quantised) latent action.
           train: use and update batch statistics.
-          axis_name: devices that share batch statistics.
 
         Returns:
           float32 ``[B, H, W, C]``: the prediction of o_{t+1}, in ``[-0.5, 0.5]`` up to a learned overshoot for
           ``predict="change"``.
         """
         config = self.config
-        mode = {"train": train, "axis_name": axis_name}
+        down, up = (
+            functools.partial(block, dtype=self.dtype, axis_name=self.axis_name) for block in (DownBlock, UpBlock)
+        )
         folded = space_to_depth(frames.astype(self.dtype), config.stem)
         latent = latent.astype(self.dtype)
         _, h, w, _ = folded.shape
@@ -143,7 +146,7 @@ class UNet(nn.Module):
 
         x, skips = folded, []
         for level, features in enumerate(config.channels):
-            x = DownBlock(features, self.dtype)(x, bias, tiled if level == 0 else None, **mode)
+            x = down(features)(x, bias, tiled if level == 0 else None, train=train)
             skips.append(x)
         x = Conv(config.bottleneck, (2, 2), padding="VALID", dtype=self.dtype, name="bottleneck")(x)
 
@@ -153,9 +156,9 @@ class UNet(nn.Module):
         if config.shift:
             last = self.scroll(last, x[:, 0, 0])
             inputs.append(space_to_depth(last.astype(self.dtype), config.stem))
-        x = UpBlock(config.channels[-1], self.dtype)(x, bias, **mode)
+        x = up(config.channels[-1])(x, bias, train=train)
         for features, skip in zip((*config.channels[-2::-1], config.channels[0]), reversed(skips), strict=True):
-            x = UpBlock(features, self.dtype)(jnp.concatenate([x, skip], axis=-1), bias, **mode)
+            x = up(features)(jnp.concatenate([x, skip], axis=-1), bias, train=train)
 
         width = config.channels[0]
         x = Conv(width, (3, 3), dtype=self.dtype, name="head_in")(jnp.concatenate([x, *inputs], axis=-1))

@@ -231,7 +231,7 @@ def minibatch_step(
 
     # Unrolled, not scanned: see `lamjax.training.driver`.
     grad_fn = jax.grad(loss_fn, has_aux=True)
-    size, trained = rows.size // config.grad_chunks, unpack_groups(params)
+    size, trained = rows.size // config.grad_chunks, parallel.vary(unpack_groups(params), axis_name)
     pieces = [
         grad_fn(trained, agent, jax.tree.map(lambda x, i=i: x[i * size : (i + 1) * size], minibatch), config)
         for i in range(config.grad_chunks)
