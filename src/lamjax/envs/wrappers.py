@@ -231,10 +231,10 @@ class Distracted(Wrapper):
 
     @property
     def distractor_dim(self) -> int:
-        """How many numbers `shown` returns for each environment."""
+        """How many numbers `distractor_state` returns for each environment."""
         return {"overlay": 2, "jitter": self.obs_shape[-1], "noise": 0}[self.kind]
 
-    def shown(self, state: DistractedState) -> jax.Array:
+    def distractor_state(self, state: DistractedState) -> jax.Array:
         """Returns the distractor's state in the current frame, which a probe may try to read from latents.
 
         Returns:
