@@ -30,13 +30,13 @@ _init = driver.jit_once(dynamics.init, static_argnums=(1, 2, 4))
 
 
 def init_dynamics(run: Run, store: Store) -> DynamicsState:
-    """Stage 1 before its first step: the same for the same seed, and the probe's baseline."""
+    """Initialises stage 1, which is also the probe's baseline: the same for the same seed."""
     config = run.config.dynamics.program
     return _init(run.key("dynamics"), config, store.obs_shape, training_stats(store), store.action_space)
 
 
 def dynamics_stage(run: Run, store: Store, frames: TrainingFrames | None = None) -> DynamicsState:
-    """Trains stage 1 and examines it on held-out levels; `frames` are by default its own."""
+    """Trains stage 1 and examines it on held-out levels; by default it uploads its own `frames`."""
     config = run.config.dynamics
     untrained = init_dynamics(run, store)
     if run.done("dynamics"):
