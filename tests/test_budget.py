@@ -1,4 +1,4 @@
-"""A run that ends in a given time: what is cut, what stays, and that the sum is right."""
+"""Runs that end in a given time: what is shortened, what stays, and that the sum is right."""
 
 import dataclasses
 import itertools
@@ -104,7 +104,7 @@ def test_a_day_is_enough_for_all_of_a_small_preset():
     assert config.analysis.eval_every == 400  # at most five evaluations of each stage
 
 
-def test_what_is_no_length_stays(preset, rates):
+def test_settings_that_are_no_lengths_stay(preset, rates):
     for _, config in budgets(preset, rates):
         assert config.dynamics.program == preset.dynamics.program
         assert config.cloning.program == preset.cloning.program
@@ -143,10 +143,10 @@ def test_a_store_needs_no_recording(rates):
     assert (config.record, config.analysis.probe_train) == (PRESETS["cpu"].record, PRESETS["cpu"].analysis.probe_train)
 
 
-def test_stage_three_by_names_is_cut_too():
-    named = dataclasses.replace(PRESETS["cpu"].named, frames=65_536)
-    config = fit_budget(dataclasses.replace(PRESETS["cpu"], named=named), RATES["slow"], 900)
-    assert 0 < config.named.frames < 65_536 and config.named.ppo.total_frames < named.ppo.total_frames
+def test_the_pseudo_label_stage_is_shortened_too():
+    settings = dataclasses.replace(PRESETS["cpu"].named, frames=65_536)
+    config = fit_budget(dataclasses.replace(PRESETS["cpu"], named=settings), RATES["slow"], 900)
+    assert 0 < config.named.frames < 65_536 and config.named.ppo.total_frames < settings.ppo.total_frames
     assert "decode_named" in predict(config, RATES["slow"])
 
 
@@ -166,7 +166,7 @@ def test_durations(text, seconds):
 
 
 @pytest.mark.parametrize("text", ["", "0", "-5", "10 minutes", "m", "10x", "5s3m"])
-def test_what_is_no_duration_is_refused(text):
+def test_text_that_is_no_duration_is_refused(text):
     with pytest.raises(BudgetError, match="is no time: give seconds"):
         parse_duration(text)
 

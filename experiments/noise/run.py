@@ -48,7 +48,7 @@ def recorded(strength: str, seed: int) -> tuple[Trajectories, Trajectories]:
     """Uniform actions, and how far the channels are shifted."""
     env = environment(strength)
     uniform = policies.UniformPolicy(env.num_actions)
-    read = env.shown if acting.distractor_dim(env) else None
+    read = env.distractor_state if acting.distractor_dim(env) else None
     return jitted.split(stages.record(stages.keys(seed)[0], env, uniform, {}, STEPS, read))
 
 

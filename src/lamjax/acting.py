@@ -130,11 +130,11 @@ def clean_obs(obs: jax.Array, env_state: Any) -> jax.Array:
 
 
 def distractor_dim(env: Any) -> int:
-    """D: how many numbers tell what the observations show of a distractor (`Distracted.shown`)."""
+    """D: how many numbers tell what the observations show of a distractor (`Distracted.distractor_state`)."""
     return getattr(env, "distractor_dim", 0)
 
 
 def level_and_distractor(env: Any, env_state: Any) -> tuple[jax.Array, jax.Array]:
     """The levels being played, int32 ``[N]``, -1 without levels, and what is shown of a distractor, ``[N, D]``."""
     level_seed = getattr(env_state, "level_seed", jnp.full(env.num_envs, -1, jnp.int32))
-    return level_seed, env.shown(env_state) if distractor_dim(env) else jnp.zeros((env.num_envs, 0))
+    return level_seed, env.distractor_state(env_state) if distractor_dim(env) else jnp.zeros((env.num_envs, 0))

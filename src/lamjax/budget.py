@@ -1,19 +1,21 @@
-"""A run that ends in a given time: rates of this machine to steps, frames and evaluations. Pure; `rehearsal` measures.
+"""Fits a run into a given time: turns this machine's rates into steps, frames and evaluations.
 
-How the time is split, after what cannot be cut (what was spent already, set-up, examining stage 1):
+The functions are pure; `pipeline.rehearsal` measures the rates. The fixed costs come first: recording and measuring,
+set-up, and the examination of stage 1. The rest of the time is split so:
 
 - `RESERVE` of all of it stays free, for checkpoints, the report and moments in which the machine is slower.
-- Recording may take `RECORDING` of all of it: more frames than training can look at help nothing.
-- Playing (baselines, offline decoding's curves, final returns) may take `PLAYING` of the rest. Draws of labels go
-  first, then numbers of labels, then comparisons, then episodes.
-- Of what remains (`SHARES`) stage 1 has 0.4, since everything after it reads its latents, stage 2 has 0.2, and PPO,
-  online and from scratch at the same frames, has 0.4. No stage gets more than the preset gives it; what one leaves goes
-  to the others, and what all leave is not used.
+- Recording may take `RECORDING` of all of it: frames that training never visits help nothing.
+- Playing (baselines, offline decoding's curves, final returns) may take `PLAYING` of the rest. To save time, draws of
+  labels go first, then numbers of labels, then comparisons, then episodes.
+- Of the remainder (`SHARES`) stage 1 has 0.4, since every later stage uses its latents, stage 2 has 0.2, and PPO,
+  online and from scratch at the same frames, has 0.4. No stage gets more than the preset gives it. Time that a stage
+  does not use goes to the others.
 
-Settings other than lengths stay as they are: batches, networks, learning rates. Schedules that are fractions scale by
-themselves; warm-up steps and the decoder's `every` are scaled here.
+Settings other than lengths stay as they are: batches, networks, learning rates. Schedules are fractions and scale by
+themselves; this module scales warm-up steps and the decoder's `every`.
 """
 
+import bisect
 import dataclasses
 import math
 import re
@@ -31,22 +33,22 @@ SHARES = {"dynamics": 0.4, "cloning": 0.2, "ppo": 0.4}
 TESTS = 5  # evaluations on held-out windows in the longer of stages 1 and 2, at most
 FEWEST_UPDATES = 8
 FEWEST_FRAMES = 4096
-DENSE = 4  # updates of PPO at its start after each of which the online decoder is refitted, at least
-FEWEST = 50  # a stage keeps one step in so many of the preset's
+DENSE = 4  # the online decoder is refitted after each of PPO's first updates, at least so many
+FEWEST = 50  # a stage keeps at least one step in so many of the preset's
 
 
 class BudgetError(ValueError):
-    """Raised when a run does not fit into its time; says how much it needs."""
+    """Raised if a run does not fit into its time; the message says how much it needs."""
 
 
 @dataclasses.dataclass(frozen=True)
 class StageRates:
-    """What a training stage takes, in seconds, compilation excluded.
+    """Seconds that a training stage takes, without compilation.
 
     Attributes:
-      start: before its first step.
-      step: an optimizer step, or an update of PPO.
-      test: an evaluation on held-out windows.
+      start: before the first step.
+      step: for an optimizer step, or an update of PPO.
+      test: for an evaluation on held-out windows.
     """
 
     start: float
@@ -56,24 +58,24 @@ class StageRates:
 
 @dataclasses.dataclass(frozen=True)
 class Rates:
-    """What this machine takes for the parts of a run, in seconds; compilation counts where the run repeats it.
+    """Seconds that this machine takes for the parts of a run; compilation counts if the run repeats it.
 
     Attributes:
-      spent: recording and measuring, compilation included: what the run compiles once is in here.
-      frame: one recorded frame; 0 where trajectories are there already.
-      windows: training windows of the recording (a number).
+      spent: recording and measuring, with the compilation of programs that the run compiles once.
+      frame: one recorded frame; 0 if there is a recording already.
+      windows: the number of training windows in the recording.
       dynamics: stage 1.
       cloning: stage 2.
       scratch: PPO from scratch.
       online: online decoding, without its decoder.
       decoder_step: a step of online decoding's decoder.
       examine: examining stage 1.
-      episode: one episode in each environment of an evaluation, as long as episodes can get.
-      player: compiling the player of one more policy.
+      episode: one episode of the greatest length in each environment of an evaluation.
+      player: compiling the evaluation of one more policy.
       labels: drawing labels.
       fit: an offline decoder's fit.
       bc_step: a step of behaviour cloning on labels.
-      compile: compilation while measuring (part of `spent`).
+      compile: compilation while measuring, a part of `spent`.
     """
 
     spent: float
@@ -94,10 +96,10 @@ class Rates:
 
 
 def parse_duration(text: str) -> float:
-    """Seconds of "600", "600s", "10m" or "1h30m".
+    """Parses "600", "600s", "10m" or "1h30m" to seconds.
 
     Raises:
-      BudgetError: if it is none of these, or not above 0.
+      BudgetError: if the text has no such form, or the time is not above 0.
     """
     parts = re.fullmatch(r"(?:(\d+(?:\.\d+)?)h)?(?:(\d+(?:\.\d+)?)m)?(?:(\d+(?:\.\d+)?)s?)?", text.strip())
     hours, minutes, seconds = (float(part or 0) for part in parts.groups()) if parts else (0.0, 0.0, 0.0)
@@ -108,7 +110,7 @@ def parse_duration(text: str) -> float:
 
 
 def format_duration(seconds: float) -> str:
-    """Seconds as "1h05m" or "9m40s", for people."""
+    """Formats seconds as "1h05m" or "9m40s"."""
     whole = math.ceil(seconds)
     if whole >= 3600:
         return f"{whole // 3600}h{whole % 3600 // 60:02d}m"
@@ -116,7 +118,7 @@ def format_duration(seconds: float) -> str:
 
 
 def with_frames(config: RunConfig, frame: float, seconds: float) -> RunConfig:
-    """The settings of a recording that fits, and of what is drawn from it: probe windows and numbers of labels.
+    """Shortens the recording so that it fits, and with it the probe's windows and the numbers of labels.
 
     Args:
       config: the preset's settings.
@@ -129,29 +131,25 @@ def with_frames(config: RunConfig, frame: float, seconds: float) -> RunConfig:
     frames = min(full, max(fewest, int(RECORDING * seconds / max(frame, 1e-9)) // dispatch * dispatch))
     if frames == full:
         return config
-    analysis, settings = config.analysis, config.offline
-
-    def scaled(windows: int) -> int:
-        return min(windows, _up(max(1, windows * frames // full), 128))
-
-    labels = tuple(n for n in settings.labels if n <= frames // 4) or settings.labels[:1]
+    windows = {name: getattr(config.analysis, name) for name in ("probe_train", "probe_test")}
+    windows = {name: min(count, _up(max(1, count * frames // full), 128)) for name, count in windows.items()}
+    labels = tuple(n for n in config.offline.labels if n <= frames // 4) or config.offline.labels[:1]
     return dataclasses.replace(
         config,
         record=dataclasses.replace(config.record, frames=frames),
-        analysis=dataclasses.replace(
-            analysis, probe_train=scaled(analysis.probe_train), probe_test=scaled(analysis.probe_test)
-        ),
-        offline=_with_labels(settings, labels),
+        analysis=dataclasses.replace(config.analysis, **windows),
+        offline=_with_labels(config.offline, labels),
     )
 
 
 def _with_labels(settings: offline.OfflineConfig, labels: tuple[int, ...]) -> offline.OfflineConfig:
-    """Fewer numbers of labels; what is compared is compared at one of them that is left."""
+    """Keeps only some numbers of labels; methods are compared at one that is left."""
     compared = settings.compare_at and (tuple(n for n in settings.compare_at if n in labels) or labels[-1:])
     return dataclasses.replace(settings, labels=labels, label_shares=(), compare_at=compared)
 
 
 def _up(count: int, unit: int) -> int:
+    """Rounds up to a multiple of `unit`."""
     return -(-count // unit) * unit
 
 
@@ -164,7 +162,7 @@ def _protocols(config: RunConfig) -> Iterator[RunConfig]:
         yield dataclasses.replace(config, offline=settings)
     labels = settings.labels
     while len(labels) > 1:
-        # The largest stays, since fits are padded to it, and what is compared; the smallest says the least.
+        # The largest stays, since fits are padded to it, and so does the one of comparisons; the smallest goes last.
         kept = {labels[-1], *settings.compare_at[-1:]}
         spare = [n for n in labels if n not in kept]
         labels = tuple(n for n in labels if n != (spare[0] if spare else labels[0]))
@@ -178,7 +176,7 @@ def _protocols(config: RunConfig) -> Iterator[RunConfig]:
 
 
 def predict(config: RunConfig, rates: Rates) -> dict[str, float]:
-    """Seconds that each stage takes on this machine, and "spent", which went into recording and measuring."""
+    """Predicts the seconds of each stage on this machine; "spent" went into recording and measuring."""
     settings, ppo = config.offline, config.online.ppo
 
     def play(episodes: int, num_envs: int = 64) -> float:
@@ -225,7 +223,7 @@ def predict(config: RunConfig, rates: Rates) -> dict[str, float]:
 
 
 def decoder_steps(config: RunConfig) -> int:
-    """Steps of all refits of online decoding's decoder."""
+    """The number of steps in all refits of the online decoder."""
     settings, ppo = config.online.decoder, config.online.ppo
     pairs = max(0, ppo.num_steps - config.dynamics.window + 1) * ppo.num_envs
     capacity = min(settings.capacity, ppo.total_frames)
@@ -246,7 +244,7 @@ class _Lengths:
 
 
 def _with_lengths(config: RunConfig, lengths: _Lengths) -> RunConfig:
-    """The settings with so many steps and updates, and everything that scales with them."""
+    """Sets the numbers of steps and updates, and everything that scales with them."""
 
     def stage(settings: Any, steps: int) -> Any:
         warmup = max(1, settings.warmup_steps * steps // settings.steps) if settings.warmup_steps else 0
@@ -261,13 +259,13 @@ def _with_lengths(config: RunConfig, lengths: _Lengths) -> RunConfig:
 
     share = lengths.ppo / config.online.ppo.num_updates
     decoder = _with_refits(config.online.decoder, share, lengths.ppo)
-    named, played = config.named, config.named.frames
-    if played:
-        dispatch = CHUNK * named.ppo.num_envs
-        played = max(dispatch, int(played * share) // dispatch * dispatch) if share < 1 else played
-    named_ppo = frames(named.ppo)
-    if played >= named_ppo.total_frames:
-        named_ppo = dataclasses.replace(named_ppo, total_frames=played + named_ppo.num_envs * named_ppo.num_steps)
+    play_frames, pseudo_ppo = config.named.frames, frames(config.named.ppo)
+    if play_frames and share < 1:
+        dispatch = CHUNK * pseudo_ppo.num_envs
+        play_frames = max(dispatch, int(play_frames * share) // dispatch * dispatch)
+    if play_frames >= pseudo_ppo.total_frames:
+        one_update = pseudo_ppo.num_envs * pseudo_ppo.num_steps
+        pseudo_ppo = dataclasses.replace(pseudo_ppo, total_frames=play_frames + one_update)
     longest = max(lengths.dynamics, lengths.cloning)
     every = max(config.analysis.eval_every, 1)
     if -(-longest // every) > TESTS or every >= min(lengths.dynamics, lengths.cloning):
@@ -279,12 +277,12 @@ def _with_lengths(config: RunConfig, lengths: _Lengths) -> RunConfig:
         analysis=dataclasses.replace(config.analysis, eval_every=every),
         online=dataclasses.replace(config.online, ppo=frames(config.online.ppo), decoder=decoder),
         scratch=dataclasses.replace(config.scratch, ppo=frames(config.scratch.ppo)),
-        named=dataclasses.replace(named, ppo=named_ppo, frames=played),
+        named=dataclasses.replace(config.named, ppo=pseudo_ppo, frames=play_frames),
     )
 
 
 def _with_refits(decoder: online.DecoderConfig, share: float, updates: int) -> online.DecoderConfig:
-    """A decoder that is refitted about as often as in the whole preset, and at least after the first few updates."""
+    """Keeps the number of refits about that of the whole preset, and refits at least after the first few updates."""
     if share >= 1:
         return decoder
     dense = min(1.0, max(decoder.dense_until, (DENSE + 0.5) / updates))
@@ -298,12 +296,12 @@ def _with_refits(decoder: online.DecoderConfig, share: float, updates: int) -> o
 
 
 def fit_budget(config: RunConfig, rates: Rates, seconds: float) -> RunConfig:
-    """The settings with which a run ends within `seconds` on a machine of these rates (the module says how).
+    """Shortens a run so that it ends within `seconds` on a machine of these rates, as the module describes.
 
     Args:
       config: the preset's settings.
-      rates: what `rehearsal.measure` gave.
-      seconds: all of the time, that which measuring took included.
+      rates: the result of `rehearsal.measure`.
+      seconds: the whole time, with that of measuring.
 
     Returns:
       Settings whose `predict` adds up to at most `seconds`; no stage is longer than in `config`.
@@ -312,20 +310,19 @@ def fit_budget(config: RunConfig, rates: Rates, seconds: float) -> RunConfig:
       BudgetError: if not even the shortest stages fit; the message says how much time they need.
     """
     config = with_frames(config, rates.frame, seconds)
-    fitted = _fitted(config, rates, seconds)
-    if fitted is None:
-        needed = seconds
-        while _fitted(config, rates, needed) is None:
-            needed *= 1.05
-        raise BudgetError(
-            f"A run of these settings does not fit into {format_duration(seconds)} on this machine, of which measuring "
-            f"took {format_duration(rates.spent)}: give it {format_duration(needed)}, or smaller settings."
-        )
-    return fitted
+    if fitting := _fit(config, rates, seconds):
+        return fitting
+    needed = seconds
+    while _fit(config, rates, needed) is None:
+        needed *= 1.05
+    raise BudgetError(
+        f"A run of these settings does not fit into {format_duration(seconds)} on this machine, of which measuring "
+        f"took {format_duration(rates.spent)}: give it {format_duration(needed)}, or smaller settings."
+    )
 
 
-def _fitted(config: RunConfig, rates: Rates, seconds: float) -> RunConfig | None:
-    """What `fit_budget` returns, or None where nothing fits."""
+def _fit(config: RunConfig, rates: Rates, seconds: float) -> RunConfig | None:
+    """As `fit_budget`, but None if nothing fits."""
     full = _Lengths(config.dynamics.steps, config.cloning.steps, config.online.ppo.num_updates)
     fewest = _Lengths(
         _fewest_steps(config.dynamics.steps, config.log_every),
@@ -338,16 +335,17 @@ def _fitted(config: RunConfig, rates: Rates, seconds: float) -> RunConfig | None
     config = next(protocol for cost, protocol in protocols if cost <= allowed)
 
     def training(lengths: _Lengths) -> float:
-        fitted = _with_lengths(config, lengths)
-        return sum(predict(fitted, rates).values()) - rates.spent - _playing(fitted, rates)
+        candidate = _with_lengths(config, lengths)
+        return sum(predict(candidate, rates).values()) - rates.spent - _playing(candidate, rates)
 
     budget = available - allowed
     lengths, least = fewest, training(fewest)
     if least > budget:
         return None
-    # Each stage has its share of what is left; what a stage does not use comes round again.
+    # Each stage gets its share of the spare time; the next round shares out what stages did not use.
     growing = dict(SHARES)
-    units = {name: _unit(config, name) for name in SHARES}
+    # Stages 1 and 2 end with a row of metrics, so that no shorter dispatch is compiled for their last steps.
+    units = {"dynamics": config.log_every, "cloning": config.log_every, "ppo": 1}
     while growing and (spare := budget - training(lengths)) > 0:
         total, before = sum(growing.values()), lengths
         for name, share in list(growing.items()):
@@ -366,23 +364,11 @@ def _fitted(config: RunConfig, rates: Rates, seconds: float) -> RunConfig | None
 
 
 def _most(cost: Callable[[int], float], low: int, high: int, unit: int, limit: float) -> int:
-    """The largest of low, low + unit, ..., high whose cost is within the limit; costs rise."""
+    """The largest of low, low + unit, ..., high whose cost is within the limit, else `low`; costs rise."""
     if cost(high) <= limit:
         return high
-    most = 0
-    least, steps = 0, max(0, (high - low) // unit)
-    while least <= steps:
-        middle = (least + steps) // 2
-        if cost(low + middle * unit) <= limit:
-            most, least = middle, middle + 1
-        else:
-            steps = middle - 1
-    return low + most * unit
-
-
-def _unit(config: RunConfig, name: str) -> int:
-    """Stages 1 and 2 end with a row of metrics, so that no shorter dispatch is compiled for their last steps."""
-    return 1 if name == "ppo" else config.log_every
+    counts = range(low, high + 1, unit)
+    return counts[max(0, bisect.bisect_right(counts, limit, key=cost) - 1)]
 
 
 def _fewest_steps(steps: int, log_every: int) -> int:
@@ -390,7 +376,7 @@ def _fewest_steps(steps: int, log_every: int) -> int:
 
 
 def _playing(config: RunConfig, rates: Rates) -> float:
-    """Seconds of everything that plays."""
+    """Seconds of all evaluations."""
     seconds = predict(config, rates)
     finals = 2 * (config.eval_episodes // min(64, config.eval_episodes)) * rates.episode
     return seconds["nulls"] + seconds["decode_offline"] + finals + rates.player

@@ -86,7 +86,7 @@ def record(
       params: its parameters.
       steps: T.
       read: maps the environments' state to arrays ``[N, ...]`` that are kept beside the observations, such as
-        `envs.Distracted.shown`.
+        `envs.Distracted.distractor_state`.
     """
     key_reset, key = jax.random.split(key)
     start = env.reset(key_reset)

@@ -20,7 +20,7 @@ DYNAMICS = {
     "num_codes": 64,
 }
 OFFLINE = {"curve": [[16, 3.0, 0.2], [256, 6.0, 0.3], [1024, 5.5, 0.3]], "bc_curve": [[16, 2.5, 0.2], [256, 4.0, 0.3]]}
-NULLS = {"random_return": {"mean": 2.7, "stderr": 0.1, "episodes": 128}}
+BASELINES = {"random_return": {"mean": 2.7, "stderr": 0.1, "episodes": 128}}
 ONLINE = {"return_mean": 7.0, "return_stderr": 0.5}
 
 
@@ -38,16 +38,16 @@ def test_stage_1_must_beat_copying(mse, fails):
     assert failed(judge_dynamics({**DYNAMICS, "fdm_mse": mse})) == fails
 
 
-@pytest.mark.parametrize("null", ["majority", "untrained_probe", "still_probe"])
+@pytest.mark.parametrize("baseline", ["majority", "untrained_probe", "still_probe"])
 @pytest.mark.parametrize(("lead", "fails"), [(0.021, False), (0.019, True), (-0.1, True)])
-def test_latents_must_beat_each_null(null, lead, fails):
-    nulls = dict.fromkeys(("majority", "untrained_probe", "still_probe"), 0.1) | {null: 0.6 - lead}
-    assert failed(judge_dynamics(DYNAMICS | {f"{k}_accuracy_merged": v for k, v in nulls.items()})) == fails
+def test_latents_must_beat_each_baseline(baseline, lead, fails):
+    scores = dict.fromkeys(("majority", "untrained_probe", "still_probe"), 0.1) | {baseline: 0.6 - lead}
+    assert failed(judge_dynamics(DYNAMICS | {f"{k}_accuracy_merged": v for k, v in scores.items()})) == fails
     assert diagnosis.MIN_PROBE_LEAD == 0.02
 
 
 def test_stage_1_says_by_how_much():
-    assert judge_dynamics(DYNAMICS)["verdict"] == "error 0.40 of copying; merged actions 20 points above nulls"
+    assert judge_dynamics(DYNAMICS)["verdict"] == "error 0.40 of copying; merged actions 20 points above baselines"
 
 
 @pytest.mark.parametrize(("ratio", "fails"), [(0.99, False), (1.0, True), (1.3, True)])
@@ -65,17 +65,17 @@ def test_offline_must_lead_the_random_policy_by_a_standard_error(mean, fails):
     assert failed(judge_offline(results, {"random_return": {"mean": 2.7}})) == fails
 
 
-def test_offline_names_the_best_point_and_its_null():
-    assert judge_offline(OFFLINE, NULLS)["verdict"] == (
+def test_offline_names_the_best_point_and_its_baselines():
+    assert judge_offline(OFFLINE, BASELINES)["verdict"] == (
         "best 6.00 with 256 labels (random 2.70, BC on the same labels 4.00)"
     )
-    assert judge_offline({**OFFLINE, "bc_curve": [[16, 2.5, 0.2]]}, NULLS)["verdict"] == (
+    assert judge_offline({**OFFLINE, "bc_curve": [[16, 2.5, 0.2]]}, BASELINES)["verdict"] == (
         "best 6.00 with 256 labels (random 2.70)"
     )
 
 
-def summary_of(scratch=None, nulls=NULLS):
-    return {"nulls": nulls, "stages": {"ppo_scratch": {"return_mean": scratch}} if scratch is not None else {}}
+def summary_of(scratch=None, baselines=BASELINES):
+    return {"nulls": baselines, "stages": {"ppo_scratch": {"return_mean": scratch}} if scratch is not None else {}}
 
 
 @pytest.mark.parametrize("stage", ["decode_online", "ppo_scratch", "expert"])
@@ -97,7 +97,7 @@ def test_ppo_verdicts_name_both_figures():
         "7.00, PPO from scratch 5.00 at the same frames"
     )
     assert judge_online("ppo_scratch", ONLINE, summary_of())["verdict"] == "7.00 (random 2.70)"
-    assert judge_online("expert", ONLINE, summary_of(nulls={})) == {"ok": True, "verdict": "7.00"}
+    assert judge_online("expert", ONLINE, summary_of(baselines={})) == {"ok": True, "verdict": "7.00"}
 
 
 # Continuous actions
@@ -110,14 +110,14 @@ VALUES = {key: value for key, value in DYNAMICS.items() if "accuracy" not in key
 }
 
 
-@pytest.mark.parametrize("null", ["mean_r2", "untrained_probe_r2", "still_probe_r2"])
+@pytest.mark.parametrize("baseline", ["mean_r2", "untrained_probe_r2", "still_probe_r2"])
 @pytest.mark.parametrize(("lead", "fails"), [(0.021, False), (0.019, True)])
-def test_continuous_latents_must_beat_each_null(null, lead, fails):
-    assert failed(judge_dynamics(VALUES | {null: 0.9 - lead})) == fails
+def test_continuous_latents_must_beat_each_baseline(baseline, lead, fails):
+    assert failed(judge_dynamics(VALUES | {baseline: 0.9 - lead})) == fails
 
 
 def test_a_verdict_on_continuous_actions_names_their_score():
-    assert judge_dynamics(VALUES)["verdict"] == "error 0.40 of copying; R² of actions 60 points above nulls"
+    assert judge_dynamics(VALUES)["verdict"] == "error 0.40 of copying; R² of actions 60 points above baselines"
 
 
 @pytest.mark.parametrize(
@@ -131,9 +131,9 @@ def test_a_verdict_on_continuous_actions_names_their_score():
     ],
 )
 def test_messages_on_continuous_actions(changes, words):
-    found = diagnose({"stages": {"dynamics": VALUES | changes}})
-    assert len(found) == (words is not None)
-    assert not found or words in found[0]["text"]
+    messages = diagnose({"stages": {"dynamics": VALUES | changes}})
+    assert len(messages) == (words is not None)
+    assert not messages or words in messages[0]["text"]
 
 
 @pytest.mark.parametrize(
@@ -166,8 +166,8 @@ def test_nothing_wrong_says_nothing(summary):
     assert diagnose(summary) == [] == diagnose({"stages": {}}) == diagnose({})
 
 
-def only(found, stage):
-    (warning,) = found
+def only(messages, stage):
+    (warning,) = messages
     assert warning["stage"] == stage and warning["text"].endswith(".") and warning["try"]
     return warning["text"]
 
@@ -200,7 +200,7 @@ def test_a_small_codebook_collapses_above_a_twentieth(summary, codes, perplexity
 def test_a_forward_model_that_ignores_the_latents(summary, swapped, ignored):
     summary["stages"]["dynamics"]["fdm_swapped_mse"] = swapped
     assert [item["name"] for item in diagnose(summary)] == ["ignored"] * ignored
-    summary["stages"]["dynamics"]["fdm_mse"] = 0.01  # no better than copying: that is said instead
+    summary["stages"]["dynamics"]["fdm_mse"] = 0.01  # no better than copying: that message comes instead
     assert [item["name"] for item in diagnose(summary)] == ["copying"]
 
 
@@ -229,10 +229,10 @@ def test_fine_tuning_that_does_not_start(summary, last, expert, stuck):
     summary["stages"]["decode_online"]["curve"] = [*([n, 1.0] for n in range(1, 7)), [7, last]]
     if expert is not None:
         summary["nulls"] = {"expert_return": {"mean": expert}}
-    found = diagnose(summary)
-    assert [item["name"] for item in found] == ["not_started"] * stuck
+    messages = diagnose(summary)
+    assert [item["name"] for item in messages] == ["not_started"] * stuck
     if stuck:
-        assert f"{1.0:.2f} in the first quarter" in only(found, "decode_online")
+        assert f"{1.0:.2f} in the first quarter" in only(messages, "decode_online")
 
 
 def test_the_course_of_a_curve():
@@ -280,11 +280,11 @@ def test_decoding_that_failed(summary, stage):
 
 def test_labels_of_stage_1_count_for_decoding(summary):
     summary["stages"]["decode_offline"]["curve"] = OFFLINE["curve"]
-    for given, warns in ((0, False), (16, False), (17, True)):
-        summary["stages"]["dynamics"]["labels"] = given
-        found = [item for item in diagnose(summary) if "labels" in item["text"]]
-        assert bool(found) == warns
-    assert found[0]["stage"] == "decode_offline" and "Stage 1 saw 17 labels" in found[0]["text"]
+    for labels, warns in ((0, False), (16, False), (17, True)):
+        summary["stages"]["dynamics"]["labels"] = labels
+        messages = [item for item in diagnose(summary) if "labels" in item["text"]]
+        assert bool(messages) == warns
+    assert messages[0]["stage"] == "decode_offline" and "Stage 1 saw 17 labels" in messages[0]["text"]
 
 
 @pytest.mark.parametrize(
@@ -303,14 +303,14 @@ def test_latents_that_explain_the_distractor(summary, change, untrained, probe, 
 
 
 @pytest.mark.parametrize(
-    ("nmi", "untrained", "quantized", "told"),
+    ("nmi", "untrained", "quantized", "warns"),
     [(0.06, 0.4, True, True), (0.08, 0.4, True, False), (0.06, 0.51, True, False), (0.06, 0.4, False, False)],
 )
-def test_codes_that_tell_nothing_of_actions_that_latents_tell(summary, nmi, untrained, quantized, told):
+def test_codes_that_tell_nothing_of_actions_that_latents_tell(summary, nmi, untrained, quantized, warns):
     summary["stages"]["dynamics"] |= {
         "code_nmi_merged": nmi,
         "code_nmi_merged_shuffled": 0.02,
         "untrained_probe_accuracy_merged": untrained,
         "quantized": quantized,
     }
-    assert [item["name"] for item in diagnose(summary)] == ["codes"] * told
+    assert [item["name"] for item in diagnose(summary)] == ["codes"] * warns

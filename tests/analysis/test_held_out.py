@@ -50,14 +50,17 @@ def test_latents_of_batches_are_those_of_the_windows(model, batches):
 def test_cloning_error_by_hand(batches):
     state = moved(cloning.init(jax.random.key(0), CONFIG.cloning, SHAPE, 5))
     targets = np.random.default_rng(2).normal(size=(24, 5)).astype(np.float32)
-    said = cloning.predict_latents(state, np.concatenate(np.asarray(batches))[:, -2])
-    want = np.mean(np.square(said - targets))
+    predicted = cloning.predict_latents(state, np.concatenate(np.asarray(batches))[:, -2])
+    want = np.mean(np.square(predicted - targets))
     assert held_out.cloning_error(state, batches, targets) == pytest.approx(float(want), rel=1e-5)
 
 
-def test_all_batches_are_one_dispatch_without_an_upload(model, batches):
-    held_out.held_out_errors(model, batches)
-    calls = held_out._evaluate._cache_size()
-    with jax.transfer_guard_host_to_device("disallow"):
+def test_all_batches_are_one_compiled_program_without_an_upload(model, batches, caplog):
+    batches = jax.block_until_ready(batches[:2])
+    with jax.log_compiles():
         held_out.held_out_errors(model, batches)
-    assert held_out._evaluate._cache_size() == calls
+        assert sum(record.getMessage().startswith("Compiling") for record in caplog.records) == 1
+        caplog.clear()
+        with jax.transfer_guard_host_to_device("disallow"):
+            held_out.held_out_errors(model, batches)
+    assert not caplog.records

@@ -50,12 +50,12 @@ def test_batches_give_what_one_call_gives(state, windows, monkeypatch, batch, co
 
 
 def test_batches_have_one_shape(state, windows, monkeypatch):
-    shapes = []
-    infer = latents._infer
-    monkeypatch.setattr(latents, "BATCH", 8)
-    monkeypatch.setattr(latents, "_infer", lambda s, w: shapes.append(w.shape[0]) or infer(s, w))
+    """One program is traced for all batches, the last one included."""
+    traces, infer = [], dynamics.infer_latents
+    monkeypatch.setattr(latents, "BATCH", 7)
+    monkeypatch.setattr(dynamics, "infer_latents", lambda s, w: traces.append(w.shape[0]) or infer(s, w))
     latents.latents_of(state, windows[:19])
-    assert shapes == [8, 8, 8]
+    assert traces == [7]
 
 
 def test_most_used_by_hand():
@@ -118,17 +118,17 @@ def test_vectors_are_shown_standardised():
     state = dynamics.init(jax.random.key(0), config, (3,), obs_stats(windows.reshape(-1, 3)))
     rng = np.random.default_rng(1)
     state = state.replace(params=jax.tree.map(lambda x: x + 0.1 * rng.normal(size=x.shape).astype("f"), state.params))
-    shown = latents.strips(state, windows)
-    seen = np.concatenate([shown["strip_context"], shown["strip_truth"][:, None]], axis=1)
-    np.testing.assert_allclose(seen, normalise_obs(windows, state.obs_stats), atol=1e-5)
+    strips = latents.strips(state, windows)
+    frames = np.concatenate([strips["strip_context"], strips["strip_truth"][:, None]], axis=1)
+    np.testing.assert_allclose(frames, normalise_obs(windows, state.obs_stats), atol=1e-5)
     z = dynamics.infer_latents(state, windows).quantized
-    np.testing.assert_allclose(shown["strip_prediction"], dynamics.predict_next(state, windows[:, :2], z), atol=1e-5)
+    np.testing.assert_allclose(strips["strip_prediction"], dynamics.predict_next(state, windows[:, :2], z), atol=1e-5)
 
     imagined = latents.imagined_rollouts(state, windows[0, :2], np.asarray(z[:2]), steps=3)
     assert imagined.shape == (2, 4, 3) and imagined.dtype == np.float32
-    np.testing.assert_allclose(imagined[:, 0], seen[[0, 0], 1], atol=1e-5)  # the last true one
-    np.testing.assert_allclose(imagined[0, 1], shown["strip_prediction"][0], atol=1e-4)
+    np.testing.assert_allclose(imagined[:, 0], frames[[0, 0], 1], atol=1e-5)  # the last true one
+    np.testing.assert_allclose(imagined[0, 1], strips["strip_prediction"][0], atol=1e-4)
     # The step after is predicted from the one imagined, which is standardised already.
-    frames = np.stack([seen[0, 1], imagined[0, 1]])[None]
+    context = np.stack([frames[0, 1], imagined[0, 1]])[None]
     plain = state.replace(obs_stats=None)
-    np.testing.assert_allclose(imagined[0, 2], dynamics.predict_next(plain, frames, z[:1])[0], atol=1e-4)
+    np.testing.assert_allclose(imagined[0, 2], dynamics.predict_next(plain, context, z[:1])[0], atol=1e-4)

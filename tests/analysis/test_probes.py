@@ -66,11 +66,11 @@ def test_a_linear_probe_is_linear():
     latents = rng.uniform(-1, 1, (TRAIN + TEST, 2)).astype(np.float32)
     classes = (latents.prod(1) > 0).astype(np.int32)
     (train_z, test_z), (train_a, test_a) = split(latents), split(classes)
-    found = {
+    scores = {
         hidden: np.mean(probes.fit_probe(KEY, train_z, train_a, test_z, 2, hidden) == test_a)
         for hidden in (probes.HIDDEN, ())
     }
-    assert found[()] < 0.6 < 0.9 < found[probes.HIDDEN]
+    assert scores[()] < 0.6 < 0.9 < scores[probes.HIDDEN]
 
 
 def test_aliased_actions_are_told_only_when_merged(actions):
@@ -78,7 +78,7 @@ def test_aliased_actions_are_told_only_when_merged(actions):
     merged = (0, 0, 1, 1, 2)
     raw, joined = accuracies(planted(np.asarray(merged)[actions]), actions, merged)
     assert joined > 0.97
-    # At best the more frequent of each pair is named: 1/2 of 0 and 1, 2/3 of 2 and 3, all of 4.
+    # At best the more frequent of each pair is predicted: 1/2 of 0 and 1, 2/3 of 2 and 3, all of 4.
     assert raw == pytest.approx((1 / 6 + 2 / 6 + 1 / 6), abs=0.06)
     assert joined >= raw
 
@@ -182,21 +182,21 @@ def test_joint_codes_tell_windows_apart_by_all_codebooks_and_latents():
     np.testing.assert_array_equal(probes.joint_codes(codes), [0, 1, 2, 0])
 
 
-def test_many_random_codes_look_pure_and_their_null_says_so(actions):
+def test_many_random_codes_look_pure_and_so_does_their_baseline(actions):
     """A code of their own for most windows: purity alone would pass them off as learned."""
     merged = (0, 0, 1, 1, 2)
     test_actions = actions[:TEST]
     random = np.random.default_rng(3).integers(0, 64, (TEST, 2, 2))
-    found = probes.agreement(random, test_actions, merged, seed=0)
-    assert found["code_purity"] > 0.95 and found["code_nmi"] > 0.3
+    scores = probes.agreement(random, test_actions, merged, seed=0)
+    assert scores["code_purity"] > 0.95 and scores["code_nmi"] > 0.3
     for name in ("code_nmi", "code_purity", "code_nmi_merged", "code_purity_merged"):
-        assert found[name] == pytest.approx(found[f"{name}_shuffled"], abs=0.02)
+        assert scores[name] == pytest.approx(scores[f"{name}_shuffled"], abs=0.02)
     # Codes that are the action stand far above theirs.
     planted = np.stack([test_actions, np.zeros_like(test_actions)], -1)[:, None]
-    found = probes.agreement(planted, test_actions, merged, seed=0)
-    assert found["code_nmi"] == pytest.approx(1.0) and found["code_purity"] == 1.0
-    assert found["code_purity_merged"] == 1.0 and found["code_nmi_merged"] < 1
-    assert found["code_nmi_shuffled"] < 0.02 and found["code_purity_shuffled"] < 0.45
+    scores = probes.agreement(planted, test_actions, merged, seed=0)
+    assert scores["code_nmi"] == pytest.approx(1.0) and scores["code_purity"] == 1.0
+    assert scores["code_purity_merged"] == 1.0 and scores["code_nmi_merged"] < 1
+    assert scores["code_nmi_shuffled"] < 0.02 and scores["code_purity_shuffled"] < 0.45
 
 
 def test_shuffles_follow_the_seed(actions):
@@ -209,15 +209,15 @@ def test_shuffles_follow_the_seed(actions):
 def test_the_action_heads_scores_by_hand():
     """Two aliases (1 and 2) that share most of the probability win together where neither wins alone."""
     share = np.array([[0.4, 0.3, 0.3], [0.8, 0.1, 0.1]])
-    found = probes.head_scores(np.log(share) + 7.0, np.array([2, 0]), (0, 1, 1))
-    assert found["action_loss"] == pytest.approx(-np.log([0.3, 0.8]).mean())
-    assert (found["action_accuracy"], found["action_accuracy_merged"]) == (0.5, 1.0)
+    scores = probes.head_scores(np.log(share) + 7.0, np.array([2, 0]), (0, 1, 1))
+    assert scores["action_loss"] == pytest.approx(-np.log([0.3, 0.8]).mean())
+    assert (scores["action_accuracy"], scores["action_accuracy_merged"]) == (0.5, 1.0)
 
 
 # Distractors
 
 
-def shown_in(n, seed):
+def distractor_sample(n, seed):
     """Latents of which two numbers tell the change linearly, one the state through its square, the rest nothing."""
     rng = np.random.default_rng(seed)
     z = rng.normal(size=(n, 8)).astype(np.float32)
@@ -226,12 +226,12 @@ def shown_in(n, seed):
 
 
 def test_probes_read_what_latents_tell_of_a_distractor():
-    found = probes.read_distractor(KEY, *shown_in(TRAIN, 0), *shown_in(TEST, 1))
-    assert found["linear_distractor_change_r2"] > 0.999 and found["distractor_change_r2"] > 0.95
-    assert found["distractor_state_r2"] > 0.9 and abs(found["linear_distractor_state_r2"]) < 0.05
-    z, shown = shown_in(TRAIN, 2)
-    nothing = probes.read_distractor(KEY, z[:, 3:], shown, *(x[:, 3:] if x.ndim == 2 else x for x in shown_in(TEST, 3)))
-    assert max(nothing.values()) < 0.05
+    scores = probes.distractor_scores(KEY, *distractor_sample(TRAIN, 0), *distractor_sample(TEST, 1))
+    assert scores["linear_distractor_change_r2"] > 0.999 and scores["distractor_change_r2"] > 0.95
+    assert scores["distractor_state_r2"] > 0.9 and abs(scores["linear_distractor_state_r2"]) < 0.05
+    (z, states), (test_z, test_states) = distractor_sample(TRAIN, 2), distractor_sample(TEST, 3)
+    baseline = probes.distractor_scores(KEY, z[:, 3:], states, test_z[:, 3:], test_states)
+    assert max(baseline.values()) < 0.05
 
 
 def test_r_squared_by_hand():

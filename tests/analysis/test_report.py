@@ -175,7 +175,7 @@ def test_page_is_well_formed_and_loads_nothing(complete):
                 assert value[1:] in page.ids
 
 
-def test_results_stand_beside_their_nulls(complete):
+def test_results_stand_beside_their_baselines(complete):
     _, page = complete
     for words in (
         "0.15 × copy-last forward model 2.10 × 10⁻³ copy last 1.40 × 10⁻² ✓",
@@ -184,7 +184,7 @@ def test_results_stand_beside_their_nulls(complete):
         "7.00 ± 0.20 at 8.19 k frames PPO from scratch 5.00 ± 0.20 random policy 2.70 expert 8.10 ✓",
         "1 h 7 min",
         "make train ENV=coinrun",
-        "every stage beats its null",
+        "every stage beats its baseline",
         "codebook_perplexity 5.5, 3.25",
         "labels mean stderr 16 3.00 0.30 256 6.50 0.20",
     ):
@@ -196,8 +196,8 @@ def test_continuous_actions_are_shown_by_the_variance_that_is_explained(tmp_path
     stage = summary["stages"]["dynamics"]
     for key in [key for key in stage if "accuracy" in key]:
         del stage[key]
-    nulls = {"mean_r2": -0.002, "untrained_probe_r2": 0.35, "still_probe_r2": 0.3, "linear_probe_r2": 0.5}
-    stage |= {"probe_r2": 0.9, **nulls}
+    others = {"mean_r2": -0.002, "untrained_probe_r2": 0.35, "still_probe_r2": 0.3, "linear_probe_r2": 0.5}
+    stage |= {"probe_r2": 0.9, **others}
     stored = arrays()
     for name in ("actions", "merged", "action_names", "merged_names"):
         del stored[name]
@@ -264,13 +264,13 @@ def test_failed_stage_is_called_failed(tmp_path):
     page = Page(report.write(make_run(tmp_path, summary, None, with_arrays=False)))
     assert "1 of 6 stages failed" in page.text
     assert "Stage 3: online decoding failed worse than scratch" in page.text
-    assert page.text.count("✗ does not beat its null") == 1
+    assert page.text.count("✗ does not beat its baseline") == 1
     assert "decode_online : too few frames Try more frames" in page.text
     assert "recorded from a random policy" in page.text
     assert ("span", "class", "badge failed") in page.attributes
 
 
-def test_what_latents_tell_of_a_distractor_stands_beside_the_action(tmp_path):
+def test_distractor_scores_stand_beside_those_of_the_action(tmp_path):
     summary = copy.deepcopy(SUMMARY)
     assert "The action or the distractor" not in Page(report.write(make_run(tmp_path / "a", summary, None, False))).text
     values = {"distractor_change_r2": 0.81, "linear_distractor_change_r2": 0.72, "untrained_distractor_change_r2": 0.63}
@@ -311,10 +311,10 @@ def test_missing_numbers_are_dashes(tmp_path):
     page = Page(report.write(folder))
     assert "nan" not in page.text.lower().split() and "None" not in page.text
     assert "fdm_mse –" in page.text and "codebook_perplexity –, –" in page.text
-    assert "beat its null" not in page.text
+    assert "beat its baseline" not in page.text
 
 
-def test_damaged_files_are_named(tmp_path):
+def test_an_error_says_which_file_is_damaged(tmp_path):
     (tmp_path / "summary.json").write_text('{"env": ')
     with pytest.raises(ValueError, match=r"summary\.json"):
         report.write(tmp_path)
@@ -372,9 +372,9 @@ def test_smooth_keeps_the_start_and_averages_the_rest():
 def test_frames_of_any_number_of_channels_can_be_shown(channels):
     frames = np.zeros((2, 5, 6, channels), np.uint8)
     frames[0, 1, 2, channels - 1] = 1 if channels > 3 else 200
-    shown = figures.rgb(frames)
-    assert shown.shape == (2, 5, 6, 3) and shown.dtype == np.uint8
-    assert shown[0, 1, 2].any() and np.count_nonzero(shown.any(-1)) == 1
+    pixels = figures.rgb(frames)
+    assert pixels.shape == (2, 5, 6, 3) and pixels.dtype == np.uint8
+    assert pixels[0, 1, 2].any() and np.count_nonzero(pixels.any(-1)) == 1
 
 
 def test_gif_shows_every_frame_enlarged_and_stays_small(complete):
@@ -420,15 +420,16 @@ def test_vectors_are_drawn_as_curves_not_as_frames(tmp_path):
     np.testing.assert_array_equal(imagined.axes[2].lines[3].get_ydata(), vectors["rollout_frames"][3, :, 2])
 
 
-def test_a_stage_that_need_not_be_is_told_of_where_it_was_asked_for(tmp_path):
+def test_an_optional_stage_is_reported_if_the_run_has_it(tmp_path):
     title = report.STAGES["decode_named"]
     assert title not in Page(report.write(make_run(tmp_path / "without"))).text
-    asked = make_run(tmp_path / "asked")
-    (asked / "config.json").write_text(json.dumps({"env": "coinrun", "named": {"frames": 8192}}))
-    page = Page(report.write(asked))
+    folder = make_run(tmp_path / "with")
+    (folder / "config.json").write_text(json.dumps({"env": "coinrun", "named": {"frames": 8192}}))
+    page = Page(report.write(folder))
     assert title in page.text and "unfinished" in page.text
-    named = {**RESULT, "return_mean": 7.25, "curve": [[8192, 1.0], [12288, 7.25]], "ok": True, "verdict": "7.25, named"}
-    make_run(asked, SUMMARY | {"stages": SUMMARY["stages"] | {"decode_named": named}})
-    (asked / "config.json").write_text(json.dumps({"env": "coinrun", "named": {"frames": 8192}}))
-    page = Page(report.write(asked))
-    assert "7.25, named" in page.text and "every stage beats its null" in page.text
+    results = {**RESULT, "return_mean": 7.25, "curve": [[8192, 1.0], [12288, 7.25]]}
+    results |= {"ok": True, "verdict": "7.25, named"}
+    make_run(folder, SUMMARY | {"stages": SUMMARY["stages"] | {"decode_named": results}})
+    (folder / "config.json").write_text(json.dumps({"env": "coinrun", "named": {"frames": 8192}}))
+    page = Page(report.write(folder))
+    assert "7.25, named" in page.text and "every stage beats its baseline" in page.text

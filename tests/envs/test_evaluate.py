@@ -76,9 +76,9 @@ def test_greedy_takes_the_likeliest_and_sampling_draws_from_the_softmax():
 
 
 def test_progress_counts_finished_episodes(toy):
-    seen = []
-    evaluate(constant, jnp.zeros(2), toy, 8, jax.random.key(0), progress=seen.append)
-    assert seen[0] == 0 and seen == sorted(seen) and seen[-1] < 8
+    counts = []
+    evaluate(constant, jnp.zeros(2), toy, 8, jax.random.key(0), progress=counts.append)
+    assert counts[0] == 0 and counts == sorted(counts) and counts[-1] < 8
 
 
 @pytest.mark.parametrize(("episodes", "nearest"), [(1, 4), (3, 4), (7, 8), (13, 12)])
@@ -107,8 +107,8 @@ def test_real_procgen_plays_the_same_levels_with_the_same_key():
 
 def threshold(policy, obs):
     """Logits of a tiny network: elementwise products and sums, so that no batch changes its rounding."""
-    seen = obs.reshape(obs.shape[0], -1).astype(jnp.float32)
-    feature = jnp.sum(jnp.sin(seen * policy["trunk"][None, : seen.shape[1]]), -1, keepdims=True)
+    inputs = obs.reshape(obs.shape[0], -1).astype(jnp.float32)
+    feature = jnp.sum(jnp.sin(inputs * policy["trunk"][None, : inputs.shape[1]]), -1, keepdims=True)
     return policy["head"][None] * feature
 
 

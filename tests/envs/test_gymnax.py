@@ -99,7 +99,7 @@ def test_a_restored_state_continues_equally(env, inputs):
 def test_any_environment_of_the_same_form_will_do():
     toy = Gymnax(Counter([3, 2], [False, True]), 2)
     assert (toy.name, toy.num_actions, toy.obs_shape, toy.obs_dtype) == ("counter", 2, (3,), jnp.float32)
-    state = jax.vmap(toy.env._begin, in_axes=(0, None))(jnp.array([0, 1]), toy.params)
+    state = jax.vmap(toy.env.begin, in_axes=(0, None))(jnp.array([0, 1]), toy.params)
     keys = jax.random.split(jax.random.key(0), 5)
     actions = np.array([[0, 1]] * 5, np.int32)
     _, (obs, reward, terminated, truncated, info) = jax.device_get(play(toy, state, keys, actions))
@@ -126,8 +126,9 @@ def test_bad_arguments_are_refused():
 
 
 def test_close_is_harmless(env):
+    before = env.reset(jax.random.key(0))
     env.close()
-    env.reset(jax.random.key(0))
+    jax.tree.map(np.testing.assert_array_equal, env.reset(jax.random.key(0)), before)
 
 
 # Continuous actions
@@ -152,7 +153,7 @@ def test_pendulum_takes_torques_and_is_cut_at_its_time_out():
     np.testing.assert_array_equal(np.argmax(truncated, axis=0), np.full(N, 199))
 
 
-# What is shown
+# Observations
 
 
 @pytest.mark.parametrize("name", ["minatar/asterix", "minatar/breakout"])
@@ -201,9 +202,9 @@ class Shown:
 )
 def test_observations_become_pixels_or_floats(obs, bounds, expected):
     env = Gymnax(Shown(obs, *bounds), 2)
-    shown, _ = env.reset(jax.random.key(0))
-    assert shown.dtype == env.obs_dtype == expected.dtype and shown.shape == (2, *obs.shape)
-    np.testing.assert_array_equal(shown, np.full((2, *obs.shape), expected))
+    converted, _ = env.reset(jax.random.key(0))
+    assert converted.dtype == env.obs_dtype == expected.dtype and converted.shape == (2, *obs.shape)
+    np.testing.assert_array_equal(converted, np.full((2, *obs.shape), expected))
 
 
 def test_what_cannot_be_learned_from_is_refused():

@@ -126,8 +126,8 @@ def test_scan_is_what_the_native_environment_does_by_hand(played, actions):
 
 def test_final_observation_is_the_last_frame_that_was_seen(played):
     first_obs, _, steps = played
-    seen = np.concatenate([first_obs[None], steps["obs"][:-1]])
-    np.testing.assert_array_equal(steps["final_observation"], seen)
+    before = np.concatenate([first_obs[None], steps["obs"][:-1]])
+    np.testing.assert_array_equal(steps["final_observation"], before)
     assert not steps["final_is_exact"].any()
     # Where an episode ends it is not what `obs` shows: that is the next level.
     ended = steps["terminated"]
@@ -168,7 +168,7 @@ def halves():
 def test_two_groups_play_what_one_does(env, halves, played, actions):
     first_obs, first, steps = played
     obs, state = halves.reset(jax.random.key(3))
-    assert len(procgen._BATCHES[int(state.handle)]) == 2
+    assert len(procgen.BATCHES[int(state.handle)]) == 2
     np.testing.assert_array_equal(obs, first_obs)
     np.testing.assert_array_equal(state.level_seed, first.level_seed)
     equal(play(halves, state, actions)[1], steps)
@@ -290,7 +290,7 @@ def test_a_level_completed_at_the_last_moment_is_terminated(monkeypatch):
         def close(self):
             pass
 
-    monkeypatch.setattr(procgen, "_native_class", lambda: Native)
+    monkeypatch.setattr(procgen, "native_class", lambda: Native)
     env = Procgen("maze", 3, time_limit=2)
     _, state = env.reset(jax.random.key(0))
     _, steps = play(env, state, np.zeros((2, 3), np.int32))
@@ -338,11 +338,12 @@ def test_close_frees_every_native_batch_and_only_its_own(env):
     states = [other.reset(jax.random.key(seed))[1] for seed in range(2)]
     states.append(other.set_state(other.get_state(states[0])))
     handles = {int(state.handle) for state in states}
-    assert len(handles) == 3 and handles <= set(procgen._BATCHES)
+    assert len(handles) == 3 and handles <= set(procgen.BATCHES)
     other.close()
-    assert not handles & set(procgen._BATCHES)
-    assert int(kept.handle) in procgen._BATCHES
-    other.close()  # harmless
+    assert not handles & set(procgen.BATCHES)
+    assert int(kept.handle) in procgen.BATCHES
+    other.close()  # once more does nothing
+    assert int(kept.handle) in procgen.BATCHES
 
 
 def test_equal_settings_compile_once(actions):
@@ -362,9 +363,9 @@ def test_equal_settings_compile_once(actions):
 
 
 def test_describing_a_batch_makes_none():
-    before = set(procgen._BATCHES)
+    before = set(procgen.BATCHES)
     envs.make("maze", 1000)
-    assert set(procgen._BATCHES) == before
+    assert set(procgen.BATCHES) == before
 
 
 # Errors
@@ -399,9 +400,9 @@ def test_a_gym3_without_the_buffers_is_refused(monkeypatch):
         def __init__(self, **_):
             self._ob = self._rew = self._first = None
 
-    monkeypatch.setattr(procgen, "_native_class", lambda: Native)
+    monkeypatch.setattr(procgen, "native_class", lambda: Native)
     with pytest.raises(envs.ProcgenNotInstalledError, match=r'keeps no _info.*pip install "gym3==0.3.3"'):
-        Procgen("maze", 2, time_limit=2)._make(2, 0)
+        Procgen("maze", 2, time_limit=2).make_batch(2, 0)
 
 
 # Devices
@@ -430,7 +431,7 @@ def test_games_share_a_compiled_rollout():
     maze, bigfish = (Procgen(game, 2, time_limit=limit, num_threads=0) for game, limit in (("maze", 3), ("bigfish", 9)))
     assert maze != bigfish and stepper(maze) == stepper(bigfish) != stepper(Procgen("maze", 3, time_limit=3))
     assert hash(stepper(maze)) == hash(stepper(bigfish))
-    step = jax.jit(chex.assert_max_traces(lambda env, *given: env.step(*given), n=1), static_argnums=0)
+    step = jax.jit(chex.assert_max_traces(lambda env, *args: env.step(*args), n=1), static_argnums=0)
     for env in (maze, bigfish):
         _, state = env.reset(jax.random.key(0))
         _, twin = env.reset(jax.random.key(0))

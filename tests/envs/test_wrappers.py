@@ -1,4 +1,4 @@
-"""Distractors change what is seen and nothing else, as strongly as asked, and go on exactly where they were saved."""
+"""Distractors change the frames and nothing else, as strongly as asked, and resume exactly."""
 
 import dataclasses
 import functools
@@ -31,10 +31,10 @@ def play(env, key, carry, actions):
     def step(carry, xs):
         key, action = xs
         obs, state, reward, terminated, truncated, info = env.step(key, carry[1], action)
-        seen = {"obs": obs, "reward": reward, "terminated": terminated, "truncated": truncated, **info}
+        steps = {"obs": obs, "reward": reward, "terminated": terminated, "truncated": truncated, **info}
         if isinstance(env, Distracted):
-            seen |= {"clean": state.clean, "state": state.distractor}
-        return (obs, state), seen
+            steps |= {"clean": state.clean, "state": state.distractor}
+        return (obs, state), steps
 
     return jax.lax.scan(step, carry, (jax.random.split(key, len(actions)), actions))
 
@@ -51,11 +51,11 @@ def actions(steps=STEPS):
     return np.random.default_rng(0).integers(0, 2, (steps, N)).astype(np.int32)
 
 
-def history(env, steps=STEPS):
+def history(env, count=STEPS):
     """First observation and state, and what followed, on the host."""
     obs, state = jax.jit(env.reset)(KEY)
-    _, seen = play(env, KEY, (obs, state), actions(steps))
-    return np.asarray(obs), state, jax.device_get(seen)
+    _, steps = play(env, KEY, (obs, state), actions(count))
+    return np.asarray(obs), state, jax.device_get(steps)
 
 
 @pytest.fixture(scope="module", params=KINDS)
@@ -68,15 +68,15 @@ def distracted(request):
 
 
 def test_the_game_is_that_without_a_distractor(distracted):
-    env, first, state, seen = distracted
+    env, first, state, steps = distracted
     clean_first, _, clean = history(painter())
     np.testing.assert_array_equal(state.clean, clean_first)
-    np.testing.assert_array_equal(seen["clean"], clean["obs"])
+    np.testing.assert_array_equal(steps["clean"], clean["obs"])
     for name in ("reward", "terminated", "truncated", "final_is_exact"):
-        np.testing.assert_array_equal(seen[name], clean[name])
-    assert (seen["terminated"]).sum() >= 10
+        np.testing.assert_array_equal(steps[name], clean[name])
+    assert (steps["terminated"]).sum() >= 10
     assert first.dtype == np.uint8 and first.shape == (N, *env.obs_shape)
-    assert (first != clean_first).any((1, 2, 3)).all() and (seen["obs"] != clean["obs"]).any((2, 3, 4)).all()
+    assert (first != clean_first).any((1, 2, 3)).all() and (steps["obs"] != clean["obs"]).any((2, 3, 4)).all()
 
 
 def test_the_wrapper_is_a_vector_env(distracted):
@@ -93,12 +93,12 @@ def test_the_wrapper_is_a_vector_env(distracted):
 
 
 def test_the_overlay_is_a_square_where_info_says():
-    first, state, seen = history(wrapped("overlay"))
+    first, state, steps = history(wrapped("overlay"))
     side = 4  # a quarter of 16
-    frames = np.concatenate([first[None], seen["obs"]])
-    clean = np.concatenate([np.asarray(state.clean)[None], seen["clean"]])
-    position = np.concatenate([np.asarray(state.distractor.position)[None], seen["distractor"][..., :2]])
-    colour = np.concatenate([np.asarray(state.distractor.colour)[None], seen["state"].colour])
+    frames = np.concatenate([first[None], steps["obs"]])
+    clean = np.concatenate([np.asarray(state.clean)[None], steps["clean"]])
+    position = np.concatenate([np.asarray(state.distractor.position)[None], steps["distractor"][..., :2]])
+    colour = np.concatenate([np.asarray(state.distractor.colour)[None], steps["state"].colour])
     for t in range(len(frames)):
         for n in range(N):
             y, x = np.round(position[t, n]).astype(int)
@@ -110,11 +110,11 @@ def test_the_overlay_is_a_square_where_info_says():
 
 def test_the_overlay_moves_as_its_velocity_says_and_bounces():
     env = wrapped("overlay", 0.5, painter((1000,)))  # no episode ends
-    _, state, seen = history(env, 300)
-    told = np.concatenate(
-        [np.concatenate([state.distractor.position, state.distractor.velocity], -1)[None], seen["distractor"]]
+    _, state, steps = history(env, 300)
+    overlay = np.concatenate(
+        [np.concatenate([state.distractor.position, state.distractor.velocity], -1)[None], steps["distractor"]]
     )
-    (position, velocity), room = np.split(told, 2, -1), 8
+    (position, velocity), room = np.split(overlay, 2, -1), 8
     moved = position[:-1] + velocity[:-1]
     mirrored = np.where(moved < 0, -moved, np.where(moved > room, 2 * room - moved, moved))
     np.testing.assert_allclose(position[1:], mirrored, atol=1e-5)
@@ -124,25 +124,25 @@ def test_the_overlay_moves_as_its_velocity_says_and_bounces():
     np.testing.assert_array_equal(velocity[1:][kept], np.where(bounced, -velocity[:-1], velocity[:-1])[kept])
     assert np.mean(~kept) == pytest.approx(0.25, abs=0.05)  # new velocities: what two frames do not tell
     assert 0.9 * 16 * MAX_SPEED < np.abs(velocity).max() <= 16 * MAX_SPEED
-    assert len(np.unique(seen["state"].colour, axis=0)) == 1  # one colour an episode
+    assert len(np.unique(steps["state"].colour, axis=0)) == 1  # one colour an episode
 
 
 @pytest.mark.parametrize("strength", [0.02, 0.06])
 def test_noise_and_jitter_have_the_deviation_that_was_asked_for(strength):
     for kind in ("noise", "jitter"):
         env = wrapped(kind, strength, painter((5,)))
-        _, _, seen = history(env, 100)  # grey from 40 up: next to nothing is clipped at these strengths
-        added = seen["obs"].astype(float) - seen["clean"]
+        _, _, steps = history(env, 100)  # grey from 40 up: next to nothing is clipped at these strengths
+        added = steps["obs"].astype(float) - steps["clean"]
         assert added.std() == pytest.approx(255 * strength, rel=0.1)
         assert abs(added.mean()) < 0.1 * 255 * strength
         within = added.std((2, 3))  # over the pixels of a frame
         if kind == "jitter":
             assert within.max() == 0
-            shifted = np.clip(np.round(seen["clean"] + seen["distractor"][:, :, None, None]), 0, 255)
-            np.testing.assert_array_equal(seen["obs"], shifted)
+            shifted = np.clip(np.round(steps["clean"] + steps["distractor"][:, :, None, None]), 0, 255)
+            np.testing.assert_array_equal(steps["obs"], shifted)
         else:
             assert within.min() > 0.7 * 255 * strength
-            assert seen["distractor"].shape == (100, N, 0)
+            assert steps["distractor"].shape == (100, N, 0)
         # New at every step, in every environment, and for every channel.
         flat = added.reshape(100, N, -1, 3)[:, :, :1]
         for axis in (0, 1, 3):
@@ -157,9 +157,9 @@ def test_strength_scales_the_overlay():
 
 def test_a_new_episode_gets_a_new_overlay():
     env = wrapped("overlay")
-    _, state, seen = history(env)
-    colour = np.concatenate([np.asarray(state.distractor.colour)[None], seen["state"].colour])
-    ended = seen["terminated"]
+    _, state, steps = history(env)
+    colour = np.concatenate([np.asarray(state.distractor.colour)[None], steps["state"].colour])
+    ended = steps["terminated"]
     changed = (colour[1:] != colour[:-1]).any(-1)
     np.testing.assert_array_equal(changed, ended)
 
@@ -170,23 +170,23 @@ def test_a_new_episode_gets_a_new_overlay():
 def test_an_exact_final_observation_carries_the_distractor_of_its_step():
     """The painter shows its last frame: the ground of that step under the overlay that was about to come."""
     env = wrapped("overlay")
-    _, state, seen = history(env)
-    before = np.concatenate([np.asarray(state.distractor.colour)[None], seen["state"].colour[:-1]])
+    _, state, steps = history(env)
+    before = np.concatenate([np.asarray(state.distractor.colour)[None], steps["state"].colour[:-1]])
     clean_final = history(painter())[2]["final_observation"]
-    assert seen["final_is_exact"].all()
-    for t, n in np.argwhere(seen["terminated"]):
-        covered = (seen["final_observation"][t, n] != clean_final[t, n]).any(-1)
+    assert steps["final_is_exact"].all()
+    for t, n in np.argwhere(steps["terminated"]):
+        covered = (steps["final_observation"][t, n] != clean_final[t, n]).any(-1)
         assert covered.sum() == 16
-        assert (seen["final_observation"][t, n][covered] == before[t, n]).all()
-    going = ~seen["terminated"]
-    np.testing.assert_array_equal(seen["final_observation"][going], seen["obs"][going])
+        assert (steps["final_observation"][t, n][covered] == before[t, n]).all()
+    going = ~steps["terminated"]
+    np.testing.assert_array_equal(steps["final_observation"][going], steps["obs"][going])
 
 
 # Saving and restoring
 
 
 def test_a_saved_state_goes_on_exactly(distracted):
-    env, _, state, seen = distracted
+    env, _, state, steps = distracted
     half = STEPS // 2
     keys = jax.random.split(KEY, STEPS)
     step = jax.jit(env.step)
@@ -200,15 +200,15 @@ def test_a_saved_state_goes_on_exactly(distracted):
     jax.tree.map(np.testing.assert_array_equal, restored, carry)
     for t in range(half, half + 5):
         obs, restored, _, _, _, info = step(keys[t], restored, actions()[t])
-        np.testing.assert_array_equal(obs, seen["obs"][t])
-        np.testing.assert_array_equal(info["distractor"], seen["distractor"][t])
+        np.testing.assert_array_equal(obs, steps["obs"][t])
+        np.testing.assert_array_equal(info["distractor"], steps["distractor"][t])
 
 
 def test_distractors_follow_from_the_keys(distracted):
-    env, first, _, seen = distracted
+    env, first, _, steps = distracted
     again_first, _, again = history(env)
     np.testing.assert_array_equal(first, again_first)
-    jax.tree.map(np.testing.assert_array_equal, seen, again)
+    jax.tree.map(np.testing.assert_array_equal, steps, again)
     other, _ = env.reset(jax.random.key(9))
     assert (np.asarray(other) != first).any()
     assert len(np.unique(first.reshape(N, -1), axis=0)) == N  # environments have distractors of their own
@@ -227,18 +227,18 @@ def test_distracted_procgen_shows_the_last_seen_frame_and_resumes(kind):
     assert env.env_params == {**plain.env_params, "distractor": kind, "distractor_strength": 0.2}
     first, state = env.reset(KEY)
     np.testing.assert_array_equal(state.level_seed, state.env.level_seed)
-    (_, middle), seen = play(env, KEY, (first, state), played[:100])
+    (_, middle), steps = play(env, KEY, (first, state), played[:100])
     _, clean = play(plain, KEY, plain.reset(KEY), played[:100])
-    seen, clean = jax.device_get((seen, clean))
-    np.testing.assert_array_equal(seen["clean"], clean["obs"])
-    np.testing.assert_array_equal(seen["reward"], clean["reward"])
-    assert seen["terminated"].sum() >= 2
-    shown = np.concatenate([np.asarray(first)[None], seen["obs"]])
-    np.testing.assert_array_equal(seen["final_observation"], shown[:-1])
+    steps, clean = jax.device_get((steps, clean))
+    np.testing.assert_array_equal(steps["clean"], clean["obs"])
+    np.testing.assert_array_equal(steps["reward"], clean["reward"])
+    assert steps["terminated"].sum() >= 2
+    frames = np.concatenate([np.asarray(first)[None], steps["obs"]])
+    np.testing.assert_array_equal(steps["final_observation"], frames[:-1])
     saved = env.get_state(middle)
-    _, expected = play(env, KEY, (shown[-1], middle), played[100:])
-    _, found = play(env, KEY, (shown[-1], env.set_state(saved)), played[100:])
-    jax.tree.map(np.testing.assert_array_equal, found, expected)
+    _, expected = play(env, KEY, (frames[-1], middle), played[100:])
+    _, resumed = play(env, KEY, (frames[-1], env.set_state(saved)), played[100:])
+    jax.tree.map(np.testing.assert_array_equal, resumed, expected)
     plain.close()
     env.close()
 
@@ -273,13 +273,13 @@ def test_a_store_tells_where_the_overlay_is_in_each_frame(tmp_path):
     record(tmp_path / "store", env, lambda params, obs: jnp.zeros((N, 2)), {}, 300, KEY, source={})
     store = open_store(tmp_path / "store")
     starts = store.starts("all")
-    windows, shown = store.windows(starts), evaluation_distractor(store, starts)
-    assert shown.shape == (len(starts), 2, env.distractor_dim) == (len(starts), 2, 2)
-    for window, places in zip(windows, shown, strict=True):
+    windows, corners = store.windows(starts), evaluation_distractor(store, starts)
+    assert corners.shape == (len(starts), 2, env.distractor_dim) == (len(starts), 2, 2)
+    for window, places in zip(windows, corners, strict=True):
         for frame, (y, x) in zip(window[1:], places.astype(int), strict=True):
             square = frame[y : y + 4, x : x + 4]
             assert square.shape[:2] == (4, 4) and (square == square[0, 0]).all()
-    assert np.abs(np.diff(shown, axis=1)).max() > 0
+    assert np.abs(np.diff(corners, axis=1)).max() > 0
 
 
 def test_noise_has_no_state_to_tell(tmp_path):
@@ -291,7 +291,7 @@ def test_noise_has_no_state_to_tell(tmp_path):
 def test_jitter_tells_its_shift():
     env = wrapped("jitter")
     _, state = env.reset(KEY)
-    np.testing.assert_array_equal(env.shown(state), state.distractor.shift)
+    np.testing.assert_array_equal(env.distractor_state(state), state.distractor.shift)
     assert env.distractor_dim == 3
 
 
@@ -304,8 +304,8 @@ def test_a_run_records_under_its_distractor(tmp_path):
         store = pipeline.record_stage(run, pipeline.find_source("maze", "random", tmp_path, 15), tmp_path / "data")
     assert store.path.name == "random-64-s0-overlay0.125"
     assert (store.env_params["distractor"], store.env_params["distractor_strength"]) == ("overlay", 0.125)
-    made = [make_env("maze", 2, config, distracted=distracted) for distracted in (True, False)]
-    assert [type(env) for env in made] == [Distracted, envs.Procgen]
+    environments = [make_env("maze", 2, config, distracted=distracted) for distracted in (True, False)]
+    assert [type(env) for env in environments] == [Distracted, envs.Procgen]
     assert type(make_env("maze", 2, PRESETS["smoke"])) is envs.Procgen  # off by default
     assert all(preset.record.distractor == "none" for preset in PRESETS.values())
 
@@ -369,33 +369,33 @@ def disobeyed(steps=200, **chances):
 
 
 def test_what_is_executed_is_what_the_game_plays():
-    _, _, seen = disobeyed(sticky=0.3, random=0.3)
+    _, _, steps = disobeyed(sticky=0.3, random=0.3)
     first = jax.jit(painter().reset)(KEY)
-    plain = jax.device_get(play(painter(), KEY, first, seen["executed_action"])[1])
+    plain = jax.device_get(play(painter(), KEY, first, steps["executed_action"])[1])
     for name in ("obs", "reward", "terminated", "truncated", "final_observation"):
-        np.testing.assert_array_equal(seen[name], plain[name])
+        np.testing.assert_array_equal(steps[name], plain[name])
 
 
 def test_without_chances_every_action_is_obeyed():
-    _, chosen, seen = disobeyed()
-    np.testing.assert_array_equal(seen["executed_action"], chosen)
+    _, chosen, steps = disobeyed()
+    np.testing.assert_array_equal(steps["executed_action"], chosen)
 
 
 def test_sticky_actions_repeat_what_was_done_before_but_not_across_episodes():
-    _, chosen, seen = disobeyed(sticky=1.0)
-    before = np.concatenate([np.ones((1, N), bool), (seen["terminated"] | seen["truncated"])[:-1]])
-    executed = seen["executed_action"]
+    _, chosen, steps = disobeyed(sticky=1.0)
+    before = np.concatenate([np.ones((1, N), bool), (steps["terminated"] | steps["truncated"])[:-1]])
+    executed = steps["executed_action"]
     np.testing.assert_array_equal(executed[before], chosen[before])
     np.testing.assert_array_equal(executed[1:][~before[1:]], executed[:-1][~before[1:]])
-    _, chosen, seen = disobeyed(steps=1000, sticky=0.4)
-    kept = (seen["executed_action"] == chosen).mean()
+    _, chosen, steps = disobeyed(steps=1000, sticky=0.4)
+    kept = (steps["executed_action"] == chosen).mean()
     assert kept == pytest.approx(1 - 0.4 / 2, abs=0.03)  # of two actions a repeated one is the chosen one by chance
 
 
 @pytest.mark.parametrize("chance", [0.4, 1.0])
 def test_random_actions_replace_as_many_as_they_should(chance):
-    _, chosen, seen = disobeyed(steps=1000, random=chance)
-    assert (seen["executed_action"] == chosen).mean() == pytest.approx(1 - chance / 2, abs=0.03)
+    _, chosen, steps = disobeyed(steps=1000, random=chance)
+    assert (steps["executed_action"] == chosen).mean() == pytest.approx(1 - chance / 2, abs=0.03)
 
 
 def test_a_saved_disobedient_environment_goes_on_bit_equally():

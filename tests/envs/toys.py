@@ -31,7 +31,7 @@ class CounterParams:
 class Counter:
     """Pays 1 for action 0, 10 for action 1; episode lengths cycle through a list, which starts anywhere.
 
-    The observation is ``[time, length, episode]``; what ends an episode is said for each kind.
+    The observation is ``[time, length, episode]``; `truncates` says how episodes of each kind end.
     """
 
     name = "counter"
@@ -46,29 +46,30 @@ class Counter:
     def action_space(self, params):
         return SimpleNamespace(n=2)
 
-    def _begin(self, episode, params):
+    def begin(self, episode, params):
+        """The first state of an episode."""
         return CounterState(jnp.zeros((), jnp.int32), params.lengths[episode % len(params.lengths)], episode)
 
     def _observe(self, state):
         return jnp.stack([state.time, state.length, state.episode]).astype(jnp.float32)
 
     def reset(self, key, params):
-        state = self._begin(jax.random.randint(key, (), 0, len(params.lengths)), params)
+        state = self.begin(jax.random.randint(key, (), 0, len(params.lengths)), params)
         return self._observe(state), state
 
     def step(self, key, state, action, params):
         after = state.replace(time=state.time + 1)
         done = after.time >= state.length
         truncates = params.truncates[state.episode % len(params.lengths)]
-        begun = self._begin(state.episode + 1, params)
-        following = jax.tree.map(lambda new, old: jnp.where(done, new, old), begun, after)
+        first = self.begin(state.episode + 1, params)
+        following = jax.tree.map(lambda new, old: jnp.where(done, new, old), first, after)
         reward = jnp.where(action == 1, 10, 1)
         info = {"final_observation": self._observe(after), "other": jnp.zeros((5,))}
         return self._observe(following), following, reward, done & ~truncates, done & truncates, info
 
 
 class Painter(Counter):
-    """`Counter` seen as uint8 frames ``[16, 16, 3]``: plain ground whose grey says how far the episode is."""
+    """`Counter` with uint8 frames ``[16, 16, 3]``: plain ground whose grey says how far the episode is."""
 
     name = "painter"
 
@@ -83,8 +84,7 @@ class Painter(Counter):
 class Aim(Counter):
     """Shows a point ``x`` in ``[-1, 1]^2`` that moves by a tenth of the action ``[2]`` and pays for acting like `aim`.
 
-    Episodes last `lengths` steps; actions lie in ``[-2, 2] x [0, 1]``, and what is told to the environment beyond that
-    makes the reward NaN.
+    Episodes last `lengths` steps; actions lie in ``[-2, 2] x [0, 1]``, and others make the reward NaN.
     """
 
     name = "aim"

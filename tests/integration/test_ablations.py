@@ -95,8 +95,8 @@ def train_stages(run, store):
 def test_stages_1_and_2_and_offline_decoding(name, recorded, tmp_path, play_briefly, monkeypatch):
     drawn = ("perplexity", "code_usage", "strips", "return_by_labels")  # all of them take ten seconds
     monkeypatch.setattr(report, "FIGURES", {figure: report.FIGURES[figure] for figure in drawn})
-    monkeypatch.setattr(report, "render", lambda run, embedded: " ".join(shown.missing for shown in embedded.values()))
-    monkeypatch.setattr(report, "_rollout_arrays", lambda run: None)
+    monkeypatch.setattr(report, "render", lambda run, embedded: " ".join(one.missing for one in embedded.values()))
+    monkeypatch.setattr(report, "rollout_arrays", lambda run: None)
     config, store = settings(*CHAINS[name]), open_store(recorded)
     with Run(tmp_path, "coinrun", config, {"env": "coinrun", "diagnosis": []}) as run:
         model, policy = train_stages(run, store)

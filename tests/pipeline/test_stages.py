@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import itertools
 import json
 import os
 import signal
@@ -97,9 +98,9 @@ def store(tmp_path_factory):
     path = tmp_path_factory.mktemp("walks") / "store"
     with StoreWriter(path, env="cartpole", obs_shape=(4,), obs_dtype="float32", num_actions=2) as writer:
         for level in range(40):
-            taken = rng.integers(2, size=20)
-            walked = np.cumsum(moves[taken], 0) + rng.normal(size=(20, 4)) / 9
-            writer.append_episode(walked.astype(np.float32), taken, np.zeros(20), level, "terminated")
+            actions = rng.integers(2, size=20)
+            walked = np.cumsum(moves[actions], 0) + rng.normal(size=(20, 4)) / 9
+            writer.append_episode(walked.astype(np.float32), actions, np.zeros(20), level, "terminated")
     return open_store(path)
 
 
@@ -164,26 +165,25 @@ def test_stages_on_two_devices_are_those_of_one_on_the_joined_batch(store, tmp_p
         stage_key(config.seed, "cloning"), config.cloning, (4,), model.config.latent_dim, model.obs_stats
     )
     for number in range(config.cloning.steps):
-        seen = joined(stream[1], number)
-        expected, _ = step(expected, seen[:, -2], infer(model, seen).continuous)
+        batch = joined(stream[1], number)
+        expected, _ = step(expected, batch[:, -2], infer(model, batch).continuous)
     close(policy.params, expected.params, rtol=1e-3, atol=1e-5)
 
     step = jax.jit(behaviour_cloning.train_step)
-    name = jax.jit(behaviour_cloning.pseudo_labels, static_argnums=(3, 4))
+    pseudo_labels_of = jax.jit(behaviour_cloning.pseudo_labels, static_argnums=(3, 4))
     expected = pseudo_labels.init_clone(jax.random.key(1), config.cloning, 2, (4,), True, model.obs_stats)
     for number in range(config.cloning.steps):
-        seen = joined(stream[2], number)
-        expected, _ = step(expected, seen[:, -2], name(model, decoder, seen, config.offline, 2))
+        batch = joined(stream[2], number)
+        expected, _ = step(expected, batch[:, -2], pseudo_labels_of(model, decoder, batch, config.offline, 2))
     close(clone.policy_params, expected.policy_params, rtol=1e-3, atol=1e-5)
 
 
 def interrupted(patch, module, name, calls):
     """Sends the run a signal when a function is called for the so many-th time."""
-    original, seen = getattr(module, name), []
+    original, count = getattr(module, name), itertools.count(1)
 
     def function(*args, **kwargs):
-        seen.append(1)
-        if len(seen) == calls:
+        if next(count) == calls:
             os.kill(os.getpid(), signal.SIGTERM)
         return original(*args, **kwargs)
 
@@ -204,15 +204,15 @@ def on_rings(store, tmp_path_factory):
     """Stage 1 on one device and on two, uninterrupted, with half of the frames in memory or less."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(pipeline.dynamics, "examine_dynamics", lambda *args: {})
-        found = {}
+        checkpoints = {}
         for count in (1, 2):
             folder = tmp_path_factory.mktemp(f"ring{count}")
             with open_run(folder, RING, count) as run:
                 stream = windows.training_stream(run, store, 4, 0, 25)
                 assert stream.steps_per_phase == {1: 5, 2: 15}[count]  # rows cut dispatches of 25 to 5 steps
                 pipeline.dynamics_stage(run, store)
-            found[count] = saved(folder, "dynamics")
-        return found
+            checkpoints[count] = saved(folder, "dynamics")
+        return checkpoints
 
 
 @pytest.mark.parametrize("count", [1, 2])
@@ -334,7 +334,7 @@ def test_ppo_on_two_devices_goes_on_with_one(go_on):
     assert (step, shapes) == whole[:2] and digests != whole[2]
 
 
-# Actions named by random play
+# Pseudo-labels of a decoder that random play fits
 
 
 NAMED = settings(
@@ -355,25 +355,25 @@ def decoded(store, tmp_path_factory):
     return folder, decode_named(folder, store)
 
 
-def test_random_play_names_the_recording(decoded, store):
+def test_random_play_labels_the_recording(decoded, store):
     folder, results = decoded
     played = open_store(folder / "play")
     assert played.num_frames == 512 and played.policy["kind"] == "random"
     assert results["frames"] == 512 + 256
     assert results["frames_per_s"] == pytest.approx(256 / results["seconds"])  # of PPO alone
     assert [frames for frames, _ in results["curve"]][-1] == 512 + 256
-    found, started = (policies.load_policy(folder / "policies" / name) for name in ("decode_named", "named"))
-    assert found[0] == started[0] and results["start_return"] == started[2]["return_mean"]
+    final, clone = (policies.load_policy(folder / "policies" / name) for name in ("decode_named", "named"))
+    assert final[0] == clone[0] and results["start_return"] == clone[2]["return_mean"]
     # PPO goes on from the clone's weights; how observations are standardised is not among what it trains.
-    close(found[1]["obs_stats"], started[1]["obs_stats"])
-    moved = jax.tree.map(lambda a, b: float(np.abs(a - b).max()), found[1], started[1])
+    close(final[1]["obs_stats"], clone[1]["obs_stats"])
+    moved = jax.tree.map(lambda a, b: float(np.abs(a - b).max()), final[1], clone[1])
     assert 0 < moved["policy_head"]["kernel"] < 0.1
     before = saved(folder, "decode_named")
     assert decode_named(folder, store) == results and saved(folder, "decode_named") == before
 
 
 @pytest.mark.parametrize(("module", "name", "calls"), [(driver, "compile_steps", 1), (ppo.Driver, "update", 2)])
-def test_naming_resumes_exactly(module, name, calls, decoded, store, tmp_path, monkeypatch):
+def test_the_pseudo_label_stage_resumes_exactly(module, name, calls, decoded, store, tmp_path, monkeypatch):
     with monkeypatch.context() as patch, pytest.raises(InterruptedRunError):
         interrupted(patch, module, name, calls)
         decode_named(tmp_path, store)
@@ -400,15 +400,15 @@ def test_stages_share_one_upload_of_the_frames(store, tmp_path):
 def test_clones_of_labels_see_the_rows_of_the_runs_seed(store, tmp_path):
     """They are the clones of a loop that takes each batch from the host, of the first labels alone."""
     rng, key = np.random.default_rng(3), jax.random.key(1)
-    obs, taken = rng.normal(size=(9, 4)).astype(np.float32), rng.integers(2, size=9).astype(np.int32)
+    obs, actions = rng.normal(size=(9, 4)).astype(np.float32), rng.integers(2, size=9).astype(np.int32)
     with open_run(tmp_path, settings(), 1) as run:
         config = run.config
-        clone = pipeline.offline.clone_labels(run, key, jax.device_put(obs), taken, 6, 2)
+        clone = pipeline.offline.clone_labels(run, key, jax.device_put(obs), actions, 6, 2)
     state = pseudo_labels.init_clone(key, config.cloning, 2, (4,), False, None)
     rows, step = np.random.default_rng(config.seed), jax.jit(behaviour_cloning.train_step)
     for _ in range(config.offline.bc_steps):
         batch = rows.integers(6, size=config.cloning.batch_size)
-        state, _ = step(state, obs[batch], taken[batch])
+        state, _ = step(state, obs[batch], actions[batch])
     close(clone.policy_params, state.policy_params, rtol=1e-5, atol=1e-6)
 
 
@@ -433,7 +433,7 @@ diagnosis.diagnose = lambda summary: []
 errors = dynamics.held_out_errors
 def stopped(*args):
     if sys.argv[1] == "1":
-        os.kill(os.getpid(), signal.SIGTERM)  # one of them is told to stop: both stop
+        os.kill(os.getpid(), signal.SIGTERM)  # one of them gets a signal: both stop
     return errors(*args)
 dynamics.held_out_errors = stopped
 first = main(sys.argv[2:])

@@ -73,14 +73,14 @@ def restore(folder):
     return checkpoint.restore(folder, make_state(0), config=Config())
 
 
-def assert_is(found: checkpoint.Restored, step: int) -> None:
+def assert_is(restored: checkpoint.Restored, step: int) -> None:
     """Everything in the checkpoint is what was saved as `step`."""
-    assert found.step == step
-    assert bits(found.tree) == bits(make_state(step))
-    assert {name: array.tolist() for name, array in found.host.items()} == {
+    assert restored.step == step
+    assert bits(restored.tree) == bits(make_state(step))
+    assert {name: array.tolist() for name, array in restored.host.items()} == {
         name: array.tolist() for name, array in host_of(step).items()
     }
-    assert found.meta == {"seconds": step + 0.5}
+    assert restored.meta == {"seconds": step + 0.5}
 
 
 @pytest.fixture(scope="module")
@@ -102,27 +102,27 @@ def folder(saved, tmp_path):
 
 
 def test_what_is_saved_comes_back_bit_equal(saved):
-    found = restore(saved)
-    assert_is(found, 10)
+    restored = restore(saved)
+    assert_is(restored, 10)
     want = make_state(10)
-    assert isinstance(found.tree, State)
-    assert jax.tree.structure(found.tree) == jax.tree.structure(want)
-    for ours, theirs in zip(jax.tree.leaves(found.tree), jax.tree.leaves(want), strict=True):
+    assert isinstance(restored.tree, State)
+    assert jax.tree.structure(restored.tree) == jax.tree.structure(want)
+    for ours, theirs in zip(jax.tree.leaves(restored.tree), jax.tree.leaves(want), strict=True):
         assert (ours.dtype, ours.shape) == (theirs.dtype, theirs.shape)
-    assert found.tree.params["dense"]["bias"].dtype == jnp.bfloat16
+    assert restored.tree.params["dense"]["bias"].dtype == jnp.bfloat16
     # The key works as a key, and draws what the saved one draws.
-    np.testing.assert_array_equal(jax.random.normal(found.tree.key, 3), jax.random.normal(want.key, 3))
-    assert found.host["native"].dtype == np.uint8 and found.host["lengths"].dtype == np.int64
+    np.testing.assert_array_equal(jax.random.normal(restored.tree.key, 3), jax.random.normal(want.key, 3))
+    assert restored.host["native"].dtype == np.uint8 and restored.host["lengths"].dtype == np.int64
 
 
 def test_special_values_come_back(tmp_path):
     tree = {"x": jnp.array([jnp.nan, -0.0, jnp.inf, 1e-42]), "flag": jnp.array([True, False])}
     checkpoint.save(tmp_path / "stage", 1, tree, config=Config())
-    found = checkpoint.restore(tmp_path / "stage", tree, config=Config())
-    assert {k: v.tobytes() for k, v in checkpoint.flatten(found.tree).items()} == {
+    restored = checkpoint.restore(tmp_path / "stage", tree, config=Config())
+    assert {k: v.tobytes() for k, v in checkpoint.flatten(restored.tree).items()} == {
         k: v.tobytes() for k, v in checkpoint.flatten(tree).items()
     }
-    assert (found.host, found.meta) == ({}, {})
+    assert (restored.host, restored.meta) == ({}, {})
 
 
 def test_no_checkpoint_is_none(tmp_path):
@@ -163,23 +163,23 @@ def files_of(folder):
 
 
 def kinds(saved):
-    """One file of each kind that a checkpoint consists of, by a name that does not change between saves."""
-    found = {}
+    """The files of a checkpoint by kind, with names that do not change between saves."""
+    files = {}
     for path in files_of(saved):
         name = path.relative_to(saved / "10").as_posix()
-        found.setdefault(re.sub(r"[0-9a-f]{32}", "*", name), []).append(path.relative_to(saved))
-    return found
+        files.setdefault(re.sub(r"[0-9a-f]{32}", "*", name), []).append(path.relative_to(saved))
+    return files
 
 
 def survives(folder):
     """Restores; passes if the values are right, or if an error says that none can be had. Returns the step."""
     try:
-        found = restore(folder)
+        restored = restore(folder)
     except CheckpointError as error:
         assert re.match(ONE_SENTENCE, str(error))
         return None
-    assert_is(found, found.step)
-    return found.step
+    assert_is(restored, restored.step)
+    return restored.step
 
 
 def test_a_checkpoint_consists_of_what_the_damage_tests_damage(saved):
@@ -233,7 +233,7 @@ def test_a_flipped_value_falls_back_and_says_so(folder, caplog):
         assert_is(restore(folder), 5)
         assert f"checkpoint {folder / '10'}" in caplog.text and "falling back to the one before" in caplog.text
         silent += "is damaged in params.dense.kernel" in caplog.text
-    assert silent  # the digest found what the reader did not
+    assert silent  # the digest catches what the reader does not
 
 
 def test_note_is_checked_too(folder):
@@ -376,11 +376,11 @@ def test_sigkill_while_saving_leaves_the_step_before(tmp_path):
             child.kill()
             child.wait()
         assert child.returncode == -signal.SIGKILL
-        found = checkpoint.restore(folder, template, config=Config())
-        assert found.step > step and found.meta == {"step": found.step}
+        restored = checkpoint.restore(folder, template, config=Config())
+        assert restored.step > step and restored.meta == {"step": restored.step}
         for i in range(12):
-            np.testing.assert_array_equal(found.tree[f"a{i}"], found.step * 100 + i)
-        step = found.step
+            np.testing.assert_array_equal(restored.tree[f"a{i}"], restored.step * 100 + i)
+        step = restored.step
 
 
 def test_nest_undoes_flatten():

@@ -99,7 +99,7 @@ def test_no_file_has_no_rows(tmp_path):
 
 @pytest.fixture
 def lines(monkeypatch, capsys):
-    """Every call of `to` may speak; gives a function that returns the lines on stderr."""
+    """Lets every call of `to` write a line; returns a function that reads the lines on stderr."""
     monkeypatch.setattr(logging, "LINE_SECONDS", 0.0)
 
     def read():
@@ -143,7 +143,7 @@ def test_the_rate_counts_what_this_session_did(monkeypatch, lines):
     progress.close()
 
 
-def test_nothing_is_said_of_work_that_did_not_begin(lines):
+def test_work_without_progress_writes_no_line(lines):
     Progress("recording", 100).close()
     assert lines() == []
 

@@ -161,7 +161,7 @@ def test_another_configuration_names_the_field(tmp_path, config, env, field):
 
 
 @pytest.mark.parametrize("name", ["config.json", "summary.json"])
-def test_a_damaged_file_is_named(tmp_path, name):
+def test_an_error_says_which_file_is_damaged(tmp_path, name):
     with open_run(tmp_path / "a") as opened:
         opened.write_summary()
     path = tmp_path / "a" / name
@@ -248,19 +248,19 @@ def test_dispatches_end_where_they_would_have_ended(tmp_path):
 
 
 def test_evaluations_stand_in_the_rows(tmp_path):
-    seen = []
+    steps = []
 
     def evaluate(state):
-        seen.append(int(state.step))
+        steps.append(int(state.step))
         return {"test_loss": float(state.step)}
 
     train_toy(tmp_path / "run", 18, evaluate=evaluate, eval_every=10)
-    assert seen == [10, 18]
+    assert steps == [10, 18]
     rows = rows_of(tmp_path / "run")
     assert {position: row.get("test_loss") for position, row in rows.items()} == {5: None, 10: 10.0, 15: None, 18: 18.0}
 
 
-def test_what_has_ended_is_not_done_again(tmp_path, uninterrupted):
+def test_a_finished_stage_is_not_run_again(tmp_path, uninterrupted):
     train_toy(tmp_path / "run")
     before = (tmp_path / "run" / "metrics.jsonl").read_bytes()
     advance = Toy()
@@ -286,7 +286,7 @@ def test_a_signal_saves_and_the_same_call_goes_on(tmp_path, uninterrupted, posit
     assert [start for start, _ in advance.calls] == list(range(position + 1, 20))
 
 
-def test_asked_twice_it_does_not_wait(tmp_path):
+def test_a_second_signal_does_not_wait(tmp_path):
     def twice():
         os.kill(os.getpid(), signal.SIGINT)
         os.kill(os.getpid(), signal.SIGINT)

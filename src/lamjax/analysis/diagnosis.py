@@ -1,41 +1,41 @@
-"""Verdicts: whether each stage beats its null, what else looks wrong, and what to try.
+"""Verdicts: whether each stage beats its baseline, what else looks wrong, and what to try.
 
-Every threshold stands here, beside the sentence that it triggers.
+This module holds every threshold and the sentence that it triggers.
 """
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 Verdict = dict[str, Any]
 
-# Of accuracies, and alike of shares of variance (R^2).
-MIN_PROBE_LEAD = 0.02  # of a probe over its nulls; smaller leads are noise at a few thousand windows
-MIN_DISTRACTOR_R2 = 0.5  # of a distractor's change, read from latents: from here on they explain most of it
-MAX_GIVEN_AWAY = 0.15  # lead over the majority of what o_t alone tells of the action
-# A codebook below both has collapsed: of 64 codes at 3.2, of few codes at 1.5, where 1 is the least there is
-# (vq_ablation: books of 4 codes that had left their start ended at 2.9 to 3.9, those that had not were below 1.2).
+# Thresholds of accuracies hold for shares of variance (R^2) too.
+MIN_PROBE_LEAD = 0.02  # of a probe over its baselines; smaller leads are noise at a few thousand windows
+MIN_DISTRACTOR_R2 = 0.5  # from here on the latents explain most of a distractor's change
+MAX_GIVEN_AWAY = 0.15  # lead over the majority class of a probe that sees o_t alone
+# A codebook below both has collapsed: of 64 codes at 3.2, of few codes at 1.5, where 1 is the minimum
+# (vq_ablation: healthy books of 4 codes ended at 2.9 to 3.9, collapsed ones below 1.2).
 MIN_PERPLEXITY_SHARE, MIN_PERPLEXITY = 0.05, 1.5
 MAX_CLONING_RATIO = 0.9  # held-out error over variance
 # Below this ratio o_t tells the latent; the action is in a rest that stage 2 does not learn (vq_ablation: ten of ten
-# runs below got at most 14 % of the expert's return, those above 0.1 got 31 % on average). A linear probe that misses
-# what another finds tells this from a demonstrator whose actions follow from o_t.
+# runs below got at most 14 % of the expert's return, those above 0.1 got 31 % on average). A gap between the linear
+# probe and the MLP tells this from a demonstrator whose actions follow from o_t.
 MIN_CLONING_RATIO, MAX_LINEAR_GAP = 0.01, 0.1
-# Codes tell nothing of actions that latents tell for sure (noise: 0.02 with labels at strength 0.1, where they hold the
-# noise; 0.76 and more at the strengths below, 0.3 and more without noise).
+# Latents tell the actions, their codes do not (noise: 0.02 with labels at strength 0.1, where codes hold the noise;
+# 0.76 and more at the strengths below, 0.3 and more without noise).
 MIN_SURE_LEAD, MIN_CODE_NMI = 0.1, 0.05
-# The next four as failure_signatures shows them, over five seeds each. Error over that of copying: at least 0.9995 of
-# models that never learned, at most 0.24 of the others, 0.9 of real ones on games that hardly move (docs/decisions.md).
+# The next four come from failure_signatures, five seeds each. Error over that of copying: at least 0.9995 of models
+# that never learned, at most 0.24 of the others, 0.9 of real ones on games that hardly move (docs/decisions.md).
 MAX_COPY_RATIO = 0.98
-# By which share the error grows with the latents of other windows: 0.00 with one code, 0.42 to 0.60 in healthy runs.
+# How much the error grows with the latents of other windows: by 0.00 with one code, 0.42 to 0.60 in healthy runs.
 MIN_SWAP_HARM = 0.1
 # Return of training episodes, the last quarter over the first: 0.94 to 1.08 where nothing was trained, 1.9 and more in
 # healthy runs; unless it has reached this share of the recorded policy's.
 MIN_GROWTH, MAX_STUCK_SHARE = 1.2, 0.5
-STDERRS = 1.0  # by how many standard errors a return must lead
+STDERRS = 1.0  # a return must lead by so many standard errors
 
 
-# What messages are called.
+# The names of messages.
 NAMES = (
     *("copying", "ignored", "collapsed", "distractor", "given_away", "codes", "untrained", "cloning", "state"),
     *("labels", "never_fitted", "not_started", "decode_offline", "decode_online"),
@@ -43,61 +43,56 @@ NAMES = (
 
 
 @dataclasses.dataclass(frozen=True)
-class Names:
-    """What the results are called that tell how well actions are read; of each, more is better.
+class ScoreNames:
+    """Keys of the scores that tell how well actions are read from latents (more is better), and words for them.
 
     Attributes:
-      probe: a probe's.
-      constant: the null that looks at nothing.
-      codes: that of the codes; beside it lies ``<codes>_shuffled``.
-      scored: what the probe is scored by, in words.
-      told: what it tells a share of.
-      measure: what `codes` measures.
+      probe: key of a probe's score.
+      constant: key of the baseline that looks at nothing.
+      codes: key of the codes' score; ``<codes>_shuffled`` is its baseline.
+      score: what the probe's score measures, in words.
+      quantity: what the probe's score is a share of, in words.
+      measure: what the codes' score measures, in words.
     """
 
     probe: str
     constant: str
     codes: str
-    scored: str
-    told: str
+    score: str
+    quantity: str
     measure: str
 
     @property
-    def nulls(self) -> tuple[str, str, str]:
-        """What a probe must beat."""
+    def baselines(self) -> tuple[str, str, str]:
+        """Keys of the scores that a probe must beat."""
         return f"untrained_{self.probe}", f"still_{self.probe}", self.constant
 
 
-CLASSES = Names(
+DISCRETE = ScoreNames(
     *("probe_accuracy_merged", "majority_accuracy_merged", "code_nmi_merged"),
     *("merged actions", "actions", "mutual information"),
 )
-VALUES = Names(
+CONTINUOUS = ScoreNames(
     *("probe_r2", "mean_r2", "code_r2"),
     *("R² of actions", "actions' variance", "share of variance"),
 )
 
 
-def names_in(results: dict[str, Any]) -> Names:
-    """Those that stage 1's results go by: of discrete actions, or of continuous ones."""
-    return VALUES if VALUES.probe in results else CLASSES
+def score_names(results: dict[str, Any]) -> ScoreNames:
+    """Returns the names of the scores in stage 1's results, which depend on the kind of actions."""
+    return CONTINUOUS if CONTINUOUS.probe in results else DISCRETE
 
 
 def judge_dynamics(results: dict[str, Any]) -> Verdict:
-    """Stage 1 must predict better than copying, and its latents must tell actions better than their nulls do."""
-    names = names_in(results)
-    lead = results[names.probe] - max(results[name] for name in names.nulls)
+    """Stage 1 must predict better than copying, and a probe on its latents must beat its baselines."""
+    names = score_names(results)
+    lead = results[names.probe] - max(results[name] for name in names.baselines)
     if results["fdm_mse"] >= results["copy_last_mse"]:
         return {"ok": False, "verdict": "failed: the forward model is no better than copying the last frame"}
     if lead < MIN_PROBE_LEAD:
-        return {
-            "ok": False,
-            "verdict": "failed: the latents tell actions no better than the nulls do",
-        }
-    return {
-        "ok": True,
-        "verdict": f"error {results['fdm_ratio']:.2f} of copying; {names.scored} {100 * lead:.0f} points above nulls",
-    }
+        return {"ok": False, "verdict": "failed: the latents tell actions no better than the baselines do"}
+    verdict = f"error {results['fdm_ratio']:.2f} of copying; {names.score} {100 * lead:.0f} points above baselines"
+    return {"ok": True, "verdict": verdict}
 
 
 def judge_cloning(results: dict[str, Any]) -> Verdict:
@@ -107,10 +102,10 @@ def judge_cloning(results: dict[str, Any]) -> Verdict:
     return {"ok": True, "verdict": f"explains {100 * (1 - results['ratio']):.0f} % of the latents' variance"}
 
 
-def judge_offline(results: dict[str, Any], nulls: dict[str, Any]) -> Verdict:
+def judge_offline(results: dict[str, Any], baselines: dict[str, Any]) -> Verdict:
     """Offline decoding must beat the random policy, and at best behaviour cloning on the same labels."""
     labels, mean, stderr = max(results["curve"], key=lambda row: row[1])
-    random = nulls["random_return"]["mean"]
+    random = baselines["random_return"]["mean"]
     if mean - STDERRS * stderr <= random:
         return {"ok": False, "verdict": f"failed: no better than the random policy ({random:.2f})"}
     bc = {n: value for n, value, _ in results["bc_curve"]}.get(labels)
@@ -119,7 +114,7 @@ def judge_offline(results: dict[str, Any], nulls: dict[str, Any]) -> Verdict:
 
 
 def judge_online(stage: str, results: dict[str, Any], summary: dict[str, Any]) -> Verdict:
-    """PPO must beat the random policy; either way of decoding must also beat PPO from scratch at the same frames."""
+    """PPO must beat the random policy. Decoding must also beat PPO from scratch at the same frames."""
     random = summary["nulls"].get("random_return", {}).get("mean")
     mean, stderr = results["return_mean"], results["return_stderr"]
     if random is not None and mean - STDERRS * stderr <= random:
@@ -142,143 +137,154 @@ def course(curve: Sequence[Sequence[float]]) -> tuple[float, float]:
 
 
 def diagnose(summary: dict[str, Any]) -> list[dict[str, str]]:
-    """What looks wrong in a run and what to try, from its summary.
+    """Returns what looks wrong in a run and what to try, from its summary.
 
     Returns:
       ``{"name", "stage", "text", "try"}`` for each message; the name is one of `NAMES`.
     """
-    found = []
+    messages = {
+        "dynamics": _dynamics_messages,
+        "cloning": _cloning_messages,
+        "decode_offline": _offline_messages,
+        "decode_online": _online_messages,
+    }
+    return [
+        {"name": name, "stage": stage, "text": text, "try": remedy}
+        for stage, messages_of in messages.items()
+        if summary.get("stages", {}).get(stage)
+        for name, text, remedy in messages_of(summary)
+    ]
 
-    def say(name: str, stage: str, text: str, remedy: str) -> None:
-        found.append({"name": name, "stage": stage, "text": text, "try": remedy})
 
-    stages = summary.get("stages", {})
-    if dynamics := stages.get("dynamics"):
-        names = names_in(dynamics)
-        if dynamics["fdm_mse"] >= MAX_COPY_RATIO * dynamics["copy_last_mse"]:
-            worse = dynamics["fdm_mse"] >= dynamics["copy_last_mse"]
-            say(
-                "copying",
-                "dynamics",
-                f"The forward model is {'no' if worse else 'hardly'} better than copying the last frame.",
-                "--dynamics.fdm.predict change --dynamics.loss-scale copy_last, or more steps",
+Messages = Iterator[tuple[str, str, str]]  # (name, text, what to try)
+
+
+def _dynamics_messages(summary: dict[str, Any]) -> Messages:
+    results = summary["stages"]["dynamics"]
+    names = score_names(results)
+    quantized = results.get("quantized", True)
+    if results["fdm_mse"] >= MAX_COPY_RATIO * results["copy_last_mse"]:
+        worse = results["fdm_mse"] >= results["copy_last_mse"]
+        yield (
+            "copying",
+            f"The forward model is {'no' if worse else 'hardly'} better than copying the last frame.",
+            "--dynamics.fdm.predict change --dynamics.loss-scale copy_last, or more steps",
+        )
+    elif (swapped := results.get("fdm_swapped_mse")) is not None:
+        harm = swapped / results["fdm_mse"] - 1
+        if harm < MIN_SWAP_HARM:
+            yield (
+                "ignored",
+                "The forward model hardly looks at the latents: with those of other windows its error changes by "
+                f"{100 * harm:.0f} %.",
+                "--dynamics.loss-scale copy_last, a higher --dynamics.learning-rate, more codes, or more steps",
             )
-        elif (swapped := dynamics.get("fdm_swapped_mse")) is not None:
-            harm = swapped / dynamics["fdm_mse"] - 1
-            if harm < MIN_SWAP_HARM:
-                say(
-                    "ignored",
-                    "dynamics",
-                    f"The forward model hardly looks at the latents: with those of other windows its error changes by "
-                    f"{100 * harm:.0f} %.",
-                    "--dynamics.loss-scale copy_last, a higher --dynamics.learning-rate, more codes, or more steps",
-                )
-        codes = dynamics["num_codes"]
-        # Without a quantiser a codebook follows the latents, for measures alone.
-        for n, perplexity in enumerate(dynamics["codebook_perplexity"] if dynamics.get("quantized", True) else ()):
-            if perplexity < max(MIN_PERPLEXITY_SHARE * codes, MIN_PERPLEXITY):
-                used = codes - dynamics["dead_codes"][n]
-                say(
-                    "collapsed",
-                    "dynamics",
-                    f"Codebook {n} has collapsed: {used} of {codes} codes in use, perplexity {perplexity:.1f}.",
-                    "--dynamics.quantizer.start corrected, a lower --dynamics.quantizer.decay, or more steps",
-                )
-        lead = dynamics[names.probe] - dynamics[f"untrained_{names.probe}"]
-        if dynamics.get("quantized", True) and names.codes in dynamics and lead >= MIN_SURE_LEAD:
-            told = dynamics[names.codes] - dynamics[f"{names.codes}_shuffled"]
-            if told < MIN_CODE_NMI:
-                say(
-                    "codes",
-                    "dynamics",
-                    f"The latents tell the actions, their codes do not: {names.measure} {told:.2f} above shuffled "
-                    "actions. What the forward model sees is something else.",
-                    "--dynamics.clean against noise, more codes, or --dynamics.quantizer.no-enabled",
-                )
-        distractor = dynamics.get("distractor_change_r2", 0.0)
-        still = dynamics[f"still_{names.probe}"]
-        given_away = still - dynamics[names.constant]
-        explains = distractor >= MIN_DISTRACTOR_R2 and distractor > dynamics["untrained_distractor_change_r2"]
-        if explains and lead < MIN_PROBE_LEAD:
-            say(
-                "distractor",
-                "dynamics",
-                f"The latents explain the distractor, not the action: a probe reads {100 * distractor:.0f} % of the "
-                "variance of the distractor's change from them, and the actions no better than from those of an "
-                "untrained model.",
-                "--dynamics.action-weight with a few labels, or --dynamics.clean against noise and jitter",
+    codes = results["num_codes"]
+    # Without a quantiser a codebook follows the latents, for measures alone.
+    for n, perplexity in enumerate(results["codebook_perplexity"] if quantized else ()):
+        if perplexity < max(MIN_PERPLEXITY_SHARE * codes, MIN_PERPLEXITY):
+            yield (
+                "collapsed",
+                f"Codebook {n} has collapsed: {codes - results['dead_codes'][n]} of {codes} codes in use, perplexity "
+                f"{perplexity:.1f}.",
+                "--dynamics.quantizer.start corrected, a lower --dynamics.quantizer.decay, or more steps",
             )
-        if given_away > MAX_GIVEN_AWAY:
-            say(
-                "given_away",
-                "dynamics",
-                f"An untrained network that sees o_t alone tells {100 * still:.0f} % of the {names.told}: "
-                "the recorded policy gives them away, so the probe cannot show what the latents know.",
-                "a less predictable recorded policy (--policy random, or a checkpoint trained with more entropy)",
+    lead = results[names.probe] - results[f"untrained_{names.probe}"]
+    if quantized and names.codes in results and lead >= MIN_SURE_LEAD:
+        agreement = results[names.codes] - results[f"{names.codes}_shuffled"]
+        if agreement < MIN_CODE_NMI:
+            yield (
+                "codes",
+                f"The latents tell the actions, their codes do not: {names.measure} {agreement:.2f} above shuffled "
+                "actions. What the forward model sees is something else.",
+                "--dynamics.clean against noise, more codes, or --dynamics.quantizer.no-enabled",
             )
-        elif lead < MIN_PROBE_LEAD and not explains:
-            say(
-                "untrained",
-                "dynamics",
-                "The latents tell the actions no better than those of an untrained model.",
-                "more steps or frames, or a game whose frames the agent's actions explain (maze, heist, bigfish)",
-            )
-    if (cloning := stages.get("cloning")) and cloning["ratio"] > MAX_CLONING_RATIO:
-        share = 1 - cloning["ratio"]
-        say(
+    distractor = results.get("distractor_change_r2", 0.0)
+    explains = distractor >= MIN_DISTRACTOR_R2 and distractor > results["untrained_distractor_change_r2"]
+    if explains and lead < MIN_PROBE_LEAD:
+        yield (
+            "distractor",
+            f"The latents explain the distractor, not the action: a probe reads {100 * distractor:.0f} % of the "
+            "variance of the distractor's change from them, and the actions no better than from those of an "
+            "untrained model.",
+            "--dynamics.action-weight with a few labels, or --dynamics.clean against noise and jitter",
+        )
+    still = results[f"still_{names.probe}"]
+    if still - results[names.constant] > MAX_GIVEN_AWAY:
+        yield (
+            "given_away",
+            f"An untrained network that sees o_t alone tells {100 * still:.0f} % of the {names.quantity}: "
+            "the recorded policy gives them away, so the probe cannot show what the latents know.",
+            "a less predictable recorded policy (--policy random, or a checkpoint trained with more entropy)",
+        )
+    elif lead < MIN_PROBE_LEAD and not explains:
+        yield (
+            "untrained",
+            "The latents tell the actions no better than those of an untrained model.",
+            "more steps or frames, or a game whose frames the agent's actions explain (maze, heist, bigfish)",
+        )
+
+
+def _cloning_messages(summary: dict[str, Any]) -> Messages:
+    stages = summary["stages"]
+    ratio, dynamics = stages["cloning"]["ratio"], stages.get("dynamics")
+    if ratio > MAX_CLONING_RATIO:
+        yield (
             "cloning",
-            "cloning",
-            f"The latent policy explains only {100 * share:.0f} % of the latents' variance."
-            if share > 0
+            f"The latent policy explains only {100 * (1 - ratio):.0f} % of the latents' variance."
+            if ratio < 1
             else "The latent policy predicts latents no better than their mean.",
             "more cloning steps, or a recorded policy that is nearer to deterministic",
         )
-    if cloning and dynamics and cloning["ratio"] < MIN_CLONING_RATIO and f"linear_{names.probe}" in dynamics:
-        gap = dynamics[names.probe] - dynamics[f"linear_{names.probe}"]
-        if gap > MAX_LINEAR_GAP:
-            say(
-                "state",
-                "cloning",
-                f"All but {100 * cloning['ratio']:.1f} % of the latents' variance follows from o_t: they are the state "
-                f"rather than the action, which a linear probe reads {100 * gap:.0f} points worse than an MLP.",
-                "--dynamics.quantizer.no-enabled, a smaller --dynamics.quantizer.dim, or more steps of stage 1",
-            )
-    given = (stages.get("dynamics") or {}).get("labels", 0)
-    curve = (stages.get("decode_offline") or {}).get("curve")
-    if curve and min(n for n, *_ in curve) < given:
-        say(
-            "labels",
-            "decode_offline",
-            f"Stage 1 saw {given} labels, so what is decoded from fewer than {given} is no result of few labels.",
-            f"compare with behaviour cloning on {given} labels",
+    if not dynamics or ratio >= MIN_CLONING_RATIO:
+        return
+    probe = score_names(dynamics).probe
+    gap = dynamics[probe] - dynamics.get(f"linear_{probe}", dynamics[probe])
+    if gap > MAX_LINEAR_GAP:
+        yield (
+            "state",
+            f"All but {100 * ratio:.1f} % of the latents' variance follows from o_t: they are the state "
+            f"rather than the action, which a linear probe reads {100 * gap:.0f} points worse than an MLP.",
+            "--dynamics.quantizer.no-enabled, a smaller --dynamics.quantizer.dim, or more steps of stage 1",
         )
-    online = stages.get("decode_online") or {}
-    if online.get("decoder_fits") == 0:
-        say(
+
+
+def _offline_messages(summary: dict[str, Any]) -> Messages:
+    stages = summary["stages"]
+    results, labels = stages["decode_offline"], (stages.get("dynamics") or {}).get("labels", 0)
+    if min((n for n, *_ in results.get("curve") or ()), default=labels) < labels:
+        yield (
+            "labels",
+            f"Stage 1 saw {labels} labels, so what is decoded from fewer than {labels} is no result of few labels.",
+            f"compare with behaviour cloning on {labels} labels",
+        )
+    yield from _failure("decode_offline", results)
+
+
+def _online_messages(summary: dict[str, Any]) -> Messages:
+    results = summary["stages"]["decode_online"]
+    if results.get("decoder_fits") == 0:
+        yield (
             "never_fitted",
-            "decode_online",
             "The decoder was never fitted: no update lies where it should be.",
             "a later --online.decoder.stop, a smaller --online.decoder.every, or more frames",
         )
     expert = summary.get("nulls", {}).get("expert_return", {}).get("mean")
-    if expert is not None and online.get("curve"):
-        first, last = course(online["curve"])
-        # Shares of what is there, of negative returns too.
-        missing, grown = (1 - MAX_STUCK_SHARE) * abs(expert), (MIN_GROWTH - 1) * abs(first)
-        if last < expert - missing and last < first + grown:
-            say(
+    if expert is not None and results.get("curve"):
+        first, last = course(results["curve"])
+        # Shares of absolute values, because returns may be negative.
+        missing, growth = (1 - MAX_STUCK_SHARE) * abs(expert), (MIN_GROWTH - 1) * abs(first)
+        if last < expert - missing and last < first + growth:
+            yield (
                 "not_started",
-                "decode_online",
                 f"Fine-tuning did not start: training episodes returned {first:.2f} in the first quarter of the frames "
                 f"and {last:.2f} in the last; the recorded policy returns {expert:.2f}.",
                 "an earlier rise of --online.ppo.learning-rates, and look at stages 1 and 2 first",
             )
-    for stage in ("decode_offline", "decode_online"):
-        if (results := stages.get(stage)) and not results["ok"]:
-            say(
-                stage,
-                stage,
-                results["verdict"].removeprefix("failed: ").capitalize() + ".",
-                "more labels or frames, and look at stages 1 and 2 first",
-            )
-    return found
+    yield from _failure("decode_online", results)
+
+
+def _failure(stage: str, results: dict[str, Any]) -> Messages:
+    if not results["ok"]:
+        text = results["verdict"].removeprefix("failed: ").capitalize() + "."
+        yield stage, text, "more labels or frames, and look at stages 1 and 2 first"

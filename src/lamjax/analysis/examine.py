@@ -1,6 +1,6 @@
-"""Everything that a run asks of stage 1 on levels that it was not trained on, each answer beside its baseline.
+"""Examines stage 1 on levels that it was not trained on; every score stands beside its baseline.
 
-Dimension keys: S windows that probes are fitted on, E windows that they are tested on, L frames in a window.
+Dimension keys: E windows, L frames in a window, D numbers that tell a distractor's state.
 """
 
 from typing import Any, NamedTuple
@@ -11,8 +11,8 @@ import numpy as np
 
 from lamjax import dynamics
 from lamjax.analysis import latents, probes
+from lamjax.analysis.action_probes import ActionProbe
 from lamjax.analysis.held_out import held_out_errors, swapped_error
-from lamjax.analysis.reading import Reading
 from lamjax.dynamics import DynamicsState
 
 SWAPPED = 8  # batches of held-out windows whose latents are exchanged
@@ -21,9 +21,9 @@ IMAGINED = 8  # latent actions whose imagined rollouts it shows
 
 
 class Examined(NamedTuple):
-    """Windows in host memory ``[E, L, *obs_shape]``, the actions at their o_t, and what shows of a distractor.
+    """Windows in host memory ``[E, L, *obs_shape]`` and the actions at their o_t.
 
-    `distractor` is float32 ``[E, 2, D]``, or None without one.
+    `distractor` is the distractor's state at o_t and o_{t+1}, float32 ``[E, 2, D]``, or None without a distractor.
     """
 
     windows: np.ndarray
@@ -32,7 +32,7 @@ class Examined(NamedTuple):
 
 
 def still(windows: np.ndarray) -> np.ndarray:
-    """Windows that show o_t in place of every frame; a view."""
+    """Windows ``[E, L, *obs_shape]`` with o_t in place of every frame; a view."""
     return np.broadcast_to(windows[:, -2:-1], windows.shape)
 
 
@@ -43,24 +43,25 @@ def examine(
     fit: Examined,
     test: Examined,
     batches: jax.Array,
-    reading: Reading,
+    actions: ActionProbe,
     seed: int,
 ) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-    """Errors, use of codes, and probes of stage 1.
+    """Measures stage 1: prediction errors, codebook usage, and probes of actions and of a distractor.
 
     Args:
       key: a typed PRNG key, for the probes.
       state: stage 1, trained.
       untrained: stage 1 before its first step: the baseline of probes.
-      fit: what probes are fitted on.
-      test: what everything is tested on.
+      fit: windows that probes are fitted on.
+      test: windows that everything is tested on.
       batches: the windows of `test` in device memory, ``[M, B, L, *obs_shape]``.
-      reading: how actions are read.
-      seed: of shuffles, and of what figures show.
+      actions: how actions are scored.
+      seed: draws the shuffled actions and the windows that figures show.
 
     Returns:
-      Results by name: errors, ``codebook_perplexity``, ``dead_codes``, those of `reading`, once more with
-      ``untrained_`` and with ``still_`` in front, and `probes.read_distractor`'s; and the arrays of a report's figures.
+      Results by name: errors, ``codebook_perplexity``, ``dead_codes``, the scores of `actions`, again with the
+      prefixes ``untrained_`` and ``still_``, and those of `probes.distractor_scores`; and the arrays of a report's
+      figures.
     """
     results: dict[str, Any] = {}
     arrays: dict[str, np.ndarray] = {}
@@ -71,37 +72,37 @@ def examine(
             latents.latents_of(untrained, fit.windows)[0],
             latents.latents_of_batches(untrained, batches)[0],
         ),
-        # The untrained model sees o_t in place of all frames: what the recorded policy gives away by itself.
+        # The untrained model sees o_t alone: the actions that it tells, the recorded policy gives away by itself.
         "still_": tuple(latents.latents_of(untrained, still(windows))[0] for windows in (fit.windows, test.windows)),
     }
     for prefix, (fit_view, test_view) in views.items():
-        answers = reading.probe(key, fit_view, fit.actions, test_view, test.actions)
+        scores = actions.probe(key, fit_view, fit.actions, test_view, test.actions)
         if prefix != "still_":
             if test.distractor is not None:
-                answers |= probes.read_distractor(key, fit_view, fit.distractor, test_view, test.distractor)
+                scores |= probes.distractor_scores(key, fit_view, fit.distractor, test_view, test.distractor)
             arrays["latents_untrained" if prefix else "latents"] = test_view
-        results |= {prefix + name: value for name, value in answers.items()}
+        results |= {prefix + name: value for name, value in scores.items()}
     errors = held_out_errors(state, batches)
     counts = errors.pop("code_counts")
     results |= errors | {
         "fdm_swapped_mse": swapped_error(state, batches[:SWAPPED]),
-        **reading.constant(fit.actions, test.actions),
+        **actions.constant(fit.actions, test.actions),
         "codebook_perplexity": perplexity(counts).tolist(),
         "dead_codes": (counts == 0).sum(-1).tolist(),
         "num_codes": counts.shape[-1],
         "quantized": state.config.quantizer.enabled,
-        **reading.codes(codes, test.actions, seed),
+        **actions.codes(codes, test.actions, seed),
     }
     if state.config.action_weight:
-        guesses = np.asarray(dynamics.predict_actions(state, jnp.asarray(test_z)))
-        results |= reading.head(guesses, test.actions)
+        outputs = np.asarray(dynamics.predict_actions(state, jnp.asarray(test_z)))
+        results |= actions.head(outputs, test.actions)
 
     count = min(STRIPS[test.windows.ndim - 2], len(test.windows))
     rows = np.random.default_rng(seed).choice(len(test.windows), count, False)
     joint, first = latents.most_used(codes, IMAGINED)
     quantized = np.asarray(dynamics.infer_latents(state, jnp.asarray(test.windows[first])).quantized)
     return results, arrays | latents.strips(state, test.windows[rows]) | {
-        **reading.arrays(test.actions),
+        **actions.arrays(test.actions),
         "code_counts": counts.astype(np.int64),
         "rollout_frames": latents.imagined_rollouts(state, test.windows[rows[0]][:-1], quantized),
         "rollout_labels": np.array([f"codes {' '.join(map(str, code.ravel()))}" for code in joint]),
@@ -109,6 +110,6 @@ def examine(
 
 
 def perplexity(counts: np.ndarray) -> np.ndarray:
-    """How many codes are in use: exp of the entropy of counts ``[N, codes]``, float64 ``[N]``, up to `codes`."""
+    """Effective number of codes in use: exp of the entropy of counts ``[N, codes]``, float64 ``[N]`` in [1, codes]."""
     shares = counts / np.maximum(counts.sum(-1, keepdims=True), 1)
     return np.exp(-np.sum(shares * np.log(shares + 1e-10), -1))

@@ -1,10 +1,10 @@
 """The figures of a run's report: arrays in, a matplotlib `Figure` out.
 
-One function per figure and one style for all of them, set at the top of this file. Figures are made with the
-`Figure` class itself: no pyplot, no global style, so any thread may draw. 1 inch is 100 CSS pixels in the report.
+Each figure has one function, and all share one style, set at the top of this file. They use the `Figure` class without
+pyplot and without a global style, so any thread may draw. 1 inch is 100 CSS pixels in the report.
 
-A curve is a pair `(x [n], y [n])` of finite float arrays, or None where the run has none. A reference value that is
-None or NaN is left out. Frames are uint8 `[..., H, W, C]`; C other than 1 and 3 is shown with one colour a channel.
+A curve is a pair `(x [n], y [n])` of finite float arrays, or None if the run has none. A reference value that is None
+or NaN is left out. Frames are uint8 `[..., H, W, C]`; if C is not 1 or 3, each channel gets a colour.
 """
 
 import html
@@ -18,27 +18,27 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
-from matplotlib.ticker import EngFormatter, FixedLocator, FuncFormatter, MaxNLocator, NullFormatter, NullLocator
+from matplotlib.ticker import (
+    EngFormatter,
+    FixedLocator,
+    FuncFormatter,
+    LogFormatterSciNotation,
+    MaxNLocator,
+    NullLocator,
+)
 from PIL import Image, ImageDraw, ImageFont
 
 Curve = tuple[np.ndarray, np.ndarray]
 
-# Both palettes stay apart in the common forms of colour blindness. Lines: Okabe and Ito; the page has a lighter set for
-# dark mode. Classes: Tol's "bright", which is legible on light and dark, for marks that are pixels in the page.
+# Both palettes suit the common forms of colour blindness. Lines: Okabe and Ito; the page has a lighter set for dark
+# mode. Classes: Tol's "bright", which is legible on light and dark, for marks that are pixels in the page.
 BLUE, VERMILLION, GREEN, PURPLE = "#0072b2", "#d55e00", "#009e73", "#cc79a7"
 LINES = (BLUE, VERMILLION, GREEN, PURPLE)
 CLASSES = ("#4477aa", "#ee6677", "#228833", "#ccbb44", "#66ccee", "#aa3377", "#bbbbbb")
 MARKERS = "o^sDvP"  # the colours start anew with each
 INK, MUTED, GRID = "#1f2328", "#6e7781", "#dde1e6"
-CSS_VARIABLES = {
-    INK: "ink",
-    MUTED: "muted",
-    GRID: "grid",
-    BLUE: "blue",
-    VERMILLION: "vermillion",
-    GREEN: "green",
-    PURPLE: "purple",
-}
+CSS_VARIABLES = {INK: "ink", MUTED: "muted", GRID: "grid"}
+CSS_VARIABLES |= {BLUE: "blue", VERMILLION: "vermillion", GREEN: "green", PURPLE: "purple"}
 
 DOTS_PER_INCH = 100  # in the report
 PANEL = (4.9, 3.5)  # inches: two panels side by side fill the page
@@ -66,7 +66,8 @@ def fdm_error(train: Curve | None, test: Curve | None, copy_last: float | None) 
     _line(ax, test, "held-out levels", VERMILLION)
     _reference(ax, copy_last, "copy last frame", "--")
     _step_axis(ax)
-    _label_log_axis(ax)
+    # An axis that spans less than two decades would show one number: there minor ticks have labels too.
+    ax.yaxis.set_minor_formatter(LogFormatterSciNotation(minor_thresholds=(2, 0.4)))
     return _legend(fig)
 
 
@@ -82,14 +83,14 @@ def perplexity(curves: list[Curve], num_codes: int | None) -> Figure:
 
 
 def probe_bars(groups: dict[str, tuple[float, float, float, float]], score: str, constant: str) -> Figure:
-    """How well a probe reads the true action from latents, held out by level.
+    """Held-out scores of a probe that reads the true action from latents, beside its baselines.
 
     Args:
         groups: for each set of actions (all, or aliases merged; or each kind of probe) the score, at most 1, on the
-            trained IDM, on an untrained one, on an untrained one that sees o_t alone, and of `constant`; NaN where
+            trained IDM, on an untrained one, on an untrained one that sees o_t alone, and of `constant`; NaN if
             unknown.
         score: what is measured: accuracy, or variance explained.
-        constant: the guess that looks at nothing.
+        constant: the baseline that looks at nothing.
     """
     fig, ax = _panel("Action probe", "", f"held-out {score} (%)")
     series = (
@@ -175,7 +176,7 @@ def latents_by_value(points: np.ndarray, values: np.ndarray, title: str, max_poi
 
 
 def _projected(points: np.ndarray, title: str, max_points: int) -> tuple[Figure, Axes, np.ndarray, np.ndarray]:
-    """Axes for latents, where at most `max_points` of them lie [n, 2], and which they are [n]."""
+    """Axes for latents, the positions of at most `max_points` of them [n, 2], and their indices [n]."""
     projected, explained = pca(points)
     axis_labels = [f"PC {i + 1} ({100 * share:.0f} % of variance)" for i, share in enumerate(explained)]
     fig, ax = _panel(title, *axis_labels, size=(4.9, 4.9))
@@ -206,7 +207,7 @@ def strips(context: np.ndarray, truth: np.ndarray, prediction: np.ndarray) -> Fi
 
 
 def rollouts(frames: np.ndarray, labels: list[str], max_frames: int = 8) -> Figure:
-    """The same as `rollout_gif` on paper: one row per latent action, time to the right.
+    """The frames of `rollout_gif` side by side, for print: one row per latent action, time to the right.
 
     Args:
         frames: uint8 [A, T, H, W, C].
@@ -238,7 +239,7 @@ def vector_changes(context: np.ndarray, truth: np.ndarray, prediction: np.ndarra
 
 
 def vector_rollouts(frames: np.ndarray, labels: list[str], max_panels: int = 8) -> Figure:
-    """What the FDM imagines from one vector when each latent action is held: a panel a number, a line an action.
+    """Rollouts that the FDM imagines from one vector under each constant latent action: a panel for each number.
 
     Args:
         frames: float [A, T, D], standardised.
@@ -255,7 +256,7 @@ def vector_rollouts(frames: np.ndarray, labels: list[str], max_panels: int = 8) 
 
 
 def rollout_gif(frames: np.ndarray, labels: list[str], max_bytes: int = GIF_BYTES) -> bytes:
-    """An animation of what the FDM imagines from one frame when each latent action is held.
+    """Animates the rollouts that the FDM imagines from one frame under each constant latent action.
 
     Args:
         frames: uint8 [A, T, H, W, C].
@@ -277,18 +278,18 @@ def rollout_gif(frames: np.ndarray, labels: list[str], max_bytes: int = GIF_BYTE
 # --------------------------------------------------------------------------------------------------- stages 2 and 3
 
 
-def cloning_loss(train: Curve | None, test: Curve | None, null: float | None) -> Figure:
+def cloning_loss(train: Curve | None, test: Curve | None, mean_latent: float | None) -> Figure:
     """Error of the latent policy over stage 2, beside that of always predicting the mean latent.
 
     Args:
         train: step, mean squared error on the training batches.
         test: step, the same on held-out levels.
-        null: held-out error of the mean latent.
+        mean_latent: held-out error of predicting the mean latent.
     """
     fig, ax = _panel("Latent policy", "gradient step", "mean squared error (latent units)")
     _smoothed(ax, train, "train", BLUE)
     _line(ax, test, "held-out levels", VERMILLION)
-    _reference(ax, null, "mean latent", "--")
+    _reference(ax, mean_latent, "mean latent", "--")
     ax.set_ylim(bottom=0)
     _step_axis(ax)
     return _legend(fig)
@@ -305,7 +306,7 @@ def return_by_labels(
 
     Args:
         decoded: float [n, 3]: labels, mean return, standard error.
-        cloned: the same for behaviour cloning from pixels on the same labels; may be empty.
+        cloned: the same for behaviour cloning on the same labels; may be empty.
         random: return of a random policy.
         expert: return of the demonstrator.
         others: the same for other ways from labels to a policy, by name.
@@ -333,7 +334,7 @@ def return_by_labels(
 def return_by_frames(
     decoded: Curve | None,
     scratch: Curve | None,
-    named: Curve | None = None,
+    pseudo_labelled: Curve | None = None,
     random: float | None = None,
     expert: float | None = None,
 ) -> Figure:
@@ -342,13 +343,13 @@ def return_by_frames(
     Args:
         decoded: frames, mean return of the episodes that ended since the last point.
         scratch: the same for PPO from scratch.
-        named: the same for PPO from a policy cloned from actions that random play named.
+        pseudo_labelled: the same for PPO from a policy cloned from pseudo-labels.
         random: return of a random policy.
         expert: return of the demonstrator.
     """
     fig, ax = _panel("Return against frames", "environment frames", "episode return")
     _smoothed(ax, decoded, "latent policy, decoded online", BLUE)
-    _smoothed(ax, named, "actions named by random play, cloned, then PPO", GREEN)
+    _smoothed(ax, pseudo_labelled, "pseudo-labels cloned, then PPO", GREEN)
     _smoothed(ax, scratch, "PPO from scratch", VERMILLION)
     _reference(ax, expert, "expert", "--")
     _reference(ax, random, "random policy", ":")
@@ -394,7 +395,7 @@ def smooth(values: np.ndarray, window: int) -> np.ndarray:
 
 
 def rgb(frames: np.ndarray) -> np.ndarray:
-    """Frames to show, uint8 [..., H, W, C] -> [..., H, W, 3]; other C than 1 and 3 get one colour a channel."""
+    """Converts frames uint8 [..., H, W, C] to RGB [..., H, W, 3]; if C is not 1 or 3, each channel gets a colour."""
     channels = frames.shape[-1]
     if channels == 3:
         return frames
@@ -408,17 +409,17 @@ def rgb(frames: np.ndarray) -> np.ndarray:
 
 
 def png(figure: Figure) -> bytes:
-    """The figure as PNG on white, two pixels to one of the report."""
+    """Encodes a figure as PNG on white, with two pixels for each of the report's."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=2 * DOTS_PER_INCH)
     return buffer.getvalue()
 
 
 def svg(figure: Figure, name: str, description: str = "") -> str:
-    """The figure as an `<svg>` element to put into a page.
+    """Encodes a figure as an `<svg>` element to put into a page.
 
-    Colours become the CSS variables of `CSS_VARIABLES`, so that the page decides on light or dark. Nothing is loaded
-    from elsewhere, and the same figure gives the same text.
+    Colours become the CSS variables of `CSS_VARIABLES`, so that the page can switch to dark mode. The element loads
+    nothing from elsewhere, and the same figure gives the same text.
 
     Args:
         figure: the figure.
@@ -448,13 +449,7 @@ def _panel(title: str, xlabel: str, ylabel: str, size: tuple[float, float] = PAN
     fig = Figure(figsize=size, layout="constrained", facecolor="white")
     ax = fig.subplots()
     ax.set_title(_plain(title), fontsize=FONT + 1, fontweight="bold", color=INK, loc="left")
-    ax.set_xlabel(xlabel, fontsize=FONT, color=INK)
-    ax.set_ylabel(ylabel, fontsize=FONT, color=INK)
-    ax.tick_params(which="both", labelsize=SMALL_FONT, color=MUTED, labelcolor=INK, width=THIN)
-    ax.spines[["top", "right"]].set_visible(False)
-    ax.spines[["left", "bottom"]].set(color=MUTED, linewidth=THIN)
-    ax.grid(True, color=GRID, lw=THIN)
-    ax.set_axisbelow(True)
+    _style(ax, xlabel, ylabel, FONT)
     return fig, ax
 
 
@@ -466,31 +461,27 @@ def _panels(count: int, xlabel: str, ylabel: str, columns: int = 4) -> tuple[Fig
     for ax in axes[count:]:
         ax.set_axis_off()
     for ax in axes[:count]:
-        ax.set_xlabel(xlabel, fontsize=SMALL_FONT, color=INK)
-        ax.set_ylabel(ylabel, fontsize=SMALL_FONT, color=INK)
-        ax.tick_params(which="both", labelsize=SMALL_FONT, color=MUTED, labelcolor=INK, width=THIN)
-        ax.spines[["top", "right"]].set_visible(False)
-        ax.spines[["left", "bottom"]].set(color=MUTED, linewidth=THIN)
-        ax.grid(True, color=GRID, lw=THIN)
-        ax.set_axisbelow(True)
+        _style(ax, xlabel, ylabel, SMALL_FONT)
     return fig, list(axes[:count])
+
+
+def _style(ax: Axes, xlabel: str, ylabel: str, size: int) -> None:
+    """Gives axes the common style; `size` is that of their labels in points."""
+    ax.set_xlabel(xlabel, fontsize=size, color=INK)
+    ax.set_ylabel(ylabel, fontsize=size, color=INK)
+    ax.tick_params(which="both", labelsize=SMALL_FONT, color=MUTED, labelcolor=INK, width=THIN)
+    ax.spines[["top", "right"]].set_visible(False)
+    ax.spines[["left", "bottom"]].set(color=MUTED, linewidth=THIN)
+    ax.grid(True, color=GRID, lw=THIN)
+    ax.set_axisbelow(True)
 
 
 def _legend(fig: Figure) -> Figure:
     """Puts the legend below the axes, where it covers nothing, in as many columns as fit."""
     handles, labels = fig.axes[0].get_legend_handles_labels()
     if handles:
-        fig.legend(
-            handles,
-            labels,
-            loc="outside lower center",
-            ncols=_legend_columns(labels),
-            frameon=False,
-            fontsize=SMALL_FONT,
-            labelcolor=INK,
-            handlelength=1.8,
-            columnspacing=1.4,
-        )
+        style = {"frameon": False, "fontsize": SMALL_FONT, "labelcolor": INK, "handlelength": 1.8, "columnspacing": 1.4}
+        fig.legend(handles, labels, loc="outside lower center", ncols=_legend_columns(labels), **style)
     return fig
 
 
@@ -511,7 +502,7 @@ def _line(ax: Axes, curve: Curve | None, label: str, colour: str) -> None:
 
 
 def _smoothed(ax: Axes, curve: Curve | None, label: str, colour: str) -> None:
-    """The raw curve, faint, below its moving mean over a twentieth of its length."""
+    """Draws a curve, faint, and over it its moving mean over a twentieth of its length."""
     if curve is None:
         return
     x, y = curve
@@ -532,29 +523,8 @@ def _step_axis(ax: Axes) -> None:
     ax.xaxis.set_major_formatter(EngFormatter(sep=""))
 
 
-def _label_log_axis(ax: Axes) -> None:
-    """Labels minor ticks only where the axis spans less than two decades and would else show one number."""
-    low, high = ax.get_ylim()
-    ax.yaxis.set_major_formatter(FuncFormatter(_power_of_ten))
-    few = high / low < 100
-    ax.yaxis.set_minor_formatter(FuncFormatter(_round_mantissa) if few else NullFormatter())
-
-
-def _power_of_ten(value: float, _: int | None = None) -> str:
-    exponent = round(math.log10(value))
-    return f"{value:g}" if -4 < exponent < 4 else rf"$10^{{{exponent}}}$"
-
-
-def _round_mantissa(value: float, _: int | None = None) -> str:
-    exponent = math.floor(math.log10(value) + 1e-9)
-    mantissa = round(value / 10**exponent)
-    if mantissa not in (2, 5):
-        return ""
-    return f"{value:g}" if -4 < exponent < 4 else rf"${mantissa}\times10^{{{exponent}}}$"
-
-
 def _plain(text: str) -> str:
-    """Text that comes from data, without a meaning for mathtext."""
+    """Escapes text from data, so that mathtext shows it as it is."""
     return str(text).replace("$", r"\$")
 
 

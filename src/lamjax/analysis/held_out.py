@@ -1,4 +1,4 @@
-"""Errors of stages 1 and 2 on windows of held-out levels: all batches in one dispatch, the results fetched once.
+"""Errors of stages 1 and 2 on windows of held-out levels, in one dispatch for all batches.
 
 The windows lie in device memory (`EvaluationWindows.batches`). The loop over batches runs inside ``jit``, on a CPU too:
 without a backward pass it is no slower there.
@@ -47,7 +47,7 @@ def held_out_errors(state: DynamicsState, batches: jax.Array) -> dict[str, Any]:
 
 
 def swapped_error(state: DynamicsState, batches: jax.Array) -> float:
-    """The forward model's error where the windows of each batch ``[M, B, L, *obs_shape]`` exchange their latents."""
+    """The forward model's error if the windows of each batch ``[M, B, L, *obs_shape]`` exchange their latents."""
     return float(np.mean(_evaluate_swapped(state, batches)))
 
 

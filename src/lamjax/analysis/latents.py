@@ -1,4 +1,4 @@
-"""What stage 1 learned, as arrays: latents of many windows, predictions beside the truth, imagined rollouts.
+"""Arrays that show what stage 1 learned: latents of many windows, predictions, imagined rollouts.
 
 Dimension keys: B batch, A latent actions, T steps, K strips, Z latent size.
 """
@@ -28,7 +28,7 @@ _infer_all = over_batches(dynamics.infer_latents)
 def latents_of(state: DynamicsState, windows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Latents of windows ``[E, k + 2, *obs_shape]``: continuous float32 ``[E, Z]`` and codes int32 ``[E, N, H]``.
 
-    Windows in host memory go to the device batch by batch, and nothing waits for a result before the last is sent.
+    Windows in host memory go to the device batch by batch; no batch waits for the results of another.
     """
     pieces = []
     for start in range(0, len(windows), BATCH):
@@ -53,19 +53,18 @@ def to_uint8(frames: jax.Array) -> np.ndarray:
 
 
 def strips(state: DynamicsState, windows: np.ndarray) -> dict[str, np.ndarray]:
-    """Context (its last two frames), truth and prediction of windows ``[K, k + 2, *obs_shape]``.
+    """Returns the last two context frames, the next frame and its prediction, of windows ``[K, k + 2, *obs_shape]``.
 
-    Of uint8 as stage 1 sees them, else standardised.
+    Pixels are uint8, cleaned as stage 1 sees them; vectors are standardised.
     """
     latents = _infer(state, windows)
     prediction = jax.jit(dynamics.predict_next)(state, windows[:, :-1], latents.quantized)
     pixels = windows.dtype == np.uint8
-    shown = np.asarray(
-        dynamics.clean_frames(state.config, jnp.asarray(windows)) if pixels else normalise_obs(windows, state.obs_stats)
-    )
+    clean = dynamics.clean_frames(state.config, jnp.asarray(windows)) if pixels else None
+    frames = np.asarray(clean if pixels else normalise_obs(windows, state.obs_stats))
     return {
-        "strip_context": shown[:, :-1][:, -2:],
-        "strip_truth": shown[:, -1],
+        "strip_context": frames[:, :-1][:, -2:],
+        "strip_truth": frames[:, -1],
         "strip_prediction": to_uint8(prediction) if pixels else np.asarray(prediction),
     }
 
@@ -84,7 +83,7 @@ def _imagine(state: DynamicsState, context: jax.Array, latent: jax.Array, steps:
 
 
 def imagined_rollouts(state: DynamicsState, context: np.ndarray, quantized: np.ndarray, steps: int = 12) -> np.ndarray:
-    """Applies the forward model again and again from one context, under each of A constant latent actions.
+    """Rolls the forward model out from one context under each of A constant latent actions.
 
     Args:
       state: stage 1.
@@ -93,7 +92,7 @@ def imagined_rollouts(state: DynamicsState, context: np.ndarray, quantized: np.n
       steps: T.
 
     Returns:
-      ``[A, T + 1, *obs_shape]``, the last true frame first; of uint8 as they are, else standardised.
+      ``[A, T + 1, *obs_shape]``, the last true frame first: uint8 pixels, or standardised vectors.
     """
     frames = jnp.broadcast_to(context[None], (len(quantized), *context.shape))
     imagined = _imagine(state, frames, jnp.asarray(quantized), steps)

@@ -1,4 +1,4 @@
-"""Do the latents tell the actions, or a distractor? Probes on frozen latents, held out by level, beside their nulls.
+"""Probes on frozen latents, held out by level: how well the latents tell the actions or a distractor.
 
 Dimension keys: S training windows, E test windows, Z latent size, A actions, K merged actions, N codebooks, H latents
 of a codebook, J different joint codes, D numbers that tell a distractor's state.
@@ -18,7 +18,7 @@ HIDDEN = (128, 128)
 EPOCHS = 5
 BATCH = 128
 LEARNING_RATE = 1e-3
-SHUFFLES = 8  # of the actions, for the null of agreement: its mean over them is known to a few thousandths
+SHUFFLES = 8  # the mean over so many shuffles of the actions is exact to a few thousandths
 
 
 @functools.partial(jax.jit, static_argnames=("num_classes", "hidden"))
@@ -30,7 +30,7 @@ def fit_probe(
     num_classes: int,
     hidden: tuple[int, ...] = HIDDEN,
 ) -> jax.Array:
-    """Fits a classifier (LAPO's probe: 128-128 MLP, AdamW 1e-3) and predicts the test set.
+    """Fits a classifier (LAPO's probe: 128-128 MLP, AdamW 1e-3) and predicts the test set's classes.
 
     Args:
       key: a typed PRNG key.
@@ -43,18 +43,12 @@ def fit_probe(
     Returns:
       Predicted classes int32 ``[E]``.
     """
-    logits = _fitted(
-        key,
-        train_x,
-        train_y,
-        test_x,
-        (*hidden, num_classes),
-        lambda logits, y: optax.softmax_cross_entropy_with_integer_labels(logits, y),
-    )
+    loss = optax.softmax_cross_entropy_with_integer_labels
+    logits = _fit_and_predict(key, train_x, train_y, test_x, (*hidden, num_classes), loss)
     return jnp.argmax(logits, axis=-1).astype(jnp.int32)
 
 
-def _fitted(
+def _fit_and_predict(
     key: jax.Array,
     train_x: jax.Array,
     train_y: jax.Array,
@@ -62,7 +56,7 @@ def _fitted(
     sizes: tuple[int, ...],
     loss: Callable[[jax.Array, jax.Array], jax.Array],
 ) -> jax.Array:
-    """What a network of these sizes, fitted on standardised inputs, says of the test set: ``[E, sizes[-1]]``."""
+    """Fits an MLP on standardised inputs; returns its outputs on the test set, float32 ``[E, sizes[-1]]``."""
     mean, scale = train_x.mean(0), train_x.std(0) + 1e-6
     train_x, test_x = (train_x - mean[None]) / scale[None], (test_x - mean[None]) / scale[None]
     network = MLP(sizes)
@@ -88,7 +82,7 @@ def _regress(
     key: jax.Array, train_x: jax.Array, train_y: jax.Array, test_x: jax.Array, hidden: tuple[int, ...]
 ) -> jax.Array:
     sizes = (*hidden, train_y.shape[-1])
-    return _fitted(key, train_x, train_y, test_x, sizes, lambda found, y: jnp.square(found - y))
+    return _fit_and_predict(key, train_x, train_y, test_x, sizes, optax.squared_error)
 
 
 def r_squared(
@@ -99,11 +93,11 @@ def r_squared(
     test_y: np.ndarray,
     hidden: tuple[int, ...] = HIDDEN,
 ) -> float:
-    """How well a probe reads numbers from latents: the share of their variance on the test set that it explains.
+    """Share of the variance of numbers on the test set that a probe on latents explains.
 
     ``R^2 = 1 - sum |y - y^|^2 / sum |y - mean y|^2``, over all numbers at once after each is divided by its deviation
-    on the training set; numbers that do not vary there are left out. 1 is perfect, 0 what their mean gives; below 0
-    the probe is worse on other levels than no probe.
+    on the training set; numbers that do not vary there are left out. 1 is perfect, 0 is what their mean gives. Below 0
+    the probe generalises worse to other levels than their mean.
 
     Args:
       key: a typed PRNG key.
@@ -119,48 +113,49 @@ def r_squared(
     mean, scale = train_y[:, varies].mean(0), train_y[:, varies].std(0)
     train_y, test_y = ((y[:, varies] - mean) / scale for y in (train_y, test_y))
     if hidden:
-        found = np.asarray(_regress(key, train_z, train_y, test_z, hidden))
+        predicted = np.asarray(_regress(key, train_z, train_y, test_z, hidden))
     else:
         ones = lambda z: np.concatenate([z, np.ones((len(z), 1))], axis=1, dtype=np.float64)  # noqa: E731
-        found = ones(test_z) @ np.linalg.lstsq(ones(train_z), train_y, rcond=1e-6)[0]
-    return explained(found, test_y, np.ones(1))
+        predicted = ones(test_z) @ np.linalg.lstsq(ones(train_z), train_y, rcond=1e-6)[0]
+    return explained(predicted, test_y, np.ones(1))
 
 
-def explained(found: np.ndarray, true: np.ndarray, scale: np.ndarray) -> float:
-    """``R^2 = 1 - sum |y - y^|^2 / sum |y - mean y|^2`` of guesses ``[E, D]``, after both are divided by `scale`.
+def explained(predicted: np.ndarray, true: np.ndarray, scale: np.ndarray) -> float:
+    """``R^2 = 1 - sum |y - y^|^2 / sum |y - mean y|^2`` of predictions, after both are divided by `scale`.
 
     Args:
-      found: float ``[E, D]``, the guesses.
+      predicted: float ``[E, D]``.
       true: float ``[E, D]``.
       scale: float ``[D]``, deviations; numbers of deviation 0 do not count.
     """
     weight = np.where(scale > 1e-6, 1 / np.maximum(scale, 1e-6), 0.0)
-    error, spread = ((true - other) * weight for other in (found, true.mean(0)))
+    error, spread = ((true - other) * weight for other in (predicted, true.mean(0)))
     return float(1 - np.square(error).sum() / max(np.square(spread).sum(), 1e-12))
 
 
-def read_distractor(
-    key: jax.Array, train_z: np.ndarray, train_shown: np.ndarray, test_z: np.ndarray, test_shown: np.ndarray
+def distractor_scores(
+    key: jax.Array, train_z: np.ndarray, train_states: np.ndarray, test_z: np.ndarray, test_states: np.ndarray
 ) -> dict[str, float]:
-    """How well latents tell a distractor: how it changed from o_t to o_{t+1}, and where it was at o_t.
+    """How well latents tell a distractor: its change from o_t to o_{t+1}, and its state at o_t.
 
     Args:
       key: a typed PRNG key.
       train_z: float32 ``[S, Z]``.
-      train_shown: float32 ``[S, 2, D]``, its state at o_t and o_{t+1} (`evaluation_distractor`).
+      train_states: float32 ``[S, 2, D]``, its states at o_t and o_{t+1} (`evaluation_distractor`).
       test_z: float32 ``[E, Z]``, of other levels.
-      test_shown: float32 ``[E, 2, D]``.
+      test_states: float32 ``[E, 2, D]``.
 
     Returns:
-      `r_squared` as ``distractor_change_r2`` and ``distractor_state_r2``, and of linear probes the same with
-      ``linear_`` in front.
+      `r_squared` as ``distractor_change_r2`` and ``distractor_state_r2``, and that of linear probes with the prefix
+      ``linear_``.
     """
-    found = {}
-    for name, of in (("change", lambda shown: shown[:, 1] - shown[:, 0]), ("state", lambda shown: shown[:, 0])):
-        for prefix, hidden in (("", HIDDEN), ("linear_", ())):
-            score = r_squared(key, train_z, of(train_shown), test_z, of(test_shown), hidden)
-            found[f"{prefix}distractor_{name}_r2"] = score
-    return found
+    targets = {"change": [x[:, 1] - x[:, 0] for x in (train_states, test_states)]}
+    targets["state"] = [train_states[:, 0], test_states[:, 0]]
+    return {
+        f"{prefix}distractor_{name}_r2": r_squared(key, train_z, train_y, test_z, test_y, hidden)
+        for name, (train_y, test_y) in targets.items()
+        for prefix, hidden in (("", HIDDEN), ("linear_", ()))
+    }
 
 
 def accuracy(
@@ -205,7 +200,7 @@ def accuracies(
 
 
 def head_scores(logits: np.ndarray, actions: np.ndarray, merged: Sequence[int]) -> dict[str, float]:
-    """How well stage 1's own action head names held-out actions; its null is `majority_accuracy`.
+    """How well stage 1's own action head predicts held-out actions; the baseline is `majority_accuracy`.
 
     Args:
       logits: float32 ``[E, A]``.
@@ -228,17 +223,17 @@ def head_scores(logits: np.ndarray, actions: np.ndarray, merged: Sequence[int]) 
 
 
 def majority_accuracy(train_actions: np.ndarray, test_actions: np.ndarray) -> float:
-    """Accuracy on the test set of always naming the training set's most frequent action."""
+    """Accuracy on the test set of always predicting the training set's most frequent action."""
     return float(np.mean(test_actions == np.bincount(train_actions).argmax()))
 
 
 def joint_codes(codes: np.ndarray) -> np.ndarray:
-    """One number for each joint code: codes int ``[E, N, H]`` to int64 ``[E]`` in ``[0, J)``, in lexical order."""
+    """Numbers the joint codes of windows in lexical order: int ``[E, N, H]`` to int64 ``[E]`` in ``[0, J)``."""
     return np.unique(codes.reshape(len(codes), -1), axis=0, return_inverse=True)[1].reshape(-1)
 
 
 def _contingency(codes: np.ndarray, classes: np.ndarray) -> np.ndarray:
-    """How often each code met each class: ints ``[E]`` and ``[E]`` to int64 ``[J, A]``."""
+    """Counts how often each code occurs with each class: ints ``[E]`` and ``[E]`` to int64 ``[J, A]``."""
     counts = np.zeros((codes.max() + 1, classes.max() + 1), np.int64)
     np.add.at(counts, (codes, classes), 1)
     return counts
@@ -250,11 +245,11 @@ def _entropy(share: np.ndarray) -> float:
 
 
 def normalised_mutual_information(codes: np.ndarray, classes: np.ndarray) -> float:
-    """How much codes and classes tell of each other, as a share of what there is to tell.
+    """Mutual information of codes and classes, normalised to [0, 1].
 
     ``NMI = 2 I(c; a) / (H(c) + H(a))`` from the windows' frequencies: 1 where each is a function of the other, 0 where
-    they are independent, and 0 where there is nothing to tell because both are constant. Frequencies of few windows
-    agree by chance, the more so the more codes there are: read it beside shuffled classes (`agreement`).
+    they are independent or both constant. Few windows agree by chance, and many codes more so: compare it with shuffled
+    classes (`agreement`).
 
     Args:
       codes: int ``[E]``, not negative.
@@ -269,10 +264,10 @@ def normalised_mutual_information(codes: np.ndarray, classes: np.ndarray) -> flo
 
 
 def purity(codes: np.ndarray, classes: np.ndarray) -> float:
-    """Accuracy of naming, for each code, the class that it met most often: ``sum_c max_a n(c, a) / E``.
+    """Accuracy of predicting for each code its most frequent class: ``sum_c max_a n(c, a) / E``.
 
-    At least the share of the most frequent class, and 1 where each code met one class only, as it does by itself where
-    every window has a code of its own: read it beside shuffled classes (`agreement`).
+    At least the share of the most frequent class, and 1 if each code occurs with one class only. If every window has a
+    code of its own, that is always so: compare it with shuffled classes (`agreement`).
 
     Args:
       codes: int ``[E]``, not negative.
@@ -282,42 +277,42 @@ def purity(codes: np.ndarray, classes: np.ndarray) -> float:
 
 
 def agreement(codes: np.ndarray, actions: np.ndarray, merged: Sequence[int], seed: int) -> dict[str, float]:
-    """Do codes match actions? Both measures, raw and merged, each beside its null.
+    """Mutual information and purity of codes and actions, raw and merged, each beside its baseline.
 
-    Both are taken from the joint code of a window, all codebooks and latents together, and both are biased upwards by
-    the number of joint codes. The null is the same measure with the actions dealt to the windows at random, the mean
-    of `SHUFFLES` deals: what is above it was learned.
+    Both use the joint code of a window, all codebooks and latents together, and both grow with the number of joint
+    codes. The baseline is the same measure with shuffled actions, the mean of `SHUFFLES` shuffles: what is above it was
+    learned.
 
     Args:
       codes: int ``[E, N, H]`` of held-out windows.
       actions: int ``[E]``, their true actions.
       merged: the class of each action, length A.
-      seed: of the shuffles.
+      seed: draws the shuffles.
 
     Returns:
-      ``code_nmi``, ``code_purity``, the same with ``_merged``, and each of the four with ``_shuffled``; all in [0, 1].
+      ``code_nmi``, ``code_purity``, both with ``_merged``, and each of the four with ``_shuffled``; all in [0, 1].
     """
     joint = joint_codes(codes)
-    found = {}
+    scores = {}
     for suffix, classes in (("", np.asarray(actions)), ("_merged", np.asarray(merged)[actions])):
         rng = np.random.default_rng(seed)
         shuffled = [rng.permutation(classes) for _ in range(SHUFFLES)]
         for name, measure in (("code_nmi", normalised_mutual_information), ("code_purity", purity)):
-            found[name + suffix] = measure(joint, classes)
-            found[f"{name}{suffix}_shuffled"] = float(np.mean([measure(joint, deal) for deal in shuffled]))
-    return found
+            scores[name + suffix] = measure(joint, classes)
+            scores[f"{name}{suffix}_shuffled"] = float(np.mean([measure(joint, other) for other in shuffled]))
+    return scores
 
 
 def variance_between(codes: np.ndarray, values: np.ndarray, seed: int) -> dict[str, float]:
-    """Do codes tell numbers? The share of their variance that lies between joint codes, beside its null.
+    """Share of the variance of numbers that lies between joint codes, beside its baseline.
 
-    ``1 - sum |y - mean y of its code|^2 / sum |y - mean y|^2``: what the best function of the code alone explains, on
-    the windows that it was found on. Codes of few windows explain by chance; the null is as in `agreement`.
+    ``1 - sum |y - mean y of its code|^2 / sum |y - mean y|^2``: what the best function of the code explains, fitted on
+    the same windows. Codes of few windows explain by chance; the baseline is as in `agreement`.
 
     Args:
       codes: int ``[E, N, H]`` of held-out windows.
       values: float ``[E, D]``, their true actions.
-      seed: of the shuffles.
+      seed: draws the shuffles.
 
     Returns:
       ``code_r2`` and ``code_r2_shuffled``, both in [0, 1].

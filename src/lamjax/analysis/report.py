@@ -1,8 +1,8 @@
-"""The report of a run: one self-contained HTML file, made from what the run folder holds.
+"""Writes the report of a run: one self-contained HTML file.
 
-`write` reads `config.json`, `summary.json`, `metrics.jsonl` and `analysis.npz`, each of which may be absent, cut or
-incomplete: the report of an unfinished run shows what is there and names what is not. Nothing is computed anew, so
-a report can be written again on any machine. The figures also go to `figures/`, as PNG and GIF.
+`write` reads `config.json`, `summary.json`, `metrics.jsonl` and `analysis.npz` of the run folder. Each may be absent or
+incomplete: the report of an unfinished run shows what is there and says what is missing. It computes no results, so a
+report can be written again on any machine. The figures also go to `figures/`, as PNG and GIF.
 """
 
 import base64
@@ -28,7 +28,7 @@ STAGES = {
     "cloning": "Stage 2: latent cloning",
     "decode_offline": "Stage 3: offline decoding",
     "decode_online": "Stage 3: online decoding",
-    "decode_named": "Stage 3: actions named by random play, then PPO",
+    "decode_named": "Stage 3: pseudo-labels from random play, then PPO",
     "ppo_scratch": "PPO from scratch",
 }
 
@@ -56,8 +56,8 @@ def write(run_dir: Path) -> Path:
 
 
 @dataclasses.dataclass(frozen=True)
-class Run:
-    """What a run folder holds.
+class RunResults:
+    """The contents of a run folder.
 
     Attributes:
         name: the run's name.
@@ -74,29 +74,28 @@ class Run:
     arrays: dict[str, np.ndarray]
 
     def stage(self, stage: str) -> dict[str, Any]:
-        """The summary of a stage, empty if it has not ended."""
+        """The results of a stage, empty if it has not ended."""
         return (self.summary.get("stages") or {}).get(stage) or {}
 
-    def null(self, name: str) -> dict[str, Any]:
-        """The result of a policy to compare with: `random_return` or `expert_return`."""
+    def baseline(self, name: str) -> dict[str, Any]:
+        """Returns of a policy to compare with: `random_return` or `expert_return`."""
         return (self.summary.get("nulls") or {}).get(name) or {}
 
     def curve(self, stage: str, metric: str, x: str = "step") -> figures.Curve | None:
         """The finite values of a metric over steps or frames, float [n] each; None without any."""
         rows = self.metrics.get(stage, {}).values()
-        points = [(number(row.get(x, row["step"])), number(row.get(metric))) for row in rows]
-        return _finite(points)
+        return _finite([(number(row.get(x, row["step"])), number(row.get(metric))) for row in rows])
 
     def fields(self, *names: str) -> list[np.ndarray] | None:
-        """Arrays of `analysis.npz` if all are there and hold something."""
+        """Arrays of `analysis.npz`; None if one is absent or empty."""
         arrays = [self.arrays.get(name) for name in names]
         return arrays if all(array is not None and array.size for array in arrays) else None
 
 
-def load(run_dir: Path) -> Run:
+def load(run_dir: Path) -> RunResults:
     """Reads a run folder; what is absent stays empty."""
     summary = _read_json(run_dir / "summary.json")
-    return Run(
+    return RunResults(
         name=summary.get("name") or run_dir.resolve().name,
         config=_read_json(run_dir / "config.json"),
         summary=summary,
@@ -125,7 +124,7 @@ def _read_arrays(path: Path) -> dict[str, np.ndarray]:
 
 
 def number(value: Any) -> float:
-    """The value as a float, NaN if it is none."""
+    """The value as a float, NaN if it is not a number."""
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
     return float(value) if is_number else math.nan
 
@@ -154,7 +153,7 @@ class Embedded:
     missing: str = ""
 
 
-def _fdm_error(run: Run) -> Figure | None:
+def _fdm_error(run: RunResults) -> Figure | None:
     train, test = run.curve("dynamics", "fdm_mse"), run.curve("dynamics", "test_fdm_mse")
     copy_last = number(run.stage("dynamics").get("copy_last_mse"))
     if math.isnan(copy_last) and (logged := run.curve("dynamics", "copy_last_mse")):
@@ -162,7 +161,7 @@ def _fdm_error(run: Run) -> Figure | None:
     return figures.fdm_error(train, test, copy_last) if train or test else None
 
 
-def _perplexity(run: Run) -> Figure | None:
+def _perplexity(run: RunResults) -> Figure | None:
     if run.stage("dynamics").get("quantized") is False:
         return None
     count = 0
@@ -175,14 +174,14 @@ def _perplexity(run: Run) -> Figure | None:
 
 @dataclasses.dataclass(frozen=True)
 class ProbeView:
-    """How results of a probe are shown.
+    """How the report shows the scores of a probe.
 
     Attributes:
-        groups: bars that stand together, by name: the keys of the probe and of the null that looks at nothing.
-        score: what is measured.
-        constant: what that null guesses.
-        unit: what follows the number in the headline.
-        row: what the probe is called in a table.
+        groups: for each group of bars the keys of the probe and of the baseline that looks at nothing.
+        score: what the scores measure, in words.
+        constant: what that baseline guesses, in words.
+        unit: follows the number in the headline.
+        row: the probe's name in a table.
     """
 
     groups: dict[str, tuple[str, str]]
@@ -193,7 +192,7 @@ class ProbeView:
 
 
 PROBES = {
-    diagnosis.CLASSES.probe: ProbeView(
+    diagnosis.DISCRETE.probe: ProbeView(
         {
             "all actions": ("probe_accuracy", "majority_accuracy"),
             "aliases merged": ("probe_accuracy_merged", "majority_accuracy_merged"),
@@ -203,7 +202,7 @@ PROBES = {
         "aliased actions merged",
         "action, aliases merged (accuracy)",
     ),
-    diagnosis.VALUES.probe: ProbeView(
+    diagnosis.CONTINUOUS.probe: ProbeView(
         {"MLP": ("probe_r2", "mean_r2"), "linear": ("linear_probe_r2", "mean_r2")},
         "variance explained",
         "mean action",
@@ -213,9 +212,9 @@ PROBES = {
 }
 
 
-def _probe(run: Run) -> Figure | None:
+def _probe(run: RunResults) -> Figure | None:
     stage = run.stage("dynamics")
-    view = PROBES[diagnosis.names_in(stage).probe]
+    view = PROBES[diagnosis.score_names(stage).probe]
     groups = {
         label: tuple(number(stage.get(name)) for name in (probe, f"untrained_{probe}", f"still_{probe}", constant))
         for label, (probe, constant) in view.groups.items()
@@ -224,13 +223,13 @@ def _probe(run: Run) -> Figure | None:
     return figures.probe_bars(known, view.score, view.constant) if known else None
 
 
-def _code_usage(run: Run) -> Figure | None:
+def _code_usage(run: RunResults) -> Figure | None:
     fields = run.fields("code_counts")
     unused = run.stage("dynamics").get("quantized") is False
     return figures.code_usage(fields[0]) if fields and not unused else None
 
 
-def _latents(run: Run, name: str, title: str) -> Figure | None:
+def _latents(run: RunResults, name: str, title: str) -> Figure | None:
     fields = run.fields(name, "merged", "merged_names") or run.fields(name, "actions", "action_names")
     if not (fields := fields or run.fields(name, "action_values")):
         return None
@@ -243,7 +242,7 @@ def _latents(run: Run, name: str, title: str) -> Figure | None:
     return figures.latents(points[finite], labels[finite], [str(name) for name in names[0]], title)
 
 
-def _strips(run: Run) -> Figure | None:
+def _strips(run: RunResults) -> Figure | None:
     fields = run.fields("strip_context", "strip_truth", "strip_prediction")
     if not fields:
         return None
@@ -252,7 +251,8 @@ def _strips(run: Run) -> Figure | None:
     return figures.strips(*(array[:6] for array in fields))
 
 
-def _rollout_arrays(run: Run) -> tuple[np.ndarray, list[str]] | None:
+def rollout_arrays(run: RunResults) -> tuple[np.ndarray, list[str]] | None:
+    """Imagined frames uint8 [A, T, H, W, C] and their labels; None without them, and of vectors."""
     fields = run.fields("rollout_frames")
     if not fields or fields[0].ndim != 5:
         return None
@@ -260,34 +260,34 @@ def _rollout_arrays(run: Run) -> tuple[np.ndarray, list[str]] | None:
     return fields[0], labels or [f"latent action {index}" for index in range(len(fields[0]))]
 
 
-def _rollouts(run: Run) -> Figure | None:
-    if arrays := _rollout_arrays(run):
+def _rollouts(run: RunResults) -> Figure | None:
+    if arrays := rollout_arrays(run):
         return figures.rollouts(*arrays)
     fields = run.fields("rollout_frames", "rollout_labels")
     return figures.vector_rollouts(fields[0], [str(label) for label in fields[1]]) if fields else None
 
 
-def _cloning(run: Run) -> Figure | None:
+def _cloning(run: RunResults) -> Figure | None:
     train, test = run.curve("cloning", "loss"), run.curve("cloning", "test_loss")
     return figures.cloning_loss(train, test, number(run.stage("cloning").get("null_mse"))) if train or test else None
 
 
-def _reference_returns(run: Run) -> tuple[float, float]:
-    return tuple(number(run.null(name).get("mean")) for name in ("random_return", "expert_return"))
+def _reference_returns(run: RunResults) -> tuple[float, float]:
+    return tuple(number(run.baseline(name).get("mean")) for name in ("random_return", "expert_return"))
 
 
-# Other ways from labels to a policy than decoding the latent policy and behaviour cloning, both sampled.
+# Ways from labels to a policy besides the decoded latent policy and behaviour cloning, both sampled.
 OFFLINE_CURVES = {
     "greedy_curve": "latent policy, decoded, greedy",
     "bc_greedy_curve": "behaviour cloning, greedy",
     "idm_curve": "decoder of the IDM's latents",
     "idm_greedy_curve": "decoder of the IDM's latents, greedy",
-    "relabel_curve": "actions named by the IDM, cloned",
-    "relabel_greedy_curve": "actions named by the IDM, cloned, greedy",
+    "relabel_curve": "pseudo-labels of the IDM, cloned",
+    "relabel_greedy_curve": "pseudo-labels of the IDM, cloned, greedy",
 }
 
 
-def _by_labels(run: Run) -> Figure | None:
+def _by_labels(run: RunResults) -> Figure | None:
     partial = (run.summary.get("partial") or {}).get("decode_offline") or {}
     stage = run.stage("decode_offline") or partial
     decoded, cloned = _points(stage.get("curve"), 3), _points(stage.get("bc_curve"), 3)
@@ -295,7 +295,7 @@ def _by_labels(run: Run) -> Figure | None:
     return figures.return_by_labels(decoded, cloned, *_reference_returns(run), others) if len(decoded) else None
 
 
-def _by_frames(run: Run) -> Figure | None:
+def _by_frames(run: RunResults) -> Figure | None:
     curves = [
         _finite(run.stage(stage).get("curve")) or run.curve(stage, "episode_return", "frames")
         for stage in ("decode_online", "ppo_scratch", "decode_named")
@@ -305,9 +305,9 @@ def _by_frames(run: Run) -> Figure | None:
 
 @dataclasses.dataclass(frozen=True)
 class Plot:
-    """How to draw a figure (None without data), its title, what it shows, and what it waits for."""
+    """How to draw a figure (None without data), its title and caption, and the data that it needs."""
 
-    draw: Callable[[Run], Figure | None]
+    draw: Callable[[RunResults], Figure | None]
     title: str
     caption: str
     needs: str
@@ -331,7 +331,7 @@ FIGURES = {
         _probe,
         "Action probe",
         "Accuracy with which a probe reads the true action from the latent, on held-out levels, beside the same probe "
-        "on an untrained IDM, on an untrained IDM that is shown o_t alone (what the recorded policy gives away), and "
+        "on an untrained IDM, on an untrained IDM that sees o_t alone (what the recorded policy gives away), and "
         "beside always guessing the most frequent action. Merged: actions that do the same in this game count as one. "
         "Of continuous actions: the share of their variance that is explained.",
         "the result of stage 1",
@@ -339,7 +339,7 @@ FIGURES = {
     "code_usage": Plot(
         _code_usage,
         "Code usage",
-        "Share of the held-out windows that each code is chosen for.",
+        "Share of the held-out windows that have each code.",
         "the analysis of stage 1, with its quantiser",
     ),
     "latents_trained": Plot(
@@ -365,7 +365,7 @@ FIGURES = {
     "rollouts": Plot(
         _rollouts,
         "Imagined rollouts",
-        "What the forward model imagines from one frame when each of the most used latent actions is held.",
+        "What the forward model imagines from one frame under each of the most used latent actions, held constant.",
         "the analysis of stage 1",
     ),
     "cloning": Plot(
@@ -378,23 +378,23 @@ FIGURES = {
         _by_labels,
         "Return against labels",
         "Return of the policy whose decoder was fitted on that many labelled transitions, of behaviour cloning on the "
-        "same ones, and of other ways from these labels to a policy where they were measured. Bars: one standard "
-        "error, over draws of the labels where there are several, else over episodes.",
+        "same labels, and of other ways from these labels to a policy if the run measured them. Bars: one standard "
+        "error, over draws of the labels if there are several, else over episodes.",
         "the result of offline decoding",
     ),
     "return_by_frames": Plot(
         _by_frames,
         "Return against frames",
-        "Return while PPO trains the decoded latent policy, while it trains a policy from scratch, and, where that was "
-        "asked for, while it goes on from a clone of the actions that random play named. Faint: mean of "
-        "the episodes that ended at each update; bold: moving mean.",
+        "Return while PPO trains the decoded latent policy, while it trains a policy from scratch, and, if the run has "
+        "this stage, while it trains a policy cloned from pseudo-labels. Faint: mean of the episodes that ended at "
+        "each update; bold: moving mean.",
         "the metrics of online decoding",
     ),
 }
 
 
-def _draw(run: Run, folder: Path) -> dict[str, Embedded]:
-    """Draws every figure that the run has data for, also into `folder`."""
+def _draw(run: RunResults, folder: Path) -> dict[str, Embedded]:
+    """Draws every figure that the run has data for, and writes it into `folder` too."""
     folder.mkdir(exist_ok=True)
     embedded = {}
     for name, plot in FIGURES.items():
@@ -404,7 +404,7 @@ def _draw(run: Run, folder: Path) -> dict[str, Embedded]:
             continue
         _replace(folder / f"{name}.png", figures.png(figure))
         embedded[name] = Embedded(plot.caption, Markup(figures.svg(figure, name, f"{plot.title}. {plot.caption}")))
-    if arrays := _rollout_arrays(run):
+    if arrays := rollout_arrays(run):
         gif = figures.rollout_gif(*arrays)
         _replace(folder / "rollouts.gif", gif)
         source = f"data:image/gif;base64,{base64.b64encode(gif).decode()}"
@@ -420,7 +420,7 @@ _SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 
 def text(value: Any, key: str = "") -> str:
-    """A value as the report shows it, in the unit that its key stands for; an en dash if there is none."""
+    """Formats a value in the unit of its key; an en dash stands for a missing value."""
     if value is None or (isinstance(value, float) and not math.isfinite(value)):
         return EN_DASH
     if isinstance(value, bool):
@@ -469,7 +469,7 @@ def _duration(seconds: float) -> str:
 
 
 def _frames(count: Any) -> str:
-    """A number of frames in a few characters."""
+    """Formats a number of frames in a few characters."""
     count = number(count)
     if math.isnan(count):
         return EN_DASH
@@ -486,55 +486,55 @@ def _with_error(mean: Any, stderr: Any) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class Headline:
-    """A result beside its nulls.
+    """A result beside its baselines.
 
     Attributes:
         title: what was measured.
         value: the result as text.
-        unit: what follows it.
-        nulls: (name, result as text) of what it is compared with.
-        beaten: whether the result is better than every null that counts; None if that is unknown.
+        unit: follows the value.
+        baselines: (name, result as text) of each comparison.
+        beaten: whether the result beats every baseline that counts; None if that is unknown.
     """
 
     title: str
     value: str
     unit: str
-    nulls: list[tuple[str, str]]
+    baselines: list[tuple[str, str]]
     beaten: bool | None
 
 
-def _beats(value: Any, nulls: list[Any]) -> bool | None:
-    """Whether a value is above every known null; None without a value or a null."""
-    known = [number(null) for null in nulls if math.isfinite(number(null))]
+def _beats(value: Any, baselines: list[Any]) -> bool | None:
+    """Whether a value is above every known baseline; None without a value or a baseline."""
+    known = [number(baseline) for baseline in baselines if math.isfinite(number(baseline))]
     return number(value) > max(known) if known and math.isfinite(number(value)) else None
 
 
-def _headline_dynamics(run: Run) -> Headline:
+def _headline_dynamics(run: RunResults) -> Headline:
     stage = run.stage("dynamics")
     ratio, unit = stage.get("fdm_ratio"), "× copy-last"
     names = {"forward model": "fdm_mse", "copy last": "copy_last_mse"}
-    nulls = [(label, text(stage.get(key), key)) for label, key in names.items()]
+    baselines = [(label, text(stage.get(key), key)) for label, key in names.items()]
     if not stage and (logged := run.curve("dynamics", "test_fdm_ratio")):
         ratio, unit = logged[1][-1], f"× copy-last, at step {logged[0][-1]:,.0f}"
-    return Headline("Forward model error", text(ratio), unit, nulls, _beats(-number(ratio), [-1]))
+    return Headline("Forward model error", text(ratio), unit, baselines, _beats(-number(ratio), [-1]))
 
 
-def _headline_probe(run: Run) -> Headline:
+def _headline_probe(run: RunResults) -> Headline:
     stage = run.stage("dynamics")
-    names = diagnosis.names_in(stage)
+    names = diagnosis.score_names(stage)
     view, value = PROBES[names.probe], stage.get(names.probe)
     labels = ("untrained IDM", "o_t alone", view.constant.removesuffix(" action"))
-    nulls = [(label, text(stage.get(key), key)) for label, key in zip(labels, names.nulls, strict=True)]
-    beaten = _beats(value, [stage.get(key) for key in names.nulls])
-    return Headline("Actions read from latents", text(value, names.probe), view.unit, nulls, beaten)
+    baselines = [(label, text(stage.get(key), key)) for label, key in zip(labels, names.baselines, strict=True)]
+    beaten = _beats(value, [stage.get(key) for key in names.baselines])
+    return Headline("Actions read from latents", text(value, names.probe), view.unit, baselines, beaten)
 
 
-def _distractor(run: Run) -> list[tuple[str, list[str]]]:
-    """What latents tell of a distractor beside what they tell of the action; empty without a distractor."""
+def _distractor(run: RunResults) -> list[tuple[str, list[str]]]:
+    """Rows of a table: how well latents tell the action and a distractor; empty without a distractor."""
     stage = run.stage("dynamics")
     if "distractor_change_r2" not in stage:
         return []
-    probe = diagnosis.names_in(stage).probe
+    probe = diagnosis.score_names(stage).probe
     names = {
         PROBES[probe].row: probe,
         "distractor's change from o_t to o_{t+1} (R²)": "distractor_change_r2",
@@ -544,29 +544,29 @@ def _distractor(run: Run) -> list[tuple[str, list[str]]]:
     return [(label, [text(stage.get(kind + key), key) for kind in kinds]) for label, key in names.items()]
 
 
-def _headline_offline(run: Run) -> Headline:
+def _headline_offline(run: RunResults) -> Headline:
     stage = run.stage("decode_offline")
     curve, cloned = _points(stage.get("curve"), 3), _points(stage.get("bc_curve"), 3)
     labels, mean, stderr = max(curve.tolist(), default=(math.nan, math.nan, math.nan))
     same = next((row for row in cloned.tolist() if row[0] == labels), (math.nan, math.nan, math.nan))
-    nulls = [("behaviour cloning", _with_error(*same[1:])), *_reference_texts(run)]
+    baselines = [("behaviour cloning", _with_error(*same[1:])), *_reference_texts(run)]
     beaten = _beats(mean, [same[1], _reference_returns(run)[0]])
     unit = f"at {labels:,.0f} labels" if math.isfinite(labels) else ""
-    return Headline("Return, decoded offline", _with_error(mean, stderr), unit, nulls, beaten)
+    return Headline("Return, decoded offline", _with_error(mean, stderr), unit, baselines, beaten)
 
 
-def _headline_online(run: Run) -> Headline:
+def _headline_online(run: RunResults) -> Headline:
     stage, scratch = run.stage("decode_online"), run.stage("ppo_scratch")
-    value, null = stage.get("return_mean"), scratch.get("return_mean")
+    value, scratch_value = stage.get("return_mean"), scratch.get("return_mean")
     same = scratch.get("frames") in (None, stage.get("frames"))
     name = "PPO from scratch" if same else f"PPO, {_frames(scratch.get('frames'))} frames"
-    nulls = [(name, _with_error(null, scratch.get("return_stderr"))), *_reference_texts(run)]
+    baselines = [(name, _with_error(scratch_value, scratch.get("return_stderr"))), *_reference_texts(run)]
     unit = f"at {_frames(stage['frames'])} frames" if stage.get("frames") else ""
-    beaten = _beats(value, [null, _reference_returns(run)[0]])
-    return Headline("Return, decoded online", _with_error(value, stage.get("return_stderr")), unit, nulls, beaten)
+    beaten = _beats(value, [scratch_value, _reference_returns(run)[0]])
+    return Headline("Return, decoded online", _with_error(value, stage.get("return_stderr")), unit, baselines, beaten)
 
 
-def _reference_texts(run: Run) -> list[tuple[str, str]]:
+def _reference_texts(run: RunResults) -> list[tuple[str, str]]:
     random, expert = _reference_returns(run)
     return [("random policy", text(random, "mean")), ("expert", text(expert, "mean"))]
 
@@ -584,7 +584,7 @@ class Outcome:
     seconds: str
 
 
-def _outcome(run: Run, stage: str) -> Outcome:
+def _outcome(run: RunResults, stage: str) -> Outcome:
     summary, title = run.stage(stage), STAGES[stage]
     if summary:
         state = {True: "passed", False: "failed"}.get(summary.get("ok"), "done")
@@ -595,12 +595,12 @@ def _outcome(run: Run, stage: str) -> Outcome:
 
 
 def _verdict(outcomes: dict[str, Outcome]) -> tuple[str, str]:
-    """State and wording of the run as a whole."""
+    """State and verdict of the run as a whole."""
     failed = [outcome.title for outcome in outcomes.values() if outcome.state == "failed"]
     unfinished = any(outcome.state in {"running", "absent"} for outcome in outcomes.values())
     if failed:
         return "failed", ("unfinished, " if unfinished else "") + f"{len(failed)} of {len(outcomes)} stages failed"
-    return ("running", "unfinished") if unfinished else ("passed", "every stage beats its null")
+    return ("running", "unfinished") if unfinished else ("passed", "every stage beats its baseline")
 
 
 # ------------------------------------------------------------------------------------------------------------- tables
@@ -608,7 +608,7 @@ def _verdict(outcomes: dict[str, Outcome]) -> tuple[str, str]:
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """A line of the table of numbers: the key in `summary.json`, its value as text, or a curve as rows of text."""
+    """A line of the table of numbers: a key of `summary.json`, and its value as text or a curve as rows of text."""
 
     key: str
     value: str = ""
@@ -617,27 +617,24 @@ class Row:
 
 
 _ELSEWHERE = {"stages", "nulls", "diagnosis", "banner", "command", "verdict"}
-_COLUMNS = {
-    "decode_offline.curve": ("labels", "mean", "stderr"),
-    "decode_offline.bc_curve": ("labels", "mean", "stderr"),
-    **{f"decode_offline.{name}": ("labels", "mean", "stderr") for name in OFFLINE_CURVES},
-    **{
-        f"decode_offline.by_seed.{name}": ("labels", "draw", "mean", "stderr")
-        for name in ("curve", "bc_curve", *OFFLINE_CURVES)
-    },
-    "decode_offline.normalised": ("labels", "normalised"),
-    "decode_online.curve": ("frames", "mean"),
-    "decode_named.curve": ("frames", "mean"),
-    "ppo_scratch.curve": ("frames", "mean"),
-}
+
+
+def _columns(path: str, width: int) -> tuple[str, ...]:
+    """The headings of a curve, by its place in `summary.json`."""
+    stage, _, name = path.removeprefix(".partial.").partition(".")
+    if stage == "decode_offline":
+        if name == "normalised":
+            return "labels", "normalised"
+        return ("labels", "draw", "mean", "stderr") if name.startswith("by_seed.") else ("labels", "mean", "stderr")
+    return ("frames", "mean") if name == "curve" else tuple(f"[{index}]" for index in range(width))
 
 
 def _tables(summary: dict[str, Any]) -> dict[str, list[Row]]:
-    """Every number of the summary, by group."""
+    """All numbers of the summary, by group."""
     stages = summary.get("stages") or {}
     groups = {"Run": _rows(summary)}
     groups |= {STAGES.get(name, name): _rows(stage or {}, name) for name, stage in stages.items()}
-    groups["Nulls"] = _rows(summary.get("nulls") or {})
+    groups["Baselines"] = _rows(summary.get("nulls") or {})
     return {title: rows for title, rows in groups.items() if rows}
 
 
@@ -656,25 +653,24 @@ def _rows(values: dict[str, Any], stage: str = "", prefix: str = "") -> list[Row
 
 
 def _curve_row(key: str, points: list[list[Any]], path: str) -> Row:
-    columns = _COLUMNS.get(path.removeprefix(".partial."), tuple(f"[{index}]" for index in range(len(points[0]))))
+    columns = _columns(path, len(points[0]))
     curve = tuple(tuple(text(value, name) for name, value in zip(columns, point, strict=False)) for point in points)
     return Row(key, "", columns, curve)
 
 
-def _stage_numbers(run: Run, stage: str) -> list[Row]:
-    """The scalars of a stage, to stand beside its figure."""
-    hidden = {"ok"}
-    return [row for row in _rows(run.stage(stage), stage) if row.value and row.key not in hidden]
+def _stage_numbers(run: RunResults, stage: str) -> list[Row]:
+    """The scalars of a stage, which stand beside its figure."""
+    return [row for row in _rows(run.stage(stage), stage) if row.value and row.key != "ok"]
 
 
 # ------------------------------------------------------------------------------------------------------------- output
 
 
-def render(run: Run, embedded: dict[str, Embedded]) -> str:
-    """The report's HTML. Text from the run is escaped; only the figures go in as they are."""
+def render(run: RunResults, embedded: dict[str, Embedded]) -> str:
+    """Renders the report's HTML. Text from the run is escaped; only the figures go in as they are."""
     outcomes = {stage: _outcome(run, stage) for stage in STAGES}
     if not (run.config.get("named") or {}).get("frames"):
-        del outcomes["decode_named"]  # a run need not have it
+        del outcomes["decode_named"]  # an optional stage
     state, verdict = _verdict(outcomes)
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("lamjax.analysis"),
@@ -700,13 +696,13 @@ def render(run: Run, embedded: dict[str, Embedded]) -> str:
     )
 
 
-def _title(run: Run) -> list[str]:
+def _title(run: RunResults) -> list[str]:
     env, preset, seed = (run.summary.get(key, run.config.get(key)) for key in ("env", "preset", "seed"))
     title = [str(part) for part in (env, preset) if part] + ([f"seed {seed}"] if seed is not None else [])
     return title or [run.name]
 
 
-def _facts(run: Run) -> list[str]:
+def _facts(run: RunResults) -> list[str]:
     """The line below the title: what ran, on what, from which demonstrations, how long."""
     device = run.summary.get("device") or {}
     source = run.summary.get("source") or {}

@@ -1,4 +1,4 @@
-"""The batched environment interface: gymnax's six-value ``step`` over a leading batch axis.
+"""The interface of batched environments: gymnax's six-value ``step`` over a leading batch axis.
 
 Dimension keys: N environments, then the observation's own shape (``H, W, C`` for pixels).
 """
@@ -17,13 +17,13 @@ from lamjax.spaces import ActionSpace
 
 
 class VectorEnv(Protocol):
-    """N environments stepped together inside ``jit``, whether they are vmapped JAX or one native batch.
+    """N environments stepped together inside ``jit``: vmapped JAX environments or one native batch.
 
-    ``step`` resets a finished environment by itself: the returned observation is then the first of the next
-    episode, and ``info["final_observation"]`` is what was seen last of the one that ended. Read ``info`` inside
-    the rollout and reduce it there: stacking it over time keeps a second copy of every frame.
+    ``step`` resets a finished environment: the returned observation is then the first of the next episode, and
+    ``info["final_observation"]`` is the last of the one that ended. Read ``info`` inside the rollout and reduce it
+    there: stacking it over time keeps a second copy of every frame.
 
-    Where actions are discrete, ``num_actions`` says how many there are.
+    If actions are discrete, ``num_actions`` is their number.
     """
 
     name: str
@@ -37,7 +37,7 @@ class VectorEnv(Protocol):
         """Starts N episodes.
 
         Args:
-          key: a typed PRNG key ``[]``; everything random in the environments follows from it.
+          key: a typed PRNG key ``[]``; it determines everything random in the environments.
           params: environment parameters, or None for the defaults.
 
         Returns:
@@ -53,7 +53,7 @@ class VectorEnv(Protocol):
         Args:
           key: a typed PRNG key ``[]``.
           state: what ``reset`` or ``step`` returned.
-          action: ``[N, *action_space.shape]`` of `action_space`, continuous ones within the bounds.
+          action: ``[N, *action_space.shape]`` of `action_space`; continuous actions lie within its bounds.
           params: environment parameters, or None for the defaults.
 
         Returns:
@@ -63,7 +63,7 @@ class VectorEnv(Protocol):
         ...
 
     def get_state(self, state: Any) -> dict[str, np.ndarray]:
-        """Reads everything that ``set_state`` needs to go on bit-equally; called between dispatches."""
+        """Reads everything that ``set_state`` needs to continue bit-equally; call it between dispatches."""
         ...
 
     def set_state(self, saved: dict[str, np.ndarray]) -> Any:
@@ -76,14 +76,15 @@ class VectorEnv(Protocol):
 
 
 def join_states(states: Sequence[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
-    """What ``get_state`` gave for several batches, as that of one batch of all their environments."""
+    """Joins the saved states (`VectorEnv.get_state`) of several batches into that of one batch."""
     return {name: np.concatenate([state[name] for state in states]) for name in states[0]}
 
 
 def split_state(saved: dict[str, np.ndarray], parts: int) -> list[dict[str, np.ndarray]]:
-    """What ``get_state`` gave for N environments, as that of `parts` batches of N / `parts`: undoes `join_states`.
+    """Splits the saved state of N environments into those of `parts` batches of N / `parts`: undoes `join_states`.
 
-    An array holds an entry for each environment, or, beside one called ``<name>_lengths``, as many as that says.
+    An array has one entry for each environment. If there is an array ``<name>_lengths``, that one says how many
+    entries of ``<name>`` each environment has.
     """
 
     def cut(name: str) -> list[np.ndarray]:
@@ -98,31 +99,30 @@ def split_state(saved: dict[str, np.ndarray], parts: int) -> list[dict[str, np.n
 
 
 def stepper(env: VectorEnv) -> Any:
-    """What a jitted rollout takes as its static argument: all of `env` that ``step`` depends on.
+    """Returns the part of `env` that ``step`` depends on, for the static argument of a jitted rollout.
 
-    It has ``step``, ``num_envs`` and ``action_space``, and equals that of any environment that steps alike, so that
-    ``jit`` compiles a rollout once for all Procgen games. Environments without a ``stepper`` are their own.
+    It has ``step``, ``num_envs`` and ``action_space``. Environments that step alike have equal steppers, so ``jit``
+    compiles a rollout once for all Procgen games. An environment without the attribute ``stepper`` is its own.
     """
     return getattr(env, "stepper", env)
 
 
 def takes_turns(env: Any) -> bool:
-    """Whether a rollout steps the halves of a `stepper` in turn, one on the host while the device acts for the other.
+    """Whether a rollout steps a `stepper`'s halves in turn: the host steps one while the device acts for the other.
 
-    Such an environment holds its N environments in two groups (``groups == 2``), the first and the second half of the
-    rows, and has, besides ``step``:
+    Such an environment has ``groups == 2`` groups, the first and the second half of its N rows, and two more methods:
 
-    - ``exchange(state, action [N / 2, ...], group)``: sends one group its actions, and receives what the other shows.
-    - ``receive(state, group)``: receives what one group shows.
+    - ``exchange(state, action [N / 2, ...], group)``: sends one group its actions, and receives the other's results.
+    - ``receive(state, group)``: receives one group's results.
 
-    Both return what ``step`` does, of the N / 2 environments that are received, but the state of all N. To receive from
-    a group that was sent nothing since the last time gives its observations again, and leaves the state as it is.
+    Both return the values of ``step`` for the N / 2 environments that they receive, but the state of all N. Receiving
+    twice from a group without sending it actions returns the same observations and leaves the state as it is.
     """
     return getattr(env, "groups", 1) == 2
 
 
 def one_batch_under_vmap(step: Callable[..., Any]) -> Callable[..., Any]:
-    """Lets ``vmap`` take a native stepper's ``step`` over P states ``[P, N, ...]`` in a single native call.
+    """Makes ``vmap`` of a native stepper's ``step`` over P states ``[P, N, ...]`` a single native call.
 
     All P states must hold the same handle: that of one native batch of P * N environments.
 

@@ -1,10 +1,10 @@
-"""Returns of policies over a fixed number of episodes in each environment.
+"""Evaluates policies: their returns over a fixed number of episodes in each environment.
 
-Stopping at the first E episodes to finish would favour short ones. Here every environment plays the same number, and
-each counts.
+Stopping at the first E episodes to finish would favour short ones. So every environment plays the same number, and all
+of them count.
 
-Several policies can play side by side: each in N environments of its own, which start alike and draw alike, so that a
-policy plays what it would play alone.
+Several policies can play side by side, each in N environments of its own. These start alike and draw alike, so a policy
+plays exactly what it would play alone.
 
 Dimension keys: P policies, N environments of each, E episodes in each environment, K outputs of a policy.
 """
@@ -23,24 +23,24 @@ from lamjax import acting
 from lamjax.acting import PolicyFn
 from lamjax.envs.api import VectorEnv, join_states, stepper
 
-MOST = 16  # policies that play side by side on an accelerator,
-MOST_ENVS = 1024  # in so many environments altogether
-CHUNK = 32  # steps a dispatch: rarely more than a chunk is played after the last episode has ended
+MOST = 16  # policies side by side on an accelerator, at most
+MOST_ENVS = 1024  # environments of all of them together, at most
+CHUNK = 32  # steps in a dispatch; at most so many are wasted after the last episode
 
 
 def most_together(num_envs: int, backend: str | None = None) -> int:
-    """How many policies should play side by side in `num_envs` environments each: one on a CPU, which gains nothing."""
+    """How many policies should play side by side in `num_envs` environments each: 1 on a CPU, which gains nothing."""
     if (backend or jax.default_backend()) == "cpu":
         return 1
     return max(1, min(MOST, MOST_ENVS // num_envs))
 
 
 def side_by_side(params: Sequence[Any]) -> tuple[Any, tuple[int | None, ...]]:
-    """Joins the parameters of P policies, of one structure; what they have in common is kept once.
+    """Stacks the parameters of P policies of one structure; leaves that all of them share are kept once.
 
     Returns:
-      Parameters whose leaves are ``[P, ...]``, or as they are where all policies hold the very same array; and for each
-      leaf, in order, the axis of the policies: 0 or None.
+      Parameters whose leaves are ``[P, ...]``, or unchanged if all policies hold the very same array; and for each leaf
+      the axis of the policies: 0 or None.
     """
     structure = jax.tree.structure(params[0])
     columns = list(zip(*map(jax.tree.leaves, params), strict=True))
@@ -50,23 +50,23 @@ def side_by_side(params: Sequence[Any]) -> tuple[Any, tuple[int | None, ...]]:
 
 
 def over_policies(f: Callable, axes: tuple[int | None, ...]) -> Callable:
-    """``f(params, obs)`` as it should be under ``vmap`` over policies: `axes` is that of `side_by_side`.
+    """Prepares ``f(params, obs)`` for ``vmap`` over policies; `axes` are those of `side_by_side`.
 
-    Policies that share something, a trunk, run it once, on all their observations. Those that share nothing run one
-    after the other: their convolutions together would be grouped ones, which are slow everywhere.
+    Policies that share a trunk run it once on all their observations. Policies that share nothing run one after the
+    other: together their convolutions would be grouped, which is slow on every backend.
     """
     return sequential_vmap(f) if axes and None not in axes else f
 
 
 @struct.dataclass
 class Games:
-    """Where P policies stand in N environments each, and the episodes that have ended. Every field is ``[P, N, ...]``.
+    """The games of P policies in N environments each, and their finished episodes. Every field is ``[P, N, ...]``.
 
     Attributes:
       position: observations and the environments' state.
       running: returns float32 and lengths int32 ``[P, N]`` of the running episodes.
-      finished: int32 ``[P, N]``, how many of E episodes have ended.
-      tables: returns float32 and lengths int32 ``[P, N, E]`` of the episodes that have ended.
+      finished: int32 ``[P, N]``, how many of E episodes have finished.
+      tables: returns float32 and lengths int32 ``[P, N, E]`` of the finished episodes.
     """
 
     position: acting.Position
@@ -77,7 +77,7 @@ class Games:
 
 @functools.partial(jax.jit, static_argnames=("policy", "env", "axes"))
 def _play(policy, params, axes, env, greedy, games, key):
-    """Plays `CHUNK` steps more."""
+    """Plays `CHUNK` more steps."""
     space, outputs_of = env.action_space, over_policies(policy, axes)
 
     def play(params, greedy, games):
@@ -90,7 +90,7 @@ def _play(policy, params, axes, env, greedy, games, key):
         running, totals = jax.lax.scan(acting.count, games.running, (reward, done))
         num_envs, per_env = games.tables[0].shape
         number = games.finished[None] + jnp.cumsum(done, axis=0) - done
-        # What lies beyond a table is dropped: steps that end no episode, and episodes that do not count.
+        # Indices beyond a table are dropped: steps that end no episode, and episodes after the last that counts.
         places = jnp.arange(num_envs)[None], jnp.where(done, number, per_env)
         tables = jax.tree.map(lambda table, x: table.at[places].set(x, mode="drop"), games.tables, totals)
         return Games(position, running, jnp.minimum(games.finished + done.sum(axis=0), per_env), tables)
@@ -110,7 +110,7 @@ def _start(env: VectorEnv, key: jax.Array, count: int, per_env: int, wide: Vecto
 
 
 def _alike(env: VectorEnv, wide: VectorEnv, obs: jax.Array, state: Any) -> acting.Position:
-    """Observations and state of N environments as those of P times N, ``[P, N, ...]``, which `wide` plays."""
+    """Repeats observations and state of N environments for P policies, ``[P, N, ...]``, in the P * N of `wide`."""
     copies = wide.num_envs // env.num_envs
 
     def separate(leaf: jax.Array) -> jax.Array:
@@ -125,7 +125,7 @@ def _alike(env: VectorEnv, wide: VectorEnv, obs: jax.Array, state: Any) -> actin
 def play_all(
     policy: PolicyFn, params: Any, env: VectorEnv, per_env: int, key: jax.Array, *, greedy: bool = False
 ) -> tuple[jax.Array, jax.Array]:
-    """As `evaluate`, as one pure function: returns float32 and lengths int32, both ``[N, per_env]``."""
+    """`evaluate` as one pure function: returns float32 and lengths int32, both ``[N, per_env]``."""
     games, key = _start(env, key, 1, per_env)
     joined, greedy = side_by_side([params]), jnp.full(1, greedy)
 
@@ -152,18 +152,19 @@ def evaluate_all(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Plays ``episodes / N`` episodes with each of P policies in each of N environments, side by side.
 
-    Every policy meets the same levels, and its actions are drawn with the same keys: it gets what it would get alone.
+    Every policy plays the same levels, and draws its actions with the same keys: its returns are those that it gets
+    alone.
 
     Args:
-      policy: what all policies have in common, ``(params, obs [N, *obs_shape]) -> outputs [N, K]`` (see
-        `lamjax.spaces`); compiled once for all that are equal.
-      params: of each policy, P pytrees of one structure (see `over_policies`).
+      policy: the function of all policies, ``(params, obs [N, *obs_shape]) -> outputs [N, K]`` (see `lamjax.spaces`);
+        compiled once for all that are equal.
+      params: the parameters of each policy, P pytrees of one structure (see `over_policies`).
       env: N environments.
       episodes: how many episodes of each policy, a multiple of N.
       key: a typed PRNG key; with the same key an environment plays the same levels.
       greedy: for each policy, whether it takes the most likely action; otherwise it samples.
-      wide: P * N environments like those of `env`; not needed by a single policy.
-      progress: called with the number of episodes finished so far, of all policies together.
+      wide: P * N environments like those of `env`; a single policy does not need them.
+      progress: called with the number of episodes that all policies have finished so far.
 
     Returns:
       Raw returns float32 ``[P, episodes]`` and lengths int32 ``[P, episodes]``.

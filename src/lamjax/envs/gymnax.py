@@ -12,12 +12,11 @@ from lamjax.spaces import ActionSpace, Box, Discrete
 class Gymnax:
     """N copies of a gymnax-compatible environment, vmapped.
 
-    Any object with gymnax's ``reset(key, params)`` and six-value ``step(key, state, action, params)`` will do, if its
-    actions are discrete, or vectors between finite bounds, and its observations are images or grids ``[H, W, C]``, or
-    vectors ``[D]``. Continuous actions become an `action_space` of type `Box`; ``num_actions`` is there of discrete
-    ones alone. Images of booleans, or of floats whose space is bounded by 0 and 1 (MinAtar), are shown as uint8 pixels
-    in [0, 255]; vectors as float32. Two batches of one environment object under one object of parameters are equal, so
-    that ``jit`` compiles once.
+    The environment is any object with gymnax's ``reset(key, params)`` and six-value ``step(key, state, action,
+    params)``. Its actions are discrete, or vectors between finite bounds (`action_space` is then a `Box`, and there is
+    no ``num_actions``). Its observations are images or grids ``[H, W, C]``, or vectors ``[D]``. Images of booleans, or
+    of floats whose space is bounded by 0 and 1 (MinAtar), become uint8 pixels in [0, 255]; vectors become float32. Two
+    batches of one environment object under one object of parameters are equal, so ``jit`` compiles once.
     """
 
     def __init__(self, env: Any, num_envs: int, *, params: Any = None, name: str | None = None):
@@ -26,8 +25,8 @@ class Gymnax:
         Args:
           env: the environment object.
           num_envs: N, copies to step together.
-          params: the environment's parameters; None takes its ``default_params``.
-          name: what reports call it; by default the environment's own name.
+          params: the environment's parameters; by default its ``default_params``.
+          name: the name in reports; by default the environment's own.
 
         Raises:
           ValueError: if `num_envs` is not positive, or actions or observations have another shape.
@@ -41,17 +40,17 @@ class Gymnax:
         self.env_params: dict[str, Any] = {}
         space = env.observation_space(self.params)
         self.action_space = _action_space(env.action_space(self.params), self.name)
-        shown = jax.eval_shape(env.reset, jax.random.key(0), self.params)[0]
-        self.obs_shape = tuple(shown.shape)
+        obs = jax.eval_shape(env.reset, jax.random.key(0), self.params)[0]
+        self.obs_shape = tuple(obs.shape)
         if len(self.obs_shape) not in (1, 3):
             raise ValueError(
                 f"{self.name} shows observations of shape {self.obs_shape}: "
                 "reshape them to vectors [D] or images [H, W, C]."
             )
         bounds = [np.asarray(getattr(space, name, np.nan)) for name in ("low", "high")]
-        unit = shown.dtype == bool or all((bound == value).all() for bound, value in zip(bounds, (0, 1), strict=True))
-        self._to_pixels = len(self.obs_shape) == 3 and shown.dtype != np.uint8 and unit
-        self.obs_dtype = self._show(jnp.zeros((), shown.dtype)).dtype
+        unit = obs.dtype == bool or all((bound == value).all() for bound, value in zip(bounds, (0, 1), strict=True))
+        self._to_pixels = len(self.obs_shape) == 3 and obs.dtype != np.uint8 and unit
+        self.obs_dtype = self._show(jnp.zeros((), obs.dtype)).dtype
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Gymnax) and self._identity == other._identity
@@ -65,7 +64,7 @@ class Gymnax:
 
     @property
     def num_actions(self) -> int:
-        """How many actions there are, where they are discrete."""
+        """The number of actions, if they are discrete."""
         return self.action_space.n
 
     def _show(self, obs: jax.Array) -> jax.Array:
@@ -91,20 +90,20 @@ class Gymnax:
         return self._show(obs), state, reward.astype(jnp.float32), terminated, truncated, info
 
     def get_state(self, state: Any) -> dict[str, np.ndarray]:
-        """The state's leaves on the host, by their position."""
+        """Returns the state's leaves on the host, by their position."""
         return {str(index): np.asarray(leaf) for index, leaf in enumerate(jax.tree.leaves(jax.device_get(state)))}
 
     def set_state(self, saved: dict[str, np.ndarray]) -> Any:
-        """Puts what `get_state` returned back into the state's structure."""
+        """Puts the leaves that `get_state` returned back into the state's structure."""
         structure = jax.tree.structure(jax.eval_shape(self.reset, jax.random.key(0))[1])
         return jax.tree.unflatten(structure, [jnp.asarray(saved[str(i)]) for i in range(structure.num_leaves)])
 
     def close(self) -> None:
-        """Nothing is held outside JAX."""
+        """Does nothing: the environments hold nothing outside JAX."""
 
 
 def _action_space(space: Any, name: str) -> ActionSpace:
-    """A space of gymnax as ours.
+    """Converts an action space of gymnax.
 
     Raises:
       ValueError: if it is neither discrete nor a vector between finite bounds.

@@ -1,17 +1,17 @@
 """Real Procgen inside ``jit``: native batches of games behind ``io_callback``.
 
-The games live on the host; what JAX carries is a handle, the last frames and a step counter. The callbacks are
-unordered on purpose, because ordered effects do not allow the same rollout on several devices. What orders them is the
-handle: every callback takes it and returns it, so each one waits for the one before.
+The games live on the host; JAX carries a handle, the last frames and a step counter. The callbacks are unordered on
+purpose, because ordered effects do not allow the same rollout on several devices. The handle orders them instead: every
+callback takes it and returns it, so each one waits for the one before.
 
 A handle stands for one native batch of N environments, or for two of N / 2, the *groups*. C++ threads step a group
-after ``act`` has returned, so a rollout can give one group its actions and meanwhile compute the other's (`exchange`).
+after ``act`` has returned, so a rollout can send one group its actions and meanwhile compute the other's (`exchange`).
 The number of groups changes the time that a rollout takes, and nothing else.
 
-No frame is copied here. A callback returns views of a native batch's memory, which changes at the batch's next ``act``.
-XLA copies what a callback returns before the callback counts as done, under ``jit`` and outside it (there JAX compiles
-the callback by itself): a test holds this of CPUs, and on a GPU jaxlib waits for the upload. The next ``act`` comes in
-a callback that needs the handle of this one.
+This module copies no frame. A callback returns views of a native batch's memory, which changes at the batch's next
+``act``. XLA copies the results before the callback counts as done, under ``jit`` and outside it (there JAX compiles the
+callback by itself): a test proves this for CPUs, and on a GPU jaxlib waits for the upload. The next ``act`` comes in a
+callback that needs the handle of this one.
 """
 
 import contextlib
@@ -38,24 +38,24 @@ OBS_SHAPE = (64, 64, 3)
 NUM_ACTIONS = 15
 DISTRIBUTION_MODES = ("easy", "hard", "extreme", "memory", "exploration")
 
-# What a step reads of a native batch without the copies and dictionaries that gym3 makes of it (gym3.libenv.CEnv).
+# Attributes of gym3.libenv.CEnv: a step reads them without the copies and dictionaries that gym3's `observe` makes.
 _BUFFERS = ("_ob", "_rew", "_first", "_info")
 
-# The groups of native batches of this process by handle: a pytree cannot hold a C++ object.
-_BATCHES: dict[int, tuple[Any, ...]] = {}
+# The native batches of this process by handle: a pytree cannot hold a C++ object.
+BATCHES: dict[int, tuple[Any, ...]] = {}
 _NEXT_ID = itertools.count(1)
 
 
 @struct.dataclass
 class ProcgenState:
-    """What a rollout carries of the native batches.
+    """The state of the native batches that a rollout carries.
 
     Attributes:
-      handle: int32 ``[]``, stands for the native batches in this process; what the last callback returned.
-      obs: uint8 ``[N, 64, 64, 3]``, the last frames, which become ``final_observation`` where an episode ends.
-      time: int32 ``[N]``, steps taken in the running episode.
-      time_limit: int32 ``[]``, the game's time-out; with the handle all that tells a step which game it is.
-      level_seed: int32 ``[N]``, the level each environment plays now.
+      handle: int32 ``[]``, stands for the native batches in this process; the last callback returned it.
+      obs: uint8 ``[N, 64, 64, 3]``, the last frames, which become ``final_observation`` if an episode ends.
+      time: int32 ``[N]``, the number of steps in the running episode.
+      time_limit: int32 ``[]``, the game's time-out; a step knows the game by this and the handle alone.
+      level_seed: int32 ``[N]``, the level that each environment plays now.
     """
 
     handle: jax.Array
@@ -69,7 +69,8 @@ class ProcgenNotInstalledError(ImportError):
     """Raised when a Procgen game is asked for and the ``procgen`` extra is absent."""
 
 
-def _native_class():
+def native_class() -> type:
+    """Returns Procgen's own class of batched environments; raises `ProcgenNotInstalledError` without Procgen."""
     # procgen imports the retired `gym` for its registration alone, and that prints a notice of its own on stderr.
     with contextlib.redirect_stderr(io.StringIO()):
         try:
@@ -82,7 +83,7 @@ def _native_class():
 
 
 def default_groups(num_envs: int, backend: str | None = None) -> int:
-    """How many groups N environments are stepped in, unless the caller says.
+    """The default number of groups that N environments are stepped in.
 
     On a CPU the policy and the games share the same cores, so nothing is gained by computing both at once, and one
     policy of N rows is faster than two of N / 2. On an accelerator the host is idle while the policy is computed.
@@ -96,7 +97,7 @@ def default_groups(num_envs: int, backend: str | None = None) -> int:
 
 @dataclasses.dataclass(frozen=True)
 class ProcgenStepper:
-    """Steps N environments of whichever game their state belongs to, so that all games share one compiled rollout.
+    """Steps N environments of any game: the state says which, so all games share one compiled rollout.
 
     Attributes:
       num_envs: N.
@@ -110,21 +111,21 @@ class ProcgenStepper:
 
     @one_batch_under_vmap
     def step(self, key: jax.Array, state: ProcgenState, action: jax.Array, params: Any = None):
-        """Steps all environments; see `VectorEnv.step`. The game draws its randomness itself: `key` is not used."""
+        """Steps all environments; see `VectorEnv.step`. The game draws its own randomness and ignores `key`."""
         del key, params
         state = state.replace(time=state.time + 1)
         return self._call(_host_step, state, 0, self.num_envs, action.astype(jnp.int32))
 
     def exchange(self, state: ProcgenState, action: jax.Array, group: jax.Array):
-        """Sends one group its actions and receives what the other one shows.
+        """Sends one group its actions and receives the results of the other.
 
         Args:
           state: the state of all N environments.
           action: int ``[N / 2]``, of the group that begins a step.
-          group: int32 ``[]``, 0 or 1: which one that is. The other group ends its step, if it has begun one.
+          group: int32 ``[]``, 0 or 1, the group that begins a step. The other group ends its step, if it has one.
 
         Returns:
-          What `step` returns, of the other group's N / 2 environments, but the state of all.
+          The values of `step` for the other group's N / 2 environments, but the state of all.
         """
         half = self.num_envs // 2
         time = jax.lax.dynamic_slice_in_dim(state.time, group * half, half) + 1
@@ -132,20 +133,14 @@ class ProcgenStepper:
         return self._call(_host_exchange, state, (1 - group) * half, half, action.astype(jnp.int32), group)
 
     def receive(self, state: ProcgenState, group: jax.Array):
-        """Receives what one group shows, as `exchange` does, and sends nothing."""
+        """Receives the results of one group, as `exchange` does, and sends nothing."""
         half = self.num_envs // 2
         return self._call(_host_receive, state, group * half, half, group)
 
     def _call(self, callback: Callable, state: ProcgenState, start: Any, size: int, *sent: jax.Array):
-        """Runs a callback that gives the `Frames` of the rows from `start`, whose steps `state.time` already counts."""
-        shapes = (
-            jax.ShapeDtypeStruct((), jnp.int32),
-            jax.ShapeDtypeStruct((size, *OBS_SHAPE), jnp.uint8),
-            jax.ShapeDtypeStruct((size,), jnp.float32),
-            jax.ShapeDtypeStruct((size,), jnp.bool_),
-            jax.ShapeDtypeStruct((size,), jnp.bool_),
-            jax.ShapeDtypeStruct((size,), jnp.int32),
-        )
+        """Runs a callback that returns the `Frames` of `size` rows from `start`; `state.time` counts their step."""
+        shapes = [jax.ShapeDtypeStruct((), jnp.int32), jax.ShapeDtypeStruct((size, *OBS_SHAPE), jnp.uint8)]
+        shapes += [jax.ShapeDtypeStruct((size,), dtype) for dtype in (jnp.float32, jnp.bool_, jnp.bool_, jnp.int32)]
         handle, obs, reward, done, complete, level_seed = io_callback(callback, shapes, state.handle, *sent)
         before = jax.tree.map(
             lambda x: jax.lax.dynamic_slice_in_dim(x, start, size), {"obs": state.obs, "time": state.time}
@@ -166,43 +161,43 @@ class ProcgenStepper:
 
 
 def _host_step(handle: np.ndarray, action: np.ndarray) -> tuple[np.ndarray, ...]:
-    batches = _BATCHES[int(handle)]
+    batches = BATCHES[int(handle)]
     for batch, part in zip(batches, np.asarray(action).reshape(len(batches), -1), strict=True):
         batch.act(part)
     return np.asarray(handle), *_observe(batches)
 
 
 def _host_exchange(handle: np.ndarray, action: np.ndarray, group: np.ndarray) -> tuple[np.ndarray, ...]:
-    batches, sent = _BATCHES[int(handle)], int(group)
+    batches, sent = BATCHES[int(handle)], int(group)
     batches[sent].act(np.asarray(action))
     return np.asarray(handle), *_observe(batches[1 - sent : 2 - sent])
 
 
 def _host_receive(handle: np.ndarray, group: np.ndarray) -> tuple[np.ndarray, ...]:
-    batches, received = _BATCHES[int(handle)], int(group)
+    batches, received = BATCHES[int(handle)], int(group)
     return np.asarray(handle), *_observe(batches[received : received + 1])
 
 
 def _observe(batches: Sequence[Any]) -> Frames:
-    """Waits until the batches have stepped; what they show, in views of their own memory where it is one batch."""
-    shown = []
+    """Waits until the batches have stepped, and returns their frames: of a single batch as views of its memory."""
+    frames = []
     for batch in batches:
         batch.call_c_func("libenv_observe")
         first, info = batch._first, batch._info
         complete = info["prev_level_complete"].astype(np.bool_) & first
-        shown.append((batch._ob["rgb"], batch._rew, first, complete, info["level_seed"]))
-    return shown[0] if len(shown) == 1 else tuple(np.concatenate(parts) for parts in zip(*shown, strict=True))
+        frames.append((batch._ob["rgb"], batch._rew, first, complete, info["level_seed"]))
+    return frames[0] if len(frames) == 1 else tuple(np.concatenate(parts) for parts in zip(*frames, strict=True))
 
 
 class Procgen:
     """N copies of one Procgen game, stepped together by its own C++ threads.
 
     Procgen resets itself inside ``act`` and never shows an episode's last frame. So ``info["final_observation"]`` is
-    the last frame that was seen, one step early, and ``info["final_is_exact"]`` is False. ``truncated`` means that
-    the game's time-out ended the episode without the level having been completed.
+    the frame before, and ``info["final_is_exact"]`` is False. ``truncated`` means that the game's time-out ended the
+    episode before the level was completed.
 
-    Objects of equal settings compare equal, so ``jit`` compiles once for all of them. `close` frees the batches that
-    this object made; a ``reset`` inside a jitted function makes its batches through the object that was traced.
+    Objects with equal settings are equal, so ``jit`` compiles once for all of them. `close` frees the batches that this
+    object made. A ``reset`` inside a jitted function makes its batches through the object that was traced.
     """
 
     num_actions = NUM_ACTIONS
@@ -228,7 +223,7 @@ class Procgen:
           game: one of the 16 games.
           num_envs: N, environments in the batch.
           time_limit: the game's own time-out in steps (see the registry).
-          num_levels: how many levels to draw from; 0 means all of them, and then `start_level` has no effect.
+          num_levels: how many levels to draw from; 0 means all, and then `start_level` has no effect.
           start_level: the first level's seed.
           distribution_mode: one of `DISTRIBUTION_MODES`.
           num_threads: C++ threads; by default the machine's cores, at most 16.
@@ -250,7 +245,7 @@ class Procgen:
             raise ValueError(f"groups must be 1 or 2, not {groups}.")
         if num_envs % groups:
             raise ValueError(f"{num_envs} environments do not split into two groups: make their number even.")
-        self._native = _native_class()
+        self._native = native_class()
         self.name = game
         self.num_envs = num_envs
         self.time_limit = time_limit
@@ -271,8 +266,8 @@ class Procgen:
     def __hash__(self) -> int:
         return hash(self._settings)
 
-    def _make(self, num_envs: int, rand_seed: int) -> Any:
-        """Makes a native batch."""
+    def make_batch(self, num_envs: int, rand_seed: int) -> Any:
+        """Makes a native batch; raises `ProcgenNotInstalledError` if this gym3 does not keep the buffers it needs."""
         batch = self._native(
             num=num_envs, env_name=self.name, rand_seed=rand_seed, num_threads=self._num_threads, **self.env_params
         )
@@ -287,21 +282,21 @@ class Procgen:
     def _hold(self, batches: tuple[Any, ...]) -> int:
         """Keeps the groups of native batches, and returns their handle."""
         handle = next(_NEXT_ID)
-        _BATCHES[handle] = batches
+        BATCHES[handle] = batches
         self._handles.add(handle)
         return handle
 
     def _restore(self, blobs: Sequence[bytes]) -> int:
-        """Makes native batches that go on where N environments stood; returns their handle."""
+        """Makes native batches with the saved states of N environments; returns their handle."""
         each = self.num_envs // self.groups
-        batches = tuple(self._make(each, 0) for _ in range(self.groups))
+        batches = tuple(self.make_batch(each, 0) for _ in range(self.groups))
         for group, batch in enumerate(batches):
             batch.callmethod("set_state", blobs[group * each : (group + 1) * each])
         return self._hold(batches)
 
     def _host_reset(self, rand_seed: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         # One batch deals the levels, so that they do not depend on the number of groups.
-        batch = self._make(self.num_envs, int(rand_seed))
+        batch = self.make_batch(self.num_envs, int(rand_seed))
         obs, _, _, _, level_seed = _observe([batch])
         if self.groups == 1:
             return np.int32(self._hold((batch,))), obs, level_seed
@@ -314,26 +309,23 @@ class Procgen:
         """Makes new native batches seeded by `key`; see `VectorEnv.reset`. `close` frees them."""
         del params
         rand_seed = jax.random.randint(key, (), 0, np.iinfo(np.int32).max, jnp.int32)
-        shapes = (
-            jax.ShapeDtypeStruct((), jnp.int32),
-            jax.ShapeDtypeStruct((self.num_envs, *OBS_SHAPE), jnp.uint8),
-            jax.ShapeDtypeStruct((self.num_envs,), jnp.int32),
-        )
+        handle, level_seed = (jax.ShapeDtypeStruct(shape, jnp.int32) for shape in ((), (self.num_envs,)))
+        shapes = (handle, jax.ShapeDtypeStruct((self.num_envs, *OBS_SHAPE), jnp.uint8), level_seed)
         handle, obs, level_seed = io_callback(self._host_reset, shapes, rand_seed)
         time, time_limit = jnp.zeros(self.num_envs, jnp.int32), jnp.int32(self.time_limit)
         return obs, ProcgenState(handle, obs, time, time_limit, level_seed)
 
     def step(self, key: jax.Array, state: ProcgenState, action: jax.Array, params: Any = None):
-        """Steps all environments; see `VectorEnv.step`. The game draws its randomness itself: `key` is not used."""
+        """Steps all environments; see `VectorEnv.step`. The game draws its own randomness and ignores `key`."""
         return self.stepper.step(key, state, action, params)
 
     def get_state(self, state: ProcgenState) -> dict[str, np.ndarray]:
-        """Reads the native batches (about 38 kB an environment); call it between dispatches, never inside ``jit``.
+        """Reads the native batches, about 38 kB an environment; call it between dispatches, never inside ``jit``.
 
-        What it returns does not depend on the number of groups.
+        The saved state does not depend on the number of groups.
         """
         state = jax.device_get(state)
-        blobs = [blob for batch in _BATCHES[int(state.handle)] for blob in batch.callmethod("get_state")]
+        blobs = [blob for batch in BATCHES[int(state.handle)] for blob in batch.callmethod("get_state")]
         return {
             "native": np.frombuffer(b"".join(blobs), np.uint8),
             "native_lengths": np.array([len(blob) for blob in blobs], np.int64),
@@ -343,7 +335,7 @@ class Procgen:
         }
 
     def set_state(self, saved: dict[str, np.ndarray]) -> ProcgenState:
-        """Makes new native batches that go on where the saved ones stood, whatever their number of groups was."""
+        """Makes native batches that continue from a saved state, which may come from another number of groups."""
         ends = np.cumsum(saved["native_lengths"])
         native = np.asarray(saved["native"]).tobytes()
         blobs = [native[end - length : end] for end, length in zip(ends, saved["native_lengths"], strict=True)]
@@ -356,8 +348,8 @@ class Procgen:
         )
 
     def close(self) -> None:
-        """Frees the native batches that this object made; states that name them must not be stepped again."""
+        """Frees the native batches that this object made; do not step their states again."""
         for handle in self._handles:
-            for batch in _BATCHES.pop(handle):
+            for batch in BATCHES.pop(handle):
                 batch.close()
         self._handles.clear()

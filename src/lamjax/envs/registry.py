@@ -1,7 +1,7 @@
-"""Every environment by name, and for each Procgen game the facts that results depend on.
+"""Makes environments by name, and holds the facts about each Procgen game that results depend on.
 
-The returns are those of the LAPO paper's data: "random" is a uniform policy's mean return, "expert" the mean return
-of its demonstrations. The time-outs and the effect of each action come from the Procgen engine.
+The returns come from the LAPO paper's data: "random" is a uniform policy's mean return, "expert" the mean return of its
+demonstrations. The time-outs and the effect of each action come from the Procgen engine.
 """
 
 import dataclasses
@@ -21,9 +21,9 @@ ACTION_NAMES = (
 
 
 def _aliases(moves: str, specials: str = "444444") -> tuple[int, ...]:
-    """Maps each of the 15 actions to the first action that does the same.
+    """Maps each of the 15 actions to the first action that does the same, its representative.
 
-    `moves` gives the representative of actions 0 to 8, `specials` of 9 to 14, one hexadecimal digit each.
+    `moves` holds the representatives of actions 0 to 8, `specials` of 9 to 14, one hexadecimal digit each.
     """
     return tuple(int(digit, 16) for digit in moves + specials)
 
@@ -38,12 +38,12 @@ _FIRE = "944444"  # one special does something
 
 @dataclasses.dataclass(frozen=True)
 class Game:
-    """What is known of a Procgen game (distribution mode "easy").
+    """Facts about a Procgen game (distribution mode "easy").
 
     Attributes:
       random_return: mean return of a uniform policy, in raw reward.
       expert_return: mean return of the paper's demonstrations.
-      aliases: for each of the 15 actions the representative of the actions that do the same in this game.
+      aliases: the representative of each of the 15 actions.
       time_limit: steps after which the engine ends an episode.
     """
 
@@ -59,7 +59,7 @@ PROCGEN_GAMES: dict[str, Game] = {
     "caveflyer": Game(2.5970738, 9.183605, _aliases(_ALL, _FIRE)),
     "chaser": Game(0.6632482, 9.955711, _aliases(_ALL)),
     "climber": Game(2.2242901, 10.233627, _aliases(_NO_DOWN)),
-    # "Down" matters on crates alone, which a frame rarely shows: it is merged away.
+    # "Down" matters only on crates, which are rare: it is merged away.
     "coinrun": Game(2.704834, 9.93251, _aliases(_NO_DOWN)),
     "dodgeball": Game(0.612983, 13.486584, _aliases(_ALL, _FIRE)),
     "fruitbot": Game(-2.5330205, 29.925259, _aliases(_SIDEWAYS, _FIRE)),
@@ -86,13 +86,14 @@ GYMNAX_ENVS: dict[str, str] = {
 }
 
 
-# Returns that "normalised" refers to where no paper gives any: of a uniform policy (4096 episodes, +- 4.6), and of the
-# expert that the preset trains.
-_REFERENCE_RETURNS: dict[str, tuple[float, float]] = {"pendulum": (-1228.9, -156.4)}
+# Mean returns of random and expert where no paper gives any: a uniform policy (4096 episodes, +- 4.6), and the expert
+# that the preset trains.
+_REFERENCE_RETURNS = {name: (game.random_return, game.expert_return) for name, game in PROCGEN_GAMES.items()}
+_REFERENCE_RETURNS["pendulum"] = (-1228.9, -156.4)
 
 
 class UnknownEnvError(ValueError):
-    """Raised for a name that the registry does not hold; the message lists near names."""
+    """Raised for an unknown name; the message lists near names."""
 
 
 def env_names() -> list[str]:
@@ -118,14 +119,14 @@ def make(
       name: a Procgen game (``coinrun`` ... ``starpilot``), ``minatar/breakout`` ..., ``cartpole``, or ``pendulum``
         (continuous actions).
       num_envs: N.
-      distractor: what moves over the frames besides the game (see `Distracted`); "none" leaves them as they are.
+      distractor: what to draw over the frames (see `Distracted`); "none" leaves them as they are.
       distractor_strength: in (0, 1].
       **params: for Procgen ``num_levels``, ``start_level``, ``distribution_mode``, ``num_threads``, ``groups``.
 
     Raises:
       UnknownEnvError: if there is no such environment.
       ProcgenNotInstalledError: if the ``procgen`` extra is absent.
-      ValueError: if a parameter is out of range, or the environment does not show what the distractor needs.
+      ValueError: if a parameter is out of range, or the environment's observations are no frames to distract.
     """
     check_name(name)
     check_distractor(distractor, distractor_strength)
@@ -144,7 +145,7 @@ _REGISTERED: dict[str, tuple[Any, Any]] = {}
 
 
 def register(env: Any, *, name: str | None = None, params: Any = None) -> str:
-    """Makes an environment object known by name, to `make` and to everything that takes a name; again replaces it.
+    """Registers an environment object under a name for `make` and everything that takes a name; again replaces it.
 
     Args:
       env: an object with gymnax's ``reset``, six-value ``step``, ``default_params`` and spaces (see `Gymnax`).
@@ -155,7 +156,7 @@ def register(env: Any, *, name: str | None = None, params: Any = None) -> str:
       The name.
 
     Raises:
-      ValueError: if the name is that of an environment of the package, or `Gymnax` cannot show the environment.
+      ValueError: if the name belongs to an environment of the package, or `Gymnax` refuses the environment.
     """
     name = name or env.name
     if name in PROCGEN_GAMES or name in GYMNAX_ENVS:
@@ -168,8 +169,8 @@ def register(env: Any, *, name: str | None = None, params: Any = None) -> str:
 
 @functools.cache
 def _gymnax(name: str, **params: Any) -> tuple[Any, Any]:
-    """The environment object and its parameters: one for all batches, which then compare equal."""
-    import gymnax  # slow to import (it pulls in plotting), and needed by these names alone
+    """Makes an environment object and its parameters, once, so that all its batches are equal."""
+    import gymnax  # slow to import (it pulls in plotting), and only these names need it
 
     return gymnax.make(GYMNAX_ENVS[name], **params)
 
@@ -180,11 +181,11 @@ def obs_shape(name: str) -> tuple[int, ...]:
 
 
 def merged_actions(name: str, num_actions: int) -> tuple[int, ...]:
-    """The action classes that differ in effect, as a map from action to class ``0 ... k-1``.
+    """Maps each action to its class ``0 ... k-1``; actions of one class do the same.
 
     Args:
       name: the environment.
-      num_actions: how many actions it has (games without a table map each action to itself).
+      num_actions: how many actions it has. Outside Procgen each action has a class of its own.
     """
     aliases = PROCGEN_GAMES[name].aliases if name in PROCGEN_GAMES else tuple(range(num_actions))
     classes = {representative: index for index, representative in enumerate(sorted(set(aliases)))}
@@ -192,22 +193,18 @@ def merged_actions(name: str, num_actions: int) -> tuple[int, ...]:
 
 
 def merged_action_names(name: str, num_actions: int) -> tuple[str, ...]:
-    """The name of each class of `merged_actions`: what its representative is called."""
+    """The name of each class of `merged_actions`: that of its representative."""
     if name not in PROCGEN_GAMES:
         return tuple(str(action) for action in range(num_actions))
     return tuple(ACTION_NAMES[representative] for representative in sorted(set(PROCGEN_GAMES[name].aliases)))
 
 
 def normalised_return(name: str, mean_return: float) -> float | None:
-    """``(R - R_random) / (R_expert - R_random)``, or None where these are not known.
+    """``(R - R_random) / (R_expert - R_random)``, or None if these returns are unknown.
 
-    The constants are the paper's for Procgen, and for Pendulum our own: 0 is uniform play, 1 the preset's expert.
+    They are the paper's for Procgen, and for Pendulum our own: 0 is uniform play, 1 the preset's expert.
     """
-    if name in PROCGEN_GAMES:
-        game = PROCGEN_GAMES[name]
-        random, expert = game.random_return, game.expert_return
-    elif name in _REFERENCE_RETURNS:
-        random, expert = _REFERENCE_RETURNS[name]
-    else:
+    if name not in _REFERENCE_RETURNS:
         return None
+    random, expert = _REFERENCE_RETURNS[name]
     return (mean_return - random) / (expert - random)

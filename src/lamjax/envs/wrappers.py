@@ -1,16 +1,16 @@
-"""Environments made harder to learn from: distractors over their frames, and actions that are not always obeyed.
+"""Wrappers that make environments harder to learn from: distractors over their frames, and disobeyed actions.
 
 `Distracted` puts exogenous noise over the frames of any environment that shows pixels. A latent action model explains
 whatever changes unpredictably between frames. A distractor changes unpredictably and has nothing to do with the
-actions, so it asks whether latents learned the action or the noise. The game underneath is untouched: with the same
-keys and actions it plays out as it does without a distractor. `Disobedient` leaves the frames alone and changes what is
-done: what an agent chose is then no longer what happened.
+actions, so it tests whether latents learned the action or the noise. It leaves the game alone: with the same keys and
+actions the game plays out as it does without a distractor. `Disobedient` leaves the frames alone and changes the
+actions: what happens is not always what the agent chose.
 
 Dimension keys: N environments, H, W, C frame, D what tells a distractor's state.
 """
 
 import copy
-from typing import Any, Literal, get_args
+from typing import Any, Literal, Self, get_args
 
 import jax
 import jax.numpy as jnp
@@ -23,22 +23,22 @@ from lamjax.spaces import Discrete
 Distractor = Literal["none", "overlay", "noise", "jitter"]
 
 MAX_SPEED = 1 / 16  # of the overlay, in frame sides a step: 4 pixels of 64
-TURN = 0.25  # probability of a new velocity at a step; without it two frames would tell the next, and z need not
-# Folds the distractor's key (and, less one, that of disobedience) out of the environment's; no split of it gets there.
+TURN = 0.25  # probability of a new velocity at a step; without it two frames would tell the next, without a latent
+# Folds the distractor's key (and, less one, that of disobedience) out of the environment's; no split of it coincides.
 _TAG = 2**31 - 1
 _SAVED = "distractor_"
 
 
 @struct.dataclass
 class DistractorState:
-    """What a distractor looks like at one step, in each environment. Fields that a kind does not use stay zero.
+    """The state of a distractor at one step, in each environment. Fields that a kind does not use stay zero.
 
     Attributes:
       position: float32 ``[N, 2]``, y and x of the overlay's upper left corner, in pixels.
-      velocity: float32 ``[N, 2]``, by how much it will move, in pixels a step.
-      colour: uint8 ``[N, C]``, the overlay's, the same for an episode.
-      shift: float32 ``[N, C]``, added to the channels by jitter, in levels of 255.
-      seed: uint32 ``[N]``, what the pixels' noise follows from.
+      velocity: float32 ``[N, 2]``, how far the overlay moves at the next step, in pixels.
+      colour: uint8 ``[N, C]``, the overlay's colour, constant for an episode.
+      shift: float32 ``[N, C]``, what jitter adds to the channels, in levels of 255.
+      seed: uint32 ``[N]``, the seed of the pixels' noise.
     """
 
     position: jax.Array
@@ -54,8 +54,8 @@ class DistractedState:
 
     Attributes:
       env: the state of the environment underneath.
-      distractor: the distractor in the frame that is shown now.
-      clean: uint8 ``[N, H, W, C]``, that frame without it: what a demonstrator sees.
+      distractor: the state of the distractor in the current frame.
+      clean: uint8 ``[N, H, W, C]``, the current frame without the distractor: what a demonstrator sees.
     """
 
     env: Any
@@ -68,10 +68,51 @@ class DistractedState:
         return self.env.level_seed
 
 
-class Distracted:
-    """An environment whose frames carry a distractor, with everything of `VectorEnv`.
+class Wrapper:
+    """An environment around another one, with everything of `VectorEnv`; subclasses change `reset` and `step`.
 
-    What the strength s in (0, 1] means, on frames of uint8 levels:
+    Two wrappers are equal if their class, environments and settings are.
+    """
+
+    def __init__(self, env: VectorEnv, **settings: Any):
+        """Wraps `env`; the settings become part of `env_params`."""
+        self.env = env
+        self.name, self.num_envs, self.action_space = env.name, env.num_envs, env.action_space
+        self.obs_shape, self.obs_dtype = env.obs_shape, env.obs_dtype
+        self.env_params = {**env.env_params, **settings}
+        self._settings = tuple(settings.values())
+
+    @property
+    def _identity(self) -> tuple[Any, ...]:
+        return type(self), self.env, self._settings, self.obs_shape, self.action_space
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Wrapper) and self._identity == other._identity
+
+    def __hash__(self) -> int:
+        return hash(self._identity)
+
+    @property
+    def num_actions(self) -> int:
+        """The number of actions, if they are discrete."""
+        return self.action_space.n
+
+    @property
+    def stepper(self) -> Self:
+        """See `lamjax.envs.api.stepper`."""
+        alike = copy.copy(self)
+        alike.env = stepper(self.env)
+        return alike
+
+    def close(self) -> None:
+        """Closes the environment underneath."""
+        self.env.close()
+
+
+class Distracted(Wrapper):
+    """An environment whose frames carry a distractor.
+
+    The strength s in (0, 1] means, on frames of uint8 levels:
 
     - ``overlay``: an opaque square of side ``s H`` (at least a pixel) in a colour that is drawn for each episode. It
       moves by at most ``H / 16`` pixels along each axis a step, bounces at the borders, and takes a new random velocity
@@ -79,13 +120,13 @@ class Distracted:
     - ``noise``: to every pixel and channel its own normal noise of deviation ``255 s``, new at each step.
     - ``jitter``: to every channel one normal shift of deviation ``255 s``, new at each step.
 
-    ``info["distractor"]`` is the state that a probe may try to read, float32 ``[N, D]``, of the frame that ``step``
-    returned: position and velocity of the overlay in pixels (D = 4), the shift of the channels (D = C); noise has no
-    state worth reading (D = 0). ``info["final_observation"]`` carries the distractor too: where the environment shows
-    the last frame that was seen, as Procgen does, it is that frame exactly.
+    ``info["distractor"]`` is the distractor's state in the frame that ``step`` returned, float32 ``[N, D]``: position
+    and velocity of the overlay in pixels (D = 4), or the shift of the channels (D = C); noise has no state worth
+    reading (D = 0). ``info["final_observation"]`` carries the distractor too: if the environment returns the last
+    frame that the agent saw, as Procgen does, it is that frame exactly.
 
-    Everything random follows from the keys of ``reset`` and ``step``; a state that `get_state` has saved goes on
-    bit-equally under the same keys.
+    The keys of ``reset`` and ``step`` determine everything random; a state that `get_state` saved continues bit-equally
+    under the same keys.
     """
 
     def __init__(self, env: VectorEnv, kind: Distractor, strength: float):
@@ -107,35 +148,8 @@ class Distracted:
                 f"A distractor needs uint8 frames, and {env.name} shows {np.dtype(env.obs_dtype)} of shape "
                 f"{env.obs_shape}: use a Procgen or MinAtar game."
             )
-        self.env = env
-        self.kind = kind
-        self.strength = float(strength)
-        self.name, self.num_envs = env.name, env.num_envs
-        self.action_space = env.action_space
-        self.obs_shape, self.obs_dtype = env.obs_shape, env.obs_dtype
-        self.env_params = {**env.env_params, "distractor": kind, "distractor_strength": self.strength}
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Distracted) and self._settings == other._settings
-
-    def __hash__(self) -> int:
-        return hash(self._settings)
-
-    @property
-    def _settings(self) -> tuple[Any, ...]:
-        return self.env, self.kind, self.strength, self.obs_shape
-
-    @property
-    def num_actions(self) -> int:
-        """How many actions there are, where they are discrete."""
-        return self.env.num_actions
-
-    @property
-    def stepper(self) -> "Distracted":
-        """See `lamjax.envs.api.stepper`."""
-        alike = copy.copy(self)
-        alike.env = stepper(self.env)
-        return alike
+        super().__init__(env, distractor=kind, distractor_strength=float(strength))
+        self.kind, self.strength = kind, float(strength)
 
     @property
     def _side(self) -> int:
@@ -144,7 +158,7 @@ class Distracted:
 
     @property
     def _room(self) -> jax.Array:
-        """How far the overlay's corner may be from the frame's, float32 ``[2]``."""
+        """The largest position of the overlay's corner, float32 ``[2]``."""
         h, w, _ = self.obs_shape
         return jnp.array([h - self._side, max(w - self._side, 0)], jnp.float32)
 
@@ -153,7 +167,7 @@ class Distracted:
         return jax.random.uniform(key, (self.num_envs, 2), minval=-fastest, maxval=fastest)
 
     def _redrawn(self, key: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """What is new at every step: the channels' shift and the pixels' seed."""
+        """Draws what changes at every step: the channels' shift and the pixels' seed."""
         n, c = self.num_envs, self.obs_shape[-1]
         key_shift, key_seed = jax.random.split(key)
         shift, seed = jnp.zeros((n, c)), jnp.zeros(n, jnp.uint32)
@@ -191,7 +205,7 @@ class Distracted:
         return state.replace(position=position, velocity=jnp.where(turns, self._velocity(key_velocity), velocity))
 
     def _draw(self, frames: jax.Array, state: DistractorState) -> jax.Array:
-        """Frames uint8 ``[N, H, W, C]`` with the distractor: a pure function of both."""
+        """Draws the distractor over frames uint8 ``[N, H, W, C]``."""
         h, w, _ = self.obs_shape
         if self.kind == "overlay":
             corner = jnp.round(state.position).astype(jnp.int32)
@@ -210,22 +224,22 @@ class Distracted:
         return jnp.clip(jnp.round(frames.astype(jnp.float32) + added), 0, 255).astype(jnp.uint8)
 
     def _readable(self, state: DistractorState) -> jax.Array:
-        """What ``info`` tells of the distractor."""
+        """The state of the distractor in ``info``, float32 ``[N, D]``."""
         if self.kind == "overlay":
             return jnp.concatenate([state.position, state.velocity], axis=-1)
         return state.shift if self.kind == "jitter" else jnp.zeros((self.num_envs, 0))
 
     @property
     def distractor_dim(self) -> int:
-        """How many numbers `shown` gives for each environment."""
+        """How many numbers `distractor_state` returns for each environment."""
         return {"overlay": 2, "jitter": self.obs_shape[-1], "noise": 0}[self.kind]
 
-    def shown(self, state: DistractedState) -> jax.Array:
-        """What the frame that is shown now tells of the distractor, and a probe may try to read from latents.
+    def distractor_state(self, state: DistractedState) -> jax.Array:
+        """Returns the distractor's state in the current frame, which a probe may try to read from latents.
 
         Returns:
           float32 ``[N, distractor_dim]``: the overlay's corner in whole pixels (y, x), or the channels' shift; nothing
-          of noise, which has a state of its own for every pixel.
+          for noise, which has its own state for every pixel.
         """
         if self.kind == "overlay":
             return jnp.round(state.distractor.position)
@@ -251,7 +265,7 @@ class Distracted:
         return obs, DistractedState(inner, distractor, clean), reward, terminated, truncated, info
 
     def get_state(self, state: DistractedState) -> dict[str, np.ndarray]:
-        """What the environment underneath saves, and the distractor beside it."""
+        """Returns the state of the environment underneath, and the distractor's beside it."""
         own = {"clean": state.clean, **vars(state.distractor)}
         return self.env.get_state(state.env) | {
             _SAVED + name: np.asarray(value) for name, value in jax.device_get(own).items()
@@ -263,10 +277,6 @@ class Distracted:
         inner = self.env.set_state({name: x for name, x in saved.items() if not name.startswith(_SAVED)})
         clean = own.pop("clean")
         return DistractedState(inner, DistractorState(**own), clean)
-
-    def close(self) -> None:
-        """Closes the environment underneath."""
-        self.env.close()
 
 
 @struct.dataclass
@@ -282,13 +292,13 @@ class DisobedientState:
     executed: jax.Array
 
 
-class Disobedient:
-    """An environment that does not always do as it is told, with everything of `VectorEnv`.
+class Disobedient(Wrapper):
+    """An environment that sometimes executes another action than the chosen one.
 
-    At each step, and for each of the N environments by itself, the action that is carried out is with probability
-    `sticky` the one that was carried out before (sticky actions; never at an episode's first step), else with
-    probability `random` a uniform draw from all actions, else the chosen one. ``info["executed_action"]``, int32
-    ``[N]``, says which it was, and so does the state (`executed`). Without either the game is the one underneath.
+    At each step each of the N environments executes with probability `sticky` the action that it executed before
+    (sticky actions; never at an episode's first step), else with probability `random` a uniform draw from all actions,
+    else the chosen one. ``info["executed_action"]``, int32 ``[N]``, and the state (`executed`) hold the executed
+    action. If both probabilities are 0, the game is the one underneath.
     """
 
     def __init__(self, env: VectorEnv, *, sticky: float = 0.0, random: float = 0.0):
@@ -307,28 +317,8 @@ class Disobedient:
                 raise ValueError(f"{name} must be a probability, between 0 and 1, not {value}.")
         if not isinstance(env.action_space, Discrete):
             raise ValueError(f"Only discrete actions can be disobeyed, and {env.name} takes {env.action_space}.")
-        self.env, self.sticky, self.random = env, float(sticky), float(random)
-        self.name, self.num_envs, self.num_actions = env.name, env.num_envs, env.num_actions
-        self.action_space = env.action_space
-        self.obs_shape, self.obs_dtype = env.obs_shape, env.obs_dtype
-        self.env_params = {**env.env_params, "sticky": self.sticky, "random": self.random}
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Disobedient) and self._settings == other._settings
-
-    def __hash__(self) -> int:
-        return hash(self._settings)
-
-    @property
-    def _settings(self) -> tuple[Any, ...]:
-        return self.env, self.sticky, self.random, self.num_actions
-
-    @property
-    def stepper(self) -> "Disobedient":
-        """See `lamjax.envs.api.stepper`."""
-        alike = copy.copy(self)
-        alike.env = stepper(self.env)
-        return alike
+        super().__init__(env, sticky=float(sticky), random=float(random))
+        self.sticky, self.random = float(sticky), float(random)
 
     def reset(self, key: jax.Array, params: Any = None) -> tuple[jax.Array, DisobedientState]:
         """See `VectorEnv.reset`."""
@@ -348,17 +338,13 @@ class Disobedient:
         return obs, after, reward, terminated, truncated, {**info, "executed_action": executed}
 
     def get_state(self, state: DisobedientState) -> dict[str, np.ndarray]:
-        """What the environment underneath saves, and the executed actions beside it."""
+        """Returns the state of the environment underneath, and the executed actions beside it."""
         return self.env.get_state(state.env) | {"disobedient_executed": np.asarray(state.executed)}
 
     def set_state(self, saved: dict[str, np.ndarray]) -> DisobedientState:
         """See `VectorEnv.set_state`."""
         inner = {name: x for name, x in saved.items() if name != "disobedient_executed"}
         return DisobedientState(self.env.set_state(inner), jnp.asarray(saved["disobedient_executed"]))
-
-    def close(self) -> None:
-        """Closes the environment underneath."""
-        self.env.close()
 
 
 def check_distractor(kind: str, strength: float) -> None:
@@ -370,5 +356,5 @@ def check_distractor(kind: str, strength: float) -> None:
 
 
 def _where(mask: jax.Array, ours: DistractorState, theirs: DistractorState) -> DistractorState:
-    """One state or the other, for each of the N environments."""
+    """Selects one state or the other for each of the N environments."""
     return jax.tree.map(lambda a, b: jnp.where(mask.reshape(-1, *(1,) * (a.ndim - 1)), a, b), ours, theirs)

@@ -1,4 +1,4 @@
-"""Runs of several seeds as one result."""
+"""Aggregates runs of several seeds."""
 
 import json
 from pathlib import Path

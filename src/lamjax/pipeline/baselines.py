@@ -1,4 +1,4 @@
-"""Returns that every policy of the third stage is compared with."""
+"""The baselines of stage 3: returns of the random policy and of the recorded one."""
 
 from lamjax import policies
 from lamjax.pipeline.evaluation import evaluate_policy
@@ -16,7 +16,7 @@ def baselines_stage(run: Run, source: Source, space: ActionSpace | int) -> None:
     for name, policy in baselines.items():
         if name in run.summary["nulls"]:
             continue
-        # The demonstrator is measured on what it acts on: frames without a distractor.
+        # The demonstrator acts on frames without a distractor, and is evaluated on them.
         results = evaluate_policy(run, *policy, distracted=name != "expert_return")
         run.summary["nulls"][name] = {
             "mean": results["return_mean"],

@@ -18,13 +18,13 @@ _init = driver.jit_once(cloning.init, static_argnums=(1, 2, 3))
 
 
 def cloning_stage(run: Run, store: Store, model: DynamicsState, frames: TrainingFrames | None = None) -> CloningState:
-    """Clones the latent policy; `frames` are by default its own."""
+    """Clones the latent policy; by default it uploads its own `frames`."""
     config, latent_dim = run.config.cloning, run.config.dynamics.latent_dim
     state = _init(run.key("cloning"), config.program, store.obs_shape, latent_dim, model.obs_stats)
     if run.done("cloning"):
         return restore(run, "cloning", state, Saver(config))[1]
     fuse = driver.steps_per_dispatch(config.trunk, run.config.dynamics.idm)
-    # Each stage has an order of its own.
+    # Each stage draws its windows in another order.
     stream = (frames or TrainingFrames(run, store)).stream(config.batch_size, run.config.seed + 1, fuse)
     held_out = held_out_windows(run, store)
     targets, _ = latents.latents_of_batches(model, held_out.batches)

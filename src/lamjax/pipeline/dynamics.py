@@ -7,9 +7,9 @@ import numpy as np
 
 from lamjax import dynamics, parallel
 from lamjax.analysis import diagnosis
+from lamjax.analysis.action_probes import action_probe
 from lamjax.analysis.examine import Examined, examine
 from lamjax.analysis.held_out import held_out_errors
-from lamjax.analysis.reading import reading_of
 from lamjax.data.labels import LabelledSubset, evaluation_actions, evaluation_distractor
 from lamjax.data.reader import Store
 from lamjax.data.stream import EvaluationWindows, upload_labels
@@ -30,13 +30,13 @@ _init = driver.jit_once(dynamics.init, static_argnums=(1, 2, 4))
 
 
 def init_dynamics(run: Run, store: Store) -> DynamicsState:
-    """Stage 1 before its first step: the same for the same seed, and the probe's baseline."""
+    """Initialises stage 1, which is also the probe's baseline: the same for the same seed."""
     config = run.config.dynamics.program
     return _init(run.key("dynamics"), config, store.obs_shape, training_stats(store), store.action_space)
 
 
 def dynamics_stage(run: Run, store: Store, frames: TrainingFrames | None = None) -> DynamicsState:
-    """Trains stage 1 and examines it on held-out levels; `frames` are by default its own."""
+    """Trains stage 1 and examines it on held-out levels; by default it uploads its own `frames`."""
     config = run.config.dynamics
     untrained = init_dynamics(run, store)
     if run.done("dynamics"):
@@ -79,7 +79,7 @@ def dynamics_stage(run: Run, store: Store, frames: TrainingFrames | None = None)
 def examine_dynamics(
     run: Run, store: Store, untrained: DynamicsState, state: DynamicsState, held_out: EvaluationWindows
 ) -> dict[str, Any]:
-    """What stage 1 learned, each figure beside its baseline; writes the arrays that the report draws."""
+    """Measures stage 1 beside its baselines; writes the arrays that the report draws."""
     print("examining stage 1 on held-out levels", file=sys.stderr)
     length = state.config.window
     fitting = evaluation_windows(run, store, run.config.analysis.probe_train, 1, "train")
@@ -91,7 +91,7 @@ def examine_dynamics(
         )
         for windows in (fitting, held_out)
     )
-    reading = reading_of(run.env, store.action_space)
-    results, arrays = examine(run.key("probe"), state, untrained, fit, test, held_out.batches, reading, run.config.seed)
+    probe, seed = action_probe(run.env, store.action_space), run.config.seed
+    results, arrays = examine(run.key("probe"), state, untrained, fit, test, held_out.batches, probe, seed)
     np.savez_compressed(run.folder / "analysis.npz", **arrays)
     return results | diagnosis.judge_dynamics(results)

@@ -1,4 +1,4 @@
-"""Returns of policies on a run's own levels."""
+"""Evaluates policies on a run's own levels."""
 
 from collections.abc import Callable
 from typing import Any
@@ -15,7 +15,7 @@ from lamjax.training.run_folder import Run
 
 
 def make_env(name: str, num_envs: int, config: RunConfig, *, distracted: bool = True) -> envs.VectorEnv:
-    """The environment with the run's levels, and with its distractor unless `distracted` is False."""
+    """Makes the environment with the run's levels, and with its distractor unless `distracted` is False."""
     settings = config.record
     params: dict[str, Any] = {}
     if distracted:
@@ -30,7 +30,7 @@ def make_env(name: str, num_envs: int, config: RunConfig, *, distracted: bool = 
 
 
 def returns_summary(env: str, returns: np.ndarray) -> dict[str, Any]:
-    """Mean, standard error and count of episode returns, and the normalised mean where its constants are known."""
+    """Mean, standard error and count of episode returns, and the normalised mean (None if it is not defined)."""
     mean, stderr = mean_and_stderr(returns)
     return {
         "return_mean": mean,
@@ -41,7 +41,7 @@ def returns_summary(env: str, returns: np.ndarray) -> dict[str, Any]:
 
 
 def evaluate_policy(run: Run, label: str, policy: Any, params: Any, *, distracted: bool = True) -> dict[str, Any]:
-    """Returns of one policy, sampled, over the run's `eval_episodes`; see `evaluate_policies`."""
+    """Evaluates one policy, sampled, over the run's `eval_episodes`; see `evaluate_policies`."""
     episodes = run.config.eval_episodes
     (results,) = evaluate_policies(
         run, label, policy, [params], episodes=episodes, num_envs=64, greedy=[False], distracted=distracted
@@ -61,7 +61,7 @@ def evaluate_policies(
     distracted: bool = True,
     draw: int = 0,
 ) -> list[dict[str, Any]]:
-    """Returns of policies on levels that depend on the run's seed and `draw` alone; arguments as of `play`."""
+    """Evaluates policies on levels that only the run's seed and `draw` determine; arguments as of `play`."""
     key = run.key(f"evaluation-{draw}" if draw else "evaluation")
     options = {"episodes": episodes, "num_envs": num_envs, "greedy": greedy, "distracted": distracted}
     returns, _ = play(run.env, run.config, label, policy, params, key, **options, check_stop=run.check_stop)
@@ -86,16 +86,16 @@ def play(
 
     Args:
       env_name: the environment.
-      config: its levels and its distractor.
-      label: what is evaluated, for the progress.
-      policy: of all policies.
-      params: of each policy.
-      key: a typed PRNG key: of levels and actions.
-      episodes: of each policy.
-      num_envs: environments of each policy, at most `episodes`.
+      config: the settings of its levels and its distractor.
+      label: the policies' name in the progress.
+      policy: the function of all policies.
+      params: the parameters of each policy.
+      key: a typed PRNG key for levels and actions.
+      episodes: how many episodes each policy plays.
+      num_envs: how many environments each policy has; at most `episodes` are used.
       greedy: for each policy, whether it takes the most likely action.
       distracted: whether frames carry the distractor.
-      check_stop: called between dispatches; what it raises stops the evaluation.
+      check_stop: called between dispatches; it stops the evaluation by raising an error.
 
     Returns:
       Raw returns float32 ``[P, episodes]`` and lengths int32 ``[P, episodes]``.

@@ -1,4 +1,4 @@
-"""Demonstrators: an expert trained by PPO, and the choice of whom a run learns from."""
+"""Trains experts by PPO, and chooses the demonstrator that a run learns from."""
 
 import dataclasses
 import sys
@@ -25,22 +25,22 @@ def train_expert(
     runs: Path,
     command: str = "",
 ) -> dict[str, Any]:
-    """Trains a demonstrator by PPO, as `config.expert` says, and evaluates it; run again, it resumes.
+    """Trains an expert by PPO with the settings `config.expert`, and evaluates it; run again, it resumes.
 
     Args:
       env: the environment's name.
       config: the settings.
-      preset: what the summary calls them.
-      name: of the run folder; the policy "expert" means the one called so.
+      preset: the settings' name in the summary.
+      name: the run folder's name; the policy "expert" is the one in the folder of this name.
       frames: environment frames instead of the settings'.
-      start: "expert" (the shipped one) or a policy folder, whose weights training starts from.
+      start: "expert" (the shipped one) or a policy folder; training starts from its weights.
       runs: the folder of run folders.
-      command: what the summary says was typed.
+      command: the command line, for the summary.
 
     Returns:
-      The results of the stage, and ``policy``, its folder.
+      The results of the stage, and ``policy``, the policy's folder.
     """
-    # When it is recorded, a demonstrator sees frames without a distractor, and so it learns from these.
+    # A recorded demonstrator acts on frames without a distractor, so it learns from such frames too.
     config = dataclasses.replace(config, record=dataclasses.replace(config.record, distractor="none"))
     if frames:
         ppo = dataclasses.replace(config.expert.ppo, total_frames=frames)
@@ -66,14 +66,14 @@ def choose_source(
     runs: Path,
     command: str = "",
 ) -> tuple[Source, str | None]:
-    """Returns what a run learns from, and the notice that its report prints about it.
+    """Returns the source of a run's trajectories, and the notice that its report prints about it.
 
-    Trains an expert if one is asked for and there is none.
+    Trains an expert if the arguments ask for one and there is none.
 
     Raises:
       ValueError: if both a store and a policy are given, or there is no such policy or store.
     """
-    # Also says at once whether Procgen is there, and whether the environment can be distracted.
+    # This fails at once if Procgen is not installed or the environment cannot be distracted.
     space = make_env(env, 1, config).action_space
     if store and policy:
         raise ValueError("--store and --policy exclude each other: learn from trajectories, or record a policy.")

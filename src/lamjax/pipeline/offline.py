@@ -32,20 +32,21 @@ LABELS_USED = {
     "bc": "BC on",
     "relabel": "the policy cloned from pseudo-labels after",
 }
-SAVED_AS = {"policy": "offline", "relabel": "relabel"}  # the policies that are kept, of the first draw
+SAVED_AS = {"policy": "offline", "relabel": "relabel"}  # the run saves these policies of the first draw
 
 _predict_latents = jax.jit(cloning.predict_latents)
 
 
 @dataclasses.dataclass(frozen=True)
 class Labelled:
-    """One draw of labelled windows, and what the models say of them.
+    """One draw of labelled windows, and the latents that the models infer from them.
 
     Attributes:
-      draw: its number.
+      draw: the draw's number.
       obs: o_t, ``[L, *obs_shape]``, in device memory.
       actions: ``[L, *space.shape]``.
-      latents: float32 ``[L, Z]`` of o_t by the "policy", and of the windows by the "idm" where it is decoded too.
+      latents: float32 ``[L, Z]``: "policy", those of the latent policy at o_t; "idm", if its method is used, those of
+        the inverse model.
     """
 
     draw: int
@@ -55,7 +56,7 @@ class Labelled:
 
 
 def draw_labels(run: Run, store: Store, model: DynamicsState, policy: CloningState, count: int, draw: int) -> Labelled:
-    """Draws `count` labelled windows; fewer labels of the same draw are its first ones."""
+    """Draws `count` labelled windows. To use fewer labels of the same draw, take the first ones."""
     seed = run.config.seed + LABEL_SEEDS * draw
     subset = LabelledSubset(store, count, seed=seed, length=model.config.window)
     windows = subset.windows()
@@ -67,7 +68,7 @@ def draw_labels(run: Run, store: Store, model: DynamicsState, policy: CloningSta
 
 
 def policy_latents(state: CloningState, obs: np.ndarray) -> np.ndarray:
-    """What the latent policy says at observations ``[E, *obs_shape]``: float32 ``[E, Z]``."""
+    """Latents that the latent policy predicts at observations ``[E, *obs_shape]``: float32 ``[E, Z]``."""
     batch = latents.BATCH
     padded = np.concatenate([obs, obs[:1].repeat(-len(obs) % batch, 0)])
     pieces = [_predict_latents(state, padded[i : i + batch]) for i in range(0, len(padded), batch)]
@@ -82,7 +83,7 @@ def offline_stage(
     space: ActionSpace,
     frames: TrainingFrames | None = None,
 ) -> None:
-    """Decodes by the protocol of `lamjax.decoding.offline`.
+    """Decodes the latent policy by the protocol of `lamjax.decoding.offline`.
 
     Policies are trained and evaluated in chunks; the results of a chunk are in the summary before the next one begins.
     """
@@ -144,7 +145,7 @@ def offline_policies(
     frames: TrainingFrames,
     space: ActionSpace,
 ) -> tuple[policies.Network, list[Any]]:
-    """The policies of a chunk, from the first labels of a draw: their network, and the parameters of each."""
+    """Trains a chunk's policies on the first labels of a draw; returns their network and the parameters of each."""
     config = run.config.offline
     keys = [jax.random.fold_in(run.key("offline"), one.count) for one in chunk]
     if labelled.draw:
@@ -189,10 +190,10 @@ def clone_labels(
     Args:
       run: the open run.
       key: a typed PRNG key.
-      obs: ``[L, *obs_shape]``, standardised by `stats`.
+      obs: ``[L, *obs_shape]``, which `stats` standardises.
       actions: ``[L, *space.shape]``.
-      count: how many labels count.
-      space: what actions are.
+      count: how many labels to use.
+      space: the action space.
       stats: see `preprocess.normalise_obs`.
     """
     config, steps = run.config.cloning, run.config.offline.bc_steps
@@ -200,7 +201,7 @@ def clone_labels(
     state = init_clone(key, config.program, space, obs.shape[1:], False, stats)
     rng = np.random.default_rng(run.config.seed)
     rows = np.array([rng.integers(count, size=config.batch_size) for _ in range(steps)], np.int32)
-    labels = jax.device_put((obs, actions, rows))  # of one size for all counts, so that steps compile once
+    labels = jax.device_put((obs, actions, rows))  # the same size for all counts, so that steps compile once
     fuse = driver.steps_per_dispatch(config.trunk)
     advance = driver.compile_steps(labelled_step, run.devices[:1], (None,) * 4)
     for number, first in enumerate(range(0, steps, fuse)):

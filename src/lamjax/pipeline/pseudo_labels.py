@@ -1,4 +1,4 @@
-"""Stage 3 of a run with pseudo-labels: LAPO+'s order (see `lamjax.decoding.behaviour_cloning`), then PPO."""
+"""Stage 3 of a run with pseudo-labels: clones them (see `lamjax.decoding.behaviour_cloning`), then trains by PPO."""
 
 import dataclasses
 from typing import Any
@@ -36,17 +36,17 @@ def clone_pseudo_labels(
     obs_shape: tuple[int, ...],
     space: ActionSpace,
 ) -> ActionState:
-    """Clones the action that the decoded inverse model gives every training window, for as long as stage 2 took.
+    """Clones the pseudo-labels that the decoded inverse model gives all training windows, in as many steps as stage 2.
 
     Args:
       run: the open run.
-      name: of the training, in metrics and checkpoints.
+      name: the training's name in metrics and checkpoints.
       key: a typed PRNG key.
       model: stage 1.
-      decoder: what `offline.fit` gave on its latents.
-      frames: what to train on.
-      obs_shape: of an observation.
-      space: what actions are.
+      decoder: the decoder that `offline.fit` fitted on its latents.
+      frames: the training frames.
+      obs_shape: the shape of an observation.
+      space: the action space.
     """
     config = run.config.cloning
     fuse = driver.steps_per_dispatch(config.trunk, model.config.idm)
@@ -69,7 +69,7 @@ def clone_pseudo_labels(
 def pseudo_label_stage(
     run: Run, store: Store, model: DynamicsState, space: ActionSpace, frames: TrainingFrames | None = None
 ) -> None:
-    """Decodes the inverse model with actions of random play, clones its pseudo-labels, and goes on by PPO."""
+    """Decodes the inverse model with labels of random play, clones its pseudo-labels, and trains the clone by PPO."""
     config, stage = run.config.named, "decode_named"
     if not config.frames or run.done(stage):
         return
@@ -79,7 +79,7 @@ def pseudo_label_stage(
             clone = _clone(run, store, model, space, frames or TrainingFrames(run, store))
             label = "the policy cloned from pseudo-labels"
             returns = evaluate_policy(run, label, clone.agent, clone.policy_params)
-        num_frames = open_store(run.folder / "play").num_frames  # at most a dispatch more than the config's
+        num_frames = open_store(run.folder / "play").num_frames  # the config's, rounded up to whole dispatches
         info = {"env": run.env, "stage": "named", "frames": num_frames, "seconds": seconds()}
         policies.save_policy(folder, clone.agent, clone.policy_params, info | returns)
     start = find_source(run.env, str(folder), run.folder, space)

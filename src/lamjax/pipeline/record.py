@@ -1,4 +1,4 @@
-"""Stage 0: trajectories to learn from."""
+"""Stage 0: records the trajectories that a run learns from."""
 
 import time
 from pathlib import Path
@@ -36,9 +36,9 @@ def record(
       path: the store's folder.
       env_name: the environment.
       source: the policy.
-      config: how many frames, in how many environments, on which levels.
+      config: the numbers of frames and environments, and the levels.
       key: a typed PRNG key.
-      check_stop: called between dispatches; what it raises stops the recording.
+      check_stop: called between dispatches; it stops the recording by raising an error.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     env = make_env(env_name, config.num_envs, RunConfig(record=config))
@@ -57,7 +57,7 @@ def record(
 
 
 def record_stage(run: Run, source: Source, data: Path) -> Store:
-    """Opens the trajectories that the run learns from, and records them first if they are not there."""
+    """Opens the trajectories that the run learns from; records them first if they do not exist."""
     config = run.config.record
     path = source.store or data / run.env / recording_name(source.name, config, run.config.seed)
     start = time.monotonic()

@@ -1,7 +1,7 @@
-"""Rates of this machine: a rehearsal of a run, whose stages are set up as ever and stopped after a few steps.
+"""Measures this machine's rates by a rehearsal of a run: sets its stages up and stops each after a few steps.
 
-`Run.rehearse` takes the place of the training loop. So what is timed is what the pipeline calls, and what is compiled
-for it is not compiled again: lengths are arguments of the compiled programs, or no part of them.
+`Run.rehearse` replaces the training loop. So the rehearsal times the functions that the pipeline calls, and the run
+does not compile them again: lengths are arguments of the compiled programs, or no part of them.
 """
 
 import contextlib
@@ -34,15 +34,15 @@ from lamjax.pipeline.sources import Source
 from lamjax.pipeline.windows import TrainingFrames, held_out_windows
 from lamjax.training.run_folder import Run, stage_key
 
-LONG_ENOUGH = 0.5  # seconds of steps that a rate is taken from
-MANY = 4  # times as long a first dispatch is its own rate: what it does once is little of it
-MOST = 20  # dispatches that a rate is taken from
-CHUNKS = 3  # dispatches of recording and playing, of which the first compiles
+LONG_ENOUGH = 0.5  # seconds of steps that give a rate
+MANY = 4  # times this long a first dispatch is used as a rate: its one-off costs are then a small part
+MOST = 20  # dispatches that give a rate, at most
+CHUNKS = 3  # dispatches of recording and evaluation, of which the first compiles
 BC_STEPS = 4
 
 
 class _EnoughError(Exception):
-    """Stops a stage once it is timed."""
+    """Stops a stage after it is timed."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,12 +54,12 @@ class _Timed:
 
 
 class _Compilation:
-    """Seconds that JAX has traced, lowered and compiled for."""
+    """The seconds that JAX has spent on tracing, lowering and compiling."""
 
     seconds = 0.0
 
     @classmethod
-    @functools.cache  # listeners cannot be taken back, so there is one
+    @functools.cache  # a listener cannot be removed, so there is only one
     def listen(cls) -> None:
         def add(event: str, seconds: float, **_: Any) -> None:
             if event.startswith("/jax/core/compile/"):
@@ -70,10 +70,10 @@ class _Compilation:
 
 @contextlib.contextmanager
 def _stopwatch() -> Iterator[Callable[[], float]]:
-    """Gives a function that returns the seconds since the block began, those of compilation excluded."""
+    """Yields a function that returns the seconds since the block began, without those of compilation."""
     _Compilation.listen()
     started, compiled = time.monotonic(), _Compilation.seconds
-    # Never below 0: what one program traces inside another counts twice.
+    # Never below 0: a program that is traced inside another counts twice.
     yield lambda: max(0.0, time.monotonic() - started - (_Compilation.seconds - compiled))
 
 
@@ -92,7 +92,7 @@ def _rehearse(run: Run, stage: Callable[[], Any]) -> _Timed:
             position += n
             return passed()
 
-        # The first dispatch also loads what was compiled and takes memory: 0.7 s for a step of 0.17 s was seen.
+        # The first dispatch also loads the program and allocates memory: it took 0.7 s for a step of 0.17 s.
         spent = [dispatch()]
         if spent[0] < MANY * LONG_ENOUGH:
             spent = []
@@ -114,17 +114,17 @@ def _rehearse(run: Run, stage: Callable[[], Any]) -> _Timed:
 
 
 def measure(env: str, config: RunConfig, source: Source, seconds: float, data: Path) -> Rates:
-    """Records what the run will learn from and takes the rates of its stages; called on the host, on one host.
+    """Records the run's trajectories and measures the rates of its stages; call it on a single host.
 
     Args:
       env: the environment's name.
       config: the preset's settings.
-      source: who is recorded, or the store.
+      source: the policy to record, or the store.
       seconds: the whole budget.
-      data: where recorded trajectories lie: the run finds the recording there.
+      data: the folder of recorded trajectories, where the run finds the recording.
 
     Returns:
-      What `budget.fit_budget` needs. Raises what the stages raise.
+      The rates that `budget.fit_budget` needs. Errors of the stages are not caught.
     """
     started = time.monotonic()
     _Compilation.listen()
@@ -176,13 +176,13 @@ def _rates(run: Run, store: Any) -> dict[str, Any]:
         with _stopwatch() as passed:
             labelled = draw_labels(run, store, model, policy, count[0], 0)
         times["labels"] = passed()
-        made = {}
+        cost = {}
         for method in ("policy", "bc"):
             candidate = offline.Candidate(0, count[0], method, ("sampled",))
             with _stopwatch() as passed:
                 jax.block_until_ready(offline_policies(run, [candidate], labelled, model, policy, frames, space)[1])
-            made[method] = passed()
-        times |= {"fit": made["policy"], "bc_step": made["bc"] / BC_STEPS}
+            cost[method] = passed()
+        times |= {"fit": cost["policy"], "bc_step": cost["bc"] / BC_STEPS}
     return {
         "windows": windows,
         "dynamics": dynamics.rates,
@@ -213,7 +213,7 @@ def _decoder(config: RunConfig, decoding: _Timed, policy: Any, space: Any) -> tu
 
 
 def _play(run: Run, store: Any, network: Any, params: Any) -> tuple[float, float]:
-    """Seconds for an episode in each environment of an evaluation, and for compiling its player."""
+    """Seconds for an episode in each environment of an evaluation, and for compiling the evaluation."""
     config = run.config
     env = make_env(run.env, min(64, config.eval_episodes), config)
     times: list[float] = []
@@ -229,7 +229,7 @@ def _play(run: Run, store: Any, network: Any, params: Any) -> tuple[float, float
         evaluate(network, params, env, config.eval_episodes, key, progress=tick)
         times.append(time.monotonic())
     player = _Compilation.seconds - before
-    # Where all episodes were over in one dispatch, it compiled as well.
+    # If all episodes ended within one dispatch, its time includes compilation.
     chunk = float(np.median(np.diff(times)[1:])) if len(times) > 2 else max(0.0, times[-1] - times[0] - player)
     lengths = np.asarray(store.episodes.length)
     longest = getattr(env, "time_limit", None) or int(lengths.max())

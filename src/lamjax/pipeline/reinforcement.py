@@ -1,4 +1,4 @@
-"""What a run trains by PPO: online decoding, its baseline from scratch, and experts."""
+"""Stages that train by PPO: online decoding, its baseline from scratch, and experts."""
 
 import contextlib
 import dataclasses
@@ -31,10 +31,10 @@ LABELS = {
 
 
 def ppo_share(run: Run, config: PPOConfig, option: str) -> int:
-    """How many environments each device plays.
+    """Returns the number of environments on each device.
 
     Raises:
-      ValueError: if the settings, which the command line calls `option`, do not divide by the devices.
+      ValueError: if the settings (`option` on the command line) do not divide by the devices.
     """
     each = parallel.share(config.num_envs, run.devices, f"{option}.num-envs")
     if each * config.num_steps % (config.num_minibatches * config.grad_chunks):
@@ -46,16 +46,16 @@ def ppo_share(run: Run, config: PPOConfig, option: str) -> int:
 
 
 def ppo_saver(run: Run, config: Any, env: envs.VectorEnv, get: Callable[[Any], PPOState], put: Callable) -> Saver:
-    """Saves the native environments beside the state: a handle means nothing in another process.
+    """Saves the native environments beside the state, because their handle means nothing in another process.
 
-    A checkpoint has one form on any number of devices: the environments of all of them, joined.
+    A checkpoint joins the environments of all devices, so it does not depend on the number of devices.
 
     Args:
       run: the open run.
-      config: what checkpoints are compared by.
+      config: the settings by which checkpoints are compared.
       env: a device's environments.
-      get: takes PPO's state out of the training state.
-      put: ``(state, ppo_state)``: puts it back.
+      get: returns PPO's state in a training state.
+      put: ``(state, ppo_state)``: replaces it.
     """
     count = len(run.devices)
 
@@ -64,7 +64,7 @@ def ppo_saver(run: Run, config: Any, env: envs.VectorEnv, get: Callable[[Any], P
         actors = parallel.collected(inner.actor, run.devices)
         host = envs.join_states([env.get_state(actor.env) for actor in actors])
         actors = jax.device_get([actor.replace(env=None) for actor in actors])
-        # All environments' entries, and of the reward scale's moments, which are equal, the first.
+        # Joins the environments' entries; the reward scale's moments are equal on all devices, so the first will do.
         actor = jax.tree.map(lambda *parts: np.concatenate(parts) if parts[0].ndim else parts[0], *actors)
         return put(state, inner.replace(actor=actor)), host
 
@@ -109,14 +109,14 @@ def online_stage(run: Run, model: DynamicsState, policy: CloningState) -> None:
 
 
 def scratch_stage(run: Run, stage: str, config: ScratchConfig, start: Source | None = None, before: int = 0) -> None:
-    """Trains PPO alone: the baseline of online decoding, an expert, or a policy that was cloned before.
+    """Trains a policy by PPO alone: the baseline of online decoding, an expert, or a clone.
 
     Args:
       run: the open run.
-      stage: its name.
+      stage: the stage's name.
       config: the settings.
-      start: a policy whose weights training starts from.
-      before: environment frames that were spent before.
+      start: training starts from this policy's weights.
+      before: the number of environment frames that earlier stages used.
 
     Raises:
       RunError: if the weights of `start` belong to another network.
@@ -151,14 +151,14 @@ def scratch_stage(run: Run, stage: str, config: ScratchConfig, start: Source | N
             "entropy",
         )
     params = with_stats(parallel.on_one(state.params, run.devices), stats)
-    known = {} if start is None or "return_mean" not in start.info else {"start_return": start.info["return_mean"]}
-    finish_ppo(run, stage, agent, params, config.ppo, seconds, before, **known)
+    more = {"start_return": start.info["return_mean"]} if start and "return_mean" in start.info else {}
+    finish_ppo(run, stage, agent, params, config.ppo, seconds, before, **more)
 
 
 def _train(
     run: Run, stage: str, state: Any, update: Callable, config: PPOConfig, saver: Saver, show: str
 ) -> tuple[Any, float]:
-    """All updates of a stage; rows of metrics and the progress count environment frames."""
+    """Runs all updates of a stage; rows of metrics and the progress count environment frames."""
     return train(
         run,
         stage,
@@ -179,20 +179,20 @@ def finish_ppo(
 
     Args:
       run: the open run.
-      stage: its name.
+      stage: the stage's name.
       network: the policy.
       params: its parameters.
       config: PPO's settings.
-      seconds: that updates took.
-      before: environment frames that were spent before.
+      seconds: the time that updates took.
+      before: the number of environment frames that earlier stages used.
       **more: further results.
     """
     trained = config.num_updates * config.num_envs * config.num_steps
     frames = before + trained
     returns = evaluate_policy(run, LABELS.get(stage, stage), network, params)
     info = {"env": run.env, "stage": stage, "frames": frames, "seconds": seconds, **returns}
-    kept = ("command", "git", "versions", "device", "seed", "start")
-    info |= {key: run.summary[key] for key in kept if key in run.summary}
+    provenance = ("command", "git", "versions", "device", "seed", "start")
+    info |= {key: run.summary[key] for key in provenance if key in run.summary}
     policies.save_policy(run.folder / "policies" / stage, network, params, info)
     results = {
         "frames": frames,
@@ -206,7 +206,7 @@ def finish_ppo(
 
 
 def _curve(run: Run, stage: str, before: int) -> list[list[float]]:
-    """(frames, return) of the training episodes; rows of metrics leave out the frames spent `before`."""
+    """(frames, return) of the training episodes; frames `before` this stage count, though rows of metrics omit them."""
     rows = read_metrics(run.folder / "metrics.jsonl").get(stage, {})
     returns = {before + step: row.get("episode_return") for step, row in rows.items()}
     return [[frames, value] for frames, value in returns.items() if value is not None]

@@ -1,4 +1,4 @@
-"""Where a run's trajectories come from: a policy that is recorded, or a store that is already there."""
+"""The source of a run's trajectories: a policy to record, or an existing store."""
 
 import dataclasses
 import hashlib
@@ -14,15 +14,15 @@ from lamjax.training.run_folder import RunError
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-    """Where trajectories come from.
+    """The source of a run's trajectories.
 
     Attributes:
       kind: "expert", "random" or "checkpoint"; "store" for trajectories without a policy.
       policy: the policy; None for a store.
       params: its parameters.
-      info: provenance.
+      info: its provenance.
       digest: eight digits of the weights' or trajectories' digest, for names; empty for the random policy.
-      store: the trajectories, of kind "store".
+      store: the path of the trajectories if the kind is "store".
     """
 
     kind: str
@@ -39,16 +39,16 @@ class Source:
 
 
 def find_source(env: str, policy: str, runs: Path, space: ActionSpace | int) -> Source:
-    """The policy called `policy`: "random", "expert" (shipped, or trained here), or the path of a policy folder.
+    """Loads a policy by its name: "random", "expert" (shipped, or trained here), or the path of a policy folder.
 
     Args:
       env: the environment's name.
       policy: the policy's name.
       runs: the folder of run folders.
-      space: what the environment's actions are, or how many.
+      space: the action space, or the number of actions.
 
     Raises:
-      PolicyError: if there is none.
+      PolicyError: if there is no such policy.
     """
     if policy == "random":
         return Source("random", policies.UniformPolicy(space), {}, {"actions": "uniform"})
@@ -63,7 +63,7 @@ def find_source(env: str, policy: str, runs: Path, space: ActionSpace | int) -> 
 
 
 def store_source(env: str, path: Path, space: ActionSpace | int) -> Source:
-    """Trajectories that are already there.
+    """Opens existing trajectories as a source.
 
     Raises:
       RunError: if they come from another environment or have other actions.
@@ -80,11 +80,11 @@ def store_source(env: str, path: Path, space: ActionSpace | int) -> Source:
 
 
 def has_expert(env: str, runs: Path) -> bool:
-    """Whether "expert" can be recorded: it comes with the package, or was trained here."""
+    """Whether there is an expert to record, shipped or trained here."""
     own = expert_folder(runs, env) / "policies" / "expert"
     return any((folder / "policy.json").exists() for folder in (own, experts.folder(env)))
 
 
 def expert_folder(runs: Path, env: str) -> Path:
-    """The run folder of an expert that is trained here."""
+    """The run folder of the expert that is trained here."""
     return runs / env / "expert"

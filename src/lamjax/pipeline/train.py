@@ -49,27 +49,27 @@ def train(
     data: Path = DATA,
     command: str = "",
 ) -> Path:
-    """Runs everything: demonstrations, three stages, their baselines, the report. Run again, it resumes.
+    """Runs demonstrations, all three stages, their baselines, and the report. Run again, it resumes.
 
     Args:
       env: an environment's name, or a gymnax-compatible object.
       preset: by default the one for this machine and the environment's observations.
-      config: settings instead of the preset's; its seed is the run's.
-      name: of the run folder; by default ``<preset>-s<seed>``.
-      policy: "expert", "random", or a policy folder; by default the expert if there is one or one is to be trained.
+      config: settings instead of the preset's, with the run's seed.
+      name: the run folder's name; by default ``<preset>-s<seed>``.
+      policy: "expert", "random", or a policy folder; by default the expert if there is one or the run trains one.
       store: trajectories to learn from instead.
       expert_frames: if there is no expert, trains one with so many frames first.
-      within: seconds that the run may take: it measures this machine first, and makes the settings' steps, frames and
-        evaluations fit (`lamjax.budget`). A run that is resumed keeps the settings that it started with.
+      within: seconds that the run may take. It measures this machine first, and fits the settings' steps, frames and
+        evaluations to the time (`lamjax.budget`). A run that resumes keeps the settings that it started with.
       runs: the folder of run folders.
       data: the folder of recorded trajectories.
-      command: what the summary says was typed.
+      command: the command line, for the summary.
 
     Returns:
       The run folder: ``summary.json`` and ``report.html`` are in it.
 
     Raises:
-      RunError: a mistake in what was asked for, in one sentence.
+      RunError: a mistake in the arguments, in one sentence.
     """
     if store is None and jax.process_count() > 1:
         raise RunError("On several hosts give --store, trajectories that each of them can read: make them with record.")
@@ -101,7 +101,7 @@ def run_stages(run: Run, source: Source, data: Path) -> Path:
 
     Args:
       run: the open run.
-      source: what it learns from.
+      source: the source of its trajectories.
       data: the folder of recorded trajectories.
 
     Returns:
@@ -135,7 +135,7 @@ def run_stages(run: Run, source: Source, data: Path) -> Path:
     baselines_stage(run, source, space)
     checkpoint()
     offline_stage(run, store, model, policy, space, frames)
-    frames.free()  # PPO has a use for the memory
+    frames.free()  # PPO needs the memory
     checkpoint()
     scratch_stage(run, "ppo_scratch", run.config.scratch)
     checkpoint()

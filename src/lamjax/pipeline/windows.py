@@ -1,4 +1,4 @@
-"""Windows of a run's store: those that stages train on, and the fixed ones that they are tested on."""
+"""Windows of a run's store: for training, and fixed sets for tests."""
 
 from collections.abc import Callable
 from typing import Any
@@ -21,7 +21,7 @@ def training_stream(
 ) -> ObservationStream:
     """The training windows of the store, in the order of `seed`, for dispatches of `fuse` steps.
 
-    A stream `like` this one lends it the frames that it has uploaded.
+    It shares the frames that the stream `like` has uploaded.
     """
     config = run.config
     return ObservationStream(
@@ -30,7 +30,7 @@ def training_stream(
         seed=seed,
         mode="ring" if config.ring_frames else "resident",
         ring_frames=config.ring_frames,
-        # Blocks change between dispatches, and where rows of metrics cut dispatches short, between rows.
+        # Blocks change between dispatches; if rows of metrics cut dispatches short, between rows.
         align=fuse if config.log_every % fuse == 0 else config.log_every,
         mask_boundaries=config.analysis.mask_boundaries,
         length=config.dynamics.window,
@@ -40,13 +40,13 @@ def training_stream(
 
 
 class TrainingFrames:
-    """The training frames in device memory: uploaded for the first stage that asks, kept for the next until `free`.
+    """The training frames in device memory, which stages share until `free`; the first stage uploads them.
 
-    A ring never holds all of them: there each stage has its own.
+    A ring never holds all frames: with rings each stage has its own.
     """
 
     def __init__(self, run: Run, store: Store):
-        """Uploads nothing yet."""
+        """Remembers the store; uploads nothing yet."""
         self._run, self._store = run, store
         self._first: ObservationStream | None = None
 
@@ -58,19 +58,19 @@ class TrainingFrames:
         return stream
 
     def free(self) -> None:
-        """Gives the memory back, once no stage uses its stream any more."""
+        """Frees the memory, once no stage uses its stream any more."""
         self._first = None
 
 
 def buffer_devices(run: Run) -> tuple[jax.Device, ...] | None:
-    """What buffers take as their devices: None for one device, which needs no leading axis."""
+    """The devices of buffers: None for a single device, which needs no leading axis."""
     return run.devices if len(run.devices) > 1 else None
 
 
 def evaluation_windows(
     run: Run, store: Store, num_windows: int, batch_size: int, split: Split = "test"
 ) -> EvaluationWindows:
-    """A fixed set of windows, of the held-out levels unless another split is asked for."""
+    """A fixed set of windows, by default of the held-out levels."""
     masked, length = run.config.analysis.mask_probes, run.config.dynamics.window
     return EvaluationWindows(
         store, num_windows=num_windows, batch_size=batch_size, split=split, mask_boundaries=masked, length=length
@@ -78,13 +78,13 @@ def evaluation_windows(
 
 
 def held_out_windows(run: Run, store: Store) -> EvaluationWindows:
-    """The windows of held-out levels that every stage is tested on."""
+    """The windows of held-out levels on which every stage is tested."""
     count = run.config.analysis.probe_test
     return evaluation_windows(run, store, count, min(128, count))
 
 
 def training_stats(store: Store) -> ObsStats:
-    """How observations are standardised: by those of the training levels, unless they are uint8."""
+    """Statistics of the training levels that standardise observations; None for uint8."""
     if store.obs_dtype == np.uint8:
         return None
     return obs_stats(store.observations_at(store.starts("train", 1)))
@@ -109,16 +109,16 @@ def train_on_windows(
 
     Args:
       run: the open run.
-      name: of the stage, in metrics and checkpoints.
+      name: the stage's name in metrics and checkpoints.
       step: ``(state, buffer, *dealt, key, *shared, *static, axis_name=...)``, one of `lamjax.training.steps`.
-      state: the state before its first step; it is kept.
+      state: the state before its first step; it is not donated.
       stream: the windows.
       shared: arguments that are the same on all devices.
       config: the stage's settings, by which checkpoints are compared.
       fuse: steps in a dispatch.
-      dealt: arguments of which each device has its own, with a leading axis of devices.
-      static: arguments that are compiled in.
-      evaluate: metrics of a state, each `eval_every` steps.
+      dealt: arguments that differ between devices, with a leading axis of devices.
+      static: static arguments of the compiled program.
+      evaluate: returns metrics of a state, every `eval_every` steps.
       show: metrics to show with the progress.
 
     Returns:
@@ -133,7 +133,7 @@ def train_on_windows(
         parallel.replicate(jax.tree.map(jnp.copy, state), run.devices),  # states are donated
         lambda state, position, n: advance(state, stream.buffer(position), *dealt, key, *shared, *static, n),
         config.steps,
-        # A state that all devices share is saved once, and laid out on as many as there are when it is restored.
+        # All devices share the state: it is saved once, and replicated over the devices when it is restored.
         saver=Saver(config, unpack=lambda _, tree, host: parallel.replicate(tree, run.devices)),
         log_every=run.config.log_every,
         fuse=fuse,

@@ -1,4 +1,4 @@
-"""A run that ends in a given time: the settings that fit, kept beside the run from its start."""
+"""Runs that end in a given time: finds the settings that fit, and keeps them in the run folder."""
 
 import dataclasses
 import sys
@@ -18,7 +18,7 @@ from lamjax.training.run_folder import RunError, another_configuration, read_jso
 def check_within(
     env: str, config: RunConfig, policy: str | None, store: Path | None, expert_frames: int | None, runs: Path
 ) -> None:
-    """Raises `RunError` if a run cannot end in a given time, before anything is recorded."""
+    """Raises `RunError` if a run with a time limit is impossible, before anything is recorded."""
     if jax.process_count() > 1:
         raise RunError("--within measures one machine: leave it out on several hosts, and set the steps instead.")
     trains = policy is None and store is None and (expert_frames or config.train_expert)
@@ -32,10 +32,10 @@ def check_within(
 def fit_within(
     folder: Path, env: str, config: RunConfig, source: Source, seconds: float, data: Path
 ) -> tuple[RunConfig, dict[str, Any]]:
-    """The settings that fit into `seconds`, and what the summary says of that; kept in ``within.json`` from then on.
+    """Returns the settings that fit into `seconds`, and an entry for the summary; ``within.json`` keeps both.
 
     Raises:
-      RunError: if the run was started with another time or other settings (the field is named).
+      RunError: if the run was started with another time or other settings; the message names the field.
       BudgetError: if the run cannot be so short.
     """
     path = folder / "within.json"

@@ -1,4 +1,4 @@
-"""Checkpoints: orbax writes and renames them, a digest of every leaf says whether they came back as they were saved.
+"""Saves and restores checkpoints with orbax, and checks a digest of every leaf.
 
 Orbax restores a file with a flipped bit without an error. So each checkpoint keeps a SHA-256 per leaf, and restoring
 falls back to the newest checkpoint whose leaves all match.
@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
+from flax import traverse_util
 
 from lamjax import parallel
 
@@ -32,34 +33,27 @@ class CheckpointError(ValueError):
 
 
 def flatten(tree: Any) -> dict[str, np.ndarray]:
-    """A pytree as host arrays by name; PRNG keys become their data."""
+    """Returns a pytree's leaves as host arrays by dotted name; PRNG keys become their data."""
     leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
     arrays = {_name(path): _as_data(leaf) for path, leaf in leaves}
     return {name: np.asarray(array) for name, array in jax.device_get(arrays).items()}
 
 
 def nest(arrays: Mapping[str, Any]) -> dict[str, Any]:
-    """Arrays by dotted names as nested dicts: the inverse of `flatten` for trees of dicts."""
-    tree: dict[str, Any] = {}
-    for name, array in arrays.items():
-        *parents, leaf = name.split(".")
-        node = tree
-        for parent in parents:
-            node = node.setdefault(parent, {})
-        node[leaf] = array
-    return tree
+    """Returns arrays by dotted names as nested dicts: the inverse of `flatten` for trees of dicts."""
+    return traverse_util.unflatten_dict(dict(arrays), sep=".")
 
 
 def unflatten(template: Any, arrays: dict[str, np.ndarray]) -> Any:
     """Puts host arrays into the places of `template`.
 
     Raises:
-      CheckpointError: if a name is missing or left over, or a shape or dtype differs; it names the leaf.
+      CheckpointError: if a name is missing or left over, or a shape or dtype differs; the message names the leaf.
     """
     leaves, structure = jax.tree_util.tree_flatten_with_path(template)
     names = [_name(path) for path, _ in leaves]
-    if odd := sorted(set(names) ^ set(arrays)):
-        raise CheckpointError(f"The checkpoint does not match the model: {odd[0]} is in only one of them.")
+    if unmatched := sorted(set(names) ^ set(arrays)):
+        raise CheckpointError(f"The checkpoint does not match the model: {unmatched[0]} is in only one of them.")
     restored = []
     for name, (_, leaf) in zip(names, leaves, strict=True):
         array, want = arrays[name], jax.eval_shape(_as_data, leaf)
@@ -74,11 +68,11 @@ def unflatten(template: Any, arrays: dict[str, np.ndarray]) -> Any:
 
 
 def _name(path: Any) -> str:
-    return ".".join(str(getattr(k, "key", getattr(k, "name", getattr(k, "idx", k)))) for k in path)
+    return jax.tree_util.keystr(path, simple=True, separator=".")
 
 
 def _is_key(leaf: Any) -> bool:
-    return jnp.issubdtype(jnp.asarray(leaf).dtype, jax.dtypes.prng_key) if hasattr(leaf, "dtype") else False
+    return hasattr(leaf, "dtype") and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
 
 
 def _as_data(leaf: Any) -> Any:
@@ -96,42 +90,41 @@ def _note_digest(note: dict[str, Any]) -> str:
 
 
 def differing_field(ours: Any, theirs: Any, prefix: str = "") -> str | None:
-    """The dotted name and values of the first field in which two nested dicts differ, or None."""
+    """Describes the first field in which two nested dicts differ, by its dotted name and values; None if none does."""
     if isinstance(ours, dict) and isinstance(theirs, dict):
         for key in sorted({*ours, *theirs}):
-            if found := differing_field(ours.get(key), theirs.get(key), f"{prefix}{key}."):
-                return found
+            if difference := differing_field(ours.get(key), theirs.get(key), f"{prefix}{key}."):
+                return difference
         return None
     return None if ours == theirs else f"{prefix[:-1]} is {theirs!r} there and {ours!r} here"
 
 
 def completed(config: Any, saved: Mapping[str, Any]) -> dict[str, Any]:
-    """Saved settings, with the defaults of those fields that came to `config` after they were saved."""
-    filled = dict(saved)
+    """Adds to saved settings the defaults of fields that are newer than the file."""
+    settings = dict(saved)
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
-        if field.name not in filled and field.default is not dataclasses.MISSING:
-            default = dataclasses.asdict(field.default) if dataclasses.is_dataclass(field.default) else field.default
-            filled[field.name] = json.loads(json.dumps(default))
-        elif dataclasses.is_dataclass(value) and isinstance(filled.get(field.name), Mapping):
-            filled[field.name] = completed(value, filled[field.name])
-    return filled
+        if field.name not in settings and field.default is not dataclasses.MISSING:
+            settings[field.name] = as_json(field.default)
+        elif dataclasses.is_dataclass(value) and isinstance(settings.get(field.name), Mapping):
+            settings[field.name] = completed(value, settings[field.name])
+    return settings
 
 
 def as_json(config: Any) -> Any:
-    """A config dataclass as JSON values (tuples become lists)."""
-    return json.loads(json.dumps(dataclasses.asdict(config)))
+    """Converts a config dataclass to JSON values (tuples become lists)."""
+    return json.loads(json.dumps(dataclasses.asdict(config) if dataclasses.is_dataclass(config) else config))
 
 
 def from_json(kind: Any, values: Any) -> Any:
-    """The config that `as_json` wrote; a field that was saved without a value has its default.
+    """Rebuilds the config that `as_json` converted; a field without a saved value has its default.
 
     Args:
-      kind: the config's class, or a union of such classes: of these the one whose fields the values fit.
-      values: what `as_json` gave.
+      kind: the config's class, or a union of classes, of which the one that fits the values is built.
+      values: the JSON values.
 
     Raises:
-      CheckpointError: if the values fit no such class.
+      CheckpointError: if the values fit no class of `kind`.
     """
     members = [member for member in typing.get_args(kind) or (kind,) if dataclasses.is_dataclass(member)]
     if not members or not isinstance(values, Mapping):
@@ -175,13 +168,13 @@ def save(
     """Saves a pytree as checkpoint `step` of a folder, and removes all but the newest `KEEP`.
 
     Args:
-      folder: where the checkpoints of one stage lie.
-      step: its number; existing checkpoints of that number or a later one are replaced: a run comes back to a step only
-        where `restore` found what lay after it damaged.
+      folder: the checkpoints of one stage.
+      step: the checkpoint's number; it replaces checkpoints of this and of later numbers. (A run returns to a step only
+        if later checkpoints are damaged.)
       tree: a pytree of arrays.
-      config: the dataclass that the tree was made from; `restore` compares it.
-      host: arrays of any shape that lie beside the tree, such as native environments.
-      meta: anything JSON can hold.
+      config: the dataclass that the tree belongs to; `restore` compares it.
+      host: arrays of any shape to save beside the tree, such as native environments.
+      meta: anything that JSON can hold.
     """
     arrays = flatten(tree) | {_HOST + name: np.asarray(array) for name, array in (host or {}).items()}
     note = {
@@ -200,24 +193,24 @@ def save(
 
 
 def restore(folder: Path, template: Any, *, config: Any) -> Restored | None:
-    """Restores the newest checkpoint that is intact; of several hosts the first reads it for all.
+    """Restores the newest intact checkpoint. If there are several hosts, the first reads it for all.
 
     Args:
-      folder: where the checkpoints of one stage lie.
+      folder: the checkpoints of one stage.
       template: a pytree of the saved one's structure, shapes and dtypes.
-      config: what the caller's state is made from; a field that the checkpoint was saved without has its default.
+      config: the dataclass of the caller's state; a field that is newer than the checkpoint must have its default.
 
     Returns:
-      The checkpoint, or None where the folder holds none.
+      The checkpoint, or None if the folder holds none.
 
     Raises:
-      CheckpointError: if the newest intact one belongs to another configuration (the field is named), or if there are
-        checkpoints and none is intact.
+      CheckpointError: if the newest intact one belongs to another configuration (the message names the field), or if
+        there are checkpoints and none is intact.
     """
-    found = parallel.from_first(lambda: restore_arrays(folder))
-    if found is None:
+    newest = parallel.from_first(lambda: restore_arrays(folder))
+    if newest is None:
         return None
-    step, arrays, note = found
+    step, arrays, note = newest
     if field := differing_field(as_json(config), completed(config, note["config"])):
         raise CheckpointError(f"The checkpoint {folder / str(step)} is of another configuration: {field}.")
     host = {name.removeprefix(_HOST): array for name, array in arrays.items() if name.startswith(_HOST)}
@@ -226,7 +219,7 @@ def restore(folder: Path, template: Any, *, config: Any) -> Restored | None:
 
 
 def restore_arrays(folder: Path) -> tuple[int, dict[str, np.ndarray], dict[str, Any]] | None:
-    """The newest intact checkpoint as ``(step, arrays by name, note)``, or None where there is none at all."""
+    """Reads the newest intact checkpoint as ``(step, arrays by name, note)``; None if there is no checkpoint."""
     folder = folder.absolute()
     if not folder.is_dir():
         return None
@@ -239,22 +232,16 @@ def restore_arrays(folder: Path) -> tuple[int, dict[str, np.ndarray], dict[str, 
                 if note.get("sha256", digest) != digest:
                     raise ValueError("its note is not what was written")
                 as_numpy = {name: ocp.RestoreArgs(restore_type=np.ndarray) for name in note["digests"]}
-                restored = manager.restore(
-                    step, args=ocp.args.Composite(arrays=ocp.args.PyTreeRestore(restore_args=as_numpy))
-                )["arrays"]
+                args = ocp.args.Composite(arrays=ocp.args.PyTreeRestore(restore_args=as_numpy))
+                restored = manager.restore(step, args=args)["arrays"]
                 arrays = {name: np.asarray(array) for name, array in restored.items()}
                 damaged = [name for name, digest in note["digests"].items() if _digest(arrays[name]) != digest]
+                if not damaged:
+                    return step, arrays, note
+                problem = f"is damaged in {damaged[0]}"
             except Exception as error:  # orbax raises whatever its JSON, zarr and proto readers raise
-                reason = textwrap.shorten(str(error), 120)
-                log.warning(
-                    "checkpoint %s cannot be read (%s); falling back to the one before", folder / str(step), reason
-                )
-                continue
-            if not damaged:
-                return step, arrays, note
-            log.warning(
-                "checkpoint %s is damaged in %s; falling back to the one before", folder / str(step), damaged[0]
-            )
+                problem = f"cannot be read ({textwrap.shorten(str(error), 120)})"
+            log.warning("checkpoint %s %s; falling back to the one before", folder / str(step), problem)
     if steps:
         raise CheckpointError(f"No checkpoint in {folder} is intact: delete the folder to start the stage anew.")
     return None

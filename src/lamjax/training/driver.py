@@ -1,4 +1,4 @@
-"""Repeats a training step, and decides in one place whether repeated steps are one dispatch or a loop on the host.
+"""Repeats a training step, and decides for all stages whether repeated steps are one dispatch or a loop on the host.
 
 XLA:CPU runs a convolution's backward pass inside ``lax.scan`` 14 to 23 times slower than outside it, so on a CPU the
 host loops over jitted steps of networks that convolve; all others fuse into one ``lax.scan``.
@@ -16,8 +16,8 @@ from lamjax.optim import pack_groups, unpack_groups
 
 FUSED = 25  # optimizer steps in a dispatch where steps fuse
 
-# ``jit`` for what runs once, such as initialisation: drawing parameters of sixty shapes takes 24 CPU seconds to compile
-# with XLA's optimisations and 7 without.
+# ``jit`` for functions that run once, such as initialisation: XLA compiles the draws of sixty shapes in 24 CPU seconds
+# with its optimisations and in 7 without.
 jit_once = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 
 
@@ -25,8 +25,8 @@ def fuses_steps(network: Any, *others: Any, backend: str | None = None) -> bool:
     """Whether repeated steps of these networks' training should run as one ``lax.scan``.
 
     Args:
-      network: config of a trunk or a forward model, which says by ``convolves`` whether XLA's convolution is its own.
-      *others: those that are trained or run in the same step.
+      network: config of a trunk or a forward model; its ``convolves`` says whether it uses XLA's convolution.
+      *others: configs of other networks in the same step.
       backend: by default JAX's.
 
     Returns:
@@ -48,13 +48,13 @@ def compile_steps(
 
     Args:
       step: ``(state, *args, axis_name=...) -> (state, metrics)``, pure.
-      devices: where it runs.
+      devices: the devices that run it.
       in_axes: for the state and each argument that is not static, as for `parallel.map_step`.
-      static: how many of the last arguments are compiled in.
+      static: how many of the last arguments are static.
 
     Returns:
-      ``(state, *args, n) -> (state, metrics)``: n steps in one dispatch, which takes over the state's memory, and the
-      means of their metrics.
+      ``(state, *args, n) -> (state, metrics)``: n steps in one dispatch, and the means of their metrics. It donates the
+      state.
     """
 
     def steps(state: Any, *args: Any, axis_name: str | None) -> tuple[Any, Any]:
@@ -66,7 +66,7 @@ def compile_steps(
 
 
 def repeat(step: Callable[[Any], tuple[Any, Any]], state: Any, n: int) -> tuple[Any, Any]:
-    """Steps n times inside ``jit``: the state after, and the metrics' means. A single step stays outside the scan.
+    """Steps n times inside ``jit``; returns the state and the metrics' means. A single step stays outside the scan.
 
     If `packs` is true, `step` sees and returns a state whose ``params`` and ``opt_state`` are packed.
     """
@@ -80,9 +80,9 @@ def repeat(step: Callable[[Any], tuple[Any, Any]], state: Any, n: int) -> tuple[
 
 
 def packs() -> bool:
-    """Whether parameters and moments are packed while steps repeat, which saves a step hundreds of kernels.
+    """Whether to pack parameters and moments while steps repeat, which saves each step hundreds of kernels.
 
-    True on an accelerator (see `lamjax.optim`). A CPU has no kernels to start, so there packing would only copy.
+    True on an accelerator (see `lamjax.optim`). A CPU launches no kernels, so there packing would only copy.
     """
     return jax.default_backend() != "cpu"
 

@@ -1,4 +1,4 @@
-"""Where metrics go: a line of JSON, TensorBoard, and the terminal."""
+"""Logs metrics to JSON lines and TensorBoard, and progress to the terminal."""
 
 import json
 import math
@@ -11,11 +11,11 @@ from pathlib import Path
 from tensorboardX import SummaryWriter
 from tqdm import tqdm
 
-LINE_SECONDS = 10.0  # a line at most this often where the output is not a terminal
+LINE_SECONDS = 10.0  # between lines of progress, at least, if the output is not a terminal
 
 
 class NonFiniteError(ArithmeticError):
-    """Raised when a metric is NaN or infinite, after it was written everywhere."""
+    """Raised if a metric is NaN or infinite, after its row was written."""
 
 
 class MetricLog:
@@ -38,17 +38,17 @@ class MetricLog:
         """Writes one row.
 
         Args:
-          stage: which stage.
-          step: optimizer steps or environment frames, whatever the stage counts.
-          metrics: finite numbers; values of what did not happen (NaN) are left out by the caller.
+          stage: the stage's name.
+          step: optimizer steps or environment frames.
+          metrics: finite numbers. The caller leaves out metrics of events that did not happen (NaN).
 
         Raises:
-          NonFiniteError: if a value is not finite; the row is written and flushed all the same.
+          NonFiniteError: if a value is not finite; the row is written and flushed first.
           ValueError: if a metric has the name of one of the row's own fields.
         """
         row = {"stage": stage, "step": step, "time": round(time.time(), 3)}
-        if taken := row.keys() & metrics.keys():
-            raise ValueError(f"A metric may not be called {min(taken)!r}: the row has a field of this name.")
+        if clashes := row.keys() & metrics.keys():
+            raise ValueError(f"A metric may not be called {min(clashes)!r}: the row has a field of this name.")
         values = {name: float(value) for name, value in metrics.items()}
         finite = {name: value if math.isfinite(value) else None for name, value in values.items()}
         self._file.write(json.dumps(row | finite).encode() + b"\n")
@@ -60,7 +60,7 @@ class MetricLog:
             raise NonFiniteError(f"{bad[0]} is not finite")
 
     def flush(self) -> None:
-        """Hands everything to the operating system."""
+        """Flushes both sinks."""
         self._file.flush()
         self._board.flush()
 
@@ -71,7 +71,7 @@ class MetricLog:
 
 
 class Progress:
-    """A bar on a terminal, a line now and then elsewhere; on stderr, so that stdout stays for results."""
+    """Shows progress on stderr: a bar on a terminal, else a line now and then. Results go to stdout."""
 
     def __init__(self, label: str, total: int, initial: int = 0, unit: str = "step"):
         """Starts at `initial` of `total` units."""
@@ -79,12 +79,11 @@ class Progress:
         self._position, self._first = initial, initial
         self._started = self._spoke = time.monotonic()
         self._note = ""
-        terminal = sys.stderr.isatty()
-        self._bar = tqdm(desc=label, total=total, initial=initial, unit=unit, disable=not terminal)
-        self._terminal = terminal
+        self._terminal = sys.stderr.isatty()
+        self._bar = tqdm(desc=label, total=total, initial=initial, unit=unit, disable=not self._terminal)
 
     def to(self, position: int, note: str = "") -> None:
-        """Moves to `position`; `note` stays beside it until the next one."""
+        """Moves to `position` and shows `note`, or the last note, beside it."""
         self._note = note or self._note
         self._bar.update(position - self._position)
         if note:
@@ -98,22 +97,21 @@ class Progress:
     def _line(self) -> None:
         rate = (self._position - self._first) / max(time.monotonic() - self._started, 1e-9)
         percent = 100 * self._position / max(self._total, 1)
-        text = (
-            f"{self._label}: {self._position}/{self._total} {self._unit}s ({percent:.0f} %), {rate:.3g} {self._unit}s/s"
-        )
-        print(text + (f", {self._note}" if self._note else ""), file=sys.stderr, flush=True)
+        text = f"{self._label}: {self._position}/{self._total} {self._unit}s ({percent:.0f} %), "
+        text += f"{rate:.3g} {self._unit}s/s" + (f", {self._note}" if self._note else "")
+        print(text, file=sys.stderr, flush=True)
 
     def close(self) -> None:
-        """Ends the bar, or writes the last line if anything was done."""
+        """Ends the bar, or writes the last line if there was any progress."""
         self._bar.close()
         if not self._terminal and self._position != self._first:
             self._line()
 
 
 def read_metrics(path: Path) -> dict[str, dict[int, dict[str, float]]]:
-    """The rows of a ``metrics.jsonl`` by stage and step, in order of step.
+    """Reads the rows of a ``metrics.jsonl`` by stage and step, in order of step.
 
-    A resumed run writes some steps again: the last row counts. A killed run may leave half a last line: it is skipped.
+    A resumed run writes some steps again: the last row of a step counts. Half a line of a killed run is skipped.
     """
     rows: dict[str, dict[int, dict[str, float]]] = {}
     for line in path.read_text("utf-8", errors="replace").splitlines() if path.exists() else []:

@@ -1,4 +1,4 @@
-"""Where results come from: code, versions, machine."""
+"""Describes where results come from: code, versions, machine."""
 
 import os
 import platform
@@ -15,7 +15,7 @@ import lamjax
 
 
 def describe_run(env: str, preset: str, name: str, command: str, seed: int) -> dict[str, Any]:
-    """What ``summary.json`` says about the run as a whole."""
+    """Returns the entries of ``summary.json`` that describe the run as a whole."""
     device = jax.devices()[0]
     versions = {module.__name__: module.__version__ for module in (jax, flax, optax, np)}
     return {
@@ -32,7 +32,7 @@ def describe_run(env: str, preset: str, name: str, command: str, seed: int) -> d
 
 
 def git_hash() -> str | None:
-    """The commit of this checkout; None outside a checkout, and where git is not installed."""
+    """The commit of this checkout; None outside a checkout and without git."""
     command = ["git", "describe", "--always", "--dirty"]
     try:
         answer = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True)

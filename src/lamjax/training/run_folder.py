@@ -1,4 +1,4 @@
-"""A run's folder, and the loop that every training stage shares: log, checkpoint, stop, resume.
+"""The run folder, and the loop that all training stages share: log, checkpoint, stop, resume.
 
 runs/<env>/<name>/  config.json  metrics.jsonl  summary.json  tensorboard/  checkpoints/<stage>/  policies/
 """
@@ -23,7 +23,7 @@ from lamjax import parallel
 from lamjax.training import checkpoint
 from lamjax.training.logging import MetricLog, NonFiniteError, Progress
 
-# Metrics of things that need not happen in an interval; they are NaN then, which is no failure.
+# Metrics of events that may not happen in an interval; NaN stands for that and is no failure.
 OCCASIONAL = ("episode_return", "episode_length", "decoder_accuracy", "decoder_mse")
 
 
@@ -32,14 +32,14 @@ class RunError(ValueError):
 
 
 def another_configuration(folder: Path, field: str) -> RunError:
-    """The error for a run folder whose settings differ, in `field`, from those asked for."""
+    """The error for a run folder whose settings differ from the requested ones in `field`."""
     return RunError(
         f"{folder} was started with another configuration: {field}. Use the same settings, or choose another --name."
     )
 
 
 class InterruptedRunError(Exception):
-    """Raised after a signal once everything is saved; carries the signal's number."""
+    """Raised after a signal, once everything is saved; holds the signal's number."""
 
     def __init__(self, signum: int):
         """Remembers the signal for the exit code."""
@@ -55,7 +55,7 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def read_json(path: Path) -> Any:
-    """Reads what `write_json` wrote; a damaged file is a `RunError` that names it."""
+    """Reads a file of `write_json`; raises a `RunError` that names a damaged file."""
     try:
         return json.loads(path.read_text())
     except ValueError as error:
@@ -63,54 +63,55 @@ def read_json(path: Path) -> Any:
 
 
 class Run:
-    """An open run folder: one process at a time, one configuration for ever.
+    """An open run folder. One process at a time may open it, always with the same configuration.
 
-    Where several hosts run one program they all do the same, and the first alone keeps it: the others have a folder of
-    their own, which is deleted in the end, and read nothing but what the first tells them.
+    If several hosts run one program, all of them do the same work, and the first keeps the results. The others have
+    temporary folders and read only what the first sends them.
 
     Attributes:
-      folder: where it is.
+      folder: its path.
       env: the environment's name.
       config: the settings.
-      summary: what ``summary.json`` holds; change it through `finish` and `note`.
+      summary: the contents of ``summary.json``; change it through `finish` and `note`.
       log: the metric sinks.
-      devices: what stages train on (see `parallel.devices`).
-      rehearse: None, or what takes the place of `train`, with its arguments: how `lamjax.budget` times stages.
-      signum: the signal that asked to stop, or None.
+      devices: the devices that stages train on (see `parallel.devices`).
+      rehearse: None, or a function that replaces `train` and takes its arguments, with which `lamjax.budget` times
+        stages.
+      signum: the number of the signal that asked to stop, or None.
     """
 
     def __init__(self, folder: Path, env: str, config: Any, header: Mapping[str, Any], source: str | None = None):
-        """Opens or makes the folder; use as a context manager.
+        """Opens or creates the folder; use it as a context manager.
 
         Args:
           folder: the run folder.
           env: the environment's name.
           config: a frozen dataclass.
-          header: what ``summary.json`` says of the run as a whole.
-          source: whose trajectories are learned from, as part of the configuration.
+          header: entries of ``summary.json`` that describe the run as a whole.
+          source: the name of the trajectories' source, which is part of the configuration.
 
         Raises:
-          RunError: if another process has it open, or it belongs to another configuration (the field is named).
+          RunError: if another process has it open, or it belongs to another configuration: then it names the field.
         """
         self.env, self.config, self.devices = env, config, parallel.devices()
         self.signum: int | None = None
         self.rehearse: Callable[..., Any] | None = None
-        self._held = contextlib.ExitStack()  # what is given back in the end
+        self._resources = contextlib.ExitStack()
         try:
             if jax.process_index():
-                folder = Path(self._held.enter_context(tempfile.TemporaryDirectory(prefix="lamjax-")))
+                folder = Path(self._resources.enter_context(tempfile.TemporaryDirectory(prefix="lamjax-")))
             self.folder = folder
-            found = parallel.from_first(lambda: self._claim(source))
-            self.summary: dict[str, Any] = {"stages": {}, "nulls": {}, **found, **header}
-            self.log = self._held.enter_context(contextlib.closing(MetricLog(folder)))
+            summary = parallel.from_first(lambda: self._claim(source))
+            self.summary: dict[str, Any] = {"stages": {}, "nulls": {}, **summary, **header}
+            self.log = self._resources.enter_context(contextlib.closing(MetricLog(folder)))
         except BaseException:
-            self._held.close()
+            self._resources.close()
             raise
 
     def _claim(self, source: str | None) -> dict[str, Any]:
-        """Locks the folder and compares its configuration; the summary that it holds."""
+        """Locks the folder, compares its configuration, and returns its summary."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        lock = self._held.enter_context((self.folder / ".lock").open("a"))
+        lock = self._resources.enter_context((self.folder / ".lock").open("a"))
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -127,41 +128,41 @@ class Run:
         return read_json(summary) if summary.exists() else {}
 
     def __enter__(self) -> "Run":
-        """Takes SIGTERM and SIGINT: the loops end at the next step, saved."""
+        """Handles SIGTERM and SIGINT from now on: loops save and end at the next step."""
         self._handlers = {s: signal.signal(s, self._on_signal) for s in (signal.SIGTERM, signal.SIGINT)}
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Gives the signals back and closes everything."""
+        """Restores the signal handlers and closes everything."""
         for signum, handler in self._handlers.items():
             signal.signal(signum, handler)
-        self._held.close()
+        self._resources.close()
 
     def _on_signal(self, signum: int, _: Any) -> None:
         if self.signum is not None:
-            raise KeyboardInterrupt  # asked twice: do not wait for the step
+            raise KeyboardInterrupt  # the second signal does not wait for the step
         self.signum = signum
 
     def stopping(self) -> bool:
-        """Whether a signal came, on any host; all hosts must ask together."""
+        """Whether any host got a signal; all hosts must call this together."""
         return parallel.anywhere(self.signum is not None)
 
     def check_stop(self) -> None:
-        """Raises `InterruptedRunError` if a signal came; call it where nothing needs saving."""
+        """Raises `InterruptedRunError` after a signal; call it when nothing needs saving."""
         if self.stopping():
             raise InterruptedRunError(self.signum or signal.SIGTERM)
 
     def done(self, stage: str) -> dict[str, Any] | None:
-        """The results of a stage that has ended, or None."""
+        """The results of a finished stage, or None."""
         return self.summary["stages"].get(stage)
 
     def finish(self, stage: str, results: Mapping[str, Any]) -> None:
-        """Writes a stage's results; from now on the stage is done."""
+        """Writes a stage's results, which marks it as done."""
         self.summary["stages"][stage] = dict(results)
         self.write_summary()
 
     def key(self, purpose: str) -> jax.Array:
-        """A typed PRNG key of its own for each stage and other purpose, from the run's seed."""
+        """A typed PRNG key for a stage or another purpose, from the run's seed."""
         return stage_key(self.config.seed, purpose)
 
     def note(self, key: str, value: Any) -> None:
@@ -170,22 +171,22 @@ class Run:
         self.write_summary()
 
     def write_summary(self) -> None:
-        """Writes ``summary.json``; numbers that are not finite become null."""
+        """Writes ``summary.json``; numbers that are not finite become JSON's null."""
         write_json(self.folder / "summary.json", finite(self.summary))
 
     def checkpoints(self, stage: str) -> Path:
-        """Where a stage's checkpoints lie."""
+        """The folder of a stage's checkpoints."""
         return self.folder / "checkpoints" / stage
 
 
 def stage_key(seed: int, purpose: str) -> jax.Array:
-    """A typed PRNG key of its own for each purpose."""
+    """A typed PRNG key that differs between purposes."""
     tag = int.from_bytes(hashlib.sha256(purpose.encode()).digest()[:4], "big") >> 1
     return jax.random.fold_in(jax.random.key(seed), tag)
 
 
 def finite(value: Any) -> Any:
-    """A value for JSON: numbers that are not finite become None, numpy's become Python's."""
+    """Converts a value for JSON: numbers that are not finite become None, numpy's become Python's."""
     if isinstance(value, dict):
         return {key: finite(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
@@ -202,7 +203,7 @@ class Saver:
     """How a training state becomes a checkpoint and back.
 
     Attributes:
-      config: the dataclass that the checkpoint is compared by.
+      config: the dataclass that belongs to the state; `restore` compares it.
       pack: state to ``(pytree of arrays, host arrays)``.
       unpack: ``(state as initialised, pytree, host arrays)`` to state.
     """
@@ -213,12 +214,12 @@ class Saver:
 
 
 def restore(run: Run, stage: str, state: Any, saver: Saver) -> tuple[int, Any, float]:
-    """The newest checkpoint of a stage as ``(position, state, seconds trained)``, or the state as initialised."""
+    """Restores a stage's newest checkpoint as ``(position, state, seconds trained)``; else the initial state."""
     template, _ = saver.pack(state)
-    found = checkpoint.restore(run.checkpoints(stage), template, config=saver.config)
-    if found is None:
+    newest = checkpoint.restore(run.checkpoints(stage), template, config=saver.config)
+    if newest is None:
         return 0, state, 0.0
-    return found.step, saver.unpack(state, found.tree, found.host), float(found.meta["seconds"])
+    return newest.step, saver.unpack(state, newest.tree, newest.host), float(newest.meta["seconds"])
 
 
 def train(
@@ -241,24 +242,24 @@ def train(
 
     Args:
       run: the open run.
-      stage: its name, in metrics and checkpoints.
-      state: the state as initialised.
+      stage: its name in metrics and checkpoints.
+      state: the initial state.
       advance: ``(state, position, n) -> (state, metrics)``, n steps from `position` in one dispatch.
-      total: steps.
+      total: the number of steps.
       saver: how to save the state.
-      unit: what a step counts in rows of metrics (environment frames of an update, say).
-      unit_name: what that is.
+      unit: how many units a step counts in rows of metrics (such as environment frames of an update).
+      unit_name: the unit's name.
       log_every: steps between rows.
       fuse: steps in a dispatch.
-      evaluate: metrics of a state, written beside the others.
+      evaluate: returns further metrics of a state.
       eval_every: steps between evaluations.
       show: metrics to show with the progress.
 
     Returns:
-      The state after `total` steps, and the seconds spent in steps over all sessions, first dispatches excluded.
+      The state after `total` steps, and the seconds that steps took in all sessions, without first dispatches.
 
     Raises:
-      RunError: if a metric is not finite; the message names the steps, and the checkpoint before them is kept.
+      RunError: if a metric is not finite; the message says in which steps. The checkpoint before them is kept.
       InterruptedRunError: after a signal.
     """
     if run.rehearse is not None:
@@ -274,7 +275,7 @@ def train(
     warm = False
     try:
         while position < total:
-            # Dispatches end at multiples of `fuse` after each row, wherever a run is taken up: a ring changes there.
+            # Dispatches end at multiples of `fuse` after each row, wherever a run resumes: a ring swaps blocks there.
             n = min(fuse - position % log_every % fuse, total - position, log_every - position % log_every)
             state, metrics = advance(state, position, n)
             position += n
@@ -284,7 +285,7 @@ def train(
                 started, warm, saved_at = time.monotonic(), True, time.monotonic()
             elif len(pending) % config.max_in_flight == 0:
                 jax.block_until_ready(metrics)
-            # Several hosts agree at rows alone; to ask is to wait for the slowest.
+            # Several hosts agree only at rows, because `stopping` blocks until the slowest host is there.
             stop = (jax.process_count() == 1 or position % log_every == 0) and run.stopping()
             end = position == total or stop
             save = end or time.monotonic() - saved_at > config.checkpoint_every
@@ -306,9 +307,8 @@ def train(
                 if save:
                     if jax.process_index() == 0:
                         tree, host = saver.pack(state)
-                        meta = {"seconds": seconds}
-                        folder = run.checkpoints(stage)
-                        checkpoint.save(folder, position, tree, config=saver.config, host=host, meta=meta)
+                        arguments = {"config": saver.config, "host": host, "meta": {"seconds": seconds}}
+                        checkpoint.save(run.checkpoints(stage), position, tree, **arguments)
                     saved, saved_at = position, time.monotonic()
                 started = time.monotonic()
                 if stop:
@@ -319,21 +319,20 @@ def train(
 
 
 def _reduce(pending: list[dict[str, jax.Array]]) -> dict[str, float]:
-    """Means over an interval; what happened in none of its steps is left out."""
+    """Means over an interval, without events that happened in none of its steps."""
     rows = jax.device_get(pending)
-    reduced = {}
+    means = {}
     for name in rows[0]:
         values = np.array([row[name] for row in rows], np.float64)
         if name in OCCASIONAL:
             values = values[np.isfinite(values)]
-            if not len(values):
-                continue
-        reduced[name] = float(values.mean())
-    return reduced
+        if len(values):
+            means[name] = float(values.mean())
+    return means
 
 
 @contextlib.contextmanager
 def timed() -> Iterator[Callable[[], float]]:
-    """Gives a function that tells the seconds since the block began."""
+    """Yields a function that returns the seconds since the block began."""
     started = time.monotonic()
     yield lambda: time.monotonic() - started

@@ -1,7 +1,7 @@
-"""One training step of each supervised stage on windows that it draws from device memory.
+"""Training steps of the supervised stages, which draw their windows from device memory.
 
-Pure, as the stages' own steps: `driver.compile_steps` repeats and compiles them for a run, `lamjax.jitted` scans them,
-and benchmarks time them.
+They are pure. `driver.compile_steps` repeats and compiles them for a run, `lamjax.jitted` scans them, and benchmarks
+time them.
 """
 
 from typing import Any
@@ -22,7 +22,7 @@ Metrics = dict[str, jax.Array]
 
 
 def traced(lengths: tuple[int, int]) -> Lengths:
-    """Warm-up and total steps as arguments of a compiled program, which then serves runs of every length."""
+    """Makes warm-up and total steps arguments of a compiled program, which then serves runs of every length."""
     return tuple(jnp.int32(length) for length in lengths)
 
 
@@ -40,10 +40,10 @@ def dynamics_step(
     Args:
       state: the training state.
       buffer: the training frames.
-      labels: what the step may know of actions, with `action_weight`.
-      key: of the stream; step k draws from it and k.
+      labels: the labelled windows that the step may use, with `action_weight`.
+      key: the stream's key; step k draws from it and k.
       lengths: see `dynamics.train_step`.
-      axis_name: devices, each with a buffer and labels of its own.
+      axis_name: the axis of devices, each with its own buffer and labels.
     """
     config, place = state.config, parallel.place(axis_name)
     windows = sample(buffer, key, state.step, config.batch_size, length=config.window, **place)
@@ -62,7 +62,7 @@ def cloning_step(
     *,
     axis_name: str | None = None,
 ) -> tuple[CloningState, Metrics]:
-    """A step of stage 2 on what `model`, stage 1, infers; see `dynamics_step`."""
+    """A step of stage 2 on latents that stage 1, `model`, infers; see `dynamics_step`."""
     windows = _windows(state, buffer, key, model, axis_name)
     latents = dynamics.infer_latents(model, windows).continuous
     return cloning.train_step(state, windows[:, -2], latents, axis_name=axis_name, lengths=lengths)
@@ -78,7 +78,7 @@ def pseudo_label_step(
     *,
     axis_name: str | None = None,
 ) -> tuple[ActionState, Metrics]:
-    """A step of behaviour cloning on the actions that a `decoder` of the inverse model gives; see `dynamics_step`."""
+    """A step of behaviour cloning on pseudo-labels, which `decoder` makes of inferred latents; see `dynamics_step`."""
     windows = _windows(state, buffer, key, model, axis_name)
     actions = behaviour_cloning.pseudo_labels(model, decoder, windows, config, state.agent.space)
     return behaviour_cloning.train_step(state, windows[:, -2], actions, axis_name=axis_name)
@@ -92,14 +92,14 @@ def labelled_step(
     *,
     axis_name: str | None = None,
 ) -> tuple[ActionState, Metrics]:
-    """A step of behaviour cloning on a few labels that lie on the device.
+    """A step of behaviour cloning on a few labelled observations in device memory.
 
     Args:
       state: the training state.
       obs: ``[L, *obs_shape]``.
       actions: ``[L, *space.shape]``.
-      rows: int32 ``[S, B]``, the labels that each of S steps sees.
-      axis_name: devices.
+      rows: int32 ``[S, B]``, the labels of each of S steps.
+      axis_name: the axis of devices.
     """
     batch = rows[state.step]
     return behaviour_cloning.train_step(state, obs[batch], actions[batch], axis_name=axis_name)

@@ -1,0 +1,119 @@
+"""How well actions can be read from latents, for discrete and for continuous actions.
+
+Discrete actions are classified: the scores are accuracies, raw and with aliased actions merged. Continuous actions are
+regressed: the scores are shares of their variance. Both classes have the same methods.
+
+Dimension keys: S training windows, E test windows, Z latent size, A discrete actions, D numbers of a continuous one,
+N codebooks, H latents of a codebook.
+"""
+
+import dataclasses
+
+import jax
+import numpy as np
+
+from lamjax import envs
+from lamjax.analysis import probes
+from lamjax.spaces import ActionSpace, Box
+
+
+@dataclasses.dataclass(frozen=True)
+class DiscreteActions:
+    """Scores of discrete actions, int32 ``[E]``.
+
+    Attributes:
+      env: the environment; it knows which actions do the same.
+      num_actions: A.
+    """
+
+    env: str
+    num_actions: int
+
+    @property
+    def merged(self) -> np.ndarray:
+        """The class of each action, int ``[A]``: aliases share one."""
+        return np.asarray(envs.merged_actions(self.env, self.num_actions))
+
+    def probe(
+        self, key: jax.Array, train_z: np.ndarray, train_y: np.ndarray, test_z: np.ndarray, test_y: np.ndarray
+    ) -> dict[str, float]:
+        """Accuracies of an MLP and a linear probe: fitted on latents ``[S, Z]``, tested on other levels' ``[E, Z]``."""
+        scores = {}
+        for prefix, hidden in (("", probes.HIDDEN), ("linear_", ())):
+            raw, merged = probes.accuracies(key, train_z, train_y, test_z, test_y, self.merged, hidden)
+            scores |= {f"{prefix}probe_accuracy": raw, f"{prefix}probe_accuracy_merged": merged}
+        return scores
+
+    def constant(self, train_y: np.ndarray, test_y: np.ndarray) -> dict[str, float]:
+        """The majority-class baseline: accuracies of always guessing the most frequent action."""
+        merged = self.merged
+        return {
+            "majority_accuracy": probes.majority_accuracy(train_y, test_y),
+            "majority_accuracy_merged": probes.majority_accuracy(merged[train_y], merged[test_y]),
+        }
+
+    def codes(self, codes: np.ndarray, test_y: np.ndarray, seed: int) -> dict[str, float]:
+        """How well codes int ``[E, N, H]`` match actions, beside shuffled actions: see `probes.agreement`."""
+        return probes.agreement(codes, test_y, self.merged, seed)
+
+    def head(self, outputs: np.ndarray, test_y: np.ndarray) -> dict[str, float]:
+        """How well stage 1's own action head predicts actions; `outputs` are logits float32 ``[E, A]``."""
+        return probes.head_scores(outputs, test_y, self.merged)
+
+    def arrays(self, test_y: np.ndarray) -> dict[str, np.ndarray]:
+        """What figures colour latents by: actions, their merged classes, and the names of both."""
+        names = envs.ACTION_NAMES if self.env in envs.PROCGEN_GAMES else [str(a) for a in range(self.num_actions)]
+        return {
+            "actions": test_y,
+            "merged": self.merged[test_y],
+            "action_names": np.array(names),
+            "merged_names": np.array(envs.merged_action_names(self.env, self.num_actions)),
+        }
+
+
+@dataclasses.dataclass(frozen=True)
+class ContinuousActions:
+    """Scores of continuous actions, float32 ``[E, D]``.
+
+    Attributes:
+      space: their bounds.
+    """
+
+    space: Box
+
+    def probe(
+        self, key: jax.Array, train_z: np.ndarray, train_y: np.ndarray, test_z: np.ndarray, test_y: np.ndarray
+    ) -> dict[str, float]:
+        """R^2 of an MLP and a linear probe: fitted on latents ``[S, Z]``, tested on other levels' ``[E, Z]``."""
+        return {
+            f"{prefix}probe_r2": probes.r_squared(key, train_z, train_y, test_z, test_y, hidden)
+            for prefix, hidden in (("", probes.HIDDEN), ("linear_", ()))
+        }
+
+    def constant(self, train_y: np.ndarray, test_y: np.ndarray) -> dict[str, float]:
+        """The mean-action baseline: R^2 of the training set's mean, 0 or below on other levels."""
+        return {"mean_r2": probes.explained(np.broadcast_to(train_y.mean(0), test_y.shape), test_y, train_y.std(0))}
+
+    def codes(self, codes: np.ndarray, test_y: np.ndarray, seed: int) -> dict[str, float]:
+        """The share of variance that codes int ``[E, N, H]`` explain: see `probes.variance_between`."""
+        return probes.variance_between(codes, test_y, seed)
+
+    def head(self, outputs: np.ndarray, test_y: np.ndarray) -> dict[str, float]:
+        """How well stage 1's own action head predicts actions; `outputs` are half-ranges float32 ``[E, D]``."""
+        predicted = np.asarray(self.space.mode(outputs))
+        return {
+            f"action_{self.space.score_name}": float(np.mean(self.space.score(predicted, test_y))),
+            "action_r2": probes.explained(predicted, test_y, test_y.std(0)),
+        }
+
+    def arrays(self, test_y: np.ndarray) -> dict[str, np.ndarray]:
+        """What figures colour latents by: the actions."""
+        return {"action_values": test_y}
+
+
+ActionProbe = DiscreteActions | ContinuousActions
+
+
+def action_probe(env: str, space: ActionSpace) -> ActionProbe:
+    """Returns the scores that suit an environment's action space."""
+    return ContinuousActions(space) if isinstance(space, Box) else DiscreteActions(env, space.n)
