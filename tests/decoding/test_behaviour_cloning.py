@@ -16,7 +16,6 @@ from lamjax.models.quantizer import QuantizerConfig
 from lamjax.models.unet import UNetConfig
 from lamjax.spaces import Box
 from lamjax.training.driver import jit_once
-from tests.trees import close
 
 CONFIG = CloningConfig(steps=60, batch_size=64, learning_rate=1e-2, warmup_steps=5, trunk=MLPConfig((16,), 16))
 
@@ -51,23 +50,6 @@ def test_learns_planted_continuous_actions():
         state, metrics = step(state, obs[rows], taken[rows])
         scores.append(float(metrics["mse"]))
     assert scores[-1] < 0.05 < 0.2 < scores[0] and metrics["loss"] < 0
-
-
-@pytest.mark.parametrize("fuse", [1, 4])
-def test_steps_on_uploaded_labels_are_those_on_batches_from_the_host(fuse):
-    rng = np.random.default_rng(0)
-    obs, taken = rng.normal(size=(30, 4)).astype(np.float32), rng.integers(3, size=30)
-    rows = rng.integers(30, size=(10, 8)).astype(np.int32)
-    state = ours = behaviour_cloning.init(jax.random.key(0), CONFIG, 3, (4,), False)
-    step, clone = jax.jit(behaviour_cloning.train_step), jax.jit(behaviour_cloning.clone_steps, static_argnames="n")
-    for batch in rows:
-        state, metrics = step(state, obs[batch], taken[batch])
-    for first in range(0, 10, fuse):
-        ours, mean = clone(ours, obs, taken, rows, min(fuse, 10 - first))
-    close(ours.params, state.params, rtol=1e-5, atol=1e-6)
-    assert int(ours.step) == 10
-    if fuse == 1:
-        np.testing.assert_allclose(mean["loss"], metrics["loss"], rtol=1e-5)
 
 
 def test_names_are_what_the_decoder_says_of_the_inverse_models_latents():
