@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from lamjax.analysis import figures, report
+from lamjax.analysis import figures, report, report_figures, report_text, run_results
 
 SECTIONS = ["headline", "diagnosis", "dynamics", "cloning", "decoding", "numbers", "configuration", "command"]
 RESULT = {"frames": 8192, "curve": [[4096, 3.0], [8192, 5.0]], "return_stderr": 0.2, "normalised": 0.4, "seconds": 61.0}
@@ -152,9 +152,9 @@ def test_complete_run_has_every_section_and_figure(complete):
     folder, page = complete
     assert [name for name in page.ids if name in SECTIONS] == SECTIONS
     assert "missing" not in page.text
-    assert page.tags.count("svg") == len(report.FIGURES)
+    assert page.tags.count("svg") == len(report_figures.FIGURES)
     assert {path.name for path in (folder / "figures").iterdir()} == {
-        *(f"{name}.png" for name in report.FIGURES),
+        *(f"{name}.png" for name in report_figures.FIGURES),
         "rollouts.gif",
     }
     assert not list(folder.glob("**/*.part"))
@@ -248,7 +248,7 @@ def test_metrics_keep_the_last_row_of_a_step_and_skip_damaged_lines(tmp_path):
     rows = [{"stage": "cloning", "step": step, "loss": loss} for step, loss in ((1, 9.0), (2, 9.0), (1, 3.0))]
     rows += [{"stage": "cloning", "step": 3, "loss": None}, {"stage": "cloning", "step": 4, "loss": float("nan")}]
     tail = '[1]\n"x"\n\n{"step": 5}\n{"stage": "cloning", "step": null}\n{"stage": "cloning", "step": 6, "lo'
-    run = report.load(make_run(tmp_path, None, rows, with_arrays=False, tail=tail))
+    run = run_results.load(make_run(tmp_path, None, rows, with_arrays=False, tail=tail))
     steps, losses = run.curve("cloning", "loss")
     np.testing.assert_array_equal(steps, [1, 2])
     np.testing.assert_array_equal(losses, [3, 9])
@@ -346,7 +346,7 @@ def test_an_error_says_which_file_is_damaged(tmp_path):
     ],
 )
 def test_text_has_sensible_units_and_digits(key, value, expected):
-    assert report.text(value, key) == expected
+    assert report_text.text(value, key) == expected
 
 
 def test_pca_matches_the_covariance_and_fixes_signs():
