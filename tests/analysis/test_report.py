@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from lamjax.analysis import figures, report, report_figures, report_text, run_results
+from lamjax.analysis import drawing, figures, images, report, report_figures, report_text, run_results
 
 SECTIONS = ["headline", "diagnosis", "dynamics", "cloning", "decoding", "numbers", "configuration", "command"]
 RESULT = {"frames": 8192, "curve": [[4096, 3.0], [8192, 5.0]], "return_stderr": 0.2, "normalised": 0.4, "seconds": 61.0}
@@ -224,9 +224,9 @@ def test_values_colour_latents_and_bars_go_below_zero():
 def test_same_run_gives_same_figures(complete):
     _, page = complete
     curve = (np.arange(50.0), np.ones(50))
-    texts = {figures.svg(figures.cloning_loss(curve, None, 2.0), "x", 'a "quoted" <title>') for _ in range(2)}
+    texts = {drawing.svg(figures.cloning_loss(curve, None, 2.0), "x", 'a "quoted" <title>') for _ in range(2)}
     assert len(texts) == 1
-    assert "var(--blue)" in page.source and figures.BLUE not in page.source.split("</style>")[1]
+    assert "var(--blue)" in page.source and drawing.BLUE not in page.source.split("</style>")[1]
 
 
 def test_run_in_progress_shows_what_is_there(tmp_path):
@@ -364,15 +364,15 @@ def test_pca_matches_the_covariance_and_fixes_signs():
 
 
 def test_smooth_keeps_the_start_and_averages_the_rest():
-    np.testing.assert_allclose(figures.smooth(np.array([9.0, 0, 3, 6, 0]), 2), [9, 4, 3, 3, 3])
-    np.testing.assert_allclose(figures.smooth(np.array([4.0]), 10), [4])
+    np.testing.assert_allclose(drawing.smooth(np.array([9.0, 0, 3, 6, 0]), 2), [9, 4, 3, 3, 3])
+    np.testing.assert_allclose(drawing.smooth(np.array([4.0]), 10), [4])
 
 
 @pytest.mark.parametrize("channels", [1, 3, 4, 10])
 def test_frames_of_any_number_of_channels_can_be_shown(channels):
     frames = np.zeros((2, 5, 6, channels), np.uint8)
     frames[0, 1, 2, channels - 1] = 1 if channels > 3 else 200
-    pixels = figures.rgb(frames)
+    pixels = images.rgb(frames)
     assert pixels.shape == (2, 5, 6, 3) and pixels.dtype == np.uint8
     assert pixels[0, 1, 2].any() and np.count_nonzero(pixels.any(-1)) == 1
 
@@ -381,13 +381,13 @@ def test_gif_shows_every_frame_enlarged_and_stays_small(complete):
     folder, _ = complete
     with Image.open(folder / "figures" / "rollouts.gif") as gif:
         assert gif.n_frames == 5
-        tile = 16 * round(figures.TILE_PIXELS / 16)
+        tile = 16 * round(images.TILE_PIXELS / 16)
         assert gif.size == (3 * (tile + 8) + 8, tile + 30)
         pixels = np.asarray(gif.convert("RGB"))[22 : 22 + tile, 8 : 8 + tile]
     blocks = pixels.reshape(16, tile // 16, 16, tile // 16, 3)
     assert (blocks == blocks[:, :1, :, :1]).all()
     frames = np.random.default_rng(0).integers(0, 256, (2, 6, 32, 32, 3), np.uint8)
-    assert len(figures.rollout_gif(frames, ["a", "b"], max_bytes=20_000)) <= 20_000
+    assert len(images.rollout_gif(frames, ["a", "b"], max_bytes=20_000)) <= 20_000
 
 
 def test_strips_embed_the_frames_pixel_by_pixel(complete):

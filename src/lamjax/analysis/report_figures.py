@@ -10,7 +10,7 @@ import numpy as np
 from markupsafe import Markup
 from matplotlib.figure import Figure
 
-from lamjax.analysis import diagnosis, figures
+from lamjax.analysis import diagnosis, drawing, figures, images
 from lamjax.analysis.run_results import RunResults, finite_curve, number, points_of, replace_file
 
 
@@ -268,10 +268,10 @@ def draw_figures(run: RunResults, folder: Path) -> dict[str, Embedded]:
         if figure is None:
             embedded[name] = Embedded(plot.caption, missing=f"{plot.title}: missing, needs {plot.needs}.")
             continue
-        replace_file(folder / f"{name}.png", figures.png(figure))
-        embedded[name] = Embedded(plot.caption, Markup(figures.svg(figure, name, f"{plot.title}. {plot.caption}")))
+        replace_file(folder / f"{name}.png", drawing.png(figure))
+        embedded[name] = Embedded(plot.caption, Markup(drawing.svg(figure, name, f"{plot.title}. {plot.caption}")))
     if arrays := rollout_arrays(run):
-        gif = figures.rollout_gif(*arrays)
+        gif = images.rollout_gif(*arrays)
         replace_file(folder / "rollouts.gif", gif)
         source = f"data:image/gif;base64,{base64.b64encode(gif).decode()}"
         caption = FIGURES["rollouts"].caption

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from lamjax.analysis.figures import Curve
+from lamjax.analysis.drawing import Curve
 from lamjax.training.logging import read_metrics
 
 
@@ -35,13 +35,10 @@ class RunResults:
         """The results of a stage, empty if it has not ended."""
         return (self.summary.get("stages") or {}).get(stage) or {}
 
-    def baseline(self, name: str) -> dict[str, Any]:
-        """Returns of a policy to compare with: `random_return` or `expert_return`."""
-        return (self.summary.get("nulls") or {}).get(name) or {}
-
     def reference_returns(self) -> tuple[float, float]:
         """Mean returns of the random policy and of the recorded one, NaN if unknown."""
-        return tuple(number(self.baseline(name).get("mean")) for name in ("random_return", "expert_return"))
+        baselines = self.summary.get("nulls") or {}
+        return tuple(number((baselines.get(name) or {}).get("mean")) for name in ("random_return", "expert_return"))
 
     def curve(self, stage: str, metric: str, x: str = "step") -> Curve | None:
         """A metric over steps or frames (`finite_curve`)."""
