@@ -120,10 +120,7 @@ def format_duration(seconds: float) -> str:
 def with_frames(config: RunConfig, frame: float, seconds: float) -> RunConfig:
     """Shortens the recording so that it fits, and with it the probe's windows and the numbers of labels.
 
-    Args:
-      config: the preset's settings.
-      frame: seconds for a recorded frame.
-      seconds: the whole budget.
+    `frame` is the time for a recorded frame, `seconds` the whole budget.
     """
     dispatch = CHUNK * config.record.num_envs
     full = config.record.frames

@@ -43,12 +43,8 @@ def svg(figure: Figure, name: str, description: str = "") -> str:
     """Encodes a figure as an `<svg>` element to put into a page.
 
     Colours become the CSS variables of `CSS_VARIABLES`, so that the page can switch to dark mode. The element loads
-    nothing from elsewhere, and the same figure gives the same text.
-
-    Args:
-        figure: the figure.
-        name: prefix of the element's ids, which are unique in a page if names are.
-        description: text for readers that do not see the figure.
+    nothing from elsewhere, and the same figure gives the same text. `name` is the prefix of the element's ids, which
+    are unique in a page if names are; `description` is for readers that do not see the figure.
     """
     buffer = io.StringIO()
     empty = dict.fromkeys(["Creator", "Date", "Format", "Type"])

@@ -129,11 +129,11 @@ def latents(points: np.ndarray, labels: np.ndarray, names: list[str], title: str
     """Latent actions on their first two principal components, coloured by true action.
 
     Args:
-        points: float [n, Z].
+        points: float [n, Z]; more than `max_points` are thinned to this number, evenly.
         labels: int [n], indices into `names`.
         names: the actions.
-        title: which model the latents come from.
-        max_points: more are thinned to this number, evenly.
+        title: the model that the latents come from.
+        max_points: how many to draw.
     """
     fig, ax, projected, keep = _projected(points, title, max_points)
     labels = np.asarray(labels)[keep]
@@ -146,14 +146,7 @@ def latents(points: np.ndarray, labels: np.ndarray, names: list[str], title: str
 
 
 def latents_by_value(points: np.ndarray, values: np.ndarray, title: str, max_points: int = 3000) -> Figure:
-    """Latent actions on their first two principal components, coloured by the first number of the true action.
-
-    Args:
-        points: float [n, Z].
-        values: float [n, D], the actions.
-        title: which model the latents come from.
-        max_points: more are thinned to this number, evenly.
-    """
+    """As `latents`, coloured by the first number of the true action: `values` are float [n, D]."""
     fig, ax, projected, keep = _projected(points, title, max_points)
     x, y = projected.T
     marks = ax.scatter(x, y, s=9, c=np.asarray(values)[keep, 0], cmap="viridis", alpha=0.7, lw=0, rasterized=True)
@@ -196,12 +189,10 @@ def strips(context: np.ndarray, truth: np.ndarray, prediction: np.ndarray) -> Fi
 
 
 def rollouts(frames: np.ndarray, labels: list[str], max_frames: int = 8) -> Figure:
-    """The frames of `rollout_gif` side by side, for print: one row per latent action, time to the right.
+    """The frames of `rollout_gif` side by side, for print: a row for each latent action, time to the right.
 
-    Args:
-        frames: uint8 [A, T, H, W, C].
-        labels: [A].
-        max_frames: more are thinned to this number, evenly; the first and the last are kept.
+    `frames` are uint8 [A, T, H, W, C], `labels` [A]. More than `max_frames` are thinned evenly to this number, and the
+    first and the last stay.
     """
     times = np.unique(np.linspace(0, frames.shape[1] - 1, min(frames.shape[1], max_frames)).astype(int))
     return image_grid(rgb(frames[:, times]), [f"frame {time}" for time in times], labels, FILM_PIXELS)
@@ -214,7 +205,7 @@ def vector_changes(context: np.ndarray, truth: np.ndarray, prediction: np.ndarra
         context: float [k, 2, D], `o_{t-1}` and `o_t`, standardised.
         truth: float [k, D], `o_{t+1}`.
         prediction: float [k, D], the FDM's output under the IDM's latent action.
-        max_panels: of more numbers the first are shown.
+        max_panels: how many numbers to show, at most.
     """
     true, predicted = truth - context[:, 1], prediction - context[:, 1]
     fig, axes = panels(min(truth.shape[1], max_panels), "true change", "predicted")
@@ -230,10 +221,7 @@ def vector_changes(context: np.ndarray, truth: np.ndarray, prediction: np.ndarra
 def vector_rollouts(frames: np.ndarray, labels: list[str], max_panels: int = 8) -> Figure:
     """Rollouts that the FDM imagines from one vector under each constant latent action: a panel for each number.
 
-    Args:
-        frames: float [A, T, D], standardised.
-        labels: [A].
-        max_panels: of more numbers the first are shown.
+    `frames` are float [A, T, D], standardised, `labels` [A]. Of more than `max_panels` numbers it shows the first.
     """
     fig, axes = panels(min(frames.shape[2], max_panels), "step", "")
     for index, ax in enumerate(axes):
@@ -245,12 +233,9 @@ def vector_rollouts(frames: np.ndarray, labels: list[str], max_panels: int = 8) 
 
 
 def cloning_loss(train: Curve | None, test: Curve | None, mean_latent: float | None) -> Figure:
-    """Error of the latent policy over stage 2, beside that of always predicting the mean latent.
+    """Mean squared error of the latent policy over stage 2: on training batches (`train`) and held-out levels (`test`).
 
-    Args:
-        train: step, mean squared error on the training batches.
-        test: step, the same on held-out levels.
-        mean_latent: held-out error of predicting the mean latent.
+    `mean_latent` is the held-out error of always predicting the mean latent.
     """
     fig, ax = panel("Latent policy", "gradient step", "mean squared error (latent units)")
     smoothed(ax, train, "train", BLUE)

@@ -183,9 +183,7 @@ def obs_shape(name: str) -> tuple[int, ...]:
 def merged_actions(name: str, num_actions: int) -> tuple[int, ...]:
     """Maps each action to its class ``0 ... k-1``; actions of one class do the same.
 
-    Args:
-      name: the environment.
-      num_actions: how many actions it has. Outside Procgen each action has a class of its own.
+    Outside Procgen each of the `num_actions` actions has a class of its own.
     """
     aliases = PROCGEN_GAMES[name].aliases if name in PROCGEN_GAMES else tuple(range(num_actions))
     classes = {representative: index for index, representative in enumerate(sorted(set(aliases)))}
