@@ -295,10 +295,7 @@ def _with_refits(decoder: online.DecoderConfig, share: float, updates: int) -> o
 def fit_budget(config: RunConfig, rates: Rates, seconds: float) -> RunConfig:
     """Shortens a run so that it ends within `seconds` on a machine of these rates, as the module describes.
 
-    Args:
-      config: the preset's settings.
-      rates: the result of `rehearsal.measure`.
-      seconds: the whole time, with that of measuring.
+    `config` holds the preset's settings. `seconds` is the whole time, with that of measuring.
 
     Returns:
       Settings whose `predict` adds up to at most `seconds`; no stage is longer than in `config`.

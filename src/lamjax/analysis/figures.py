@@ -11,6 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogFormatterSciNotation, MaxNLocator, NullLocator
 
+from lamjax.analysis import drawing
 from lamjax.analysis.drawing import (
     BLUE,
     CLASSES,
@@ -26,14 +27,6 @@ from lamjax.analysis.drawing import (
     THIN,
     VERMILLION,
     Curve,
-    legend,
-    line,
-    panel,
-    panels,
-    plain,
-    reference,
-    smoothed,
-    step_axis,
 )
 from lamjax.analysis.images import image_grid, rgb
 
@@ -42,33 +35,30 @@ STRIP_PIXELS, FILM_PIXELS = 190, 114  # width of one frame, before rounding to w
 
 
 def fdm_error(train: Curve | None, test: Curve | None, copy_last: float | None) -> Figure:
-    """FDM mean squared error over stage 1, beside the error of repeating the last frame.
+    """FDM mean squared error over stage 1, on training batches (`train`) and held-out levels (`test`).
 
-    Args:
-        train: step, error on the training batches; frames scaled to a range of 1.
-        test: step, error on held-out levels.
-        copy_last: held-out error of predicting `o_{t+1} = o_t`.
+    Frames are scaled to a range of 1. `copy_last` is the held-out error of predicting `o_{t+1} = o_t`.
     """
-    fig, ax = panel("Forward model", "gradient step", "mean squared error")
+    fig, ax = drawing.panel("Forward model", "gradient step", "mean squared error")
     ax.set_yscale("log")
-    smoothed(ax, train, "train", BLUE)
-    line(ax, test, "held-out levels", VERMILLION)
-    reference(ax, copy_last, "copy last frame", "--")
-    step_axis(ax)
+    drawing.smoothed(ax, train, "train", BLUE)
+    drawing.line(ax, test, "held-out levels", VERMILLION)
+    drawing.reference(ax, copy_last, "copy last frame", "--")
+    drawing.step_axis(ax)
     # An axis that spans less than two decades would show one number: there minor ticks have labels too.
     ax.yaxis.set_minor_formatter(LogFormatterSciNotation(minor_thresholds=(2, 0.4)))
-    return legend(fig)
+    return drawing.legend(fig)
 
 
 def perplexity(curves: list[Curve], num_codes: int | None) -> Figure:
     """Perplexity of each codebook, `exp(-sum_k p_k log p_k)`, with its maximum, the number of codes."""
-    fig, ax = panel("Codebook perplexity", "gradient step", "effective number of codes")
+    fig, ax = drawing.panel("Codebook perplexity", "gradient step", "effective number of codes")
     for index, curve in enumerate(curves):
-        smoothed(ax, curve, f"codebook {index}", LINES[index % len(LINES)])
-    reference(ax, num_codes, f"maximum ({num_codes} codes)", "--")
+        drawing.smoothed(ax, curve, f"codebook {index}", LINES[index % len(LINES)])
+    drawing.reference(ax, num_codes, f"maximum ({num_codes} codes)", "--")
     ax.set_ylim(bottom=0)
-    step_axis(ax)
-    return legend(fig)
+    drawing.step_axis(ax)
+    return drawing.legend(fig)
 
 
 def probe_bars(groups: dict[str, tuple[float, float, float, float]], score: str, constant: str) -> Figure:
@@ -81,7 +71,7 @@ def probe_bars(groups: dict[str, tuple[float, float, float, float]], score: str,
         score: what is measured: accuracy, or variance explained.
         constant: the baseline that looks at nothing.
     """
-    fig, ax = panel("Action probe", "", f"held-out {score} (%)")
+    fig, ax = drawing.panel("Action probe", "", f"held-out {score} (%)")
     series = (
         ("trained IDM", BLUE, 1),
         ("untrained IDM", MUTED, 1),
@@ -95,13 +85,13 @@ def probe_bars(groups: dict[str, tuple[float, float, float, float]], score: str,
         bars.set_label(label)
         texts = [f"{value:.1f}" if math.isfinite(value) else "–" for value in percent]
         ax.bar_label(bars, texts, fontsize=SMALL_FONT, color=INK, padding=2)
-    ax.set_xticks(centres, [plain(name) for name in groups], fontsize=FONT)
+    ax.set_xticks(centres, [drawing.plain(name) for name in groups], fontsize=FONT)
     ax.set_xlim(-0.6, len(groups) - 0.4)
     lowest = 100 * min((value for values in groups.values() for value in values if math.isfinite(value)), default=0)
     ax.set_ylim(max(min(0, 1.2 * lowest), -100), 100)
     ax.tick_params(axis="x", length=0)
     ax.grid(False, axis="x")
-    return legend(fig)
+    return drawing.legend(fig)
 
 
 def code_usage(counts: np.ndarray) -> Figure:
@@ -113,16 +103,16 @@ def code_usage(counts: np.ndarray) -> Figure:
     counts = np.asarray(counts, float)
     num_codes = counts.shape[1]
     share = 100 * counts / np.maximum(counts.sum(1, keepdims=True), 1)
-    fig, ax = panel("Code usage", "code, by rank", "share of windows (%)")
+    fig, ax = drawing.panel("Code usage", "code, by rank", "share of windows (%)")
     ranks = np.arange(num_codes + 1) + 0.5
     for index, row in enumerate(np.sort(share, axis=1)[:, ::-1]):
         label = f"codebook {index}: {np.count_nonzero(row)} of {num_codes} used"
         ax.stairs(row, ranks, color=LINES[index % len(LINES)], lw=THICK, label=label)
-    reference(ax, 100 / num_codes, "all equally often", "--")
+    drawing.reference(ax, 100 / num_codes, "all equally often", "--")
     ax.set_xlim(0.5, num_codes + 0.5)
     ax.set_ylim(bottom=0)
     ax.xaxis.set_major_locator(MaxNLocator(6, integer=True))
-    return legend(fig)
+    return drawing.legend(fig)
 
 
 def latents(points: np.ndarray, labels: np.ndarray, names: list[str], title: str, max_points: int = 3000) -> Figure:
@@ -141,8 +131,8 @@ def latents(points: np.ndarray, labels: np.ndarray, names: list[str], title: str
         colour, marker = CLASSES[index % len(CLASSES)], MARKERS[index // len(CLASSES) % len(MARKERS)]
         x, y = projected[labels == index].T
         ax.scatter(x, y, s=9 if marker == MARKERS[0] else 14, c=colour, marker=marker, alpha=0.7, lw=0, rasterized=True)
-        ax.scatter([], [], s=28, c=colour, marker=marker, lw=0, label=plain(names[index]))
-    return legend(fig)
+        ax.scatter([], [], s=28, c=colour, marker=marker, lw=0, label=drawing.plain(names[index]))
+    return drawing.legend(fig)
 
 
 def latents_by_value(points: np.ndarray, values: np.ndarray, title: str, max_points: int = 3000) -> Figure:
@@ -161,7 +151,7 @@ def _projected(points: np.ndarray, title: str, max_points: int) -> tuple[Figure,
     """Axes for latents, the positions of at most `max_points` of them [n, 2], and their indices [n]."""
     projected, explained = pca(points)
     axis_labels = [f"PC {i + 1} ({100 * share:.0f} % of variance)" for i, share in enumerate(explained)]
-    fig, ax = panel(title, *axis_labels, size=(4.9, 4.9))
+    fig, ax = drawing.panel(title, *axis_labels, size=(4.9, 4.9))
     ax.xaxis.set_major_locator(MaxNLocator(5))
     ax.yaxis.set_major_locator(MaxNLocator(5))
     keep = np.linspace(0, len(projected) - 1, min(len(projected), max_points)).astype(int)
@@ -208,7 +198,7 @@ def vector_changes(context: np.ndarray, truth: np.ndarray, prediction: np.ndarra
         max_panels: how many numbers to show, at most.
     """
     true, predicted = truth - context[:, 1], prediction - context[:, 1]
-    fig, axes = panels(min(truth.shape[1], max_panels), "true change", "predicted")
+    fig, axes = drawing.panels(min(truth.shape[1], max_panels), "true change", "predicted")
     for index, ax in enumerate(axes):
         x, y = true[:, index], predicted[:, index]
         error = np.square(x - y).mean() / max(np.square(x).mean(), 1e-12)
@@ -223,13 +213,14 @@ def vector_rollouts(frames: np.ndarray, labels: list[str], max_panels: int = 8) 
 
     `frames` are float [A, T, D], standardised, `labels` [A]. Of more than `max_panels` numbers it shows the first.
     """
-    fig, axes = panels(min(frames.shape[2], max_panels), "step", "")
+    fig, axes = drawing.panels(min(frames.shape[2], max_panels), "step", "")
     for index, ax in enumerate(axes):
         ax.set_title(f"number {index}", fontsize=SMALL_FONT, color=INK, loc="left")
         for row, label in enumerate(labels):
             style = "-" if row < len(CLASSES) else "--"
-            ax.plot(frames[row, :, index], color=CLASSES[row % len(CLASSES)], ls=style, lw=THICK, label=plain(label))
-    return legend(fig)
+            colour = CLASSES[row % len(CLASSES)]
+            ax.plot(frames[row, :, index], color=colour, ls=style, lw=THICK, label=drawing.plain(label))
+    return drawing.legend(fig)
 
 
 def cloning_loss(train: Curve | None, test: Curve | None, mean_latent: float | None) -> Figure:
@@ -237,13 +228,13 @@ def cloning_loss(train: Curve | None, test: Curve | None, mean_latent: float | N
 
     `mean_latent` is the held-out error of always predicting the mean latent.
     """
-    fig, ax = panel("Latent policy", "gradient step", "mean squared error (latent units)")
-    smoothed(ax, train, "train", BLUE)
-    line(ax, test, "held-out levels", VERMILLION)
-    reference(ax, mean_latent, "mean latent", "--")
+    fig, ax = drawing.panel("Latent policy", "gradient step", "mean squared error (latent units)")
+    drawing.smoothed(ax, train, "train", BLUE)
+    drawing.line(ax, test, "held-out levels", VERMILLION)
+    drawing.reference(ax, mean_latent, "mean latent", "--")
     ax.set_ylim(bottom=0)
-    step_axis(ax)
-    return legend(fig)
+    drawing.step_axis(ax)
+    return drawing.legend(fig)
 
 
 def return_by_labels(
@@ -262,7 +253,7 @@ def return_by_labels(
         expert: return of the demonstrator.
         others: the same for other ways from labels to a policy, by name.
     """
-    fig, ax = panel("Return against labels", "labelled transitions", "episode return")
+    fig, ax = drawing.panel("Return against labels", "labelled transitions", "episode return")
     ax.set_xscale("log", base=2)
     series = [(decoded, "latent policy, decoded", BLUE, "o"), (cloned, "behaviour cloning", VERMILLION, "s")]
     pairs = [(colour, marker) for marker in MARKERS[2:] for colour in (GREEN, PURPLE)]
@@ -273,13 +264,13 @@ def return_by_labels(
             width = THICK if colour in (BLUE, VERMILLION) else THIN
             ax.plot(x, y, color=colour, lw=width, marker=marker, ms=4, label=label)
             ax.errorbar(x, y, np.nan_to_num(error), fmt="none", ecolor=colour, elinewidth=1.2, capsize=2)
-    reference(ax, expert, "expert", "--")
-    reference(ax, random, "random policy", ":")
+    drawing.reference(ax, expert, "expert", "--")
+    drawing.reference(ax, random, "random policy", ":")
     ticks = np.unique(np.concatenate([np.asarray(points, float)[:, 0] for points, *_ in series if len(points)]))
     ax.xaxis.set_major_locator(FixedLocator(ticks[:: -(-len(ticks) // 10)]))
     ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.0f}"))
     ax.xaxis.set_minor_locator(NullLocator())
-    return legend(fig)
+    return drawing.legend(fig)
 
 
 def return_by_frames(
@@ -289,23 +280,19 @@ def return_by_frames(
     random: float | None = None,
     expert: float | None = None,
 ) -> Figure:
-    """Return of the latent policy decoded online, and of PPO from scratch, against environment frames.
+    """Return against environment frames: the latent policy decoded online, PPO from scratch, and PPO from a clone.
 
-    Args:
-        decoded: frames, mean return of the episodes that ended since the last point.
-        scratch: the same for PPO from scratch.
-        pseudo_labelled: the same for PPO from a policy cloned from pseudo-labels.
-        random: return of a random policy.
-        expert: return of the demonstrator.
+    A curve holds mean returns of the episodes that ended since its last point; `pseudo_labelled` is that of PPO from a
+    policy cloned from pseudo-labels. `random` and `expert` are returns of a random policy and of the demonstrator.
     """
-    fig, ax = panel("Return against frames", "environment frames", "episode return")
-    smoothed(ax, decoded, "latent policy, decoded online", BLUE)
-    smoothed(ax, pseudo_labelled, "pseudo-labels cloned, then PPO", GREEN)
-    smoothed(ax, scratch, "PPO from scratch", VERMILLION)
-    reference(ax, expert, "expert", "--")
-    reference(ax, random, "random policy", ":")
-    step_axis(ax)
-    return legend(fig)
+    fig, ax = drawing.panel("Return against frames", "environment frames", "episode return")
+    drawing.smoothed(ax, decoded, "latent policy, decoded online", BLUE)
+    drawing.smoothed(ax, pseudo_labelled, "pseudo-labels cloned, then PPO", GREEN)
+    drawing.smoothed(ax, scratch, "PPO from scratch", VERMILLION)
+    drawing.reference(ax, expert, "expert", "--")
+    drawing.reference(ax, random, "random policy", ":")
+    drawing.step_axis(ax)
+    return drawing.legend(fig)
 
 
 def pca(points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
