@@ -10,7 +10,7 @@ import re
 import sys
 from pathlib import Path
 
-from lamjax.analysis.diagnosis import CLASSES, VALUES, names_in
+from lamjax.analysis.diagnosis import CONTINUOUS, DISCRETE, score_names
 
 DOCS = Path(__file__).parent
 README = DOCS.parent / "README.md"
@@ -36,8 +36,8 @@ PARTS = {
     "held_out": "held-out errors of stage 1",
 }
 PROBES = {
-    CLASSES.probe: "actions read from latents by a probe (aliases merged)",
-    VALUES.probe: "actions read from latents by a probe (share of their variance)",
+    DISCRETE.probe: "actions read from latents by a probe (aliases merged)",
+    CONTINUOUS.probe: "actions read from latents by a probe (share of their variance)",
 }
 
 
@@ -56,9 +56,9 @@ def rows(summary: dict) -> list[tuple[str, str, str]]:
     stages, nulls = summary["stages"], summary["nulls"]
     dynamics, cloning = stages["dynamics"], stages["cloning"]
     offline, online, scratch = stages["decode_offline"], stages["decode_online"], stages["ppo_scratch"]
-    names = names_in(dynamics)
+    names = score_names(dynamics)
     labels = ("untrained model", "o_t alone", names.constant.split("_")[0])
-    nulls_read = [f"{label} {dynamics[null]:.3f}" for label, null in zip(labels, names.nulls, strict=True)]
+    nulls_read = [f"{label} {dynamics[null]:.3f}" for label, null in zip(labels, names.baselines, strict=True)]
     found = [
         ("forward model's held-out error, relative to copying", f"{dynamics['fdm_ratio']:.3f}", "1"),
         (PROBES[names.probe], f"{dynamics[names.probe]:.3f}", ", ".join(nulls_read)),

@@ -19,7 +19,7 @@ from matplotlib.ticker import EngFormatter, MaxNLocator
 from experiments.common import stated
 from experiments.linear_lam.common import filled
 from lamjax import envs
-from lamjax.analysis.figures import BLUE, GREEN, MUTED, PURPLE, VERMILLION
+from lamjax.analysis.drawing import BLUE, GREEN, MUTED, PURPLE, VERMILLION
 from lamjax.statistics import mean_and_stderr
 
 HERE = Path(__file__).parent

@@ -120,10 +120,7 @@ def format_duration(seconds: float) -> str:
 def with_frames(config: RunConfig, frame: float, seconds: float) -> RunConfig:
     """Shortens the recording so that it fits, and with it the probe's windows and the numbers of labels.
 
-    Args:
-      config: the preset's settings.
-      frame: seconds for a recorded frame.
-      seconds: the whole budget.
+    `frame` is the time for a recorded frame, `seconds` the whole budget.
     """
     dispatch = CHUNK * config.record.num_envs
     full = config.record.frames
@@ -298,10 +295,7 @@ def _with_refits(decoder: online.DecoderConfig, share: float, updates: int) -> o
 def fit_budget(config: RunConfig, rates: Rates, seconds: float) -> RunConfig:
     """Shortens a run so that it ends within `seconds` on a machine of these rates, as the module describes.
 
-    Args:
-      config: the preset's settings.
-      rates: the result of `rehearsal.measure`.
-      seconds: the whole time, with that of measuring.
+    `config` holds the preset's settings. `seconds` is the whole time, with that of measuring.
 
     Returns:
       Settings whose `predict` adds up to at most `seconds`; no stage is longer than in `config`.

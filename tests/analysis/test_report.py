@@ -1,4 +1,4 @@
-"""Reports of complete, partial, failing and hostile runs; what the figures compute."""
+"""Reports of complete, partial, failing and hostile runs."""
 
 import copy
 import json
@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from lamjax.analysis import figures, report
+from lamjax.analysis import drawing, figures, images, report, report_figures, run_results
 
 SECTIONS = ["headline", "diagnosis", "dynamics", "cloning", "decoding", "numbers", "configuration", "command"]
 RESULT = {"frames": 8192, "curve": [[4096, 3.0], [8192, 5.0]], "return_stderr": 0.2, "normalised": 0.4, "seconds": 61.0}
@@ -152,9 +152,9 @@ def test_complete_run_has_every_section_and_figure(complete):
     folder, page = complete
     assert [name for name in page.ids if name in SECTIONS] == SECTIONS
     assert "missing" not in page.text
-    assert page.tags.count("svg") == len(report.FIGURES)
+    assert page.tags.count("svg") == len(report_figures.FIGURES)
     assert {path.name for path in (folder / "figures").iterdir()} == {
-        *(f"{name}.png" for name in report.FIGURES),
+        *(f"{name}.png" for name in report_figures.FIGURES),
         "rollouts.gif",
     }
     assert not list(folder.glob("**/*.part"))
@@ -208,25 +208,12 @@ def test_continuous_actions_are_shown_by_the_variance_that_is_explained(tmp_path
     assert {"probe.png", "latents_trained.png", "latents_untrained.png"} <= {p.name for p in folder.glob("figures/*")}
 
 
-def test_values_colour_latents_and_bars_go_below_zero():
-    values = np.linspace(-2, 2, 50)[:, None]
-    figure = figures.latents_by_value(
-        np.random.default_rng(0).normal(size=(50, 3)), values, "Trained IDM", max_points=20
-    )
-    marks = figure.axes[0].collections[0]
-    assert len(marks.get_offsets()) == 20
-    np.testing.assert_allclose([marks.get_array().min(), marks.get_array().max()], [-2, 2])
-    assert figure.axes[1].get_ylabel() == "action"
-    bars = figures.probe_bars({"MLP": (0.9, 0.2, -0.5, 0.0)}, "variance explained", "mean action").axes[0]
-    assert bars.get_ylabel() == "held-out variance explained (%)" and bars.get_ylim()[0] == pytest.approx(-60)
-
-
 def test_same_run_gives_same_figures(complete):
     _, page = complete
     curve = (np.arange(50.0), np.ones(50))
-    texts = {figures.svg(figures.cloning_loss(curve, None, 2.0), "x", 'a "quoted" <title>') for _ in range(2)}
+    texts = {drawing.svg(figures.cloning_loss(curve, None, 2.0), "x", 'a "quoted" <title>') for _ in range(2)}
     assert len(texts) == 1
-    assert "var(--blue)" in page.source and figures.BLUE not in page.source.split("</style>")[1]
+    assert "var(--blue)" in page.source and drawing.BLUE not in page.source.split("</style>")[1]
 
 
 def test_run_in_progress_shows_what_is_there(tmp_path):
@@ -248,7 +235,7 @@ def test_metrics_keep_the_last_row_of_a_step_and_skip_damaged_lines(tmp_path):
     rows = [{"stage": "cloning", "step": step, "loss": loss} for step, loss in ((1, 9.0), (2, 9.0), (1, 3.0))]
     rows += [{"stage": "cloning", "step": 3, "loss": None}, {"stage": "cloning", "step": 4, "loss": float("nan")}]
     tail = '[1]\n"x"\n\n{"step": 5}\n{"stage": "cloning", "step": null}\n{"stage": "cloning", "step": 6, "lo'
-    run = report.load(make_run(tmp_path, None, rows, with_arrays=False, tail=tail))
+    run = run_results.load(make_run(tmp_path, None, rows, with_arrays=False, tail=tail))
     steps, losses = run.curve("cloning", "loss")
     np.testing.assert_array_equal(steps, [1, 2])
     np.testing.assert_array_equal(losses, [3, 9])
@@ -324,70 +311,17 @@ def test_an_error_says_which_file_is_damaged(tmp_path):
         report.write(tmp_path)
 
 
-@pytest.mark.parametrize(
-    ("key", "value", "expected"),
-    [
-        ("seconds", 5.04, "5.0 s"),
-        ("seconds", 3599.7, "1 h 0 min"),
-        ("seconds", 59.99, "1 min 0 s"),
-        ("total_seconds", 125, "2 min 5 s"),
-        ("probe_accuracy", 0.6214, "62.1 %"),
-        ("fdm_mse", 1.4e-4, "1.40 × 10⁻⁴"),
-        ("mse", 0.25, "0.25"),
-        ("frames", 1024000, "1,024,000"),
-        ("frames_per_s", 1234.5, "1,234 per second"),
-        ("return_mean", 8, "8.00"),
-        ("return_mean", 8.126, "8.13"),
-        ("x", 1e-7, "1.00 × 10⁻⁷"),
-        ("x", True, "yes"),
-        ("x", [], "–"),
-        ("x", float("inf"), "–"),
-        ("x", None, "–"),
-    ],
-)
-def test_text_has_sensible_units_and_digits(key, value, expected):
-    assert report.text(value, key) == expected
-
-
-def test_pca_matches_the_covariance_and_fixes_signs():
-    rng = np.random.default_rng(0)
-    points = rng.normal(size=(500, 3)) * [5, 1, 0.1] + 7
-    projected, explained = figures.pca(points)
-    variances = np.sort(np.linalg.eigvalsh(np.cov(points.T)))[::-1]
-    np.testing.assert_allclose(projected.var(0, ddof=1), variances[:2], rtol=1e-10)
-    np.testing.assert_allclose(explained, variances[:2] / variances.sum(), rtol=1e-10)
-    assert np.corrcoef(projected[:, 0], points[:, 0])[0, 1] > 0.99
-    projected, explained = figures.pca(np.array([[1.0], [3.0]]))
-    np.testing.assert_allclose(projected, [[-1, 0], [1, 0]])
-    np.testing.assert_allclose(explained, [1, 0])
-    np.testing.assert_array_equal(figures.pca(np.ones((1, 4)))[0], np.zeros((1, 2)))
-
-
-def test_smooth_keeps_the_start_and_averages_the_rest():
-    np.testing.assert_allclose(figures.smooth(np.array([9.0, 0, 3, 6, 0]), 2), [9, 4, 3, 3, 3])
-    np.testing.assert_allclose(figures.smooth(np.array([4.0]), 10), [4])
-
-
-@pytest.mark.parametrize("channels", [1, 3, 4, 10])
-def test_frames_of_any_number_of_channels_can_be_shown(channels):
-    frames = np.zeros((2, 5, 6, channels), np.uint8)
-    frames[0, 1, 2, channels - 1] = 1 if channels > 3 else 200
-    pixels = figures.rgb(frames)
-    assert pixels.shape == (2, 5, 6, 3) and pixels.dtype == np.uint8
-    assert pixels[0, 1, 2].any() and np.count_nonzero(pixels.any(-1)) == 1
-
-
 def test_gif_shows_every_frame_enlarged_and_stays_small(complete):
     folder, _ = complete
     with Image.open(folder / "figures" / "rollouts.gif") as gif:
         assert gif.n_frames == 5
-        tile = 16 * round(figures.TILE_PIXELS / 16)
+        tile = 16 * round(images.TILE_PIXELS / 16)
         assert gif.size == (3 * (tile + 8) + 8, tile + 30)
         pixels = np.asarray(gif.convert("RGB"))[22 : 22 + tile, 8 : 8 + tile]
     blocks = pixels.reshape(16, tile // 16, 16, tile // 16, 3)
     assert (blocks == blocks[:, :1, :, :1]).all()
     frames = np.random.default_rng(0).integers(0, 256, (2, 6, 32, 32, 3), np.uint8)
-    assert len(figures.rollout_gif(frames, ["a", "b"], max_bytes=20_000)) <= 20_000
+    assert len(images.rollout_gif(frames, ["a", "b"], max_bytes=20_000)) <= 20_000
 
 
 def test_strips_embed_the_frames_pixel_by_pixel(complete):

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from lamjax import cloning, dynamics, pipeline, policies
-from lamjax.analysis import diagnosis, report
+from lamjax.analysis import diagnosis, report, report_figures
 from lamjax.cli import parse
 from lamjax.data import open_store
 from lamjax.presets import PRESETS
@@ -94,9 +94,9 @@ def train_stages(run, store):
 @pytest.mark.parametrize("name", CHAINS)
 def test_stages_1_and_2_and_offline_decoding(name, recorded, tmp_path, play_briefly, monkeypatch):
     drawn = ("perplexity", "code_usage", "strips", "return_by_labels")  # all of them take ten seconds
-    monkeypatch.setattr(report, "FIGURES", {figure: report.FIGURES[figure] for figure in drawn})
+    monkeypatch.setattr(report_figures, "FIGURES", {figure: report_figures.FIGURES[figure] for figure in drawn})
     monkeypatch.setattr(report, "render", lambda run, embedded: " ".join(one.missing for one in embedded.values()))
-    monkeypatch.setattr(report, "rollout_arrays", lambda run: None)
+    monkeypatch.setattr(report_figures, "rollout_arrays", lambda run: None)
     config, store = settings(*CHAINS[name]), open_store(recorded)
     with Run(tmp_path, "coinrun", config, {"env": "coinrun", "diagnosis": []}) as run:
         model, policy = train_stages(run, store)

@@ -146,8 +146,7 @@ def distractor_scores(
       test_states: float32 ``[E, 2, D]``.
 
     Returns:
-      `r_squared` as ``distractor_change_r2`` and ``distractor_state_r2``, and that of linear probes with the prefix
-      ``linear_``.
+      `r_squared` as ``distractor_change_r2`` and ``distractor_state_r2``; linear probes have the prefix ``linear_``.
     """
     targets = {"change": [x[:, 1] - x[:, 0] for x in (train_states, test_states)]}
     targets["state"] = [train_states[:, 0], test_states[:, 0]]
@@ -182,16 +181,8 @@ def accuracies(
 ) -> tuple[float, float]:
     """Held-out accuracy of a probe, raw and after merging actions that do the same.
 
-    One probe for each: a probe of 15 actions spreads its votes over aliases that cannot be told apart.
-
-    Args:
-      key: a typed PRNG key.
-      train_z: float32 ``[S, Z]``.
-      train_actions: int ``[S]``, true actions.
-      test_z: float32 ``[E, Z]``, of other levels.
-      test_actions: int ``[E]``.
-      merged: the class of each action, length A.
-      hidden: widths of the probe's hidden layers.
+    It fits one probe for each: a probe of 15 actions spreads its votes over aliases that cannot be told apart. `merged`
+    is the class of each action, length A; the other arguments are those of `accuracy`.
     """
     classes = np.asarray(merged)
     raw = accuracy(key, train_z, train_actions, test_z, test_actions, len(classes), hidden)
@@ -245,15 +236,11 @@ def _entropy(share: np.ndarray) -> float:
 
 
 def normalised_mutual_information(codes: np.ndarray, classes: np.ndarray) -> float:
-    """Mutual information of codes and classes, normalised to [0, 1].
+    """Mutual information of codes and classes, both ints ``[E]`` not below 0, normalised to [0, 1].
 
     ``NMI = 2 I(c; a) / (H(c) + H(a))`` from the windows' frequencies: 1 where each is a function of the other, 0 where
     they are independent or both constant. Few windows agree by chance, and many codes more so: compare it with shuffled
     classes (`agreement`).
-
-    Args:
-      codes: int ``[E]``, not negative.
-      classes: int ``[E]``, not negative.
     """
     joint = _contingency(codes, classes) / len(codes)
     h_codes, h_classes = _entropy(joint.sum(1)), _entropy(joint.sum(0))
@@ -264,14 +251,10 @@ def normalised_mutual_information(codes: np.ndarray, classes: np.ndarray) -> flo
 
 
 def purity(codes: np.ndarray, classes: np.ndarray) -> float:
-    """Accuracy of predicting for each code its most frequent class: ``sum_c max_a n(c, a) / E``.
+    """Accuracy of predicting for each code its most frequent class: ``sum_c max_a n(c, a) / E``, of ints ``[E]``.
 
     At least the share of the most frequent class, and 1 if each code occurs with one class only. If every window has a
     code of its own, that is always so: compare it with shuffled classes (`agreement`).
-
-    Args:
-      codes: int ``[E]``, not negative.
-      classes: int ``[E]``, not negative.
     """
     return float(_contingency(codes, classes).max(1).sum() / len(codes))
 

@@ -83,14 +83,10 @@ def native_class() -> type:
 
 
 def default_groups(num_envs: int, backend: str | None = None) -> int:
-    """The default number of groups that N environments are stepped in.
+    """The default number of groups that N environments are stepped in; `backend` is by default JAX's.
 
     On a CPU the policy and the games share the same cores, so nothing is gained by computing both at once, and one
     policy of N rows is faster than two of N / 2. On an accelerator the host is idle while the policy is computed.
-
-    Args:
-      num_envs: N.
-      backend: by default JAX's.
     """
     return 1 if (backend or jax.default_backend()) == "cpu" or num_envs % 2 else 2
 

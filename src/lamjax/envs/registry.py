@@ -145,15 +145,10 @@ _REGISTERED: dict[str, tuple[Any, Any]] = {}
 
 
 def register(env: Any, *, name: str | None = None, params: Any = None) -> str:
-    """Registers an environment object under a name for `make` and everything that takes a name; again replaces it.
+    """Registers an environment object for `make` and everything that takes a name, and returns its name.
 
-    Args:
-      env: an object with gymnax's ``reset``, six-value ``step``, ``default_params`` and spaces (see `Gymnax`).
-      name: by default the environment's own; it becomes part of paths.
-      params: its parameters instead of ``default_params``.
-
-    Returns:
-      The name.
+    The object has gymnax's ``reset``, six-value ``step``, ``default_params`` and spaces (see `Gymnax`). Its name, by
+    default its own, becomes part of paths. Registering a name again replaces the object.
 
     Raises:
       ValueError: if the name belongs to an environment of the package, or `Gymnax` refuses the environment.
@@ -183,9 +178,7 @@ def obs_shape(name: str) -> tuple[int, ...]:
 def merged_actions(name: str, num_actions: int) -> tuple[int, ...]:
     """Maps each action to its class ``0 ... k-1``; actions of one class do the same.
 
-    Args:
-      name: the environment.
-      num_actions: how many actions it has. Outside Procgen each action has a class of its own.
+    Outside Procgen each of the `num_actions` actions has a class of its own.
     """
     aliases = PROCGEN_GAMES[name].aliases if name in PROCGEN_GAMES else tuple(range(num_actions))
     classes = {representative: index for index, representative in enumerate(sorted(set(aliases)))}

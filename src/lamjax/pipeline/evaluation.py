@@ -84,18 +84,9 @@ def play(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Plays a fixed number of episodes with each of P policies, side by side on the same levels.
 
-    Args:
-      env_name: the environment.
-      config: the settings of its levels and its distractor.
-      label: the policies' name in the progress.
-      policy: the function of all policies.
-      params: the parameters of each policy.
-      key: a typed PRNG key for levels and actions.
-      episodes: how many episodes each policy plays.
-      num_envs: how many environments each policy has; at most `episodes` are used.
-      greedy: for each policy, whether it takes the most likely action.
-      distracted: whether frames carry the distractor.
-      check_stop: called between dispatches; it stops the evaluation by raising an error.
+    All policies share the function `policy`; each has its own `params`, and its own `num_envs` environments (at most
+    `episodes`). Those with `greedy` take the most likely action, the others sample. `check_stop` is called between
+    dispatches; it stops the evaluation by raising an error.
 
     Returns:
       Raw returns float32 ``[P, episodes]`` and lengths int32 ``[P, episodes]``.

@@ -29,8 +29,8 @@ def train_expert(
 
     Args:
       env: the environment's name.
-      config: the settings.
-      preset: the settings' name in the summary.
+      config: the settings, which the summary calls `preset`.
+      preset: their name.
       name: the run folder's name; the policy "expert" is the one in the folder of this name.
       frames: environment frames instead of the settings'.
       start: "expert" (the shipped one) or a policy folder; training starts from its weights.

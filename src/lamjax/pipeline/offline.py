@@ -187,14 +187,7 @@ def clone_labels(
 ) -> behaviour_cloning.ActionState:
     """Behaviour cloning from scratch on the first `count` labels, the baseline of offline decoding.
 
-    Args:
-      run: the open run.
-      key: a typed PRNG key.
-      obs: ``[L, *obs_shape]``, which `stats` standardises.
-      actions: ``[L, *space.shape]``.
-      count: how many labels to use.
-      space: the action space.
-      stats: see `preprocess.normalise_obs`.
+    Observations are ``[L, *obs_shape]``, which `stats` standardises, and actions ``[L, *space.shape]``.
     """
     config, steps = run.config.cloning, run.config.offline.bc_steps
     # The learning rate stays at its peak here, so lengths do not matter.

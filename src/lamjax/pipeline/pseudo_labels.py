@@ -38,15 +38,7 @@ def clone_pseudo_labels(
 ) -> ActionState:
     """Clones the pseudo-labels that the decoded inverse model gives all training windows, in as many steps as stage 2.
 
-    Args:
-      run: the open run.
-      name: the training's name in metrics and checkpoints.
-      key: a typed PRNG key.
-      model: stage 1.
-      decoder: the decoder that `offline.fit` fitted on its latents.
-      frames: the training frames.
-      obs_shape: the shape of an observation.
-      space: the action space.
+    `name` stands in metrics and checkpoints; `decoder` was fitted by `offline.fit` on latents of `model`, stage 1.
     """
     config = run.config.cloning
     fuse = driver.steps_per_dispatch(config.trunk, model.config.idm)

@@ -30,15 +30,9 @@ def record(
     key: jax.Array,
     check_stop=lambda: None,
 ) -> None:
-    """Records a policy into a new store.
+    """Records a policy into a new store at `path`.
 
-    Args:
-      path: the store's folder.
-      env_name: the environment.
-      source: the policy.
-      config: the numbers of frames and environments, and the levels.
-      key: a typed PRNG key.
-      check_stop: called between dispatches; it stops the recording by raising an error.
+    `check_stop` is called between dispatches; it stops the recording by raising an error.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     env = make_env(env_name, config.num_envs, RunConfig(record=config))

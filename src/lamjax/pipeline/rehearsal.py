@@ -114,17 +114,9 @@ def _rehearse(run: Run, stage: Callable[[], Any]) -> _Timed:
 
 
 def measure(env: str, config: RunConfig, source: Source, seconds: float, data: Path) -> Rates:
-    """Records the run's trajectories and measures the rates of its stages; call it on a single host.
+    """Records the run's trajectories in `data` and measures the rates of its stages; call it on a single host.
 
-    Args:
-      env: the environment's name.
-      config: the preset's settings.
-      source: the policy to record, or the store.
-      seconds: the whole budget.
-      data: the folder of recorded trajectories, where the run finds the recording.
-
-    Returns:
-      The rates that `budget.fit_budget` needs. Errors of the stages are not caught.
+    `seconds` is the whole budget. Returns the rates that `budget.fit_budget` needs; does not catch errors of stages.
     """
     started = time.monotonic()
     _Compilation.listen()

@@ -48,14 +48,8 @@ def ppo_share(run: Run, config: PPOConfig, option: str) -> int:
 def ppo_saver(run: Run, config: Any, env: envs.VectorEnv, get: Callable[[Any], PPOState], put: Callable) -> Saver:
     """Saves the native environments beside the state, because their handle means nothing in another process.
 
-    A checkpoint joins the environments of all devices, so it does not depend on the number of devices.
-
-    Args:
-      run: the open run.
-      config: the settings by which checkpoints are compared.
-      env: a device's environments.
-      get: returns PPO's state in a training state.
-      put: ``(state, ppo_state)``: replaces it.
+    A checkpoint joins the environments of all devices, so it does not depend on their number. `env` holds those of a
+    single device. `get` returns PPO's state in a training state, and ``put(state, ppo_state)`` replaces it.
     """
     count = len(run.devices)
 
@@ -111,12 +105,8 @@ def online_stage(run: Run, model: DynamicsState, policy: CloningState) -> None:
 def scratch_stage(run: Run, stage: str, config: ScratchConfig, start: Source | None = None, before: int = 0) -> None:
     """Trains a policy by PPO alone: the baseline of online decoding, an expert, or a clone.
 
-    Args:
-      run: the open run.
-      stage: the stage's name.
-      config: the settings.
-      start: training starts from this policy's weights.
-      before: the number of environment frames that earlier stages used.
+    Training starts from the weights of `start`, if there is one. `before` is the number of environment frames that
+    earlier stages used.
 
     Raises:
       RunError: if the weights of `start` belong to another network.
@@ -177,15 +167,8 @@ def finish_ppo(
 ) -> None:
     """Evaluates the policy, saves it, and writes the stage's results.
 
-    Args:
-      run: the open run.
-      stage: the stage's name.
-      network: the policy.
-      params: its parameters.
-      config: PPO's settings.
-      seconds: the time that updates took.
-      before: the number of environment frames that earlier stages used.
-      **more: further results.
+    `seconds` is the time that updates took, `before` the number of environment frames that earlier stages used. `more`
+    are further results.
     """
     trained = config.num_updates * config.num_envs * config.num_steps
     frames = before + trained

@@ -41,11 +41,7 @@ class Source:
 def find_source(env: str, policy: str, runs: Path, space: ActionSpace | int) -> Source:
     """Loads a policy by its name: "random", "expert" (shipped, or trained here), or the path of a policy folder.
 
-    Args:
-      env: the environment's name.
-      policy: the policy's name.
-      runs: the folder of run folders.
-      space: the action space, or the number of actions.
+    `runs` is the folder of run folders.
 
     Raises:
       PolicyError: if there is no such policy.

@@ -95,17 +95,10 @@ def train(
 
 
 def run_stages(run: Run, source: Source, data: Path) -> Path:
-    """Runs every stage that has not finished yet, then writes the report.
+    """Runs every stage that has not finished yet, then writes the report, and returns its path.
 
-    If the run has already finished, the function does nothing.
-
-    Args:
-      run: the open run.
-      source: the source of its trajectories.
-      data: the folder of recorded trajectories.
-
-    Returns:
-      The report's path.
+    If the run has already finished, the function does nothing. `source` is the source of its trajectories, `data` the
+    folder of recorded ones.
     """
     page = run.folder / "report.html"
     last = "decode_named" if run.config.named.frames else "decode_online"

@@ -119,9 +119,7 @@ def as_json(config: Any) -> Any:
 def from_json(kind: Any, values: Any) -> Any:
     """Rebuilds the config that `as_json` converted; a field without a saved value has its default.
 
-    Args:
-      kind: the config's class, or a union of classes, of which the one that fits the values is built.
-      values: the JSON values.
+    `kind` is the config's class, or a union of classes, of which the one that fits the values is built.
 
     Raises:
       CheckpointError: if the values fit no class of `kind`.

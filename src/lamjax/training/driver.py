@@ -24,13 +24,8 @@ jit_once = functools.partial(jax.jit, compiler_options={"xla_backend_optimizatio
 def fuses_steps(network: Any, *others: Any, backend: str | None = None) -> bool:
     """Whether repeated steps of these networks' training should run as one ``lax.scan``.
 
-    Args:
-      network: config of a trunk or a forward model; its ``convolves`` says whether it uses XLA's convolution.
-      *others: configs of other networks in the same step.
-      backend: by default JAX's.
-
-    Returns:
-      True on any accelerator, and on a CPU where none of them convolves.
+    True on any accelerator (`backend` is by default JAX's), and on a CPU if no network uses XLA's convolution, as its
+    config's ``convolves`` says. `others` are the other networks in the same step.
     """
     return (backend or jax.default_backend()) != "cpu" or not any(config.convolves for config in (network, *others))
 

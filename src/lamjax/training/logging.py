@@ -54,15 +54,10 @@ class MetricLog:
         self._file.write(json.dumps(row | finite).encode() + b"\n")
         for name, value in values.items():
             self._board.add_scalar(f"{stage}/{name}", value, step)
-        self.flush()
-        bad = [name for name, value in values.items() if not math.isfinite(value)]
-        if bad:
-            raise NonFiniteError(f"{bad[0]} is not finite")
-
-    def flush(self) -> None:
-        """Flushes both sinks."""
         self._file.flush()
         self._board.flush()
+        if bad := [name for name, value in finite.items() if value is None]:
+            raise NonFiniteError(f"{bad[0]} is not finite")
 
     def close(self) -> None:
         """Closes the sinks."""

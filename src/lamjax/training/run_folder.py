@@ -84,7 +84,7 @@ class Run:
         """Opens or creates the folder; use it as a context manager.
 
         Args:
-          folder: the run folder.
+          folder: its path.
           env: the environment's name.
           config: a frozen dataclass.
           header: entries of ``summary.json`` that describe the run as a whole.

@@ -94,12 +94,8 @@ def labelled_step(
 ) -> tuple[ActionState, Metrics]:
     """A step of behaviour cloning on a few labelled observations in device memory.
 
-    Args:
-      state: the training state.
-      obs: ``[L, *obs_shape]``.
-      actions: ``[L, *space.shape]``.
-      rows: int32 ``[S, B]``, the labels of each of S steps.
-      axis_name: the axis of devices.
+    Observations are ``[L, *obs_shape]``, actions ``[L, *space.shape]``. `rows` int32 ``[S, B]`` holds the batches of S
+    steps, as indices of labels.
     """
     batch = rows[state.step]
     return behaviour_cloning.train_step(state, obs[batch], actions[batch], axis_name=axis_name)
