@@ -31,8 +31,13 @@ VECTOR = dataclasses.replace(
 RAN = [name for name in common.NAMES if (common.RESULTS / name / "results.csv").exists()]
 
 
-def beginner(key, env, config):
-    """A demonstrator as PPO begins: the library's tests train some."""
+LEARN = stages.learn
+
+
+def beginner(key, env, config, params=None):
+    """A demonstrator before PPO's first update: the library's tests train some. A clone is trained."""
+    if params is not None:
+        return LEARN(key, env, config, params)
     params = ActorCriticAgent(config.trunk, env.num_actions).init(key, env.obs_shape)
     return params, {"episode_return": jnp.arange(4.0)}
 
@@ -41,9 +46,9 @@ def beginner(key, env, config):
 def folder(tmp_path_factory):
     """One for all: the demonstrators are trained once."""
     yield tmp_path_factory.mktemp("experiments")
-    stages.recorded.cache_clear()
-    transfer.learned.cache_clear()
-    decoding.learned.cache_clear()
+    stages.recordings.cache_clear()
+    transfer.models.cache_clear()
+    decoding.models.cache_clear()
     decoding.expert_returns.cache_clear()
 
 
@@ -68,13 +73,13 @@ def tiny(folder, monkeypatch):
 def experiment(tiny, request, monkeypatch):
     """An experiment at the size that `SIZES` gives, with a page that has its marks."""
     name = request.param
-    found = common.named(name)
+    chosen = common.named(name)
     module = __import__(f"experiments.{name}.run", fromlist=["run"])
     for constant, value in SIZES[name].items():
         monkeypatch.setattr(module, constant, value)
     text = "".join(f"<!-- {mark} -->\n\n<!-- /{mark} -->\n" for mark in (name, f"{name}_cost"))
     common.PAGE.write_text(text)
-    return found
+    return chosen
 
 
 SIZES = {
@@ -93,7 +98,7 @@ SIZES = {
         "LABELS": 16,
         "LEVELS": {"labels": ("0.1",)},
         "STRENGTHS": ("0.1",),
-        "CALLED": {"labels": "16 labels"},
+        "REMEDY_NAMES": {"labels": "16 labels"},
     },
     "stochastic_dynamics": {
         "CONFIG": GRID.dynamics,
@@ -179,18 +184,18 @@ def test_cells_may_differ_in_what_is_measured(tiny):
 
 def test_changed_games_are_the_same_game():
     """Exchanged actions give the frames of the actions that they stand for, moved channels those of the same ones."""
-    same, backwards, painted = (transfer.changed(how, 4) for how in ("same", "reversed", "permuted"))
+    same, backwards, painted = (transfer.changed_game(how, 4) for how in ("same", "reversed", "permuted"))
     stay, left, right = (jnp.full(4, action, jnp.int32) for action in range(3))
 
     @jax.jit
     def play(key):
         def after(env, actions):
             obs, state = env.reset(key)
-            shown = [obs]
+            frames = [obs]
             for index, action in enumerate(actions):
                 obs, state, *_, info = env.step(jax.random.fold_in(key, index), state, action)
-                shown += [obs, info["final_observation"]]
-            return jnp.stack(shown)
+                frames += [obs, info["final_observation"]]
+            return jnp.stack(frames)
 
         return after(same, (left, stay)), after(backwards, (right, stay)), after(painted, (left, stay))
 
