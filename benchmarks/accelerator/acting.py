@@ -59,15 +59,14 @@ def callbacks(settings: Settings, num_frames: int) -> dict[str, Any]:
     def dispatch(number: jax.Array) -> Any:
         def step(carry, _):
             number, total = carry
-            number, seen = io_callback(host, shapes, number)
-            return (number, total + seen.astype(jnp.int32).sum()), None
+            number, frames = io_callback(host, shapes, number)
+            return (number, total + frames.astype(jnp.int32).sum()), None
 
         return jax.lax.scan(step, (number, jnp.int32(0)), None, length=CALLS)[0]
 
     times, seconds = _timed(lambda: dispatch(jnp.int32(0)), settings.repeats)
-    row = _row(
-        "callback", settings, num_frames, "calls/s", CALLS, (1, times, seconds), ms_a_call=np.median(times) / CALLS
-    )
+    part, ms_a_call = (1, times, seconds), np.median(times) / CALLS
+    row = _row("callback", settings, num_frames, "calls/s", CALLS, part, ms_a_call=ms_a_call)
     return row | {"dtype": "uint8"}
 
 

@@ -112,14 +112,14 @@ class Point:
         )
 
     def optimum(self, config: TrainConfig = RECOMMENDED) -> Optimum:
-        """The closed form of what the point trains towards."""
+        """The closed form of the point's optimum."""
         settings = {"kappa": self.kappa, "action_weight": self.lam(config), "bias": config.bias, "fix_a": config.fix_a}
         return optimum(self.make_world().moments(), self.d_z, **settings, ties="ignore")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Trained:
-    """What became of a point.
+    """The result of training a point.
 
     Attributes:
       point: the point.
@@ -128,7 +128,7 @@ class Trained:
       loss: on exact moments, in sum units.
       excess: ``(L - L*) / tr S_{q + eps}``.
       converged: the excess is within the tolerance.
-      steps: steps that the point was trained for.
+      steps: of training.
     """
 
     point: Point
@@ -159,7 +159,7 @@ class Task(NamedTuple):
 
 
 class State(NamedTuple):
-    """What training carries: the models and Adam's moments, leading axes ``[S, M]``."""
+    """The training state: the models and Adam's moments, leading axes ``[S, M]``."""
 
     lam: LAM
     adam: optax.ScaleByAdamState
@@ -182,8 +182,18 @@ class Draw(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
-class _Shape:
-    """Sizes of a sweep's program, and which draws it needs at all."""
+class SweepShape:
+    """The sizes of a sweep's program, and which draws it needs.
+
+    Attributes:
+      d_o: O.
+      d_a: A, the largest of any point.
+      d_b: B, likewise.
+      uniform: whether the iid noise is uniform.
+      iid: whether any point has iid noise.
+      augmented: whether any point has augmentation.
+      labelled: whether any point has an action loss.
+    """
 
     d_o: int
     d_a: int
@@ -194,7 +204,7 @@ class _Shape:
     labelled: bool
 
 
-def draw(key: jax.Array, batch: int, shape: _Shape) -> Draw:
+def draw(key: jax.Array, batch: int, shape: SweepShape) -> Draw:
     """Draws a batch, float32."""
     o, iid = shape.d_o, shape.d_o if shape.iid else 0
     kappa = shape.d_o if shape.augmented else 0
@@ -271,7 +281,7 @@ def train_step(state: State, tasks: Task, batches: Draw, rate: jax.Array, config
 
 @functools.partial(jax.jit, static_argnames=("steps", "shape", "config"), donate_argnums=0)
 def run_round(
-    state: State, tasks: Task, keys: jax.Array, start: jax.Array, shape: _Shape, *, steps: int, config: TrainConfig
+    state: State, tasks: Task, keys: jax.Array, start: jax.Array, shape: SweepShape, *, steps: int, config: TrainConfig
 ) -> State:
     """A round of `steps` steps as one program.
 
@@ -351,11 +361,11 @@ def _task(point: Point, config: TrainConfig, d_a: int, d_b: int) -> Task:
     return Task(factors, point.kappa, written, point.label_fraction, actions)
 
 
-def _shape(points: Sequence[Point]) -> _Shape:
+def _shape(points: Sequence[Point]) -> SweepShape:
     worlds = [p.world for p in points]
     check(len({w.d_o for w in worlds}) == 1, "points: all must have the same d_o.")
     check(len({w.noise for w in worlds}) == 1, "points: all must have the same kind of noise.")
-    return _Shape(
+    return SweepShape(
         d_o=worlds[0].d_o,
         d_a=max(w.d_a for w in worlds),
         d_b=max(w.d_b for w in worlds),
@@ -366,8 +376,11 @@ def _shape(points: Sequence[Point]) -> _Shape:
     )
 
 
-def _grid(points: Sequence[Point], pending: Sequence[int]) -> list[list[list[int]]]:
-    """The pending points by block, seed, and place: ``[K, S, M]`` indices; short rows repeat their last point."""
+def blocks_of_points(points: Sequence[Point], pending: Sequence[int]) -> list[list[list[int]]]:
+    """Arranges pending points in blocks: indices ``[K, S, M]`` by block, seed and place.
+
+    Short rows repeat their last point.
+    """
     rows: dict[int, list[int]] = {}
     for index in pending:
         rows.setdefault(points[index].seed, []).append(index)
@@ -380,7 +393,7 @@ def _grid(points: Sequence[Point], pending: Sequence[int]) -> list[list[list[int
     return [[row[k * size : (k + 1) * size] for row in padded] for k in range(blocks)]
 
 
-def _starts(points: Sequence[Point], config: TrainConfig, shape: _Shape) -> tuple[list[Task], list[State]]:
+def _starts(points: Sequence[Point], config: TrainConfig, shape: SweepShape) -> tuple[list[Task], list[State]]:
     """Each point's task and start, padded to the sizes of the sweep; numpy."""
     sizes = _model_shapes(shape.d_o, shape.d_a, max(point.d_z for point in points))
     tasks = [_task(point, config, shape.d_a, shape.d_b) for point in points]
@@ -399,11 +412,11 @@ def _arrays(
     return state, _stacked(grid, tasks), keys, np.int32(start)
 
 
-def prepare(points: Sequence[Point], config: TrainConfig) -> tuple[State, Task, jax.Array, np.int32, _Shape]:
-    """What `run_round` needs for the first round of all points."""
+def prepare(points: Sequence[Point], config: TrainConfig) -> tuple[State, Task, jax.Array, np.int32, SweepShape]:
+    """The arguments of `run_round` for the first round of all points."""
     shape = _shape(points)
     tasks, starts = _starts(points, config, shape)
-    return *_arrays(points, _grid(points, range(len(points))), starts, tasks, 0), shape
+    return *_arrays(points, blocks_of_points(points, range(len(points))), starts, tasks, 0), shape
 
 
 def train(
@@ -417,7 +430,7 @@ def train(
     Args:
       points: what to train. One d_o and one kind of noise a sweep; everything else may differ.
       config: how.
-      progress: is told about each round.
+      progress: called with one line after each round.
 
     Raises:
       ValueError: if the list is empty, or a point has no optimum to converge to.
@@ -428,11 +441,11 @@ def train(
     best = [point.optimum(config) for point in points]
     moments = [point.make_world().moments() for point in points]
     tasks, carried = _starts(points, config, shape)
-    found: dict[int, Trained] = {}
+    results: dict[int, Trained] = {}
     pending, start = list(range(len(points))), 0
     for turn in range(config.max_rounds):
         steps = config.steps << turn
-        grid = _grid(points, pending)
+        grid = blocks_of_points(points, pending)
         arrays = _arrays(points, grid, carried, tasks, start)
         state = run_round(*arrays, shape, steps=steps, config=config)
         state = jax.tree.map(np.asarray, state)
@@ -441,14 +454,14 @@ def train(
             index = np.asarray(grid)[where]
             lam, mu, nu = (jax.tree.map(lambda x, where=where: x[where], t) for t in (state.lam, *state.adam[1:]))
             carried[index] = State(lam, state.adam._replace(count=np.int32(start), mu=mu, nu=nu))
-            found[index] = _trained(points[index], lam, best[index], moments[index], config, start)
-        pending = [index for index in pending if not found[index].converged]
+            results[index] = _trained(points[index], lam, best[index], moments[index], config, start)
+        pending = [index for index in pending if not results[index].converged]
         if progress:
-            worst = max(found[i].excess for i in range(len(points)))
+            worst = max(results[i].excess for i in range(len(points)))
             progress(f"{start} steps, {len(points) - len(pending)}/{len(points)} converged, worst excess {worst:.1e}")
         if not pending:
             break
-    return [found[index] for index in range(len(points))]
+    return [results[index] for index in range(len(points))]
 
 
 def _trained(point: Point, lam: LAM, best: Optimum, moments: Any, config: TrainConfig, steps: int) -> Trained:
