@@ -110,10 +110,7 @@ class UnetResidual(nn.Module):
         super().__init__()
         hidden = channels // 2
         self.res_block = nn.Sequential(
-            nn.ReLU(),
-            nn.Conv2d(channels, hidden, 3, padding=1),
-            nn.ReLU(),
-            nn.Conv2d(hidden, channels, 3, padding=1),
+            nn.ReLU(), nn.Conv2d(channels, hidden, 3, padding=1), nn.ReLU(), nn.Conv2d(hidden, channels, 3, padding=1)
         )
 
     def forward(self, x):

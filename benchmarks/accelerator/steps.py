@@ -189,7 +189,7 @@ def traces(job: Job) -> None:
             path = trace.newest(folder)
             summaries[name] = trace.summary(trace.read(path))
             job.tell(traces=summaries)
-            packing.kept(Path(shutil.copy(path, Path(job.out) / f"trace-{name}.json.gz")))
+            packing.check_size(Path(shutil.copy(path, Path(job.out) / f"trace-{name}.json.gz")))
         except Exception as error:
             summaries[name] = {**summaries.get(name, {}), "error": table.sentence(error)}
             job.tell(traces=summaries)

@@ -15,19 +15,15 @@ from lamjax.ppo import ActorCriticAgent
 from lamjax.presets import GRID_PRESETS, VECTOR_PRESETS
 from lamjax.statistics import mean_and_stderr
 
-GRID, VECTOR = GRID_PRESETS["smoke"], VECTOR_PRESETS["smoke"]
-GRID = dataclasses.replace(
-    GRID,
-    dynamics=dataclasses.replace(GRID.dynamics, steps=4),
-    cloning=dataclasses.replace(GRID.cloning, steps=4),
-    offline=dataclasses.replace(GRID.offline, steps=4, hidden=(8,)),
-)
-VECTOR = dataclasses.replace(
-    VECTOR,
-    dynamics=dataclasses.replace(VECTOR.dynamics, steps=4),
-    cloning=dataclasses.replace(VECTOR.cloning, steps=4),
-    offline=dataclasses.replace(VECTOR.offline, steps=4, hidden=(8,)),
-)
+
+def brief(preset):
+    """A preset whose stages take four steps."""
+    stages = {"dynamics": {"steps": 4}, "cloning": {"steps": 4}, "offline": {"steps": 4, "hidden": (8,)}}
+    replaced = {name: dataclasses.replace(getattr(preset, name), **settings) for name, settings in stages.items()}
+    return dataclasses.replace(preset, **replaced)
+
+
+GRID, VECTOR = brief(GRID_PRESETS["smoke"]), brief(VECTOR_PRESETS["smoke"])
 RAN = [name for name in common.NAMES if (common.RESULTS / name / "results.csv").exists()]
 
 
@@ -83,16 +79,10 @@ def experiment(tiny, request, monkeypatch):
 
 
 SIZES = {
-    "vq_ablation": {
-        "CONFIG": GRID,
-        "STEPS": 64,
-        "LABELS": 16,
-        "LEVELS": {"corrected": ("4",)},
-    },
+    "vq_ablation": {"CONFIG": GRID, "STEPS": 64, "LABELS": 16, "LEVELS": {"corrected": ("4",)}},
     "noise": {
         "CONFIG": dataclasses.replace(
-            GRID.dynamics,
-            quantizer=dataclasses.replace(GRID.dynamics.quantizer, codebooks=1, codes=4, revive=1.0),
+            GRID.dynamics, quantizer=dataclasses.replace(GRID.dynamics.quantizer, codebooks=1, codes=4, revive=1.0)
         ),
         "STEPS": 64,
         "LABELS": 16,
@@ -100,35 +90,19 @@ SIZES = {
         "STRENGTHS": ("0.1",),
         "REMEDY_NAMES": {"labels": "16 labels"},
     },
-    "stochastic_dynamics": {
-        "CONFIG": GRID.dynamics,
-        "STEPS": 64,
-        "LEVELS": {"sticky": ("0.5",), "random": ("0.5",)},
-    },
+    "stochastic_dynamics": {"CONFIG": GRID.dynamics, "STEPS": 64, "LEVELS": {"sticky": ("0.5",), "random": ("0.5",)}},
     "cartpole_latents": {
         "CONFIG": VECTOR,
         "STEPS": 64,
         "LABELS": ("4", "8"),
-        "LEVELS": {
-            "structure": ("expert",),
-            "named": ("4",),
-        },
+        "LEVELS": {"structure": ("expert",), "named": ("4",)},
     },
-    "data_scaling": {
-        "CONFIG": GRID,
-        "MOST": 8 * 64,
-        "LEVELS": {"frames": ("10000",), "labels of 10000": ("8",)},
-    },
+    "data_scaling": {"CONFIG": GRID, "MOST": 8 * 64, "LEVELS": {"frames": ("10000",), "labels of 10000": ("8",)}},
     "failure_signatures": {
         "CONFIG": dataclasses.replace(GRID, analysis=AnalysisConfig(probe_train=128, probe_test=32, eval_every=4)),
         "LEVELS": {"none": ("healthy",)},
     },
-    "transfer": {
-        "CONFIG": GRID,
-        "STEPS": 64,
-        "FRAMES": 4096,
-        "LEVELS": {"all layers": ("permuted",)},
-    },
+    "transfer": {"CONFIG": GRID, "STEPS": 64, "FRAMES": 4096, "LEVELS": {"all layers": ("permuted",)}},
     "decoding": {
         "GAMES": ("breakout",),
         "CONFIG": GRID,

@@ -310,8 +310,7 @@ def test_bad_settings_are_named(settings, name):
 
 
 @pytest.mark.parametrize(
-    ("settings", "name"),
-    [({"d_z": 7}, "d_z"), ({"kappa": -1.0}, "kappa"), ({"label_fraction": 2.0}, "label_fraction")],
+    ("settings", "name"), [({"d_z": 7}, "d_z"), ({"kappa": -1.0}, "kappa"), ({"label_fraction": 2.0}, "label_fraction")]
 )
 def test_bad_points_are_named(settings, name):
     with pytest.raises(ValueError, match=f"^{name} "):

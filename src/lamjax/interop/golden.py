@@ -264,9 +264,7 @@ def rounding(
 
 
 def compare(
-    golden: Mapping[str, np.ndarray],
-    computed: Mapping[str, np.ndarray],
-    spread: Mapping[str, np.ndarray] | None = None,
+    golden: Mapping[str, np.ndarray], computed: Mapping[str, np.ndarray], spread: Mapping[str, np.ndarray] | None = None
 ) -> list[Row]:
     """Compares the outputs of a golden file with computed ones.
 

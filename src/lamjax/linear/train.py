@@ -1,11 +1,11 @@
-"""Training linear latent action models by stochastic gradient descent, a whole sweep as one program.
+"""Trains linear latent action models by stochastic gradient descent, a whole sweep as one program.
 
 Points of a sweep differ in world, latent size, augmentation, action loss and seed. They become one batched program:
 smaller latents and actions are padded with zeros, which gradient descent leaves at zero, and points of the same seed
-see the same draws, mapped through each point's own world. Fresh transitions in every step, as in the paper.
+use the same draws, mapped through each point's own world. Every step draws fresh transitions, as in the paper.
 
-A sweep runs in rounds. After a round the excess over the closed form is measured on exact moments (`optimum.excess`);
-points above the tolerance go on into the next round, which is twice as long and starts at the full learning rate.
+A sweep runs in rounds. After a round, `optimum.excess` measures the excess over the closed form on exact moments.
+Points above the tolerance enter the next round, which is twice as long and starts at the full learning rate.
 
 Dimension keys: S seeds, M points of a seed, N batch, O observation, A action, B other agents' action, Z latent.
 """
@@ -23,7 +23,7 @@ import optax
 
 from lamjax.linear.optimum import LAM, Optimum, check_settings, excess, optimum, population_loss
 from lamjax.linear.theory import effective_action_weight
-from lamjax.linear.world import Factors, Sources, World, WorldConfig, check, make_world, transition
+from lamjax.linear.world import Factors, Sources, World, WorldConfig, check, check_choice, make_world, transition
 
 # Points in a block: four of the paper's size. And steps that a block takes at a time, if they divide the steps.
 _BLOCK_SIZE, _CHUNK = 4 * 128**2, 8
@@ -65,9 +65,8 @@ class TrainConfig:
         for name in ("learning_rate", "tolerance", "label_tolerance"):
             value = getattr(self, name)
             check(0 < value < np.inf, f"{name} must be positive and finite, not {value}.")
-        for name, choices in (("schedule", ("cosine", "constant")), ("units", ("sum", "code"))):
-            value = getattr(self, name)
-            check(value in choices, f"{name} must be one of {', '.join(choices)}, not {value!r}.")
+        check_choice("schedule", self.schedule, "cosine", "constant")
+        check_choice("units", self.units, "sum", "code")
 
 
 RECOMMENDED = TrainConfig()
@@ -285,8 +284,8 @@ def run_round(
 ) -> State:
     """A round of `steps` steps as one program.
 
-    Drawing costs as much as several points' steps, so all points share the draws; and points run in blocks that fit the
-    cache for some steps each, because over a large sweep the memory would be the limit.
+    Drawing costs as much as several points' steps, so all points share the draws. Points run in blocks that fit the
+    cache, several steps at a time, because memory would limit a large sweep.
 
     Args:
       state: leading axes ``[K, S, M]``: K blocks of points. Donated.
@@ -341,15 +340,14 @@ def _model_shapes(d_o: int, d_a: int, d_z: int) -> LAM:
     return LAM((d_o, d_o), (d_o, d_z), (d_z, d_o), (d_z, d_o), (d_a, d_z), (d_o,), (d_a,))
 
 
-def _stack(trees: Sequence[Any]) -> Any:
-    """Pytrees of equal structure as one, with a leading axis; numpy."""
-    return jax.tree.map(lambda *leaves: np.stack(leaves), *trees)
-
-
 def _stacked(grid: list[list[list[int]]], trees: Sequence[Any]) -> Any:
     """The trees of the points in the grid, as one tree of float32 JAX arrays with leading axes ``[K, S, M]``."""
-    rows = _stack([_stack([_stack([trees[i] for i in row]) for row in block]) for block in grid])
-    return jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), rows)
+
+    def stack(*leaves: Any) -> jax.Array:
+        x = np.stack(leaves)
+        return jnp.asarray(x.reshape(*np.shape(grid), *x.shape[1:]), jnp.float32)
+
+    return jax.tree.map(stack, *(trees[i] for block in grid for row in block for i in row))
 
 
 def _task(point: Point, config: TrainConfig, d_a: int, d_b: int) -> Task:
@@ -420,10 +418,7 @@ def prepare(points: Sequence[Point], config: TrainConfig) -> tuple[State, Task, 
 
 
 def train(
-    points: Sequence[Point],
-    config: TrainConfig = RECOMMENDED,
-    *,
-    progress: Callable[[str], None] | None = None,
+    points: Sequence[Point], config: TrainConfig = RECOMMENDED, *, progress: Callable[[str], None] | None = None
 ) -> list[Trained]:
     """Trains all points until they have converged or `config.max_rounds` is reached.
 
