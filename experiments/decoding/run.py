@@ -41,7 +41,7 @@ WINDOW = 1 / 50  # of the frames: the mean over which a training return counts
 _play = jax.jit(play_all, static_argnames=("policy", "env", "per_env", "greedy"))
 
 
-def environment(game: str, num_envs: int = 0) -> VectorEnv:
+def environment(game: str, num_envs: int | None = None) -> VectorEnv:
     """A game, `stages.NUM_ENVS` times by default."""
     return envs.make(f"minatar/{game}", num_envs or stages.NUM_ENVS)
 

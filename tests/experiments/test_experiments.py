@@ -69,13 +69,13 @@ def tiny(folder, monkeypatch):
 def experiment(tiny, request, monkeypatch):
     """An experiment at the size that `SIZES` gives, with a page that has its marks."""
     name = request.param
-    chosen = common.named(name)
+    tiny_experiment = common.named(name)
     module = __import__(f"experiments.{name}.run", fromlist=["run"])
     for constant, value in SIZES[name].items():
         monkeypatch.setattr(module, constant, value)
     text = "".join(f"<!-- {mark} -->\n\n<!-- /{mark} -->\n" for mark in (name, f"{name}_cost"))
     common.PAGE.write_text(text)
-    return chosen
+    return tiny_experiment
 
 
 SIZES = {

@@ -275,10 +275,10 @@ def make_world(
     else:
         X, Y = (np.linalg.qr(g)[0] for g in gauss[:2])
     unit = np.sqrt(c.d_o / c.d_a) if c.q_norm == "coordinate" else 1.0
-    kept = 1 - c.clean
+    remaining = 1 - c.clean
     deviation, mean = (c.s_iid / np.sqrt(12), c.s_iid / 2) if c.noise == "uniform" else (c.s_iid, 0.0)
     X = unit * X * (np.asarray(c.action_scales) if c.action_scales else 1.0)
-    factors = Factors(X, kept * c.s_exo * unit * Y, Pi, c.chi, c.rho, kept * deviation, kept * mean)
+    factors = Factors(X, remaining * c.s_exo * unit * Y, Pi, c.chi, c.rho, remaining * deviation, remaining * mean)
     for name, matrix in (("obs_cov", obs_cov), ("noise_from_obs", noise_from_obs)):
         if matrix is not None:
             square = matrix.shape == (c.d_o, c.d_o)
