@@ -203,7 +203,7 @@ def share(rows: Sequence[Row], variant: str, level: str, column: str) -> str:
         for row in rows
         if (row["variant"], row["level"]) == (variant, level) and expert.get(row["seed"])  # a return of 0 has no share
     ]
-    return common.stated(np.array(shares))
+    return common.with_error(np.array(shares))
 
 
 def near(rows: Sequence[Row], variant: str, level: str) -> str:
@@ -223,13 +223,13 @@ def sections(rows: Sequence[Row]) -> dict[str, str]:
         for level in levels:
             cells = [game.replace("_", " "), NAMES[method], f"{int(level):,}"]
             for column in ("return", "greedy"):
-                cells += [common.shown(rows, variant, level, column, 1), share(rows, variant, level, column)]
+                cells += [common.mean_text(rows, variant, level, column, 1), share(rows, variant, level, column)]
             if method in ("expert", *ONLINE):
                 of_frames.append(f"| {' | '.join([*cells, near(rows, variant, level)])} |")
             else:
                 of_labels.append(f"| {' | '.join(cells)} |")
             if method == "expert":
-                randoms.append(f"{game.replace('_', ' ')} {common.shown(rows, variant, level, 'random_return')}")
+                randoms.append(f"{game.replace('_', ' ')} {common.mean_text(rows, variant, level, 'random_return')}")
     text = ("\n".join(of_frames), "\n".join(of_labels), f"A random policy: {', '.join(randoms)}.")
     return {"decoding": "\n\n".join(text)}
 

@@ -139,8 +139,8 @@ def sections(rows: Sequence[Row]) -> dict[str, str]:
     columns = {"probe": 3, "linear_theory_probe": 3, "noise_r2": 2, "linear_theory_noise_r2": 2, "fdm_ratio": 3}
     columns |= {"nmi": 2}
     untrained = "; ".join(
-        f"at {strength} action {common.shown(rows, 'none', strength, 'untrained_probe')} and noise "
-        f"{common.shown(rows, 'none', strength, 'untrained_noise_r2')}"
+        f"at {strength} action {common.mean_text(rows, 'none', strength, 'untrained_probe')} and noise "
+        f"{common.mean_text(rows, 'none', strength, 'untrained_noise_r2')}"
         for strength in STRENGTHS
     )
     majority = np.mean([float(row["majority"]) for row in rows])

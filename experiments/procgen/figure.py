@@ -16,8 +16,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import EngFormatter, MaxNLocator
 
-from experiments.common import stated
-from experiments.linear_lam.common import filled
+from experiments.common import filled, with_error
 from lamjax import envs
 from lamjax.analysis.figures import BLUE, GREEN, MUTED, PURPLE, VERMILLION
 from lamjax.statistics import mean_and_stderr
@@ -146,17 +145,17 @@ def row(game: str, result: dict[str, Any] | None, reported: dict[str, float]) ->
 
     if result is None:
         return [game, "", "", "", "", *(cell(method, "") for method in LABELS), cell("offline", ""), ""]
-    online = {method: stated(np.array(values["return"]["values"])) for method, values in result["online"].items()}
+    online = {method: with_error(np.array(values["return"]["values"])) for method, values in result["online"].items()}
     last = np.asarray(result["offline"]["curve"], float)[:, -1]  # [seeds, (labels, mean, error)]
     minutes = [f"{result['seconds'][stage]['mean'] / 60:.1f}" for stage in TIMED]
     return [
         game,
         result["preset"],
         str(len(result["seeds"])),
-        stated(np.array([nulls["random_return"]["mean"] for nulls in result["nulls"]])),
+        with_error(np.array([nulls["random_return"]["mean"] for nulls in result["nulls"]])),
         "" if result["expert"]["return_mean"] is None else f"{result['expert']['return_mean']:.2f}",
         *(cell(method, online.get(method, "")) for method in LABELS),
-        cell("offline", f"{stated(last[:, 1])} of {last[0, 0]:.0f}"),
+        cell("offline", f"{with_error(last[:, 1])} of {last[0, 0]:.0f}"),
         ", ".join(minutes),
     ]
 
@@ -169,7 +168,7 @@ def table(results: dict[str, dict[str, Any]]) -> str:
     return "\n".join(f"| {' | '.join(cells)} |" for cells in rows)
 
 
-def written(page: str, results: dict[str, dict[str, Any]]) -> str:
+def page_text(page: str, results: dict[str, dict[str, Any]]) -> str:
     """The page with its table."""
     return filled(page, table=table(results))
 
@@ -181,7 +180,7 @@ def main() -> None:
         raise SystemExit("There are no results yet: python experiments/procgen/run.py makes them.")
     online(results).savefig(HERE / "figure.png", dpi=150)
     offline(results).savefig(HERE / "offline.png", dpi=150)
-    PAGE.write_text(written(PAGE.read_text(), results))
+    PAGE.write_text(page_text(PAGE.read_text(), results))
     print(f"{len(results)} game(s): {PAGE}, {HERE / 'figure.png'}, {HERE / 'offline.png'}")
 
 

@@ -69,7 +69,7 @@ def tiny(folder, monkeypatch):
 def experiment(tiny, request, monkeypatch):
     """An experiment at the size that `SIZES` gives, with a page that has its marks."""
     name = request.param
-    tiny_experiment = common.named(name)
+    tiny_experiment = common.load_experiment(name)
     module = __import__(f"experiments.{name}.run", fromlist=["run"])
     for constant, value in SIZES[name].items():
         monkeypatch.setattr(module, constant, value)
@@ -128,7 +128,7 @@ def test_an_experiment_is_computed_once(experiment, tiny, monkeypatch):
     assert figure.read_bytes()[:4] == b"\x89PNG" and figure.stat().st_size > 10_000
     page = common.PAGE.read_text()
     assert page.count("|") > 10 and f"{len(rows)} cells, 1 seeds" in page
-    assert common.written(page, experiment) == page
+    assert common.page_text(page, experiment) == page
 
     # Again: nothing; without its last row: that one alone.
     measured = []
@@ -153,7 +153,7 @@ def test_cells_may_differ_in_what_is_measured(tiny):
     small = common.Experiment("small", "", "", lambda: cells, measure, lambda rows: None, lambda rows: {})
     rows = common.compute(small)
     assert [(row["a"], row["b"]) for row in rows] == [("1", "nan"), ("nan", "2")]
-    assert common.shown(rows, "x", "1", "a") == "1.00" and common.shown(rows, "x", "1", "b") == "-"
+    assert common.mean_text(rows, "x", "1", "a") == "1.00" and common.mean_text(rows, "x", "1", "b") == "-"
 
 
 def test_changed_games_are_the_same_game():
@@ -183,14 +183,14 @@ def test_means_and_errors_over_seeds():
     rows = [{"variant": "v", "level": "1", "seed": str(seed), "x": str(x)} for seed, x in enumerate((1, 2, 6))]
     mean, error = mean_and_stderr(common.values(rows, "v", "1", "x"))
     assert mean == 3 and error == pytest.approx(np.std([1, 2, 6], ddof=1) / np.sqrt(3))
-    assert common.shown(rows, "v", "1", "x") == "3.00 ± 1.53"
+    assert common.mean_text(rows, "v", "1", "x") == "3.00 ± 1.53"
     lines = common.table(rows, ("what", "level", "x"), {"x": 1}, {"v": "called so"}).splitlines()
     assert lines == ["| what | level | x |", "|---|---|---|", "| called so | 1 | 3.0 ± 1.5 |"]
 
 
 def test_every_experiment_has_five_seeds_and_says_what_it_is():
     for name in common.NAMES:
-        experiment = common.named(name)
+        experiment = common.load_experiment(name)
         cells = experiment.cells()
         assert experiment.name == name and len(set(cells)) == len(cells)
         assert {seed for *_, seed in cells} == set(range(5)) and len({cell[:2] for cell in cells}) >= 3
@@ -202,10 +202,10 @@ def test_every_experiment_has_five_seeds_and_says_what_it_is():
 @pytest.mark.parametrize("name", RAN)
 def test_the_page_says_what_the_committed_results_say(name):
     text = common.PAGE.read_text()
-    assert common.written(text, common.named(name)) == text
+    assert common.page_text(text, common.load_experiment(name)) == text
     assert f"experiments/{name}.png" in text and (common.FIGURES / f"{name}.png").exists()
     rows = common.load(common.RESULTS / name / "results.csv")
-    assert [common.cell_of(row) for row in rows] == common.named(name).cells()
+    assert [common.cell_of(row) for row in rows] == common.load_experiment(name).cells()
 
 
 def test_the_first_frames_at_a_return():

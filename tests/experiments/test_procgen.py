@@ -117,7 +117,7 @@ def test_the_papers_values_are_those_of_all_games():
 
 def test_the_page_says_what_the_committed_results_say():
     results, page = figure.load(), figure.PAGE.read_text()
-    assert results and figure.written(page, results) == page
+    assert results and figure.page_text(page, results) == page
     lines = [line for line in page.splitlines() if line.startswith("| ")]
     assert [line.split(" | ")[0] for line in lines[2:]] == [f"| {game}" for game in figure.paper()]
     for game, result in results.items():

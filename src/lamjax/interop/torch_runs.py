@@ -11,9 +11,10 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from lamjax import cloning, loading
+from lamjax import cloning
 from lamjax.cloning import CloningState
 from lamjax.config import RunConfig
+from lamjax.dynamics import DynamicsState
 from lamjax.interop import pytorch, torchfile
 from lamjax.interop.pytorch import FDM, IDM, TRACKED, WeightsError
 from lamjax.training import checkpoint
@@ -130,32 +131,32 @@ def import_torch(paths: Sequence[Path], folder: Path, config: RunConfig) -> Impo
     return Imported(config, tuple(networks))
 
 
-def export_torch(folder: Path, out: Path) -> list[str]:
+def export_torch(model: DynamicsState | None, policy: CloningState | None, out: Path) -> list[str]:
     """Writes a run's networks by the reference's names: ``{"idm": ..., "wm": ..., "policy": ...}``.
 
     Args:
-      folder: the run folder.
+      model: stage 1, as from `loading.load_dynamics`.
+      policy: stage 2, as from `loading.load_cloning`.
       out: the file, for ``torch.load(out, weights_only=True)``.
 
     Returns:
-      The names of the run's networks.
+      The names of the networks.
 
     Raises:
-      WeightsError: if the run has no networks, or networks of another form than the reference's.
-      CheckpointError: if its checkpoints are damaged.
+      WeightsError: if there are no networks, or networks of another form than the reference's.
     """
     tree: dict[str, dict[str, np.ndarray]] = {}
     size = 64
-    if (model := loading.load_dynamics(folder)) is not None:
+    if model is not None:
         for name, array in pytorch.dynamics_arrays(model).items():
             kind, _, rest = name.partition(".")
             tree.setdefault(kind, {})[rest] = np.asarray(array, np.int64 if name.endswith(TRACKED) else np.float32)
         size = pytorch.image_size(model.config.fdm)
-    if (policy := loading.load_cloning(folder)) is not None:
+    if policy is not None:
         arrays = pytorch.policy_arrays(policy.params, policy.config.trunk, size)
         tree["policy"] = {name: np.asarray(array, np.float32) for name, array in arrays.items()}
     if not tree:
-        raise WeightsError(f"{folder} has no checkpoint of stage 1 or 2: give the folder of a run.")
+        raise WeightsError("The run has no checkpoint of stage 1 or 2: give the folder of a run.")
     torchfile.write(out, tree)
     return list(tree)
 
