@@ -1,8 +1,8 @@
 """Measures the throughput of the stages, PPO, the loader and the linear sweep; writes a table and a JSON file.
 
-The file is written after each row, and a row that fails says why in both. Each figure is taken from dispatches that are
-awaited one by one, after a warm-up. Beside it stand the rate of the same work in PyTorch, where that is installed, and
-how far it is from what the device's matrix products and copies reach.
+The file is written after each row; a row that fails gives its reason in both. Each figure comes from dispatches that
+are awaited one by one, after a warm-up. A row also has the rate of the same work in PyTorch, where that is installed,
+and its share of the roofline of the device's matrix products and copies.
 """
 
 import functools
@@ -24,14 +24,14 @@ MEASURED: dict[str, Callable[[Settings, float | None], dict[str, Any]]] = {
     "ppo": functools.partial(acting.row, "ppo"),
     "loader": loading.loader,
     "ring": loading.refilled,
-    "ppo_cartpole": functools.partial(ppo.row, "ppo_cartpole", "cartpole"),
-    "ppo_breakout": functools.partial(ppo.row, "ppo_breakout", "minatar/breakout"),
-    "linear": linear.row,
+    "ppo_cartpole": functools.partial(ppo.compare, "ppo_cartpole", "cartpole"),
+    "ppo_breakout": functools.partial(ppo.compare, "ppo_breakout", "minatar/breakout"),
+    "linear": linear.sweep_row,
 }
 
 
 def torch_rates(settings: Settings) -> tuple[Callable[[str, Settings], float | None], str | None]:
-    """What gives PyTorch's rate of a row, and the version; says once why where there is none."""
+    """A function that gives PyTorch's rate of a row, and PyTorch's version; prints the reason if there is none."""
     nothing = lambda name, settings: None  # noqa: E731
     if not settings.torch:
         return nothing, None
@@ -55,8 +55,8 @@ def torch_rates(settings: Settings) -> tuple[Callable[[str, Settings], float | N
     return reference.rate, torch.__version__
 
 
-def measured(settings: Settings, rate: Callable[[str, Settings], float | None]) -> Iterator[dict[str, Any]]:
-    """The rows one by one; one that fails says why, and the next follows. PyTorch runs at the first batch alone."""
+def measure_rows(settings: Settings, rate: Callable[[str, Settings], float | None]) -> Iterator[dict[str, Any]]:
+    """Yields the rows; one that fails gives its reason. PyTorch runs at the first batch alone."""
     for name in settings.only:
         for index, sized in enumerate(settings.scaled(name)):
             try:
@@ -68,7 +68,7 @@ def measured(settings: Settings, rate: Callable[[str, Settings], float | None]) 
 def main() -> int:
     """Parses the options, measures, prints the table; returns 1 if a row failed."""
     settings = tyro.cli(Settings, prog="python -m benchmarks")
-    # Has an effect on CPUs alone, where convolutions hardly use a second core and two devices do.
+    # This affects CPUs alone. There a convolution hardly uses a second core, and a second device does.
     jax.config.update("jax_num_cpu_devices", settings.host_devices)
 
     rate, torch_version = torch_rates(settings)
@@ -78,13 +78,9 @@ def main() -> int:
         f"{device['matmul_gflops']['float32']:.0f} GFLOP/s, copies {device['copy_gb_per_s']:.0f} GB/s"
     )
     print(table.HEADER, flush=True)
-    result = {
-        "device": device,
-        "versions": measure.versions() | {"torch": torch_version},
-        "git": git_hash(),
-        "rows": [],
-    }
-    for row in measured(settings, rate):
+    versions = measure.versions() | {"torch": torch_version}
+    result = {"device": device, "versions": versions, "git": git_hash(), "rows": []}
+    for row in measure_rows(settings, rate):
         result["rows"].append(row)
         print(table.line(row), flush=True)
         table.write(settings.out, result)

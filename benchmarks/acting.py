@@ -1,8 +1,8 @@
-"""Stage 3 and PPO from scratch: acting in real coinrun, learning from it, and the inverse model beside both.
+"""Stage 3 and PPO from scratch: acting in real coinrun, learning, and the inverse model's inference.
 
-The parts of an update are timed alone, by the calls that a run makes, and added up: the inverse model is at work in the
-first tenth of stage 3 only, and the paper's networks on a CPU need minutes for an update, of which one minibatch stands
-for all.
+The parts of an update are timed separately, with the calls that a run makes, and added up. The inverse model works in
+the first tenth of stage 3 only. On a CPU the paper's networks need minutes for an update, so one minibatch stands for
+all.
 """
 
 import dataclasses
@@ -17,14 +17,21 @@ from benchmarks.measure import row as measured_row
 from benchmarks.settings import OBS, Settings
 from benchmarks.training import init_cloning, init_dynamics
 from lamjax import dynamics, envs, ppo
+from lamjax.config import ScratchConfig
 from lamjax.decoding import online
+from lamjax.decoding.online import OnlineConfig
 from lamjax.ppo import PPOConfig
 from lamjax.presets import PRESETS
 
 
+def stage_config(name: str, settings: Settings) -> OnlineConfig | ScratchConfig:
+    """The settings of a row's stage."""
+    return settings.preset.online if name == "stage3" else settings.preset.scratch
+
+
 def ppo_config(name: str, settings: Settings) -> PPOConfig:
     """PPO's settings of a row."""
-    config = settings.preset.online.ppo if name == "stage3" else settings.preset.scratch.ppo
+    config = stage_config(name, settings).ppo
     if name == "ppo" and settings.slow:
         return dataclasses.replace(config, grad_chunks=PRESETS["cpu"].scratch.ppo.grad_chunks)
     return config
@@ -64,7 +71,7 @@ def row(name: str, settings: Settings, torch_rate: float | None) -> dict[str, An
     learn_ms = milliseconds(Stepper(lambda state: driver.improve(state, rollout), act.state), samples)
     env.close()
 
-    # Beside its steps a rollout computes one more value. XLA counts one step of a rollout's loop.
+    # A rollout computes one value more than it has steps. XLA counts one step of a rollout's loop.
     minibatches = config.num_epochs * config.num_minibatches
     acting = (config.num_steps + 1) / (timed.num_steps + 1)
     learning = minibatches / (timed.num_epochs * timed.num_minibatches)
@@ -87,19 +94,19 @@ def row(name: str, settings: Settings, torch_rate: float | None) -> dict[str, An
         frames,
         parts,
         programs,
-        (preset.online if name == "stage3" else preset.scratch).dtype,
+        stage_config(name, settings).dtype,
         torch_rate=torch_rate,
         **{key: float(value) for key, value in details.items()},
     )
 
 
 def acted(state: ppo.PPOState, rollout: ppo.Rollout) -> tuple[ppo.PPOState, Any]:
-    """The state after a round of acting without learning, and what to wait for."""
+    """The state after a round of acting without learning, and an array to block on."""
     return state.replace(actor=rollout.actor, update=state.update + 1), rollout.batch.advantage
 
 
 def _costs(driver: ppo.Driver, state: ppo.PPOState, frozen: Any) -> tuple[Program, Program]:
-    """Acting and learning of one minibatch, compiled for what XLA says of them."""
+    """Compiles acting and learning of one minibatch for XLA's counts."""
     rollout = jax.eval_shape(driver.collect, state, frozen)
     return compiled(jax.jit(driver.collect), state, frozen), compiled(jax.jit(driver.improve), state, rollout)
 

@@ -35,10 +35,10 @@ def matmul_rate(samples: int) -> float:
     return 2 * times * batch * size**3 / (1e-3 * float(np.median(milliseconds(lambda: product(x), samples))))
 
 
-def row(settings: Settings, torch_rate: float | None) -> dict[str, Any]:
+def sweep_row(settings: Settings, torch_rate: float | None) -> dict[str, Any]:
     """A point's steps a second at the paper's size, with augmentation and both kinds of noise.
 
-    How far it is from the roofline is said by products of the model's own size, and by their FLOPs alone.
+    The roofline is that of matrix products of the model's own size.
     """
     samples = max(5, settings.repeats // 5)
     world = WorldConfig(s_iid=0.3, s_exo=0.5)
@@ -50,10 +50,10 @@ def row(settings: Settings, torch_rate: float | None) -> dict[str, Any]:
     compile_s = time.perf_counter() - start
     sweep = point_steps(points, samples)
     alone = float(np.median(point_steps(points[:1], samples)))
-    found = measured_row("linear", "paper", n, "steps/s", POINTS, [(1 / STEPS, sweep)])
-    return found | {
+    row = measured_row("linear", "paper", n, "steps/s", POINTS, [(1 / STEPS, sweep)])
+    return row | {
         "compile_s": compile_s,
         "flops": POINTS * flops,
-        "roofline_fraction": found["rate"] * flops / matmul_rate(samples),
-        "details": {"of_one_by_one": found["rate"] * alone / (1e3 * STEPS)},
+        "roofline_fraction": row["rate"] * flops / matmul_rate(samples),
+        "details": {"of_one_by_one": row["rate"] * alone / (1e3 * STEPS)},
     }

@@ -1,4 +1,4 @@
-"""Windows out of device memory: drawn from frames that all lie there, and from a ring that is refilled from disk."""
+"""Windows from device memory, of a store that is resident there, and of a ring that is refilled from disk."""
 
 import dataclasses
 import functools
@@ -24,7 +24,7 @@ TIMES = 5  # by how much the store is larger than the ring
 
 
 def loader(settings: Settings, torch_rate: float | None) -> dict[str, Any]:
-    """Nothing but drawing windows, on one device."""
+    """Drawing windows alone, on one device."""
     batch, key = settings.batch_size, jax.random.key(0)
     buffer = frames_buffer(jax.local_devices()[:1])
     draw = measure.compiled(jax.jit(functools.partial(sample, batch_size=batch)), buffer, key, np.int32(0))
@@ -32,7 +32,7 @@ def loader(settings: Settings, torch_rate: float | None) -> dict[str, Any]:
     times = measure.milliseconds(stepper, max(30, settings.repeats))
     row = measure.row("loader", settings.size, batch, "frames/s", 3 * batch, [(1, times)], [(1, draw)])
     gb_per_s = row["rate"] * FRAME_BYTES / 1e9
-    # XLA counts all frames as read, not those that are drawn.
+    # XLA counts all frames as read, and not only the drawn ones.
     row |= {"dtype": "uint8", "flops": None, "bytes": 2 * 3 * batch * FRAME_BYTES}
     return row | {"roofline_fraction": 2e9 * gb_per_s / measure.copy_bytes(), "details": {"gb_per_s": gb_per_s}}
 
@@ -40,8 +40,8 @@ def loader(settings: Settings, torch_rate: float | None) -> dict[str, Any]:
 def random_play(path: Path, frames: int) -> data.Store:
     """A recording of coinrun under random actions."""
     env = envs.make("coinrun", 64)
-    logits = policies.UniformPolicy(env.num_actions)
-    record(path, env, logits, {}, frames, jax.random.key(0), source={"policy": "random"})
+    uniform = policies.UniformPolicy(env.num_actions)
+    record(path, env, uniform, {}, frames, jax.random.key(0), source={"policy": "random"})
     env.close()
     return data.open_store(path)
 
@@ -56,10 +56,10 @@ def _phase(call: Callable[[int], Any], stream: data.ObservationStream, phase: in
 
 
 def refilled(settings: Settings, torch_rate: float | None) -> dict[str, Any]:
-    """Stage 1 out of a ring that holds a fifth of its store, beside stage 1 with all of it in device memory.
+    """Stage 1 from a ring that holds a fifth of its store, compared with stage 1 on the whole store in device memory.
 
-    A sample is a phase of the ring: after it a block gives way to one that a thread has read in the meantime. The two
-    take turns, so that what else the machine does disturbs both.
+    A sample is a phase of the ring, after which a block that a thread has read meanwhile replaces another. The two take
+    turns, so that other load disturbs both.
     """
     batch, devices, fused = settings.batch_size, jax.local_devices(), settings.fused
     config = dataclasses.replace(settings.preset.dynamics, batch_size=batch)
@@ -93,7 +93,7 @@ def refilled(settings: Settings, torch_rate: float | None) -> dict[str, Any]:
         [(1, step)],
         config.dtype,
         of_resident=float(np.median(resident / refilled)),
-        # What reading takes of one core, which on a CPU is missing to a device, and so to all.
+        # The share of one core that reading takes; on a CPU a device lacks it, and all devices wait for that one.
         reading_share=float(read_ms / np.median(refilled)),
         read_frames_per_s=1e3 * frames / read_ms,
         read_gb_per_s=1e-6 * frames * FRAME_BYTES / read_ms,

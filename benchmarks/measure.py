@@ -1,4 +1,4 @@
-"""How long a call takes, how fast the device could be, and the row of the table that the two make."""
+"""Measures the time of a call and the ceilings of the device, and makes a row of the table from both."""
 
 import functools
 import os
@@ -17,7 +17,7 @@ import lamjax
 
 
 def milliseconds(call: Callable[[], Any], samples: int) -> np.ndarray:
-    """Milliseconds of each call, awaited, after one that is not counted."""
+    """Milliseconds of each call, awaited, after an uncounted one."""
     jax.block_until_ready(call())
     times = []
     for _ in range(samples):
@@ -28,7 +28,7 @@ def milliseconds(call: Callable[[], Any], samples: int) -> np.ndarray:
 
 
 def trace(call: Callable[[], Any], folder: Path) -> None:
-    """Writes what the device does in two calls, each operation with its time."""
+    """Writes a trace of two calls, each operation with its time."""
     with jax.profiler.trace(folder):
         for _ in range(2):
             jax.block_until_ready(call())
@@ -107,7 +107,7 @@ def copy_bytes() -> float:
 
 
 def identity() -> dict[str, Any]:
-    """Which machine this is."""
+    """The machine's devices and cores."""
     first = jax.devices()[0]
     return {
         "platform": first.platform,
@@ -127,7 +127,7 @@ def device() -> dict[str, Any]:
 
 
 def versions() -> dict[str, str]:
-    """Of what the figures depend on."""
+    """The versions that figures depend on."""
     return {"python": platform.python_version(), "jax": jax.__version__, "lamjax": lamjax.__version__}
 
 
@@ -150,12 +150,12 @@ def row(
       size: the preset.
       batch: windows or frames in an optimizer step.
       unit: of the rate.
-      count: how many of them a step is.
-      parts: what a step consists of: how often, and milliseconds of each sample. Percentiles of parts are added up.
-      programs: what was compiled: how often a step runs what XLA counts once.
+      count: units in a step.
+      parts: the parts of a step: how often each occurs, and milliseconds of its samples. Their percentiles are added.
+      programs: the compiled programs: how often a step runs what XLA counts once.
       dtype: of the activations.
       torch_rate: the rate of the same work in PyTorch.
-      details: figures of this row alone.
+      **details: figures of this row alone.
     """
     parts, programs = list(parts), list(programs)
     p10, median, p90 = (sum(n * float(np.percentile(ms, q)) for n, ms in parts) for q in (10, 50, 90))

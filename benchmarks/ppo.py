@@ -1,8 +1,8 @@
-"""PPO on environments that are JAX: ours beside a plain one in which the whole training is one function.
+"""PPO on environments that are JAX: lamjax's beside a plain one whose whole training is one function.
 
-The plain one follows the method of single-file JAX implementations (PureJaxRL, Lu et al. 2022): environments, GAE and
-minibatches in one ``jit``, ``lax.scan`` inside ``lax.scan``, and nothing that is not needed for CartPole: no reward
-scale, no bootstrap at time-outs, no schedules by group. Networks, batch sizes and optimizer are those of our preset.
+The plain one follows single-file JAX implementations (PureJaxRL, Lu et al. 2022): environments, GAE and minibatches in
+one ``jit``, ``lax.scan`` inside ``lax.scan``, and only what CartPole needs: no reward scale, no bootstrap at time-outs,
+no schedules by group. Networks, batch sizes and optimizer are those of our preset.
 """
 
 import time
@@ -24,7 +24,7 @@ UPDATES = 4  # in a dispatch
 
 
 def plain(config: ppo.PPOConfig, network: Any, env: Any):
-    """``(params, opt_state, obs, env_state, key) -> the same, after UPDATES updates``, and its start."""
+    """Returns ``(params, opt_state, obs, env_state, key) -> the same after UPDATES updates``, and what starts it."""
     n, t = config.num_envs, config.num_steps
     tx = optax.chain(optax.clip_by_global_norm(config.max_grad_norm), optax.adam(1e-3))
 
@@ -68,12 +68,11 @@ def plain(config: ppo.PPOConfig, network: Any, env: Any):
     def update(carry, _):
         params, opt_state, obs, env_state, key = carry
         (_, obs, env_state, key), steps = jax.lax.scan(act, (params, obs, env_state, key), None, t)
-        seen, action, log_prob, value, reward, done = steps
+        inputs, action, log_prob, value, reward, done = steps
         last = apply(params, obs)[1]
         _, advantage = jax.lax.scan(accumulate, (jnp.zeros(n), last), (value, reward, done), reverse=True)
-        flat = jax.tree.map(
-            lambda x: x.reshape(n * t, *x.shape[2:]), (seen, action, log_prob, value, advantage, advantage + value)
-        )
+        rollout = inputs, action, log_prob, value, advantage, advantage + value
+        flat = jax.tree.map(lambda x: x.reshape(n * t, *x.shape[2:]), rollout)
 
         def epoch(carry, key):
             rows = jax.random.permutation(key, n * t).reshape(config.num_minibatches, -1)
@@ -91,8 +90,8 @@ def plain(config: ppo.PPOConfig, network: Any, env: Any):
     return jax.jit(lambda carry: jax.lax.scan(update, carry, None, UPDATES)), start
 
 
-def row(name: str, env_name: str, settings: Settings, torch_rate: float | None) -> dict[str, Any]:
-    """Frames a second of both, measured in turn so that a busy machine slows both."""
+def compare(name: str, env_name: str, settings: Settings, torch_rate: float | None) -> dict[str, Any]:
+    """One row of the table. The two implementations take turns, so that other load slows both."""
     preset = presets_for(envs.obs_shape(env_name), env_name)["cpu"]
     config = preset.scratch.ppo
     env = envs.make(env_name, config.num_envs)
@@ -115,13 +114,13 @@ def row(name: str, env_name: str, settings: Settings, torch_rate: float | None) 
             begun = time.perf_counter()
             states[index], metrics = call(states[index])
             jax.block_until_ready((states[index], metrics))
-            taken = time.perf_counter() - begun
+            seconds = time.perf_counter() - begun
             if sample:
-                times[index].append(1e3 * taken)
+                times[index].append(1e3 * seconds)
             elif call is ours:
-                compile_s = taken
+                compile_s = seconds
     frames = config.num_envs * config.num_steps
     batch = frames // config.num_minibatches
-    found = measured_row(name, "cpu", batch, "frames/s", UPDATES * frames, [(1, np.array(times[0]))])
+    row = measured_row(name, "cpu", batch, "frames/s", UPDATES * frames, [(1, np.array(times[0]))])
     plain_rate = 1e3 * UPDATES * frames / float(np.median(times[1]))
-    return found | {"compile_s": compile_s, "details": {"of_plain_single_function": found["rate"] / plain_rate}}
+    return row | {"compile_s": compile_s, "details": {"of_plain_single_function": row["rate"] / plain_rate}}

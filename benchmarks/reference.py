@@ -1,4 +1,4 @@
-"""The rates of the same work in PyTorch, by `benchmarks.torch_lapo`; only where the networks are LAPO's."""
+"""Measures the rates of the same work in PyTorch (`benchmarks.torch_lapo`), where the networks are LAPO's."""
 
 import functools
 import os
@@ -39,19 +39,19 @@ def _frames(*shape: int) -> torch.Tensor:
 
 
 def _compiled_on_gpu(function: Callable) -> Callable:
-    """For what torch.compile does not make faster on two CPU cores: 0.85 s against 0.83 in stage 2, batch 32, and 5.8 s
-    against 5.2 in stage 3, a minibatch of 256. Stage 1 takes 1.5 s compiled and 2.0 s as it is.
+    """Compiles a function on a GPU only. On two CPU cores compiling stage 2 (0.85 s against 0.83, batch 32) and stage 3
+    (5.8 s against 5.2, minibatch 256) gains nothing; stage 1 takes 1.5 s compiled and 2.0 s otherwise.
     """
     return function if _device().type == "cpu" else torch.compile(function)
 
 
 def _descending(loss: Callable[[], torch.Tensor], optimizer: Any, clipped: Any = (), limit: float = 0.0) -> Callable:
-    """A training step that is awaited."""
+    """A training step that blocks until the loss is known."""
 
     def step() -> float:
-        found = loss()
-        torch_lapo.descend(found, optimizer, clipped, limit)
-        return found.item()
+        value = loss()
+        torch_lapo.descend(value, optimizer, clipped, limit)
+        return value.item()
 
     return step
 

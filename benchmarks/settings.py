@@ -1,4 +1,4 @@
-"""What is measured, from the command line."""
+"""The settings of the benchmark's command line."""
 
 import dataclasses
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Rows as they are printed, and the result file that holds them."""
+"""Prints rows and writes the result file."""
 
 import json
 import os
@@ -12,7 +12,7 @@ HEADER = (
 
 
 def failed(name: str, size: str, batch: int | None, dtype: str | None, error: BaseException | str) -> dict[str, Any]:
-    """The row of a measurement that failed: what was to be measured, and why it is not."""
+    """The row of a measurement that failed, with the reason."""
     return {"name": name, "size": size, "batch": batch, "dtype": dtype, "error": sentence(error)}
 
 
@@ -25,7 +25,7 @@ def sentence(error: BaseException | str) -> str:
 
 
 def line(row: dict[str, Any]) -> str:
-    """A row as it is printed; a second line has the figures of this row alone."""
+    """A row of the printed table; a second line has the figures of this row alone."""
     start = f"{row['name']:16s} {row['size']:6s} {row['dtype'] or '':8s} {row['batch'] or '':>6}"
     if "error" in row:
         return f"{start} failed: {row['error']}"

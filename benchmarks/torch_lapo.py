@@ -1,7 +1,7 @@
 """LAPO's networks and training programs in PyTorch, written from the paper's description.
 
-Where PyTorch is installed the benchmarks are held against them, and tests take golden files and checkpoints by the
-reference's names from here. `recompute` computes a golden file's numbers by the very functions that are timed.
+Benchmarks compare with them where PyTorch is installed, and tests make golden files and checkpoints with the
+reference's names. `recompute` computes a golden file's numbers with the functions that are timed.
 """
 
 import copy
@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 
 class Residual(nn.Module):
-    """The residual block of a trunk's stage: two convolutions, named as the reference names them."""
+    """The residual block of a trunk's stage: two convolutions with the reference's names."""
 
     def __init__(self, channels):
         super().__init__()
@@ -110,10 +110,7 @@ class UnetResidual(nn.Module):
         super().__init__()
         hidden = channels // 2
         self.res_block = nn.Sequential(
-            nn.ReLU(),
-            nn.Conv2d(channels, hidden, 3, padding=1),
-            nn.ReLU(),
-            nn.Conv2d(hidden, channels, 3, padding=1),
+            nn.ReLU(), nn.Conv2d(channels, hidden, 3, padding=1), nn.ReLU(), nn.Conv2d(hidden, channels, 3, padding=1)
         )
 
     def forward(self, x):
@@ -207,14 +204,14 @@ def images(obs, layout=torch.contiguous_format):
 
 
 def dynamics_loss(idm, wm, obs, layout=torch.contiguous_format):
-    """Stage 1's loss on windows, and what was computed on the way."""
+    """Stage 1's loss on windows, and its intermediate results by the names of a golden file."""
     frames = images(obs, layout)
     la = idm.policy_head(idm.features(frames))
     through, la_q, indices, vq_loss, perplexity = idm.vq(la)
     prediction = wm(frames[:, :6], through)
     wm_loss = F.mse_loss(prediction, frames[:, 6:])
-    found = {"la": la, "la_q": la_q, "la_qinds": indices, "vq_loss": vq_loss, "vq_perp": perplexity}
-    return wm_loss + vq_loss, found | {"wm_pred": prediction.permute(0, 2, 3, 1), "wm_loss": wm_loss}
+    results = {"la": la, "la_q": la_q, "la_qinds": indices, "vq_loss": vq_loss, "vq_perp": perplexity}
+    return wm_loss + vq_loss, results | {"wm_pred": prediction.permute(0, 2, 3, 1), "wm_loss": wm_loss}
 
 
 def adamw(parameters, rate):
@@ -268,7 +265,7 @@ def infer(idm, obs, layout=torch.contiguous_format):
 
 
 def inputs(config, obs, seed=0):
-    """What goes into a golden file for windows uint8 [B, 3, 64, 64, 3]."""
+    """A golden file's inputs for windows uint8 [B, 3, 64, 64, 3]."""
     idm, wm, policy = make(config, seed)
     models = {"before/idm.": idm, "before/wm.": wm, "policy/": policy}
     weights = {k + name: w.numpy().copy() for k, model in models.items() for name, w in model.state_dict().items()}
@@ -282,7 +279,7 @@ def inputs(config, obs, seed=0):
 
 
 def recompute(entries, layout=torch.contiguous_format):
-    """What comes out of a golden file's inputs, by PyTorch (see `lamjax.interop.golden`)."""
+    """A golden file's outputs from its inputs (see `lamjax.interop.golden`)."""
     idm, wm, policy = make([int(x) for x in entries["config"]], 0)
     for prefix, model in (("before/idm.", idm), ("before/wm.", wm), ("policy/", policy)):
         weights = {k.removeprefix(prefix): torch.tensor(a) for k, a in entries.items() if k.startswith(prefix)}
@@ -299,12 +296,12 @@ def recompute(entries, layout=torch.contiguous_format):
     parameters = [*idm.parameters(), *wm.parameters()]
     optimizer = adamw(parameters, 3e-4)
     for step in range(3):
-        loss, found = dynamics_loss(idm, wm, obs, layout)
-        found["grad_norm"] = descend(loss, optimizer, parameters, 2.0)
+        loss, results = dynamics_loss(idm, wm, obs, layout)
+        results["grad_norm"] = descend(loss, optimizer, parameters, 2.0)
         if step:
-            found = {name: found[name] for name in ("wm_loss", "vq_loss", "vq_perp", "grad_norm")}
-        found |= {f"vq.{name}": getattr(idm.vq, name) for name in ("embedding", "ema_count", "ema_weight")}
-        put(f"train{step}/", found)
+            results = {name: results[name] for name in ("wm_loss", "vq_loss", "vq_perp", "grad_norm")}
+        results |= {f"vq.{name}": getattr(idm.vq, name) for name in ("embedding", "ema_count", "ema_weight")}
+        put(f"train{step}/", results)
     put("after3/idm.", idm.state_dict())
     put("after3/wm.", wm.state_dict())
     latent, value = policy(images(obs[:, 1], layout))

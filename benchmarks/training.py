@@ -1,4 +1,4 @@
-"""Stages 1 and 2: optimizer steps on windows that are drawn from device memory, over all devices."""
+"""Stages 1 and 2: optimizer steps on windows drawn from device memory, over all devices."""
 
 import dataclasses
 from collections.abc import Callable
@@ -36,7 +36,7 @@ def program(step: Callable, args: tuple[Any, ...], fused: int) -> measure.Progra
     Args:
       step: one of `lamjax.training.steps`.
       args: its arguments: the state, a buffer for each device, and others that all devices share.
-      fused: how many steps.
+      fused: steps in a dispatch.
     """
     devices = tuple(jax.local_devices())
     compiled = driver.compile_steps(step, devices, (None, 0, *[None] * (len(args) - 2)))

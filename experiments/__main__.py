@@ -11,9 +11,9 @@ def main() -> None:
     name = parser.parse_args().name
     if name is None:
         for each in common.NAMES:
-            print(f"{each:20} {common.named(each).claim}")
+            print(f"{each:20} {common.load_experiment(each).claim}")
     elif name in common.NAMES:
-        common.run(common.named(name))
+        common.run(common.load_experiment(name))
     else:
         parser.error(f"There is no experiment called {name!r}: choose one of {', '.join(common.NAMES)}.")
 

@@ -1,7 +1,7 @@
-"""What the experiments share: cells that are computed once, means and errors over seeds, figures, and the page.
+"""The parts that experiments share: cells that are computed once, means and errors over seeds, figures, and the page.
 
-A cell is a variant at a level under a seed. `run` measures the cells that the CSV file does not hold yet, one at a
-time, and writes the file after each, so that an experiment that is cut off goes on where it stopped.
+A cell is a variant at a level under a seed. `run` measures the cells that the CSV file lacks, one at a time, and writes
+the file after each, so an interrupted experiment resumes where it stopped.
 """
 
 import dataclasses
@@ -21,7 +21,7 @@ from experiments.page import style as style  # for the experiments
 from lamjax.statistics import mean_and_stderr
 
 ROOT = Path(__file__).resolve().parents[1]
-# A run keeps its cells in WORK and resumes from there; RESULTS holds the last run's, for the tables and for reading.
+# A run writes its cells to WORK and resumes from there; RESULTS holds the last run's cells, for tables and readers.
 WORK, RESULTS = ROOT / "runs" / "experiments", ROOT / "experiments"
 FIGURES, PAGE = ROOT / "docs" / "experiments", ROOT / "docs" / "experiments.md"
 NAMES = (
@@ -41,9 +41,9 @@ class Experiment:
     Attributes:
       name: of its folder.
       claim: in one line.
-      expected: what was expected before it ran, in one line.
-      cells: its cells, in the order in which they are computed.
-      measure: what a cell is measured to be; variants may differ in what is measured.
+      expected: the result that was expected before it ran, in one line.
+      cells: its cells, in the order of their computation.
+      measure: the measurements of a cell, by column; variants may have different columns.
       draw: the figure of all rows.
       sections: the tables of all rows, by their names on the page.
     """
@@ -57,14 +57,15 @@ class Experiment:
     sections: Callable[[Sequence[Row]], dict[str, str]]
 
 
-def named(name: str) -> Experiment:
+def load_experiment(name: str) -> Experiment:
+    """The experiment of a folder."""
     return importlib.import_module(f"experiments.{name}.run").EXPERIMENT
 
 
 def grid(levels: dict[str, Iterable[str]], seeds: Iterable[int] | None = None) -> list[Cell]:
     """All cells of the variants' levels, whole seeds first."""
     seeds = SEEDS if seeds is None else seeds
-    return [(variant, level, seed) for seed in seeds for variant, some in levels.items() for level in some]
+    return [(variant, level, seed) for seed in seeds for variant in levels for level in levels[variant]]
 
 
 def cell_of(row: Row) -> Cell:
@@ -72,29 +73,28 @@ def cell_of(row: Row) -> Cell:
 
 
 def compute(experiment: Experiment) -> list[Row]:
-    """Measures the cells that the CSV file does not hold yet; returns the rows of all cells, in their order."""
+    """Measures the cells that the CSV file lacks; returns the rows of all cells, in their order."""
     path, cells = WORK / f"{experiment.name}.csv", experiment.cells()
     rows = {cell_of(row): row for row in load(path)}
-    for done, cell in enumerate(cells):
+    for number, cell in enumerate(cells, start=1):
         if cell in rows:
             continue
         start = time.process_time()
-        found = {key: f"{value:.5g}" for key, value in experiment.measure(*cell).items()}
-        row = dict(zip(("variant", "level", "seed"), map(str, cell), strict=True)) | found
+        results = {key: f"{value:.5g}" for key, value in experiment.measure(*cell).items()}
+        row = dict(zip(("variant", "level", "seed"), map(str, cell), strict=True)) | results
         rows[cell] = row | {"cpu_seconds": f"{time.process_time() - start:.1f}"}
         columns = dict.fromkeys(column for each in cells for column in rows.get(each, {}))
         store(path, [{column: rows[each].get(column, "nan") for column in columns} for each in cells if each in rows])
-        shown = ", ".join(f"{key} {value}" for key, value in list(found.items())[:5])
-        print(f"  {done + 1}/{len(cells)} {' '.join(map(str, cell))}: {shown}", flush=True)
-    results = RESULTS / experiment.name / "results.csv"
-    results.parent.mkdir(parents=True, exist_ok=True)
-    shutil.copyfile(path, results)
+        text = ", ".join(f"{key} {value}" for key, value in list(results.items())[:5])
+        print(f"  {number}/{len(cells)} {' '.join(map(str, cell))}: {text}", flush=True)
+    (RESULTS / experiment.name).mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(path, RESULTS / experiment.name / "results.csv")
     return load(path)
 
 
 def run(experiment: Experiment) -> None:
-    """Computes what is missing, draws the figure, and fills in the page's tables."""
-    # Compiled programs are kept: a second run, or a resumed one, does not compile again.
+    """Computes missing cells, draws the figure, and fills in the page's tables."""
+    # Compiled programs are cached, so a second or a resumed run does not compile again.
     jax.config.update("jax_compilation_cache_dir", str(ROOT / ".jax_cache"))
     print(f"{experiment.name}: {experiment.claim}\n  expected: {experiment.expected}", flush=True)
     rows = compute(experiment)
@@ -106,8 +106,8 @@ def run(experiment: Experiment) -> None:
     print(f"  {len(rows)} cells, {seconds:.0f} CPU seconds; {path}, {PAGE}", flush=True)
 
 
-def written(text: str, experiment: Experiment) -> str:
-    """The page with the tables of the experiment's committed rows, and how long they took."""
+def page_text(text: str, experiment: Experiment) -> str:
+    """The page with the tables of the experiment's committed rows, and their cost."""
     rows = load(RESULTS / experiment.name / "results.csv")
     if not rows:
         return text
@@ -117,26 +117,26 @@ def written(text: str, experiment: Experiment) -> str:
 
 
 def write_page(experiment: Experiment) -> None:
-    PAGE.write_text(written(PAGE.read_text(), experiment))
+    PAGE.write_text(page_text(PAGE.read_text(), experiment))
 
 
 # Means over seeds
 
 
 def values(rows: Sequence[Row], variant: str, level: str, column: str) -> np.ndarray:
-    """A column over the seeds of a variant and level, without those where it was not measured."""
-    found = [float(row[column]) for row in rows if (row["variant"], row["level"]) == (variant, level)]
-    return np.array([x for x in found if not np.isnan(x)])
+    """A column over the seeds of a variant and level, without those that do not measure it."""
+    column_values = [float(row[column]) for row in rows if (row["variant"], row["level"]) == (variant, level)]
+    return np.array([x for x in column_values if not np.isnan(x)])
 
 
-def shown(rows: Sequence[Row], variant: str, level: str, column: str, digits: int = 2) -> str:
-    """A column's mean ± standard error (see `stated`)."""
-    return stated(values(rows, variant, level, column), digits)
+def mean_text(rows: Sequence[Row], variant: str, level: str, column: str, digits: int = 2) -> str:
+    """A column's mean ± standard error (see `with_error`)."""
+    return with_error(values(rows, variant, level, column), digits)
 
 
-def stated(found: np.ndarray, digits: int = 2) -> str:
-    """Mean ± standard error, for a table; "-" where nothing was measured."""
-    mean, error = mean_and_stderr(found)
+def with_error(numbers: np.ndarray, digits: int = 2) -> str:
+    """Mean ± standard error, for a table; "-" for no numbers."""
+    mean, error = mean_and_stderr(numbers)
     if np.isnan(mean):
         return "-"
     return f"{mean:.{digits}f}" + ("" if np.isnan(error) else f" ± {error:.{digits}f}")
@@ -144,12 +144,10 @@ def stated(found: np.ndarray, digits: int = 2) -> str:
 
 def levels_of(rows: Sequence[Row]) -> dict[str, list[str]]:
     """The variants and the levels of each, in their order."""
-    found: dict[str, list[str]] = {}
+    levels: dict[str, dict[str, None]] = {}
     for row in rows:
-        levels = found.setdefault(row["variant"], [])
-        if row["level"] not in levels:
-            levels.append(row["level"])
-    return found
+        levels.setdefault(row["variant"], {})[row["level"]] = None
+    return {variant: list(names) for variant, names in levels.items()}
 
 
 def table(rows: Sequence[Row], heads: Sequence[str], columns: dict[str, int], of: dict[str, str] | None = None) -> str:
@@ -158,15 +156,15 @@ def table(rows: Sequence[Row], heads: Sequence[str], columns: dict[str, int], of
     Args:
       rows: the results.
       heads: of all columns, those of variant and level first.
-      columns: which columns to show, and with how many digits.
-      of: what variants are called, for those that are shown; by default all, by their own names.
+      columns: the columns to show, with their digits.
+      of: the variants to show, with their names in the table; by default all, by their own names.
     """
     lines = [f"| {' | '.join(heads)} |", "|" + "---|" * len(heads)]
     for variant, levels in levels_of(rows).items():
         if of is not None and variant not in of:
             continue
         for level in levels:
-            cells = [shown(rows, variant, level, column, digits) for column, digits in columns.items()]
+            cells = [mean_text(rows, variant, level, column, digits) for column, digits in columns.items()]
             lines.append(f"| {' | '.join([of[variant] if of else variant, level, *cells])} |")
     return "\n".join(lines)
 
@@ -180,7 +178,7 @@ def panels(count: int, width: float = 3.4) -> tuple[Figure, list[Axes]]:
 
 
 def curve(ax: Axes, rows: Sequence[Row], variant: str, column: str, colour: int, label: str, dash: str = "-") -> None:
-    """Mean over seeds against the level, a bar of one standard error either way; nothing of a variant without rows."""
+    """Mean over seeds against the level, with bars of one standard error; nothing if the variant has no rows."""
     levels = levels_of(rows).get(variant)
     if not levels:
         return
@@ -197,7 +195,7 @@ def curve(ax: Axes, rows: Sequence[Row], variant: str, column: str, colour: int,
 
 
 def level_line(ax: Axes, height: float, label: str) -> None:
-    """A dotted line across, named at its right end."""
+    """A dotted line across, with its label at the right end."""
     ax.axhline(height, color="#333333", linewidth=0.9, linestyle=":")
     box = {"facecolor": "white", "alpha": 0.8, "edgecolor": "none", "pad": 0.5}
     where = {"xycoords": ("axes fraction", "data"), "ha": "right", "va": "bottom"}
@@ -215,11 +213,11 @@ def bars(
     width: float = 0.7,
     label: str | None = None,
 ) -> None:
-    """Bars of (variant, level, name): mean over seeds, one standard error either way, and each seed as a dot."""
+    """Bars of (variant, level, name): the mean over seeds, one standard error, and a dot for each seed."""
     for place, (variant, level, _) in enumerate(cells):
-        found = values(rows, variant, level, column)
-        mean, error = mean_and_stderr(found)
+        seeds = values(rows, variant, level, column)
+        mean, error = mean_and_stderr(seeds)
         where, look = first + place, {"color": COLOURS[colour], "alpha": 0.75, "label": None if place else label}
         ax.bar(where, mean, width, yerr=np.nan_to_num(error), capsize=3, **look)
-        ax.plot(where + width * np.linspace(-0.3, 0.3, len(found)), found, ".", color="#333333", markersize=3)
+        ax.plot(where + width * np.linspace(-0.3, 0.3, len(seeds)), seeds, ".", color="#333333", markersize=3)
     ax.set_xticks(range(len(cells)), [name for *_, name in cells], rotation=35, ha="right")

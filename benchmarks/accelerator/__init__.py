@@ -1,4 +1,4 @@
-"""What a GPU or TPU does with lamjax, in a few minutes and in order of worth: ``make accelerator MINUTES=9``.
+"""Measures lamjax on a GPU or TPU in a few minutes, the most valuable first: ``make accelerator MINUTES=9``.
 
 Without ``make``, on a machine with Python 3.12, JAX for its device, flax, optax, orbax, chex and tensorstore, and with
 a folder of the other packages (here ``site``; neither pip, git nor a registry is needed)::

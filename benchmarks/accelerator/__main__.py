@@ -1,4 +1,4 @@
-"""Runs the steps one after the other and packs what comes back; see `benchmarks.accelerator`."""
+"""Runs the steps one after another and packs their results; see `benchmarks.accelerator`."""
 
 import dataclasses
 import json
@@ -46,15 +46,15 @@ class Options:
 
 
 def has_nvidia() -> bool:
-    """Whether there is an NVIDIA GPU, without asking JAX."""
+    """Whether there is an NVIDIA GPU; does not start JAX."""
     return shutil.which("nvidia-smi") is not None or Path("/dev/nvidiactl").exists()
 
 
 class Session:
-    """One run of the command: the result so far, and the time that is left.
+    """One run of the command: the result so far, and the time left.
 
     Attributes:
-      result: what ``results.json`` holds.
+      result: the content of ``results.json``.
     """
 
     def __init__(self, options: Options, work: Path):
@@ -75,7 +75,7 @@ class Session:
         table.write(self.options.out / "results.json", self.result)
 
     def step(self, step: plan.Step) -> None:
-        """Runs a step, or says that there is no time for it."""
+        """Runs a step if there is time for it."""
         left = self.left()
         seconds = plan.time_box(step, left)
         entry: dict[str, Any] = {"name": step.name, "ok": False, "seconds": 0.0, "why": "no time left"}
@@ -105,7 +105,7 @@ class Session:
         self.write()
 
     def pack(self, name: str, call: Any, *args: Any) -> None:
-        """Packs a file, or says why it is not there."""
+        """Packs a file, or writes down the reason why not."""
         path = self.options.out / name
         try:
             call(*args, path)
@@ -117,7 +117,7 @@ class Session:
         self.write()
 
     def unpack(self, path: Path, folder: Path) -> None:
-        """Unpacks an archive of an earlier run, if it is there; without it everything starts anew."""
+        """Unpacks an archive of an earlier run, if there is one."""
         if not path.exists():
             return
         try:
@@ -128,7 +128,7 @@ class Session:
             say(f"-- {error}")
 
     def load(self) -> None:
-        """Takes up what an earlier run left."""
+        """Unpacks the archives of an earlier run."""
         earlier = self.options.earlier or self.options.out
         self.unpack(earlier / CACHE, self.options.cache)
         self.unpack(earlier / EXPERT, self._runs)

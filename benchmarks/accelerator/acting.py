@@ -1,4 +1,4 @@
-"""Rates of acting in real coinrun and of whole updates, as a run makes them: its functions and its dispatches."""
+"""Rates of acting in real coinrun and of whole updates, with the functions and the dispatches of a run."""
 
 import time
 from collections.abc import Callable
@@ -48,7 +48,7 @@ def native(settings: Settings, num_envs: int, steps: int) -> dict[str, Any]:
 
 
 def callbacks(settings: Settings, num_frames: int) -> dict[str, Any]:
-    """Calls of the host from a loop on the device, with nothing or with so many frames coming back."""
+    """Calls of the host from a loop on the device, each of which returns `num_frames` frames."""
     frames = np.random.default_rng(0).integers(0, 256, (num_frames, *OBS), np.uint8)
     shapes = jax.ShapeDtypeStruct((), jnp.int32), jax.ShapeDtypeStruct(frames.shape, jnp.uint8)
 
@@ -59,15 +59,14 @@ def callbacks(settings: Settings, num_frames: int) -> dict[str, Any]:
     def dispatch(number: jax.Array) -> Any:
         def step(carry, _):
             number, total = carry
-            number, seen = io_callback(host, shapes, number)
-            return (number, total + seen.astype(jnp.int32).sum()), None
+            number, frames = io_callback(host, shapes, number)
+            return (number, total + frames.astype(jnp.int32).sum()), None
 
         return jax.lax.scan(step, (number, jnp.int32(0)), None, length=CALLS)[0]
 
     times, seconds = _timed(lambda: dispatch(jnp.int32(0)), settings.repeats)
-    row = _row(
-        "callback", settings, num_frames, "calls/s", CALLS, (1, times, seconds), ms_a_call=np.median(times) / CALLS
-    )
+    part, ms_a_call = (1, times, seconds), np.median(times) / CALLS
+    row = _row("callback", settings, num_frames, "calls/s", CALLS, part, ms_a_call=ms_a_call)
     return row | {"dtype": "uint8"}
 
 
@@ -81,12 +80,8 @@ def rollout(name: str, settings: Settings, **options: Any) -> dict[str, Any]:
     times, seconds = _timed(act, settings.repeats)
     env.close()
     frames = config.num_envs * config.num_steps
-    options |= {"dtype": _dtype(name, settings)}
+    options |= {"dtype": acting.stage_config(name, settings).dtype}
     return _row(f"{name}_acting", settings, config.num_envs, "frames/s", frames, (1, times, seconds), **options)
-
-
-def _dtype(name: str, settings: Settings) -> str:
-    return (settings.preset.online if name == "stage3" else settings.preset.scratch).dtype
 
 
 def scratch_update(settings: Settings) -> dict[str, Any]:
@@ -97,12 +92,12 @@ def scratch_update(settings: Settings) -> dict[str, Any]:
     times, seconds = _timed(measure.Stepper(ppo.Driver(agent, env).update, state), settings.repeats)
     env.close()
     frames = config.num_envs * config.num_steps
-    batch, dtype = frames // config.num_minibatches, _dtype("ppo", settings)
+    batch, dtype = frames // config.num_minibatches, acting.stage_config("ppo", settings).dtype
     return _row("ppo_update", settings, batch, "frames/s", frames, (1, times, seconds), dtype=dtype)
 
 
 def online_update(settings: Settings) -> dict[str, Any]:
-    """A whole update of stage 3, with the inverse model at work for as large a share as in a run; no decoder's fit."""
+    """A whole update of stage 3 without fits of the decoder, with the inverse model's share of the work in a run."""
     preset, key = settings.preset, jax.random.key(0)
     config = preset.online
     env = envs.make("coinrun", config.ppo.num_envs)

@@ -64,7 +64,7 @@ def random_windows(count: int) -> np.ndarray:
 
 @dataclasses.dataclass(frozen=True)
 class Problem:
-    """What the gradients of a stage are taken at: parameters and data in host memory, equal for every device."""
+    """The point at which gradients are compared: parameters and data in host memory, equal for every device."""
 
     preset: RunConfig
     model: dynamics.DynamicsState
@@ -96,7 +96,7 @@ def gradients(stage: str, problem: Problem, dtype: str, device: jax.Device) -> d
 
     Args:
       stage: one of `STAGES`.
-      problem: where the gradient is taken.
+      problem: parameters and data.
       dtype: of the activations.
       device: where it is computed.
     """

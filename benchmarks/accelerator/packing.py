@@ -1,4 +1,4 @@
-"""What comes back from the machine: archives below a limit, and what they hold."""
+"""Packs files that come back from the machine into archives below a limit."""
 
 import tarfile
 from pathlib import Path
@@ -8,11 +8,11 @@ AUTOTUNING = "xla_gpu_per_fusion_autotune_cache_dir"  # where JAX keeps XLA's ch
 
 
 class TooLargeError(ValueError):
-    """Raised for a file above the limit, which is not left behind."""
+    """Raised for a file above the limit, which has been deleted."""
 
 
-def kept(path: Path, limit: int = LIMIT) -> Path:
-    """`path`, if it is below the limit; a larger file is deleted.
+def check_size(path: Path, limit: int = LIMIT) -> Path:
+    """Returns `path` if the file is below the limit, and deletes it otherwise.
 
     Raises:
       TooLargeError: if it is larger.
@@ -26,16 +26,16 @@ def kept(path: Path, limit: int = LIMIT) -> Path:
 
 
 def _archive(path: Path, files: list[tuple[Path, str]], mode: str, limit: int) -> None:
-    """Writes an archive of ``(file, name in it)``; one that is there already is replaced by a complete one alone."""
+    """Writes an archive of ``(file, name in it)``; only a complete one replaces an earlier archive."""
     partial = path.with_name(f".partial-{path.name}")
     with tarfile.open(partial, mode, format=tarfile.GNU_FORMAT) as archive:  # one header a file
         for file, name in files:
             archive.add(file, name)
-    kept(partial, limit).replace(path)
+    check_size(partial, limit).replace(path)
 
 
 def pack_run(run: Path, stage: str, path: Path, limit: int = LIMIT) -> Path:
-    """Packs what a stage of a run needs to go on: its settings, metrics, newest checkpoint, and a finished policy.
+    """Packs what a run's stage resumes from: settings, metrics, newest checkpoint, and a finished policy.
 
     Raises:
       FileNotFoundError: if the stage has no checkpoint yet.
@@ -65,8 +65,8 @@ def unpack(path: Path, folder: Path) -> None:
         raise ValueError(f"{path} cannot be unpacked ({error}).") from error
 
 
-def chosen(sizes: dict[str, int], limit: int) -> list[str]:
-    """The files of a cache that fit: autotuning results, then the largest programs, which took longest to compile.
+def choose(sizes: dict[str, int], limit: int) -> list[str]:
+    """Chooses files of a cache that fit: autotuning results, then the largest programs, which take longest to compile.
 
     Args:
       sizes: bytes by name.
@@ -82,16 +82,16 @@ def chosen(sizes: dict[str, int], limit: int) -> list[str]:
 
 
 def pack_cache(folder: Path, path: Path, limit: int = LIMIT) -> tuple[int, int]:
-    """Packs JAX's compilation cache, as much of it as fits; the entries are compressed already.
+    """Packs as much of JAX's compilation cache as fits; its entries are compressed already.
 
     Returns:
-      How many files were packed, and of how many.
+      The number of packed files, and of all files.
     """
     sizes = {
         str(file.relative_to(folder)): file.stat().st_size
         for file in folder.rglob("*")
         if file.is_file() and not file.name.endswith("-atime")
     }
-    names = chosen(sizes, limit)
+    names = choose(sizes, limit)
     _archive(path, [(folder / name, name) for name in names], "w", limit)
     return len(names), len(sizes)

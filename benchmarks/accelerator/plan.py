@@ -1,17 +1,17 @@
-"""The steps, in order of worth, and how long each may take."""
+"""The steps, the most valuable first, and their time limits."""
 
 import dataclasses
 
 
 @dataclasses.dataclass(frozen=True)
 class Step:
-    """A process of its own.
+    """A step, which runs in a process of its own.
 
     Attributes:
-      name: of the function in `benchmarks.accelerator.steps` that runs.
-      limit_s: seconds that it may take.
-      least_s: with fewer seconds left it is skipped.
-      grace_s: seconds of its time that are left when it is asked to end (SIGTERM), to save what it has.
+      name: of its function in `benchmarks.accelerator.steps`.
+      limit_s: its time limit in seconds.
+      least_s: it is skipped if fewer seconds are left.
+      grace_s: seconds before its limit at which it gets SIGTERM, to save its state.
     """
 
     name: str
@@ -32,7 +32,7 @@ STEPS = (
     Step("expert", 3600, 60, grace_s=20),
 )
 
-# On a CPU also what must go wrong, and an expert that goes on from its archive.
+# A dry run, on a CPU, also has steps that must fail, and an expert that resumes from its archive.
 DRY_STEPS = (
     *(dataclasses.replace(step, limit_s=300.0, least_s=1.0) for step in STEPS[:-1]),
     Step("hangs", 4, 1),
@@ -46,5 +46,5 @@ RESERVE_S = 30.0  # for packing
 
 
 def time_box(step: Step, left_s: float) -> float | None:
-    """Seconds that a step gets of those left, or None where they are too few."""
+    """The time limit of a step with so many seconds left, or None if they are too few."""
     return None if left_s < step.least_s else min(step.limit_s, left_s)

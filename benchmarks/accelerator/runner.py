@@ -1,4 +1,4 @@
-"""The parent of the steps: it gives each its time, reads what it measured, and ends it when its time is over."""
+"""Runs the steps as child processes, reads their measurements, and ends each when its time is over."""
 
 import contextlib
 import json
@@ -74,7 +74,7 @@ def run_step(
       poll: called several times a second while it runs.
 
     Returns:
-      None if it ended well, or why it did not, in one sentence.
+      None if it succeeded, or the reason why it did not, in one sentence.
     """
     with log.open("ab") as file:
         begin = file.tell()
@@ -113,7 +113,7 @@ def _signal(process: subprocess.Popen, signum: int) -> None:
 
 
 def last_line(output: str) -> str | None:
-    """What a program said last, at most 300 characters: of a traceback, the error."""
+    """The last line of a program's output, at most 300 characters: of a traceback, the error."""
     lines = [line.strip() for line in output.splitlines() if line.strip()]
     return lines[-1][:300] if lines else None
 

@@ -1,7 +1,6 @@
-"""What a step does, in a process of its own: ``python -m benchmarks.accelerator.steps JOB``, JOB as JSON.
+"""Runs a step in a process of its own: ``python -m benchmarks.accelerator.steps JOB``, with JOB as JSON.
 
-A step appends to a file, one JSON object a line, what it has measured, as soon as it has: if it is stopped, what is
-there counts.
+A step appends each measurement to a file at once, one JSON object a line, so that they survive if it is stopped.
 """
 
 import dataclasses
@@ -22,7 +21,7 @@ from benchmarks.accelerator import packing
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-    """What a step is given.
+    """The settings of a step.
 
     Attributes:
       step: its name.
@@ -58,7 +57,7 @@ class Job:
     def measure(
         self, name: str, settings: Any, call: Callable[..., dict[str, Any]], *args: Any, **options: Any
     ) -> None:
-        """Measures a row and tells it, or why there is none."""
+        """Measures a row and appends it, or the reason why it failed."""
         try:
             row = call(*args, **options)
         except Exception as error:
@@ -190,7 +189,7 @@ def traces(job: Job) -> None:
             path = trace.newest(folder)
             summaries[name] = trace.summary(trace.read(path))
             job.tell(traces=summaries)
-            packing.kept(Path(shutil.copy(path, Path(job.out) / f"trace-{name}.json.gz")))
+            packing.check_size(Path(shutil.copy(path, Path(job.out) / f"trace-{name}.json.gz")))
         except Exception as error:
             summaries[name] = {**summaries.get(name, {}), "error": table.sentence(error)}
             job.tell(traces=summaries)
@@ -246,18 +245,18 @@ def expert(job: Job) -> None:
     preset, config = pipeline.choose_preset(env, "smoke" if job.dry else "paper")
     ppo = config.expert.ppo
     frames, before = ppo.num_envs * ppo.num_steps, _trained(runs / env / "expert")
-    told = {"env": env, "preset": preset, "frames_before": before[0] * frames}
-    job.tell(**{job.step: told})
+    report = {"env": env, "preset": preset, "frames_before": before[0] * frames}
+    job.tell(**{job.step: report})
     try:
         # So many frames that a dry run does not finish.
         results = pipeline.train_expert(env, config, preset=preset, runs=runs, frames=10**8 if job.dry else None)
-        told |= {"finished": True, "return_mean": results["return_mean"]}
+        report |= {"finished": True, "return_mean": results["return_mean"]}
     except InterruptedRunError:
-        told |= {"finished": False}
+        report |= {"finished": False}
     updates, seconds = (now - then for now, then in zip(_trained(runs / env / "expert"), before, strict=True))
-    told |= {"frames": frames * updates, "seconds": seconds, "frames_per_s": frames * updates / max(seconds, 1e-9)}
-    told |= {"devices": jax.device_count(), "metrics": _last_metrics(runs / env / "expert")}
-    job.tell(**{job.step: told})
+    report |= {"frames": frames * updates, "seconds": seconds, "frames_per_s": frames * updates / max(seconds, 1e-9)}
+    report |= {"devices": jax.device_count(), "metrics": _last_metrics(runs / env / "expert")}
+    job.tell(**{job.step: report})
 
 
 expert_again = expert  # in a dry run, after packing and unpacking
@@ -282,7 +281,7 @@ def hangs(job: Job) -> None:
 
 
 def fails(job: Job) -> None:
-    """Raises: a dry run shows that its error is told."""
+    """Raises an error: a dry run shows that it is reported."""
     raise RuntimeError("this step always fails")
 
 

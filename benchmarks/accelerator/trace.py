@@ -1,4 +1,4 @@
-"""The operations of a trace that take the most time."""
+"""Summarises a profiler trace by the operations that take the most time."""
 
 import collections
 import gzip
@@ -27,8 +27,8 @@ def read(path: Path) -> list[dict[str, Any]]:
 def operations(events: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """The events that are work of the device, each once.
 
-    A GPU's trace has them by stream, and again by module and operation, which are left out. A TPU's has them on the
-    line "XLA Ops", a CPU's on the threads that ran them; there an operation says so by ``hlo_op``.
+    A GPU's trace has them by stream, and again by module and operation; the latter are left out. A TPU's trace has them
+    on the line "XLA Ops", a CPU's on the threads that ran them, where an operation has ``hlo_op``.
     """
     names = {
         (event["pid"], event["tid"]): event["args"]["name"]
@@ -44,7 +44,7 @@ def operations(events: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def summary(events: list[dict[str, Any]], top: int = 25) -> dict[str, Any]:
-    """What a trace says in short.
+    """Summarises a trace.
 
     Args:
       events: of the trace, times in microseconds.

@@ -1,4 +1,4 @@
-"""CartPole: what the latents look like, and policies cloned from latents against policies cloned from actions."""
+"""CartPole: the structure of its latents, and policies cloned from latents, pseudo-labels and a few true actions."""
 
 import functools
 from collections.abc import Sequence
@@ -9,11 +9,14 @@ from matplotlib.figure import Figure
 
 from experiments import common, stages
 from experiments.common import COLOURS, Experiment, Row, bars, curve, grid, style, table
-from lamjax import envs, jitted
-from lamjax.analysis.latents import latents_of
-from lamjax.decoding import behaviour_cloning, offline
+from lamjax import envs, jitted, policies
+from lamjax.cloning import CloningState
+from lamjax.dynamics import DynamicsState
+from lamjax.jitted import Trajectories
 from lamjax.ppo import ActorCriticAgent
 
+CLAIM = "Latents of CartPole fall apart by action, and a few labels make a policy of them."
+EXPECTED = "a linear probe reads the push; 16 labels on latents do what 256 on observations do."
 GAME, A = "cartpole", 2
 CONFIG = stages.VECTOR
 STEPS = 512
@@ -27,53 +30,50 @@ LEVELS = {"structure": ("random", "expert"), **dict.fromkeys(METHODS, LABELS)}
 
 
 @functools.lru_cache(maxsize=2)
-def learned(recorded: str, seed: int):
-    """Recordings of a seed, and stages 1 and 2 on them."""
-    keys = stages.keys(seed)
-    train, held_out = stages.recorded(GAME, recorded, STEPS, seed)
-    model, _ = stages.train_dynamics(keys[1], CONFIG.dynamics, train)
-    policy, _ = stages.train_cloning(keys[2], CONFIG.cloning, train, model)
-    return train, held_out, model, policy
+def models(source: str, seed: int) -> tuple[Trajectories, Trajectories, DynamicsState, CloningState]:
+    """Training and held-out recordings of the source's play, and stages 1 and 2 on the first."""
+    train, held_out = stages.recordings(GAME, source, STEPS, seed)
+    return train, held_out, *stages.train_models(seed, CONFIG, train)
 
 
-def structure(recorded: str, seed: int) -> dict[str, float]:
-    train, held_out, model, policy = learned(recorded, seed)
+def structure(source: str, seed: int) -> dict[str, float]:
+    """What latents of the source's play tell about actions, and how far apart they lie."""
+    train, held_out, model, policy = models(source, seed)
     keys = stages.keys(seed)
     untrained = stages.untrained_dynamics(keys[1], CONFIG.dynamics, train)
-    found = stages.examine(keys[3], model, untrained, train, held_out, A)
-    windows, taken, _ = stages.drawn(keys[4], held_out, stages.PROBE_TEST)
-    z = latents_of(model, windows)[0]
-    # How far apart the two actions lie, in units of the spread within each.
-    means = np.stack([z[taken == action].mean(0) for action in range(A)])
-    within = np.sqrt(np.mean([z[taken == action].var(0).sum() for action in range(A)]))
+    results = stages.examine(keys[3], model, untrained, train, held_out, A)
+    windows, actions, _ = stages.draw_windows(keys[4], held_out, stages.PROBE_TEST)
+    z = stages.infer(model, windows)
+    # The distance between the two actions' means, in units of the spread within each.
+    means = np.stack([z[actions == action].mean(0) for action in range(A)])
+    within = np.sqrt(np.mean([z[actions == action].var(0).sum() for action in range(A)]))
     ratio = stages.cloning_ratio(keys[5], policy, model, held_out)
-    return found | {"separation": float(np.linalg.norm(means[0] - means[1]) / within), "cloning_ratio": ratio}
+    return results | {"separation": float(np.linalg.norm(means[0] - means[1]) / within), "cloning_ratio": ratio}
 
 
-def played(method: str, labels: int, seed: int) -> dict[str, float]:
-    """The return of a policy from so many labels, and how often its likeliest action is the demonstrator's."""
-    train, held_out, model, policy = learned("expert", seed)
-    key_labels, key_fit, key_clone, key_play, key_test = stages.keys(1000 + seed, 5)
-    env = envs.make(GAME, stages.NUM_ENVS)
-    windows, taken = stages.windows(key_labels, train, labels)
+def policy_from(method: str, labels: int, seed: int) -> tuple[policies.Network, dict]:
+    """A policy by one of the methods from so many labels, and its parameters."""
+    train, _, model, policy = models("expert", seed)
+    key_labels, key_fit, key_clone, *_ = stages.keys(1000 + seed, 5)
+    windows, actions = labelled = stages.windows(key_labels, train, labels)
     if method == "latents":
-        network, params = jitted.decode_offline(key_fit, CONFIG.offline, policy, windows[:, 1], taken, A)
+        return jitted.decode_offline(key_fit, CONFIG.offline, policy, windows[:, 1], actions, A)
+    if method == "named":
+        keys = key_fit, key_labels, key_clone
+        params = stages.clone_pseudo_labels(keys, CONFIG, model, train, stages.PROBE_TRAIN, labelled, A)
     else:
-        obs, named = windows[:, 1], taken
-        if method == "named":
-            z = jnp.asarray(stages.infer(model, np.asarray(windows)))
-            decoder, _ = offline.fit(key_fit, z, taken, CONFIG.offline, A)
-            seen, _, _ = stages.drawn(key_labels, train, stages.PROBE_TRAIN)
-            obs, named = (
-                seen[:, 1],
-                behaviour_cloning.pseudo_labels(model, decoder, jnp.asarray(seen), CONFIG.offline, A),
-            )
-        network = ActorCriticAgent(CONFIG.cloning.trunk, A)
-        params = stages.clone_actions(
-            key_clone, CONFIG.cloning, jnp.asarray(obs), named, A, jitted.stats(train), decays=method == "named"
-        )
-    test, chosen, _ = stages.drawn(key_test, held_out, stages.PROBE_TEST)
-    agrees = np.argmax(np.asarray(network(params, jnp.asarray(test[:, 1]))), -1) == chosen
+        stats = jitted.stats(train)
+        params = stages.clone_actions(key_clone, CONFIG.cloning, windows[:, 1], actions, A, stats, decays=False)
+    return ActorCriticAgent(CONFIG.cloning.trunk, A), params
+
+
+def imitate(method: str, labels: int, seed: int) -> dict[str, float]:
+    """The return of a policy from so many labels, and how often its likeliest action is the demonstrator's."""
+    network, params = policy_from(method, labels, seed)
+    *_, key_play, key_test = stages.keys(1000 + seed, 5)
+    env, (_, held_out, *_) = envs.make(GAME, stages.NUM_ENVS), models("expert", seed)
+    test, actions, _ = stages.draw_windows(key_test, held_out, stages.PROBE_TEST)
+    agrees = np.argmax(np.asarray(network(params, jnp.asarray(test[:, 1]))), -1) == actions
     returns = stages.evaluate(key_play, env, network, params, 2)
     return {
         "return": float(returns.mean()),
@@ -83,7 +83,7 @@ def played(method: str, labels: int, seed: int) -> dict[str, float]:
 
 
 def measure(variant: str, level: str, seed: int) -> dict[str, float]:
-    return structure(level, seed) if variant == "structure" else played(variant, int(level), seed)
+    return structure(level, seed) if variant == "structure" else imitate(variant, int(level), seed)
 
 
 def draw(rows: Sequence[Row]) -> Figure:
@@ -119,12 +119,4 @@ def sections(rows: Sequence[Row]) -> dict[str, str]:
     return {"cartpole_latents": f"{first}\n\n{second}\n\nThe expert's return is {expert:.0f}."}
 
 
-EXPERIMENT = Experiment(
-    name="cartpole_latents",
-    claim="Latents of CartPole fall apart by action, and a few labels make a policy of them.",
-    expected="a linear probe reads the push; 16 labels on latents do what 256 on observations do.",
-    cells=lambda: grid(LEVELS),
-    measure=measure,
-    draw=draw,
-    sections=sections,
-)
+EXPERIMENT = Experiment("cartpole_latents", CLAIM, EXPECTED, lambda: grid(LEVELS), measure, draw, sections)

@@ -10,54 +10,52 @@ from matplotlib.figure import Figure
 from experiments import common, stages
 from experiments.common import COLOURS, Experiment, Row, curve, grid, style, table
 from lamjax import envs
-from lamjax.statistics import mean_and_stderr
+from lamjax.cloning import CloningState
+from lamjax.dynamics import DynamicsState
+from lamjax.jitted import Trajectories
 
+CLAIM = "More frames make better latents and policies; a few hundred labels are enough to decode them."
+EXPECTED = "the probe is done at 10,000 frames, the policy at 100,000; the return stops growing at 256 labels."
 GAME = "minatar/breakout"
 CONFIG = stages.GRID
 FRAMES = ("1000", "10000", "100000", "1000000")
 LABELS = ("16", "64", "256", "1024", "8192")
 MOST = 64 * 16_384  # frames that are recorded once for all
-LEVELS = {
-    "frames": FRAMES,
-    "labels of 10000": LABELS[:4],
-    "labels of 1000000": LABELS,
-}
+LEVELS = {"frames": FRAMES, "labels of 10000": LABELS[:4], "labels of 1000000": LABELS}
 
 
 @functools.lru_cache(maxsize=1)
-def recorded(seed: int):
-    return stages.recorded.__wrapped__(GAME, "expert", MOST // stages.NUM_ENVS, seed)
+def recordings(seed: int) -> tuple[Trajectories, Trajectories]:
+    """As `stages.recordings`, of one seed at a time: each has a million frames."""
+    return stages.recordings.__wrapped__(GAME, "expert", MOST // stages.NUM_ENVS, seed)
 
 
 @functools.lru_cache(maxsize=len(FRAMES))
-def learned(frames: int, seed: int):
-    """Stages 1 and 2 on the first frames of each environment of the recording, and all that is held out."""
-    keys = stages.keys(seed)
-    train, held_out = recorded(seed)
+def models(frames: int, seed: int) -> tuple[Trajectories, Trajectories, DynamicsState, CloningState]:
+    """The first frames of each environment of the recording, all that is held out, and stages 1 and 2 on the first."""
+    train, held_out = recordings(seed)
     steps = -(-frames // train.action.shape[0])
     train = jax.tree.map(lambda x: x[:, :steps], train)
-    model, _ = stages.train_dynamics(keys[1], CONFIG.dynamics, train)
-    policy, _ = stages.train_cloning(keys[2], CONFIG.cloning, train, model)
-    return train, held_out, model, policy
+    return train, held_out, *stages.train_models(seed, CONFIG, train)
 
 
 def measure(variant: str, level: str, seed: int) -> dict[str, float]:
     keys = stages.keys(seed)
     labelled = variant != "frames"
-    train, held_out, model, policy = learned(int(variant.split()[-1] if labelled else level), seed)
+    train, held_out, model, policy = models(int(variant.split()[-1] if labelled else level), seed)
     env = envs.make(GAME, stages.NUM_ENVS)
     labels = int(level) if labelled else 256
     available = int(stages.available(train))
     key = jax.random.fold_in(keys[5], labels)
-    found = {"return": stages.decoded_return(key, CONFIG, policy, train, min(labels, available), env)}
+    results = {"return": stages.decoded_return(key, CONFIG, policy, train, min(labels, available), env)}
     if not labelled:
         untrained = stages.untrained_dynamics(keys[1], CONFIG.dynamics, train)
-        # The probe is fitted on what is held out, too: that of 1000 frames should not lack windows.
+        # Probes are fitted on held-out frames as well, because 1000 training frames have too few windows.
         half = held_out.action.shape[1] // 2
         fit, test = (jax.tree.map(lambda x, s=s: x[:, s], held_out) for s in (slice(half), slice(half, None)))
-        found |= stages.examine(keys[3], model, untrained, fit, test, env.num_actions)
-        found["cloning_ratio"] = stages.cloning_ratio(keys[4], policy, model, test)
-    return found | {"expert_return": stages.expert_return(GAME, seed)}
+        results |= stages.examine(keys[3], model, untrained, fit, test, env.num_actions)
+        results["cloning_ratio"] = stages.cloning_ratio(keys[4], policy, model, test)
+    return results | {"expert_return": stages.expert_return(GAME, seed)}
 
 
 def draw(rows: Sequence[Row]) -> Figure:
@@ -92,16 +90,8 @@ def sections(rows: Sequence[Row]) -> dict[str, str]:
     first = table(rows, heads, columns, {"frames": "all"})
     of = {"labels of 10000": "10,000 frames", "labels of 1000000": "1,000,000 frames"}
     second = table(rows, ("trained on", "labels", "return"), {"return": 2}, of)
-    expert = mean_and_stderr(np.array([float(row["expert_return"]) for row in rows]))[0]
+    expert = np.mean([float(row["expert_return"]) for row in rows])
     return {"data_scaling": f"{first}\n\n{second}\n\nThe expert's return is {expert:.2f}."}
 
 
-EXPERIMENT = Experiment(
-    name="data_scaling",
-    claim="More frames make better latents and policies; a few hundred labels are enough to decode them.",
-    expected="the probe is done at 10,000 frames, the policy at 100,000; the return stops growing at 256 labels.",
-    cells=lambda: grid(LEVELS),
-    measure=measure,
-    draw=draw,
-    sections=sections,
-)
+EXPERIMENT = Experiment("data_scaling", CLAIM, EXPECTED, lambda: grid(LEVELS), measure, draw, sections)

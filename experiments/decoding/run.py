@@ -1,27 +1,28 @@
-"""How many frames, or labels, it takes to get back to the demonstrator: LAPO beside PPO from scratch and cloning."""
+"""The frames or labels that it takes to reach the demonstrator's return: LAPO beside PPO from scratch and cloning."""
 
 import dataclasses
 import functools
 from collections.abc import Sequence
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from matplotlib.figure import Figure
 
 from experiments import common, stages
 from experiments.common import COLOURS, Cell, Experiment, Row, curve, style
-from lamjax import envs, jitted, policies, ppo
-from lamjax.config import ScratchConfig
-from lamjax.decoding import behaviour_cloning, offline, online
+from lamjax import envs, jitted, policies
+from lamjax.cloning import CloningState
+from lamjax.decoding import online
 from lamjax.dynamics import DynamicsState
 from lamjax.envs.api import VectorEnv
 from lamjax.envs.evaluate import play_all
+from lamjax.jitted import Trajectories
 from lamjax.ppo import ActorCriticAgent
 from lamjax.presets import GRID_PRESETS
-from lamjax.spaces import ActionSpace
 from lamjax.statistics import mean_and_stderr
 
+CLAIM = "A latent policy is at its demonstrator's return after a fifth of PPO's frames, at 0.8 with 256 labels."
+EXPECTED = "Breakout: decoded online 0.4 and 0.6 of it, named by play 0.65 and 0.75; Space Invaders: 0.7 to 0.9."
 GAMES = ("breakout", "space_invaders")
 CONFIG = GRID_PRESETS["cpu"]
 DEMONSTRATOR = CONFIG.expert
@@ -30,23 +31,29 @@ FRAMES = ("524288", "1572864")  # the preset's, and three times as many
 LABELS = ("16", "64", "256", "1024")
 ONLINE = ("scratch", "online", "named-online")
 EPISODES = 4  # in each environment
-# Named online: so much random play has its actions decoded, out of the same budget of frames, and PPO goes on from the
-# policy that is cloned from the video.
-ROLLOUT = 128  # steps
+# In "named-online" the decoder is fitted on random play, which counts towards the budget of frames; PPO starts from the
+# policy that is cloned from the pseudo-labels of the video.
+ROLLOUT = 128  # steps of random play
 TUNING = {"entropy_coef": 0.003, "learning_rates": CONFIG.named.ppo.learning_rates}
 NEAR = 0.95  # of the demonstrator's return
 WINDOW = 1 / 50  # of the frames: the mean over which a training return counts
 
 _play = jax.jit(play_all, static_argnames=("policy", "env", "per_env", "greedy"))
-_named = jax.jit(behaviour_cloning.pseudo_labels, static_argnames=("config", "space"))
+
+
+def environment(game: str, num_envs: int | None = None) -> VectorEnv:
+    """A game, `stages.NUM_ENVS` times by default."""
+    return envs.make(f"minatar/{game}", num_envs or stages.NUM_ENVS)
 
 
 def returns(game: str, seed: int, network: policies.Network, params: dict) -> dict[str, float]:
-    """Mean returns of a policy that samples its actions, and of its likeliest ones."""
-    env, key = envs.make(f"minatar/{game}", stages.NUM_ENVS), stages.keys(seed)[7]
+    """Mean returns of a policy that samples its actions, and of its likeliest actions."""
+    env, key = environment(game), stages.keys(seed)[7]
     modes = {"return": False, "greedy": True}
-    played = {name: _play(network, params, env, EPISODES, key, greedy=greedy)[0] for name, greedy in modes.items()}
-    return {name: float(found.mean()) for name, found in played.items()}
+    return {
+        name: float(_play(network, params, env, EPISODES, key, greedy=greedy)[0].mean())
+        for name, greedy in modes.items()
+    }
 
 
 def frames_to(target: float, curve: Sequence[float], frames: int) -> float:
@@ -59,122 +66,87 @@ def frames_to(target: float, curve: Sequence[float], frames: int) -> float:
 
 @functools.cache
 def expert_returns(game: str, seed: int) -> dict[str, float]:
-    policy, params = stages.expert(f"minatar/{game}", seed, DEMONSTRATOR)
-    return returns(game, seed, policy, params)
+    """The demonstrator's `returns`."""
+    return returns(game, seed, *stages.expert(f"minatar/{game}", seed, DEMONSTRATOR))
 
 
 def progress(game: str, seed: int, curve: Sequence[float], frames: int, before: int = 0) -> dict[str, float]:
-    """How far a curve of training returns got towards the demonstrator's, and when; `before` it were some frames."""
+    """The demonstrator's return, and the frames until a curve of training returns is near it; `before` come first."""
     target = expert_returns(game, seed)["return"]
     return {"expert_return": target, "near": before + frames_to(NEAR * target, np.nan_to_num(curve), frames)}
 
 
 @functools.lru_cache(maxsize=1)
-def learned(game: str, seed: int):
-    """The recording and stages 1 and 2 on it."""
-    env, keys = envs.make(f"minatar/{game}", stages.NUM_ENVS), stages.keys(seed)
-    train, _ = jitted.split(stages.record(keys[0], env, *stages.expert(f"minatar/{game}", seed, DEMONSTRATOR), STEPS))
-    model, _ = stages.train_dynamics(keys[1], CONFIG.dynamics, train)
-    policy, _ = stages.train_cloning(keys[2], CONFIG.cloning, train, model)
-    return train, model, policy
+def models(game: str, seed: int) -> tuple[Trajectories, DynamicsState, CloningState]:
+    """The demonstrator's recording, and stages 1 and 2 on it."""
+    demonstrator = stages.expert(f"minatar/{game}", seed, DEMONSTRATOR)
+    train, _ = jitted.split(stages.record(stages.keys(seed)[0], environment(game), *demonstrator, STEPS))
+    return train, *stages.train_models(seed, CONFIG, train)
 
 
-def named_actions(
-    key: jax.Array,
-    train: jitted.Trajectories,
-    model: DynamicsState,
-    labelled: jax.Array,
-    taken: jax.Array,
-    space: ActionSpace,
-) -> tuple[jax.Array, jax.Array]:
-    """All training windows' observations ``[E, *obs_shape]``, and their actions ``[E]`` as the labels tell them."""
-    decoder, _ = offline.fit(key, jnp.asarray(stages.infer(model, labelled)), taken, CONFIG.offline, space)
-    seen, _, _ = stages.drawn(key, train, train.action.size)
-    pieces = np.array_split(seen, -(-len(seen) // 4096))
-    named = [_named(model, decoder, piece, CONFIG.offline, space) for piece in pieces]
-    return jnp.asarray(seen[:, 1]), jnp.concatenate(named)
-
-
-def clone_named(
-    key: jax.Array,
-    train: jitted.Trajectories,
-    model: DynamicsState,
-    labelled: jax.Array,
-    taken: jax.Array,
-    space: ActionSpace,
-) -> dict:
-    """The parameters of a policy cloned from the training windows, named as the labels tell."""
-    seen, said = named_actions(key, train, model, labelled, taken, space)
-    return stages.clone_actions(key, CONFIG.cloning, seen, said, space, None, decays=True)
+def clone_pseudo_labels(game: str, seed: int, key: jax.Array, labels: tuple[jax.Array, jax.Array]) -> dict:
+    """The parameters of a policy cloned from pseudo-labels of all training windows (`stages.clone_pseudo_labels`)."""
+    train, model, _ = models(game, seed)
+    space = environment(game).action_space
+    return stages.clone_pseudo_labels((key,) * 3, CONFIG, model, train, train.action.size, labels, space)
 
 
 @functools.lru_cache(maxsize=1)
-def named_by_play(game: str, seed: int) -> dict:
-    """The same, its labels from random play of `ROLLOUT` steps."""
-    env, key = envs.make(f"minatar/{game}", stages.NUM_ENVS), stages.keys(seed)[6]
-    train, model, _ = learned(game, seed)
-    own = stages.record(key, env, policies.UniformPolicy(env.action_space), {}, ROLLOUT)
-    labelled, taken, _ = stages.drawn(key, own, own.action.size)
-    return clone_named(key, train, model, jnp.asarray(labelled), jnp.asarray(taken), env.action_space)
-
-
-@functools.partial(jax.jit, static_argnames=("env", "config"))
-def tune(key: jax.Array, env: VectorEnv, config: ScratchConfig, params: dict) -> tuple[dict, dict[str, jax.Array]]:
-    """As `jitted.learn`, from these parameters."""
-    agent = ActorCriticAgent(config.trunk, env.action_space)
-    state, metrics = ppo.learn(ppo.init(key, config.ppo, params, env), agent, env)
-    return state.params, metrics
+def clone_by_play(game: str, seed: int) -> dict:
+    """The same with labels from random play of `ROLLOUT` steps."""
+    env, key = environment(game), stages.keys(seed)[6]
+    play = stages.record(key, env, policies.UniformPolicy(env.action_space), {}, ROLLOUT)
+    windows, actions, _ = stages.draw_windows(key, play, play.action.size)
+    return clone_pseudo_labels(game, seed, key, (windows, actions))
 
 
 def by_labels(method: str, game: str, labels: int, seed: int) -> dict[str, float]:
-    env, key = envs.make(f"minatar/{game}", stages.NUM_ENVS), jax.random.fold_in(stages.keys(seed)[3], labels)
-    train, model, policy = learned(game, seed)
-    labelled, taken = stages.windows(key, train, labels)
+    """The returns of a policy by a method that needs labels."""
+    space, key = environment(game).action_space, jax.random.fold_in(stages.keys(seed)[3], labels)
+    train, _, policy = models(game, seed)
+    windows, actions = stages.windows(key, train, labels)
     if method == "decoded":
-        network, params = jitted.decode_offline(key, CONFIG.offline, policy, labelled[:, 1], taken, env.action_space)
+        network, params = jitted.decode_offline(key, CONFIG.offline, policy, windows[:, 1], actions, space)
         return returns(game, seed, network, params)
     if method == "named":
-        params = clone_named(key, train, model, labelled, taken, env.action_space)
+        params = clone_pseudo_labels(game, seed, key, (windows, actions))
     else:
         config = dataclasses.replace(CONFIG.cloning, steps=CONFIG.offline.bc_steps)
-        params = stages.clone_actions(key, config, labelled[:, 1], taken, env.action_space, None, decays=False)
-    return returns(game, seed, ActorCriticAgent(CONFIG.cloning.trunk, env.action_space), params)
+        params = stages.clone_actions(key, config, windows[:, 1], actions, space, None, decays=False)
+    return returns(game, seed, ActorCriticAgent(CONFIG.cloning.trunk, space), params)
 
 
 def by_frames(method: str, game: str, frames: int, seed: int) -> dict[str, float]:
-    config = CONFIG.online if method == "online" else CONFIG.scratch
-    config = dataclasses.replace(config, ppo=dataclasses.replace(config.ppo, total_frames=frames))
-    env, keys = envs.make(f"minatar/{game}", config.ppo.num_envs), stages.keys(seed)
-    before = 0
+    """The returns of a policy by a method that needs environment frames, and its progress."""
+    config = stages.with_ppo(CONFIG.online if method == "online" else CONFIG.scratch, total_frames=frames)
+    env, keys = environment(game, config.ppo.num_envs), stages.keys(seed)
+    before, start = 0, None
     if method == "online":
-        _, model, policy = learned(game, seed)
+        _, model, policy = models(game, seed)
         network = online.make_agent(policy, config, env.action_space)
         params, metrics = stages.decode_online(keys[4], config, policy, model, env)
-    elif method == "named-online":
-        network, before = ActorCriticAgent(config.trunk, env.action_space), ROLLOUT * stages.NUM_ENVS
-        frames -= before
-        tuning = dataclasses.replace(config.ppo, total_frames=frames, **TUNING)
-        params, metrics = tune(keys[5], env, dataclasses.replace(config, ppo=tuning), named_by_play(game, seed))
     else:
+        if method == "named-online":
+            before, start = ROLLOUT * stages.NUM_ENVS, clone_by_play(game, seed)
+            config = stages.with_ppo(config, total_frames=frames - before, **TUNING)
         network = ActorCriticAgent(config.trunk, env.action_space)
-        params, metrics = stages.learn(keys[5], env, config)
-    played = returns(game, seed, network, params)
-    return played | progress(game, seed, np.asarray(metrics["episode_return"]), frames, before)
+        params, metrics = stages.learn(keys[5], env, config, start)
+    curve = np.asarray(metrics["episode_return"])
+    return returns(game, seed, network, params) | progress(game, seed, curve, frames - before, before)
 
 
 def measure(variant: str, level: str, seed: int) -> dict[str, float]:
     game, method = variant.split()
     if method == "expert":
-        info = stages.expert_info(f"minatar/{game}", seed, DEMONSTRATOR)
-        env = envs.make(f"minatar/{game}", stages.NUM_ENVS)
+        info, env = stages.expert_info(f"minatar/{game}", seed, DEMONSTRATOR), environment(game)
         uniform = _play(policies.UniformPolicy(env.action_space), {}, env, EPISODES, stages.keys(seed)[7])[0]
-        played = expert_returns(game, seed) | {"random_return": float(uniform.mean())}
-        return played | progress(game, seed, info["curve"], info["frames"])
+        results = expert_returns(game, seed) | {"random_return": float(uniform.mean())}
+        return results | progress(game, seed, info["curve"], info["frames"])
     return (by_frames if method in ONLINE else by_labels)(method, game, int(level), seed)
 
 
 def cells() -> list[Cell]:
-    """Whole games and seeds together: what was learned for one cell is there for the next."""
+    """All cells, those of a game and seed together: they share recordings and models."""
     methods = {"expert": (str(DEMONSTRATOR.ppo.total_frames),)} | dict.fromkeys(ONLINE, FRAMES)
     methods |= dict.fromkeys(("decoded", "named", "cloned"), LABELS)
     return [
@@ -223,22 +195,22 @@ def draw(rows: Sequence[Row]) -> Figure:
 
 
 def share(rows: Sequence[Row], variant: str, level: str, column: str) -> str:
-    """Mean ± standard error of a return over the demonstrator's of the same seed, which acts in the same way."""
+    """Mean ± standard error of a return, as a share of the same seed's demonstrator that acts in the same mode."""
     game = variant.split()[0]
     expert = {row["seed"]: float(row[column]) for row in rows if row["variant"] == f"{game} expert"}
-    found = [
+    shares = [
         float(row[column]) / expert[row["seed"]]
         for row in rows
-        if (row["variant"], row["level"]) == (variant, level) and expert.get(row["seed"])  # not of nothing
+        if (row["variant"], row["level"]) == (variant, level) and expert.get(row["seed"])  # a return of 0 has no share
     ]
-    return common.stated(np.array(found))
+    return common.with_error(np.array(shares))
 
 
 def near(rows: Sequence[Row], variant: str, level: str) -> str:
-    """In how many seeds the curve came near the demonstrator's return, and the mean frames until then."""
-    found = common.values(rows, variant, level, "near")
+    """The number of seeds whose curve comes near the demonstrator's return, and the mean frames until then."""
+    frames = common.values(rows, variant, level, "near")
     count = len([row for row in rows if (row["variant"], row["level"]) == (variant, level)])
-    return f"{len(found)} of {count}" + (f", {found.mean():,.0f}" if len(found) else "")
+    return f"{len(frames)} of {count}" + (f", {frames.mean():,.0f}" if len(frames) else "")
 
 
 def sections(rows: Sequence[Row]) -> dict[str, str]:
@@ -249,29 +221,17 @@ def sections(rows: Sequence[Row]) -> dict[str, str]:
     for variant, levels in common.levels_of(rows).items():
         game, method = variant.split()
         for level in levels:
-            cells = [
-                game.replace("_", " "),
-                NAMES[method],
-                f"{int(level):,}",
-            ]
+            cells = [game.replace("_", " "), NAMES[method], f"{int(level):,}"]
             for column in ("return", "greedy"):
-                cells += [common.shown(rows, variant, level, column, 1), share(rows, variant, level, column)]
+                cells += [common.mean_text(rows, variant, level, column, 1), share(rows, variant, level, column)]
             if method in ("expert", *ONLINE):
                 of_frames.append(f"| {' | '.join([*cells, near(rows, variant, level)])} |")
             else:
                 of_labels.append(f"| {' | '.join(cells)} |")
             if method == "expert":
-                randoms.append(f"{game.replace('_', ' ')} {common.shown(rows, variant, level, 'random_return')}")
+                randoms.append(f"{game.replace('_', ' ')} {common.mean_text(rows, variant, level, 'random_return')}")
     text = ("\n".join(of_frames), "\n".join(of_labels), f"A random policy: {', '.join(randoms)}.")
     return {"decoding": "\n\n".join(text)}
 
 
-EXPERIMENT = Experiment(
-    name="decoding",
-    claim="A latent policy is at its demonstrator's return after a fifth of PPO's frames, at 0.8 with 256 labels.",
-    expected="Breakout: decoded online 0.4 and 0.6 of it, named by play 0.65 and 0.75; Space Invaders: 0.7 to 0.9.",
-    cells=cells,
-    measure=measure,
-    draw=draw,
-    sections=sections,
-)
+EXPERIMENT = Experiment("decoding", CLAIM, EXPECTED, cells, measure, draw, sections)

@@ -1,4 +1,4 @@
-"""Exogenous noise on MinAtar's channels, three remedies, and the linear theory on the same windows."""
+"""Exogenous noise on MinAtar's channels: its effect on latents, three remedies, and the linear theory beside them."""
 
 import dataclasses
 import functools
@@ -17,6 +17,8 @@ from lamjax.linear.world import Transition
 from lamjax.preprocess import clean
 from lamjax.statistics import mean_and_stderr
 
+CLAIM = "Noise that is larger than the action's change takes the latent; cleaning and labels bring the action back."
+EXPECTED = "without help the action is lost near 0.1; augmentation changes nothing; the others save it."
 GAME = "minatar/breakout"
 STEPS, LABELS = 1024, 256
 # Four codes: three actions fit, or a little of the noise, but not both. In the linear theory four codes span three
@@ -39,13 +41,14 @@ KAPPA = 0.1  # of the linear theory's augmentation
 
 @functools.cache
 def environment(strength: str) -> envs.VectorEnv:
-    plain = {} if float(strength) == 0 else {"distractor": "jitter", "distractor_strength": float(strength)}
-    return envs.make(GAME, stages.NUM_ENVS, **plain)
+    """Breakout with noise of a strength."""
+    options = {} if float(strength) == 0 else {"distractor": "jitter", "distractor_strength": float(strength)}
+    return envs.make(GAME, stages.NUM_ENVS, **options)
 
 
 @functools.lru_cache(maxsize=len(STRENGTHS) + 1)  # the strengths of a seed
-def recorded(strength: str, seed: int) -> tuple[Trajectories, Trajectories]:
-    """Uniform actions, and how far the channels are shifted."""
+def recordings(strength: str, seed: int) -> tuple[Trajectories, Trajectories]:
+    """Training and held-out recordings of uniform actions, with the shift of the channels."""
     env = environment(strength)
     uniform = policies.UniformPolicy(env.num_actions)
     read = env.distractor_state if acting.distractor_dim(env) else None
@@ -53,21 +56,21 @@ def recorded(strength: str, seed: int) -> tuple[Trajectories, Trajectories]:
 
 
 def noise_change(trajectories: Trajectories, starts: np.ndarray) -> np.ndarray | None:
-    """By how much empty cells get lighter from o_t to o_{t+1}, float32 ``[E, C]``: what can be seen of the shift."""
+    """The change in brightness of empty cells from o_t to o_{t+1}, float32 ``[E, C]``: what shows of the shift."""
     if trajectories.extra is None:
         return None
-    seen = np.maximum(np.asarray(trajectories.extra), 0).reshape(-1, trajectories.extra.shape[-1])
-    return seen[starts + 2] - seen[starts + 1]
+    brightness = np.maximum(np.asarray(trajectories.extra), 0).reshape(-1, trajectories.extra.shape[-1])
+    return brightness[starts + 2] - brightness[starts + 1]
 
 
 def linear_latents(remedy: str, fit: np.ndarray, actions: np.ndarray, test: np.ndarray) -> list[np.ndarray]:
-    """The latents of the linear closed form with the same remedy, of both sets of windows: ``[E, CODES - 1]``."""
+    """Latents of the linear closed form with the same remedy, ``[E, CODES - 1]`` for each set of windows."""
     if remedy == "level":
         fit, test = (np.asarray(clean(windows, "level")) for windows in (fit, test))
     flat = lambda frames: frames.reshape(len(frames), -1) / 255.0  # noqa: E731
     o, delta = flat(fit[:, 1]), flat(fit[:, 2]) - flat(fit[:, 1])
     moments = Moments.of_samples(Transition(o, delta, np.zeros_like(o), np.eye(actions.max() + 1)[actions]))
-    # Stage 1's loss is relative to that of copying; the theory's is a sum.
+    # Stage 1's loss is relative to the copy-last baseline's; the theory's is a sum.
     settings = {"labels": {"action_weight": float(np.square(delta).sum(1).mean())}, "shift": {"kappa": KAPPA}}
     lam = optimum(moments, CODES - 1, bias=True, ties="ignore", **settings.get(remedy, {})).lam
     return [flat(windows[:, 1]) @ lam.C.T + flat(windows[:, 2]) @ lam.D.T for windows in (fit, test)]
@@ -75,15 +78,15 @@ def linear_latents(remedy: str, fit: np.ndarray, actions: np.ndarray, test: np.n
 
 def measure(variant: str, level: str, seed: int) -> dict[str, float]:
     config, keys = dataclasses.replace(CONFIG, **REMEDIES[variant]), stages.keys(seed)
-    train, held_out = recorded(level, seed)
+    train, held_out = recordings(level, seed)
     a = environment(level).num_actions
     labels = stages.windows(keys[6], train, LABELS) if variant == "labels" else None
     model, _ = stages.train_dynamics(keys[1], config, train, labels, a if labels else None)
     untrained = stages.untrained_dynamics(keys[1], config, train, a)
-    found = stages.examine(keys[2], model, untrained, train, held_out, a)
+    results = stages.examine(keys[2], model, untrained, train, held_out, a)
 
-    fit, fit_actions, fit_starts = stages.drawn(keys[3], train, stages.PROBE_TRAIN)
-    test, test_actions, test_starts = stages.drawn(keys[4], held_out, stages.PROBE_TEST)
+    fit, fit_actions, fit_starts = stages.draw_windows(keys[3], train, stages.PROBE_TRAIN)
+    test, test_actions, test_starts = stages.draw_windows(keys[4], held_out, stages.PROBE_TEST)
     changes = noise_change(train, fit_starts), noise_change(held_out, test_starts)
 
     def noise_r2(fit_z: np.ndarray, test_z: np.ndarray) -> float:
@@ -91,32 +94,31 @@ def measure(variant: str, level: str, seed: int) -> dict[str, float]:
 
     linear = [z.astype(np.float32) for z in linear_latents(variant, fit, fit_actions, test)]
     return {
-        "probe": found["probe"],
+        "probe": results["probe"],
         "noise_r2": noise_r2(stages.infer(model, fit), stages.infer(model, test)),
         "linear_theory_probe": probes.accuracy(keys[5], linear[0], fit_actions, linear[1], test_actions, a),
         "linear_theory_noise_r2": noise_r2(*linear),
         "untrained_noise_r2": noise_r2(stages.infer(untrained, fit), stages.infer(untrained, test)),
-        **{
-            key: found[key] for key in ("untrained_probe", "majority", "fdm_ratio", "perplexity", "nmi", "nmi_shuffled")
-        },
+        **{name: results[name] for name in ("untrained_probe", "majority", "fdm_ratio")},
+        **{name: results[name] for name in ("perplexity", "nmi", "nmi_shuffled")},
     }
 
 
-CALLED = {"none": "nothing", "shift": "augmentation", "level": "cleaning", "labels": f"{LABELS} labels"}
+REMEDY_NAMES = {"none": "nothing", "shift": "augmentation", "level": "cleaning", "labels": f"{LABELS} labels"}
 
 
 def draw(rows: Sequence[Row]) -> Figure:
     fig, axes = common.panels(4)
-    told = (
+    columns = (
         ("probe", "Stage 1: action", "probe's accuracy, held out"),
         ("linear_theory_probe", "Linear theory: action", "probe's accuracy, held out"),
         ("noise_r2", "Stage 1: noise", "R² of its change, held out"),
         ("linear_theory_noise_r2", "Linear theory: noise", "R² of its change, held out"),
     )
-    for ax, (column, title, unit) in zip(axes, told, strict=True):
-        some = [row for row in rows if row["level"] != "0"]
-        for colour, (variant, name) in enumerate(CALLED.items()):
-            curve(ax, some, variant, column, colour, name)
+    for ax, (column, title, unit) in zip(axes, columns, strict=True):
+        noisy = [row for row in rows if row["level"] != "0"]
+        for colour, (variant, name) in enumerate(REMEDY_NAMES.items()):
+            curve(ax, noisy, variant, column, colour, name)
         if column.endswith("probe"):
             common.level_line(ax, mean_and_stderr(common.values(rows, "none", "0", column))[0], "no noise")
             common.level_line(ax, np.mean([float(row["majority"]) for row in rows]), "majority")
@@ -132,34 +134,18 @@ def draw(rows: Sequence[Row]) -> Figure:
 
 
 def sections(rows: Sequence[Row]) -> dict[str, str]:
-    heads = (
-        "remedy",
-        "strength",
-        "action: probe",
-        "linear theory",
-        "noise: R²",
-        "linear theory",
-        "error / copying",
-        "codes: NMI",
-    )
+    heads = ("remedy", "strength", "action: probe", "linear theory", "noise: R²", "linear theory")
+    heads += ("error / copying", "codes: NMI")
     columns = {"probe": 3, "linear_theory_probe": 3, "noise_r2": 2, "linear_theory_noise_r2": 2, "fdm_ratio": 3}
     columns |= {"nmi": 2}
     untrained = "; ".join(
-        f"at {strength} action {common.shown(rows, 'none', strength, 'untrained_probe')} and noise "
-        f"{common.shown(rows, 'none', strength, 'untrained_noise_r2')}"
+        f"at {strength} action {common.mean_text(rows, 'none', strength, 'untrained_probe')} and noise "
+        f"{common.mean_text(rows, 'none', strength, 'untrained_noise_r2')}"
         for strength in STRENGTHS
     )
     majority = np.mean([float(row["majority"]) for row in rows])
-    nulls = f"Nulls: majority {majority:.3f}; an untrained model without remedy, {untrained}."
-    return {"noise": f"{table(rows, heads, columns, CALLED)}\n\n{nulls}"}
+    baselines = f"Nulls: majority {majority:.3f}; an untrained model without remedy, {untrained}."
+    return {"noise": f"{table(rows, heads, columns, REMEDY_NAMES)}\n\n{baselines}"}
 
 
-EXPERIMENT = Experiment(
-    name="noise",
-    claim="Noise that is larger than the action's change takes the latent; cleaning and labels bring the action back.",
-    expected="without help the action is lost near 0.1; augmentation changes nothing; the others save it.",
-    cells=lambda: grid(LEVELS),
-    measure=measure,
-    draw=draw,
-    sections=sections,
-)
+EXPERIMENT = Experiment("noise", CLAIM, EXPECTED, lambda: grid(LEVELS), measure, draw, sections)

@@ -1,9 +1,9 @@
-"""Shows ``results/*.json`` as the paper does, ``figure.png`` and ``offline.png``, and as the table of ``README.md``.
+"""Draws ``results/*.json`` as the paper does, ``figure.png`` and ``offline.png``, and the table of ``README.md``.
 
-The first panel is the mean normalised return over the games that are there, of methods that were run on all of them;
-the others are one game each: the return of the training episodes against environment frames, smoothed over 2 % of
-them, mean and standard error over seeds. Lines are the expert (dashed) and random play (dotted). Crosses, beside runs
-of the paper's settings, are what it reports, read off its figures.
+The first panel is the mean normalised return over all games, of methods that ran on all of them. The others are one
+game each: the return of the training episodes against environment frames, smoothed over 2 % of them, mean and standard
+error over seeds. Lines are the expert (dashed) and random play (dotted). Crosses are the paper's results, read off its
+figures, beside runs with its settings.
 """
 
 import csv
@@ -16,8 +16,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import EngFormatter, MaxNLocator
 
-from experiments.common import stated
-from experiments.linear_lam.common import filled
+from experiments.common import filled, with_error
 from lamjax import envs
 from lamjax.analysis.drawing import BLUE, GREEN, MUTED, PURPLE, VERMILLION
 from lamjax.statistics import mean_and_stderr
@@ -73,37 +72,36 @@ def grid(count: int) -> tuple[Figure, list[Any]]:
     return figure, panels[:count]
 
 
+def frame(panel: Any, game: str, result: dict[str, Any]) -> None:
+    """A panel's title, and the lines of the expert and of random play."""
+    panel.set_title(f"{game} ({result['preset']})", fontsize=9)
+    if result["expert"]["return_mean"] is not None:
+        panel.axhline(result["expert"]["return_mean"], color=MUTED, linewidth=0.8, linestyle="--")
+    panel.axhline(result["nulls"][0]["random_return"]["mean"], color=MUTED, linewidth=0.8, linestyle=":")
+
+
 def online(results: dict[str, dict[str, Any]]) -> Figure:
-    """The aggregate, then each game."""
+    """The figure of online returns: the mean over games, then each game."""
     figure, panels = grid(len(results) + 1)
     reported = paper()
     for method in LABELS:
-        found = {game: result for game, result in results.items() if method in result["online"]}
-        if not found:
-            continue
         means = []
-        for panel, game in zip(panels[1:], results, strict=True):
-            if game in found:
-                frames, rows = curves(found[game], method)
+        for panel, (game, result) in zip(panels[1:], results.items(), strict=True):
+            if method in result["online"]:
+                frames, rows = curves(result, method)
                 draw(panel, frames, rows, method)
                 means.append(envs.normalised_return(game, rows.mean(0)))
-                if method in reported[game] and found[game]["preset"] in COMPARABLE:
+                if method in reported[game] and result["preset"] in COMPARABLE:
                     panel.plot(frames[-1], reported[game][method], "x", color=COLOURS[method])
-        if len(found) == len(results):  # a mean of other games would not compare
+        if len(means) == len(results):  # a mean over other games would not compare
             draw(panels[0], frames, np.stack(means), method)
     panels[0].set_title(f"mean of {len(results)} game(s), normalised", fontsize=9)
     panels[0].axhline(1, color=MUTED, linewidth=0.8, linestyle="--")
-    handles = [
-        Line2D([], [], color=COLOURS[m], label=LABELS[m])
-        for m in LABELS
-        if any(m in r["online"] for r in results.values())
-    ]
+    methods = [method for method in LABELS if any(method in result["online"] for result in results.values())]
+    handles = [Line2D([], [], color=COLOURS[method], label=LABELS[method]) for method in methods]
     panels[0].legend(handles=handles, fontsize=7, frameon=False)
     for panel, (game, result) in zip(panels[1:], results.items(), strict=True):
-        panel.set_title(f"{game} ({result['preset']})", fontsize=9)
-        if result["expert"]["return_mean"] is not None:
-            panel.axhline(result["expert"]["return_mean"], color=MUTED, linewidth=0.8, linestyle="--")
-        panel.axhline(result["nulls"][0]["random_return"]["mean"], color=MUTED, linewidth=0.8, linestyle=":")
+        frame(panel, game, result)
     for panel in panels:
         panel.tick_params(labelsize=7)
         panel.set_xlabel("environment frames", fontsize=7)
@@ -113,7 +111,7 @@ def online(results: dict[str, dict[str, Any]]) -> Figure:
 
 
 def offline(results: dict[str, dict[str, Any]]) -> Figure:
-    """Return against labels: decoding the latent policy, and cloning the same labels."""
+    """The figure of returns against labels: of the decoded latent policy, and of behaviour cloning from them."""
     figure, panels = grid(len(results))
     reported = paper()
     for panel, (game, result) in zip(panels, results.items(), strict=True):
@@ -127,10 +125,7 @@ def offline(results: dict[str, dict[str, Any]]) -> Figure:
         panel.set_xscale("log")
         if result["preset"] in COMPARABLE:
             panel.plot(8192, reported[game]["offline"], "x", color=BLUE)
-        if result["expert"]["return_mean"] is not None:
-            panel.axhline(result["expert"]["return_mean"], color=MUTED, linewidth=0.8, linestyle="--")
-        panel.axhline(result["nulls"][0]["random_return"]["mean"], color=MUTED, linewidth=0.8, linestyle=":")
-        panel.set_title(f"{game} ({result['preset']})", fontsize=9)
+        frame(panel, game, result)
         panel.set_xlabel("labelled transitions", fontsize=7)
         panel.tick_params(labelsize=7)
     panels[0].legend(fontsize=7, frameon=False)
@@ -138,42 +133,42 @@ def offline(results: dict[str, dict[str, Any]]) -> Figure:
 
 
 def load() -> dict[str, dict[str, Any]]:
-    """The results that are there, by game."""
+    """All results, by game."""
     return {path.stem: json.loads(path.read_text()) for path in sorted((HERE / "results").glob("*.json"))}
 
 
 def row(game: str, result: dict[str, Any] | None, reported: dict[str, float]) -> list[str]:
-    """A game's cells: what was measured, the paper's values in brackets."""
+    """A game's cells: measurements, with the paper's values in brackets."""
 
-    def cell(method: str, found: str) -> str:
-        return f"{found} ({reported[method]:.2f})".strip() if method in reported else found
+    def cell(method: str, measured: str) -> str:
+        return f"{measured} ({reported[method]:.2f})".strip() if method in reported else measured
 
     if result is None:
         return [game, "", "", "", "", *(cell(method, "") for method in LABELS), cell("offline", ""), ""]
-    online = {method: stated(np.array(found["return"]["values"])) for method, found in result["online"].items()}
+    online = {method: with_error(np.array(values["return"]["values"])) for method, values in result["online"].items()}
     last = np.asarray(result["offline"]["curve"], float)[:, -1]  # [seeds, (labels, mean, error)]
     minutes = [f"{result['seconds'][stage]['mean'] / 60:.1f}" for stage in TIMED]
     return [
         game,
         result["preset"],
         str(len(result["seeds"])),
-        stated(np.array([nulls["random_return"]["mean"] for nulls in result["nulls"]])),
+        with_error(np.array([nulls["random_return"]["mean"] for nulls in result["nulls"]])),
         "" if result["expert"]["return_mean"] is None else f"{result['expert']['return_mean']:.2f}",
         *(cell(method, online.get(method, "")) for method in LABELS),
-        cell("offline", f"{stated(last[:, 1])} of {last[0, 0]:.0f}"),
+        cell("offline", f"{with_error(last[:, 1])} of {last[0, 0]:.0f}"),
         ", ".join(minutes),
     ]
 
 
 def table(results: dict[str, dict[str, Any]]) -> str:
-    """Every game, those not yet run with the paper's values alone."""
+    """The table of all games; a game without results has the paper's values alone."""
     names = ("game", "preset", "seeds", "random", "expert", *LABELS.values(), "offline, of labels")
     head = [*names, f"minutes of {', '.join(TIMED.values())}"]
     rows = [head, ["---"] * len(head), *(row(game, results.get(game), reported) for game, reported in paper().items())]
     return "\n".join(f"| {' | '.join(cells)} |" for cells in rows)
 
 
-def written(page: str, results: dict[str, dict[str, Any]]) -> str:
+def page_text(page: str, results: dict[str, dict[str, Any]]) -> str:
     """The page with its table."""
     return filled(page, table=table(results))
 
@@ -185,7 +180,7 @@ def main() -> None:
         raise SystemExit("There are no results yet: python experiments/procgen/run.py makes them.")
     online(results).savefig(HERE / "figure.png", dpi=150)
     offline(results).savefig(HERE / "offline.png", dpi=150)
-    PAGE.write_text(written(PAGE.read_text(), results))
+    PAGE.write_text(page_text(PAGE.read_text(), results))
     print(f"{len(results)} game(s): {PAGE}, {HERE / 'figure.png'}, {HERE / 'offline.png'}")
 
 

@@ -2,10 +2,11 @@
 
     python experiments/procgen/run.py --games coinrun maze --budget-minutes 9
 
-does what is missing, in order, until the budget is spent; the same command goes on, and says so when nothing is left.
-What is finished of a game is in ``results/<game>.json`` after each call, and ``figure.py`` draws these files.
+The command does the missing pieces in order until the budget is spent. Repeat it until it reports that nothing is left.
+Each call writes a game's finished results to ``results/<game>.json``, which ``figure.py`` draws.
 """
 
+import contextlib
 import dataclasses
 import datetime
 import functools
@@ -43,14 +44,14 @@ class Args:
       games: in this order.
       preset: whose networks and budgets: paper, reference, cpu or smoke.
       seeds: runs of each game, seeds 0, 1, ...
-      variants: what is run beside LAPO and PPO from scratch (see `VARIANTS`).
-      budget_minutes: after so long everything is saved and the command ends.
-      expert_frames: environment frames of an expert that is trained; by default the preset's.
-      expert_at_least: normalised return below which a shipped expert is trained anew; 0 takes any.
-      keep: True copies the experts and the first seed's policies, as float16, to where the repository has them.
-      runs: where run folders lie.
-      data: where trajectories lie.
-      results: where the results of each game are written.
+      variants: ablations that run beside LAPO and PPO from scratch (see `VARIANTS`).
+      budget_minutes: after this time the command saves everything and ends.
+      expert_frames: environment frames of an expert's training; by default the preset's.
+      expert_at_least: normalised return below which a shipped expert is not used, and a new one trained; 0 takes any.
+      keep: True copies the experts and the first seed's policies, as float16, to their places in the repository.
+      runs: the folder of run folders.
+      data: the folder of trajectories.
+      results: the folder of the results of each game.
     """
 
     games: tuple[str, ...] = GAMES
@@ -80,7 +81,7 @@ def without_quantizer(config: RunConfig) -> RunConfig:
     )
 
 
-# What changes, and whether stages 1 and 2 are those of LAPO's own run.
+# The changed settings, and whether the variant shares stages 1 and 2 with LAPO's own run.
 VARIANTS: dict[str, tuple[Callable[[RunConfig], RunConfig], bool]] = {
     "rl_only": (without_decoder, True),
     "no_vq": (without_quantizer, False),
@@ -89,12 +90,12 @@ VARIANTS: dict[str, tuple[Callable[[RunConfig], RunConfig], bool]] = {
 
 @dataclasses.dataclass(frozen=True)
 class Piece:
-    """Something to do.
+    """A piece of work.
 
     Attributes:
-      name: what progress calls it.
-      done: whether it is there already.
-      do: does it, or raises `InterruptedRunError` when the time is up, with everything saved.
+      name: for progress messages.
+      done: whether its result exists already.
+      do: does it; saves everything and raises `InterruptedRunError` when the time is up.
     """
 
     name: str
@@ -103,7 +104,7 @@ class Piece:
 
 
 def summary(folder: Path) -> dict[str, Any]:
-    """The summary of a run folder, empty if there is none yet."""
+    """The summary of a run folder, empty before it is written."""
     path = folder / "summary.json"
     return read_json(path) if path.exists() else {}
 
@@ -114,7 +115,7 @@ def ended(folder: Path, stage: str) -> bool:
 
 
 def pieces(args: Args, game: str) -> Iterator[Piece]:
-    """What a game takes, in order."""
+    """The pieces of a game, in order."""
     config = PRESETS[args.preset]
     if args.expert_frames:
         ppo = dataclasses.replace(config.expert.ppo, total_frames=args.expert_frames)
@@ -139,23 +140,19 @@ def pieces(args: Args, game: str) -> Iterator[Piece]:
         return pipeline.find_source(game, "expert", args.runs, envs.make(game, 1).num_actions)
 
     def lapo(seed: int) -> None:
-        found = source()
-        with open_run(f"{args.preset}-s{seed}", dataclasses.replace(config, seed=seed), found.name) as run:
-            pipeline.run_stages(run, found, args.data)
+        expert = source()
+        with open_run(f"{args.preset}-s{seed}", dataclasses.replace(config, seed=seed), expert.name) as run:
+            pipeline.run_stages(run, expert, args.data)
 
     def variant(name: str, seed: int) -> None:
         change, shares = VARIANTS[name]
-        found = source()
-        seeded = dataclasses.replace(config, seed=seed)
-        with open_run(f"{args.preset}-{name}-s{seed}", change(seeded), found.name) as run:
-            store = pipeline.record_stage(run, found, args.data)
-            if shares:
-                with open_run(f"{args.preset}-s{seed}", seeded, found.name) as trained:
-                    model = pipeline.dynamics_stage(trained, store)
-                    policy = pipeline.cloning_stage(trained, store, model)
-            else:
-                model = pipeline.dynamics_stage(run, store)
-                policy = pipeline.cloning_stage(run, store, model)
+        expert, seeded = source(), dataclasses.replace(config, seed=seed)
+        with open_run(f"{args.preset}-{name}-s{seed}", change(seeded), expert.name) as run:
+            store = pipeline.record_stage(run, expert, args.data)
+            own = open_run(f"{args.preset}-s{seed}", seeded, expert.name) if shares else contextlib.nullcontext(run)
+            with own as trained:
+                model = pipeline.dynamics_stage(trained, store)
+                policy = pipeline.cloning_stage(trained, store, model)
             pipeline.online_stage(run, model, policy)
 
     yield Piece("expert", have_expert, train_expert)
@@ -181,9 +178,9 @@ def over_seeds(values: list[float]) -> dict[str, Any]:
 
 
 def collect(args: Args, game: str) -> dict[str, Any] | None:
-    """What has been measured of a game; None before the first run has ended."""
+    """The measurements of a game; None before its first run has ended."""
     own = {seed: summary(args.runs / game / f"{args.preset}-s{seed}") for seed in range(args.seeds)}
-    runs = {seed: found for seed, found in own.items() if "decode_online" in found.get("stages", {})}
+    runs = {seed: results for seed, results in own.items() if "decode_online" in results.get("stages", {})}
     if not runs:
         return None
     first = next(iter(runs.values()))
@@ -192,13 +189,13 @@ def collect(args: Args, game: str) -> dict[str, Any] | None:
     seconds = {stage: [r["stages"][stage]["seconds"] for r in runs.values()] for stage in first["stages"]}
     for name in args.variants:
         folders = [args.runs / game / f"{args.preset}-{name}-s{seed}" for seed in runs]
-        found = [summary(folder)["stages"] for folder in folders if ended(folder, "decode_online")]
-        if found:
-            online[name] = [stages["decode_online"] for stages in found]
-            seconds[f"{name} decode_online"] = [stages["decode_online"]["seconds"] for stages in found]
+        decoded = [summary(folder)["stages"]["decode_online"] for folder in folders if ended(folder, "decode_online")]
+        if decoded:
+            online[name] = decoded
+            seconds[f"{name} decode_online"] = [stage["seconds"] for stage in decoded]
     expert = {key: first["source"].get(key) for key in ("policy", "return_mean", "return_stderr", "episodes", "frames")}
-    kept = ("fdm_mse", "fdm_ratio", "probe_accuracy_merged", "untrained_probe_accuracy_merged")
-    kept += ("still_probe_accuracy_merged", "majority_accuracy_merged", "codebook_perplexity", "dead_codes")
+    metrics = ("fdm_mse", "fdm_ratio", "probe_accuracy_merged", "untrained_probe_accuracy_merged")
+    metrics += ("still_probe_accuracy_merged", "majority_accuracy_merged", "codebook_perplexity", "dead_codes")
     return {
         "game": game,
         "preset": args.preset,
@@ -209,7 +206,7 @@ def collect(args: Args, game: str) -> dict[str, Any] | None:
         "date": datetime.date.today().isoformat(),
         "expert": expert,
         "nulls": [r["nulls"] for r in runs.values()],
-        "dynamics": [{k: r["stages"]["dynamics"].get(k) for k in kept} for r in runs.values()],
+        "dynamics": [{k: r["stages"]["dynamics"].get(k) for k in metrics} for r in runs.values()],
         "offline": {
             name: [r["stages"]["decode_offline"][name] for r in runs.values()]
             for name in first["stages"]["decode_offline"]
@@ -229,30 +226,30 @@ def collect(args: Args, game: str) -> dict[str, Any] | None:
 
 
 def keep_policies(args: Args, game: str) -> None:
-    """Copies a trained expert, and the first seed's decoded policies, as float16, to where the repository has them."""
+    """Copies a trained expert and the first seed's decoded policies, as float16, to their places in the repository."""
     own = pipeline.expert_folder(args.runs, game) / "policies" / "expert"
-    kept = [(own, experts.folder(game))] if own.exists() else []
+    copies = [(own, experts.folder(game))] if own.exists() else []
     trained = args.runs / game / f"{args.preset}-s0" / "policies"
     offline = sorted(trained.glob("offline-*"), key=lambda path: int(path.name.partition("-")[2]))
-    kept += [(path, HERE / "policies" / game / path.name) for path in [*offline[-1:], trained / "decode_online"]]
-    for source, target in kept:
+    copies += [(path, HERE / "policies" / game / path.name) for path in [*offline[-1:], trained / "decode_online"]]
+    for source, target in copies:
         if (source / "policy.json").exists():
             policy, params, info = policies.load_policy(source)
             policies.save_policy(target, policy, params, info, np.float16)
 
 
 def main() -> int:
-    """Does pieces until the budget is spent; 0 when nothing is left, 75 when the same command has more to do."""
+    """Does pieces until the budget is spent; returns 0 if nothing is left, 75 if the same command has more to do."""
     args = tyro.cli(Args, prog="python experiments/procgen/run.py")
     unknown = [name for name in (*args.games, *args.variants) if name not in (*GAMES, *VARIANTS)]
     if unknown or args.preset not in PRESETS:
         raise RunError(f"unknown: {', '.join(unknown) or args.preset}; games {GAMES}, presets {tuple(PRESETS)}.")
     deadline = time.monotonic() + 60 * args.budget_minutes
-    # A stage ends at its next step, saved, as for any SIGTERM.
+    # On SIGTERM a stage saves its state and ends at its next step.
     alarm = threading.Timer(60 * args.budget_minutes, os.kill, (os.getpid(), signal.SIGTERM))
     alarm.daemon = True
     left: list[str] = []
-    signal.signal(signal.SIGTERM, lambda *_: None)  # between pieces the deadline is looked at below
+    signal.signal(signal.SIGTERM, lambda *_: None)  # between pieces the loop checks the deadline
     alarm.start()
     for game in args.games:
         for piece in pieces(args, game):
@@ -266,10 +263,10 @@ def main() -> int:
                 piece.do()
             except InterruptedRunError:
                 left.append(f"{game}: {piece.name} (begun)")
-        found = collect(args, game)
-        if found:
+        results = collect(args, game)
+        if results:
             args.results.mkdir(parents=True, exist_ok=True)
-            write_json(args.results / f"{game}.json", found)
+            write_json(args.results / f"{game}.json", results)
         if args.keep:
             keep_policies(args, game)
     alarm.cancel()

@@ -1,7 +1,9 @@
 """Actions that are not always obeyed: where do latents stop carrying the action that was chosen?"""
 
+import operator
 from collections.abc import Sequence
 
+import jax
 import numpy as np
 from matplotlib.figure import Figure
 
@@ -9,17 +11,18 @@ from experiments import common, stages
 from experiments.common import Experiment, Row, curve, grid, style, table
 from lamjax import envs, jitted, policies
 from lamjax.analysis import probes
-from lamjax.envs.wrappers import Disobedient, DisobedientState
+from lamjax.dynamics import DynamicsState
+from lamjax.envs.wrappers import Disobedient
+from lamjax.jitted import Trajectories
 
+CLAIM = "Latents carry the action that was executed; of the one that was chosen only what that gives away."
+EXPECTED = "the executed action stays readable throughout; the chosen one falls along the best guess from it."
 GAME = "minatar/breakout"
 CONFIG = stages.GRID.dynamics
 STEPS = 1024
 CHANCES = ("0", "0.3", "0.6", "0.9")
 LEVELS = {"sticky": CHANCES, "random": CHANCES}
-
-
-def executed(state: DisobedientState):
-    return state.executed
+executed = operator.attrgetter("executed")  # one object: programs are compiled for it
 
 
 def best_guess(train: tuple[np.ndarray, np.ndarray], test: tuple[np.ndarray, np.ndarray], classes: int) -> float:
@@ -29,6 +32,13 @@ def best_guess(train: tuple[np.ndarray, np.ndarray], test: tuple[np.ndarray, np.
     return float(np.mean(counts.argmax(1)[test[0] @ [classes, 1]] == test[1]))
 
 
+def windows_and_actions(key: jax.Array, trajectories: Trajectories, count: int) -> tuple[np.ndarray, ...]:
+    """Windows, the actions chosen at o_t ``[E]``, and the actions executed at o_{t-1} and o_t ``[E, 2]``."""
+    windows, chosen, starts = stages.draw_windows(key, trajectories, count)
+    executed_before = np.asarray(trajectories.extra).reshape(-1)
+    return windows, chosen, executed_before[starts[:, None] + [1, 2]]
+
+
 def measure(variant: str, level: str, seed: int) -> dict[str, float]:
     keys = stages.keys(seed)
     env = Disobedient(envs.make(GAME, stages.NUM_ENVS), **{variant: float(level)})
@@ -36,26 +46,22 @@ def measure(variant: str, level: str, seed: int) -> dict[str, float]:
     train, held_out = jitted.split(stages.record(keys[0], env, uniform, {}, STEPS, executed))
     model, _ = stages.train_dynamics(keys[1], CONFIG, train)
     untrained = stages.untrained_dynamics(keys[1], CONFIG, train)
-    found = stages.examine(keys[2], model, untrained, train, held_out, a)
+    results = stages.examine(keys[2], model, untrained, train, held_out, a)
 
-    done = []  # windows, chosen, (executed before, executed)
-    for key, trajectories, count in ((keys[3], train, stages.PROBE_TRAIN), (keys[4], held_out, stages.PROBE_TEST)):
-        windows, chosen, starts = stages.drawn(key, trajectories, count)
-        before = np.asarray(trajectories.extra).reshape(-1)
-        done.append((windows, chosen, np.stack([before[starts + 1], before[starts + 2]], axis=1)))
-    fit, test = done
+    fit, fit_chosen, fit_pairs = windows_and_actions(keys[3], train, stages.PROBE_TRAIN)
+    test, test_chosen, test_pairs = windows_and_actions(keys[4], held_out, stages.PROBE_TEST)
 
-    def probe(model) -> float:
-        seen = [x for windows, _, pair in (fit, test) for x in (stages.infer(model, windows), pair[:, 1])]
-        return probes.accuracy(keys[5], *seen, a)
+    def probe(model: DynamicsState) -> float:
+        z = stages.infer(model, fit), stages.infer(model, test)
+        return probes.accuracy(keys[5], z[0], fit_pairs[:, 1], z[1], test_pairs[:, 1], a)
 
     return {
-        "chosen": found["probe"],
-        "best_guess": best_guess((fit[2], fit[1]), (test[2], test[1]), a),
+        "chosen": results["probe"],
+        "best_guess": best_guess((fit_pairs, fit_chosen), (test_pairs, test_chosen), a),
         "executed": probe(model),
         "untrained_executed": probe(untrained),
-        "repeats": float(np.mean(test[2][:, 0] == test[2][:, 1])),
-        **{key: found[key] for key in ("untrained_probe", "majority", "fdm_ratio")},
+        "repeats": float(np.mean(test_pairs[:, 0] == test_pairs[:, 1])),
+        **{key: results[key] for key in ("untrained_probe", "majority", "fdm_ratio")},
     }
 
 
@@ -79,26 +85,10 @@ def draw(rows: Sequence[Row]) -> Figure:
 
 
 def sections(rows: Sequence[Row]) -> dict[str, str]:
-    heads = (
-        "what happens",
-        "probability",
-        "executed: probe",
-        "untrained",
-        "as before",
-        "chosen: probe",
-        "best guess",
-        "error / copying",
-    )
+    heads = ("what happens", "probability", "executed: probe", "untrained", "as before")
+    heads += ("chosen: probe", "best guess", "error / copying")
     columns = {"executed": 3, "untrained_executed": 3, "repeats": 3, "chosen": 3, "best_guess": 3, "fdm_ratio": 3}
     return {"stochastic_dynamics": table(rows, heads, columns)}
 
 
-EXPERIMENT = Experiment(
-    name="stochastic_dynamics",
-    claim="Latents carry the action that was executed; of the one that was chosen only what that gives away.",
-    expected="the executed action stays readable throughout; the chosen one falls along the best guess from it.",
-    cells=lambda: grid(LEVELS),
-    measure=measure,
-    draw=draw,
-    sections=sections,
-)
+EXPERIMENT = Experiment("stochastic_dynamics", CLAIM, EXPECTED, lambda: grid(LEVELS), measure, draw, sections)

@@ -1,4 +1,4 @@
-"""A latent policy of one game, decoded by PPO in a changed one, against PPO from scratch there."""
+"""Transfer: the latent policy of one game, decoded by PPO in a changed game, against PPO from scratch there."""
 
 import dataclasses
 import functools
@@ -14,7 +14,6 @@ from experiments import common, stages
 from experiments.common import COLOURS, Experiment, Row, grid, style, table
 from lamjax import cloning, envs
 from lamjax.cloning import CloningState
-from lamjax.config import RunConfig
 from lamjax.decoding import online
 from lamjax.dynamics import DynamicsState
 from lamjax.envs.api import VectorEnv
@@ -22,6 +21,8 @@ from lamjax.envs.wrappers import Disobedient
 from lamjax.ppo import ActorCriticAgent
 from lamjax.statistics import mean_and_stderr
 
+CLAIM = "A latent policy is a head start where actions or dynamics change, as long as frames look alike."
+EXPECTED = "ahead of PPO from scratch in the same, the sticky and the reversed game; no help where channels are new."
 GAME, STEPS, FRAMES = "minatar/breakout", 512, 131_072
 CONFIG = stages.GRID
 GAMES = {
@@ -71,63 +72,53 @@ class Changed:
 
 
 @functools.cache  # one object each: programs are compiled for it
-def changed(how: str, num_envs: int) -> VectorEnv:
+def changed_game(how: str, num_envs: int) -> VectorEnv:
+    """Breakout as one of `GAMES`."""
     env = envs.make(GAME, num_envs)
     if how == "sticky":
         return Disobedient(env, sticky=0.25)
     return env if how == "same" else Changed(env, how)
 
 
-def settings() -> RunConfig:
-    """Both ways of learning get the same frames."""
-
-    def budgeted(stage):
-        return dataclasses.replace(stage, ppo=dataclasses.replace(stage.ppo, total_frames=FRAMES))
-
-    return dataclasses.replace(CONFIG, online=budgeted(CONFIG.online), scratch=budgeted(CONFIG.scratch))
-
-
 @functools.lru_cache(maxsize=2)
-def learned(seed: int, trained: bool) -> tuple[DynamicsState, CloningState]:
-    """Stages 1 and 2 on the demonstrator's game, or as they start: what online decoding does by itself."""
-    keys = stages.keys(seed)
-    train, _ = stages.recorded(GAME, "expert", STEPS, seed)
-    if not trained:
-        model = stages.untrained_dynamics(keys[1], CONFIG.dynamics, train)
-        return model, cloning.init(keys[2], CONFIG.cloning, train.obs.shape[2:], model.config.latent_dim)
-    model, _ = stages.train_dynamics(keys[1], CONFIG.dynamics, train)
-    return model, stages.train_cloning(keys[2], CONFIG.cloning, train, model)[0]
+def models(seed: int, trained: bool) -> tuple[DynamicsState, CloningState]:
+    """Stages 1 and 2 on the demonstrator's game, or before their first step: the baseline of online decoding."""
+    train, _ = stages.recordings(GAME, "expert", STEPS, seed)
+    if trained:
+        return stages.train_models(seed, CONFIG, train)
+    _, key_dynamics, key_cloning, *_ = stages.keys(seed)
+    model = stages.untrained_dynamics(key_dynamics, CONFIG.dynamics, train)
+    return model, cloning.init(key_cloning, CONFIG.cloning, train.obs.shape[2:], model.config.latent_dim)
 
 
-def mean(found: np.ndarray) -> float:
-    """Of what is finite: updates in which no episode ended have no return."""
-    found = found[np.isfinite(found)]
-    return float(found.mean()) if len(found) else float("nan")
+def finite_mean(returns: np.ndarray) -> float:
+    """The mean of the finite returns, NaN if there are none: an update in which no episode ended has no return."""
+    return mean_and_stderr(returns[np.isfinite(returns)])[0]
 
 
 def measure(variant: str, level: str, seed: int) -> dict[str, float]:
-    keys, config = stages.keys(seed), settings()
-    if variant != "scratch":
-        model, policy = learned(seed, "untrained" not in variant)
-        env = changed(level, config.online.ppo.num_envs)
-        decoding = dataclasses.replace(config.online, train="all" if "all" in variant else "head")
-        params, metrics = stages.decode_online(keys[3], decoding, policy, model, env)
-        network = online.make_agent(policy, decoding, env.num_actions)
+    keys = stages.keys(seed)
+    config = stages.with_ppo(CONFIG.scratch if variant == "scratch" else CONFIG.online, total_frames=FRAMES)
+    env = changed_game(level, config.ppo.num_envs)
+    if variant == "scratch":
+        network = ActorCriticAgent(config.trunk, env.num_actions)
+        params, metrics = stages.learn(keys[3], env, config)
     else:
-        env = changed(level, config.scratch.ppo.num_envs)
-        params, metrics = stages.learn(keys[3], env, config.scratch)
-        network = ActorCriticAgent(config.scratch.trunk, env.num_actions)
-    returns = stages.evaluate(keys[4], changed(level, stages.NUM_ENVS), network, params, 2)
+        model, policy = models(seed, "untrained" not in variant)
+        config = dataclasses.replace(config, train="all" if "all" in variant else "head")
+        network = online.make_agent(policy, config, env.num_actions)
+        params, metrics = stages.decode_online(keys[3], config, policy, model, env)
+    returns = stages.evaluate(keys[4], changed_game(level, stages.NUM_ENVS), network, params, 2)
     course = np.asarray(metrics["episode_return"])
     accuracy = np.asarray(metrics.get("decoder_accuracy", np.nan))
     accuracy = accuracy[np.isfinite(accuracy)]
     return {
         "return": float(returns.mean()),
-        "first_quarter": mean(np.array_split(course, 4)[0]),
-        "whole_course": mean(course),
+        "first_quarter": finite_mean(np.array_split(course, 4)[0]),
+        "whole_course": finite_mean(course),
         "decoder_accuracy": float(accuracy[-1]) if len(accuracy) else float("nan"),
         "expert_return": stages.expert_return(GAME, seed),
-        **{f"part_{n}": mean(part) for n, part in enumerate(np.array_split(course, PARTS))},
+        **{f"part_{n}": finite_mean(part) for n, part in enumerate(np.array_split(course, PARTS))},
     }
 
 
@@ -137,8 +128,8 @@ def draw(rows: Sequence[Row]) -> Figure:
     titles = ("The same game", "Sticky actions", "Left and right exchanged", "Channels exchanged")
     for ax, game, title in zip(axes, GAMES, titles, strict=True):
         for colour, (method, name) in enumerate(METHODS.items()):
-            found = [mean_and_stderr(common.values(rows, method, game, f"part_{n}")) for n in range(PARTS)]
-            means, errors = np.transpose(found)
+            parts = [common.values(rows, method, game, f"part_{n}") for n in range(PARTS)]
+            means, errors = np.transpose([mean_and_stderr(returns) for returns in parts])
             look = {"capsize": 3, "linewidth": 1.4, "markersize": 4}
             ax.errorbar(frames, means, np.nan_to_num(errors), fmt="-o", color=COLOURS[colour], label=name, **look)
             # One dot for each seed: the episodes after the last update.
@@ -161,12 +152,4 @@ def sections(rows: Sequence[Row]) -> dict[str, str]:
     return {"transfer": text}
 
 
-EXPERIMENT = Experiment(
-    name="transfer",
-    claim="A latent policy is a head start where actions or dynamics change, as long as frames look alike.",
-    expected="ahead of PPO from scratch in the same, the sticky and the reversed game; no help where channels are new.",
-    cells=lambda: grid(LEVELS),
-    measure=measure,
-    draw=draw,
-    sections=sections,
-)
+EXPERIMENT = Experiment("transfer", CLAIM, EXPECTED, lambda: grid(LEVELS), measure, draw, sections)

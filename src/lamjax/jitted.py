@@ -56,15 +56,19 @@ class Trajectories:
     extra: Any = None
 
 
-def learn(key: jax.Array, env: VectorEnv, config: ScratchConfig) -> tuple[Any, dict[str, jax.Array]]:
-    """PPO from scratch.
+def learn(
+    key: jax.Array, env: VectorEnv, config: ScratchConfig, params: Any = None
+) -> tuple[Any, dict[str, jax.Array]]:
+    """PPO from scratch, or from the parameters of an actor-critic.
 
     Returns:
       The parameters of ``config.agent(env.action_space)``, and the metrics of `ppo.update`, ``[updates]``.
     """
     agent = config.agent(env.action_space)
-    key_params, key = jax.random.split(key)
-    state = ppo.init(key, config.ppo, agent.init(key_params, env.obs_shape), env)
+    if params is None:
+        key_params, key = jax.random.split(key)
+        params = agent.init(key_params, env.obs_shape)
+    state = ppo.init(key, config.ppo, params, env)
     state, metrics = ppo.learn(state, agent, env)
     return state.params, metrics
 

@@ -87,8 +87,11 @@ def load(path: str | Path) -> LoadedRun | LoadedPolicy:
     )
 
 
-def load_dynamics(run: Path, env: str) -> DynamicsState | None:
-    """Stage 1 of a run, from its newest good checkpoint, without the optimizer's moments; None if there is none."""
+def load_dynamics(run: Path, env: str | None = None) -> DynamicsState | None:
+    """Stage 1 of a run, from its newest good checkpoint, without the optimizer's moments; None if there is none.
+
+    Without the environment's name, a state that was trained with labels lacks their action space.
+    """
     saved = checkpoint.restore_arrays(run / "checkpoints" / "dynamics")
     if saved is None:
         return None
@@ -102,7 +105,7 @@ def load_dynamics(run: Path, env: str) -> DynamicsState | None:
         tree["step"],
         config,
         tree.get("obs_stats"),
-        envs.make(env, 1).action_space if config.action_weight else None,
+        envs.make(env, 1).action_space if env and config.action_weight else None,
     )
 
 

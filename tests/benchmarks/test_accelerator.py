@@ -207,10 +207,10 @@ def test_a_gpus_kernels_are_counted_once(tmp_path):
     path = tmp_path / "plugins" / "a.trace.json.gz"
     path.parent.mkdir()
     path.write_bytes(gzip.compress(json.dumps({"traceEvents": events}).encode()))
-    found = trace.summary(trace.read(trace.newest(tmp_path)), top=1)
-    assert found["operations"] == 3
-    assert found["total_ms"] == pytest.approx(0.8) and found["span_ms"] == pytest.approx(0.95)
-    (top,) = found["top"]
+    summary = trace.summary(trace.read(trace.newest(tmp_path)), top=1)
+    assert summary["operations"] == 3
+    assert summary["total_ms"] == pytest.approx(0.8) and summary["span_ms"] == pytest.approx(0.95)
+    (top,) = summary["top"]
     assert (top["name"], top["count"]) == ("cudnn_conv", 2)
     assert top["ms"] == pytest.approx(0.6) and top["share"] == pytest.approx(0.75)
 

@@ -15,24 +15,25 @@ from lamjax.ppo import ActorCriticAgent
 from lamjax.presets import GRID_PRESETS, VECTOR_PRESETS
 from lamjax.statistics import mean_and_stderr
 
-GRID, VECTOR = GRID_PRESETS["smoke"], VECTOR_PRESETS["smoke"]
-GRID = dataclasses.replace(
-    GRID,
-    dynamics=dataclasses.replace(GRID.dynamics, steps=4),
-    cloning=dataclasses.replace(GRID.cloning, steps=4),
-    offline=dataclasses.replace(GRID.offline, steps=4, hidden=(8,)),
-)
-VECTOR = dataclasses.replace(
-    VECTOR,
-    dynamics=dataclasses.replace(VECTOR.dynamics, steps=4),
-    cloning=dataclasses.replace(VECTOR.cloning, steps=4),
-    offline=dataclasses.replace(VECTOR.offline, steps=4, hidden=(8,)),
-)
+
+def brief(preset):
+    """A preset whose stages take four steps."""
+    stages = {"dynamics": {"steps": 4}, "cloning": {"steps": 4}, "offline": {"steps": 4, "hidden": (8,)}}
+    replaced = {name: dataclasses.replace(getattr(preset, name), **settings) for name, settings in stages.items()}
+    return dataclasses.replace(preset, **replaced)
+
+
+GRID, VECTOR = brief(GRID_PRESETS["smoke"]), brief(VECTOR_PRESETS["smoke"])
 RAN = [name for name in common.NAMES if (common.RESULTS / name / "results.csv").exists()]
 
 
-def beginner(key, env, config):
-    """A demonstrator as PPO begins: the library's tests train some."""
+LEARN = stages.learn
+
+
+def beginner(key, env, config, params=None):
+    """A demonstrator before PPO's first update: the library's tests train some. A clone is trained."""
+    if params is not None:
+        return LEARN(key, env, config, params)
     params = ActorCriticAgent(config.trunk, env.num_actions).init(key, env.obs_shape)
     return params, {"episode_return": jnp.arange(4.0)}
 
@@ -41,9 +42,9 @@ def beginner(key, env, config):
 def folder(tmp_path_factory):
     """One for all: the demonstrators are trained once."""
     yield tmp_path_factory.mktemp("experiments")
-    stages.recorded.cache_clear()
-    transfer.learned.cache_clear()
-    decoding.learned.cache_clear()
+    stages.recordings.cache_clear()
+    transfer.models.cache_clear()
+    decoding.models.cache_clear()
     decoding.expert_returns.cache_clear()
 
 
@@ -68,62 +69,40 @@ def tiny(folder, monkeypatch):
 def experiment(tiny, request, monkeypatch):
     """An experiment at the size that `SIZES` gives, with a page that has its marks."""
     name = request.param
-    found = common.named(name)
+    tiny_experiment = common.load_experiment(name)
     module = __import__(f"experiments.{name}.run", fromlist=["run"])
     for constant, value in SIZES[name].items():
         monkeypatch.setattr(module, constant, value)
     text = "".join(f"<!-- {mark} -->\n\n<!-- /{mark} -->\n" for mark in (name, f"{name}_cost"))
     common.PAGE.write_text(text)
-    return found
+    return tiny_experiment
 
 
 SIZES = {
-    "vq_ablation": {
-        "CONFIG": GRID,
-        "STEPS": 64,
-        "LABELS": 16,
-        "LEVELS": {"corrected": ("4",)},
-    },
+    "vq_ablation": {"CONFIG": GRID, "STEPS": 64, "LABELS": 16, "LEVELS": {"corrected": ("4",)}},
     "noise": {
         "CONFIG": dataclasses.replace(
-            GRID.dynamics,
-            quantizer=dataclasses.replace(GRID.dynamics.quantizer, codebooks=1, codes=4, revive=1.0),
+            GRID.dynamics, quantizer=dataclasses.replace(GRID.dynamics.quantizer, codebooks=1, codes=4, revive=1.0)
         ),
         "STEPS": 64,
         "LABELS": 16,
         "LEVELS": {"labels": ("0.1",)},
         "STRENGTHS": ("0.1",),
-        "CALLED": {"labels": "16 labels"},
+        "REMEDY_NAMES": {"labels": "16 labels"},
     },
-    "stochastic_dynamics": {
-        "CONFIG": GRID.dynamics,
-        "STEPS": 64,
-        "LEVELS": {"sticky": ("0.5",), "random": ("0.5",)},
-    },
+    "stochastic_dynamics": {"CONFIG": GRID.dynamics, "STEPS": 64, "LEVELS": {"sticky": ("0.5",), "random": ("0.5",)}},
     "cartpole_latents": {
         "CONFIG": VECTOR,
         "STEPS": 64,
         "LABELS": ("4", "8"),
-        "LEVELS": {
-            "structure": ("expert",),
-            "named": ("4",),
-        },
+        "LEVELS": {"structure": ("expert",), "named": ("4",)},
     },
-    "data_scaling": {
-        "CONFIG": GRID,
-        "MOST": 8 * 64,
-        "LEVELS": {"frames": ("10000",), "labels of 10000": ("8",)},
-    },
+    "data_scaling": {"CONFIG": GRID, "MOST": 8 * 64, "LEVELS": {"frames": ("10000",), "labels of 10000": ("8",)}},
     "failure_signatures": {
         "CONFIG": dataclasses.replace(GRID, analysis=AnalysisConfig(probe_train=128, probe_test=32, eval_every=4)),
         "LEVELS": {"none": ("healthy",)},
     },
-    "transfer": {
-        "CONFIG": GRID,
-        "STEPS": 64,
-        "FRAMES": 4096,
-        "LEVELS": {"all layers": ("permuted",)},
-    },
+    "transfer": {"CONFIG": GRID, "STEPS": 64, "FRAMES": 4096, "LEVELS": {"all layers": ("permuted",)}},
     "decoding": {
         "GAMES": ("breakout",),
         "CONFIG": GRID,
@@ -149,7 +128,7 @@ def test_an_experiment_is_computed_once(experiment, tiny, monkeypatch):
     assert figure.read_bytes()[:4] == b"\x89PNG" and figure.stat().st_size > 10_000
     page = common.PAGE.read_text()
     assert page.count("|") > 10 and f"{len(rows)} cells, 1 seeds" in page
-    assert common.written(page, experiment) == page
+    assert common.page_text(page, experiment) == page
 
     # Again: nothing; without its last row: that one alone.
     measured = []
@@ -174,23 +153,23 @@ def test_cells_may_differ_in_what_is_measured(tiny):
     small = common.Experiment("small", "", "", lambda: cells, measure, lambda rows: None, lambda rows: {})
     rows = common.compute(small)
     assert [(row["a"], row["b"]) for row in rows] == [("1", "nan"), ("nan", "2")]
-    assert common.shown(rows, "x", "1", "a") == "1.00" and common.shown(rows, "x", "1", "b") == "-"
+    assert common.mean_text(rows, "x", "1", "a") == "1.00" and common.mean_text(rows, "x", "1", "b") == "-"
 
 
 def test_changed_games_are_the_same_game():
     """Exchanged actions give the frames of the actions that they stand for, moved channels those of the same ones."""
-    same, backwards, painted = (transfer.changed(how, 4) for how in ("same", "reversed", "permuted"))
+    same, backwards, painted = (transfer.changed_game(how, 4) for how in ("same", "reversed", "permuted"))
     stay, left, right = (jnp.full(4, action, jnp.int32) for action in range(3))
 
     @jax.jit
     def play(key):
         def after(env, actions):
             obs, state = env.reset(key)
-            shown = [obs]
+            frames = [obs]
             for index, action in enumerate(actions):
                 obs, state, *_, info = env.step(jax.random.fold_in(key, index), state, action)
-                shown += [obs, info["final_observation"]]
-            return jnp.stack(shown)
+                frames += [obs, info["final_observation"]]
+            return jnp.stack(frames)
 
         return after(same, (left, stay)), after(backwards, (right, stay)), after(painted, (left, stay))
 
@@ -204,14 +183,14 @@ def test_means_and_errors_over_seeds():
     rows = [{"variant": "v", "level": "1", "seed": str(seed), "x": str(x)} for seed, x in enumerate((1, 2, 6))]
     mean, error = mean_and_stderr(common.values(rows, "v", "1", "x"))
     assert mean == 3 and error == pytest.approx(np.std([1, 2, 6], ddof=1) / np.sqrt(3))
-    assert common.shown(rows, "v", "1", "x") == "3.00 ± 1.53"
+    assert common.mean_text(rows, "v", "1", "x") == "3.00 ± 1.53"
     lines = common.table(rows, ("what", "level", "x"), {"x": 1}, {"v": "called so"}).splitlines()
     assert lines == ["| what | level | x |", "|---|---|---|", "| called so | 1 | 3.0 ± 1.5 |"]
 
 
 def test_every_experiment_has_five_seeds_and_says_what_it_is():
     for name in common.NAMES:
-        experiment = common.named(name)
+        experiment = common.load_experiment(name)
         cells = experiment.cells()
         assert experiment.name == name and len(set(cells)) == len(cells)
         assert {seed for *_, seed in cells} == set(range(5)) and len({cell[:2] for cell in cells}) >= 3
@@ -223,10 +202,10 @@ def test_every_experiment_has_five_seeds_and_says_what_it_is():
 @pytest.mark.parametrize("name", RAN)
 def test_the_page_says_what_the_committed_results_say(name):
     text = common.PAGE.read_text()
-    assert common.written(text, common.named(name)) == text
+    assert common.page_text(text, common.load_experiment(name)) == text
     assert f"experiments/{name}.png" in text and (common.FIGURES / f"{name}.png").exists()
     rows = common.load(common.RESULTS / name / "results.csv")
-    assert [common.cell_of(row) for row in rows] == common.named(name).cells()
+    assert [common.cell_of(row) for row in rows] == common.load_experiment(name).cells()
 
 
 def test_the_first_frames_at_a_return():

@@ -98,17 +98,17 @@ def test_the_linear_theory_turns_at_the_largest_eigenvalue_of_the_square():
 
 @pytest.mark.parametrize(("intensity", "learned"), [(0.0, "square"), (2.0, "noise")])
 def test_stage_1_learns_action_or_noise(intensity, learned):
-    found = grid.examine(grid.train(SHORT, intensity, seed=0), intensity, seed=0)
+    results = grid.examine(grid.train(SHORT, intensity, seed=0), intensity, seed=0)
     if learned == "square":
-        assert found["square_error"] < 0.6
-        assert found["action_placed_purity"] > found["action_placed_purity_shuffled"] + 0.2
-        assert found["probe"] > found["majority"] + 0.05
-        assert found["noise_nmi"] < 2 * found["noise_nmi_shuffled"] < 0.1
+        assert results["square_error"] < 0.6
+        assert results["action_placed_purity"] > results["action_placed_purity_shuffled"] + 0.2
+        assert results["probe"] > results["majority"] + 0.05
+        assert results["noise_nmi"] < 2 * results["noise_nmi_shuffled"] < 0.1
     else:
-        assert found["noise_error"] < 0.6 and found["square_error"] > 0.9
-        assert found["action_placed_purity"] < found["action_placed_purity_shuffled"] + 0.05
-        assert found["noise_nmi"] > 0.4 > 0.1 > found["noise_nmi_shuffled"]
-    assert found["probe_shuffled"] < 0.3
+        assert results["noise_error"] < 0.6 and results["square_error"] > 0.9
+        assert results["action_placed_purity"] < results["action_placed_purity_shuffled"] + 0.05
+        assert results["noise_nmi"] > 0.4 > 0.1 > results["noise_nmi_shuffled"]
+    assert results["probe_shuffled"] < 0.3
 
 
 def test_noise_that_is_faded_in_is_absent_at_first():

@@ -14,9 +14,9 @@ FOLDER = Path(__file__).parents[2] / "experiments" / "procgen"
 
 def module(name):
     spec = importlib.util.spec_from_file_location(f"procgen_{name}", FOLDER / f"{name}.py")
-    found = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(found)
-    return found
+    script = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(script)
+    return script
 
 
 run, figure = module("run"), module("figure")
@@ -88,20 +88,20 @@ def test_results_and_figures_of_finished_runs(args):
     write_summary(folder / "smoke-s0", 0, 8.0)
     write_summary(folder / "smoke-s1", 1, 6.0)
     write_summary(folder / "smoke-rl_only-s0", 0, 4.0, stages=("decode_online",))
-    found = run.collect(args, "maze")
-    assert found["online"]["lapo"]["return"] == {"mean": 7.0, "stderr": 1.0, "values": [8.0, 6.0]}
-    assert found["online"]["rl_only"]["return"] == {"mean": 4.0, "stderr": None, "values": [4.0]}
-    assert found["online"]["ppo_scratch"]["normalised"]["mean"] == pytest.approx(envs.normalised_return("maze", 3.5))
-    assert "no_vq" not in found["online"] and found["seconds"]["dynamics"]["mean"] == 1.0
-    assert set(found["offline"]) == {"curve", "bc_curve"}
+    results = run.collect(args, "maze")
+    assert results["online"]["lapo"]["return"] == {"mean": 7.0, "stderr": 1.0, "values": [8.0, 6.0]}
+    assert results["online"]["rl_only"]["return"] == {"mean": 4.0, "stderr": None, "values": [4.0]}
+    assert results["online"]["ppo_scratch"]["normalised"]["mean"] == pytest.approx(envs.normalised_return("maze", 3.5))
+    assert "no_vq" not in results["online"] and results["seconds"]["dynamics"]["mean"] == 1.0
+    assert set(results["offline"]) == {"curve", "bc_curve"}
 
-    frames, rows = figure.curves(found, "lapo")
+    frames, rows = figure.curves(results, "lapo")
     assert rows.shape == (2, len(frames)) and frames[-1] == 10_000
     np.testing.assert_allclose(rows[0, -1], 8.0, rtol=0.1)  # the end of a rising line, smoothed
     np.testing.assert_allclose(rows[1], rows[0] * 6 / 8, rtol=1e-6)
-    panels = figure.online({"maze": found}).axes
+    panels = figure.online({"maze": results}).axes
     assert len(panels) == 2 and len(panels[1].lines) >= 3
-    assert len(figure.offline({"maze": found}).axes) == 1
+    assert len(figure.offline({"maze": results}).axes) == 1
 
 
 def test_the_papers_values_are_those_of_all_games():
@@ -117,7 +117,7 @@ def test_the_papers_values_are_those_of_all_games():
 
 def test_the_page_says_what_the_committed_results_say():
     results, page = figure.load(), figure.PAGE.read_text()
-    assert results and figure.written(page, results) == page
+    assert results and figure.page_text(page, results) == page
     lines = [line for line in page.splitlines() if line.startswith("| ")]
     assert [line.split(" | ")[0] for line in lines[2:]] == [f"| {game}" for game in figure.paper()]
     for game, result in results.items():

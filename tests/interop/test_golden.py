@@ -1,4 +1,4 @@
-"""The reference's own numbers must come out of lamjax, and a golden file that is wrong anywhere must be found out."""
+"""lamjax computes the reference's own numbers, and reports a golden file that is wrong anywhere."""
 
 from pathlib import Path
 
@@ -10,19 +10,13 @@ from lamjax import dynamics
 from lamjax.interop import golden, pytorch
 from lamjax.models.policy import LatentPolicy
 
-FILE = Path(__file__).parents[1] / "golden" / "lapo_small.npz"
 # There 42 of 45 entries are within tolerance: Adam takes the rounding of its convolutions further.
 pytestmark = pytest.mark.skipif(jax.__version_info__ < (0, 8), reason="jax 0.7 rounds convolutions by more")
 OTHER = [1, 2, 1, 3, 5, 7]  # scale, base width, N, H, D, M: none as in the file
 
 
 @pytest.fixture(scope="module")
-def arrays():
-    return golden.read(FILE)
-
-
-@pytest.fixture(scope="module")
-def found(arrays):
+def computed(arrays):
     return golden.recompute(arrays)
 
 
@@ -31,8 +25,8 @@ def save(path, arrays):
     return str(path)
 
 
-def test_the_references_numbers(capsys, arrays):
-    assert golden.main([str(FILE)]) == 0
+def test_the_references_numbers(capsys, golden_file, arrays):
+    assert golden.main([str(golden_file)]) == 0
     lines = capsys.readouterr().out.splitlines()
     outputs = [n for n in arrays if n.startswith(("eval/", "train", "after3/", "policy_out/"))] + ["gae/adv"]
     assert len(outputs) == 43
@@ -120,25 +114,25 @@ def beyond(name, array):
     ],
 )
 @pytest.mark.parametrize("nan", [False, True])
-def test_one_wrong_number_is_found(arrays, found, name, nan):
+def test_one_wrong_number_is_found(arrays, computed, name, nan):
     wrong = arrays[name].copy()
     if nan and wrong.dtype.kind == "f":
         wrong[(0,) * wrong.ndim] = np.nan
     else:
         wrong = beyond(name, wrong)
-    rows = golden.compare(arrays | {name: wrong}, found)
+    rows = golden.compare(arrays | {name: wrong}, computed)
     bad = [row.name for row in rows if not row.ok]
     together = [row.name for row in rows if "99 %" in row.name]
     assert bad == [name] or (nan and bad == [name, *together])
 
 
-def test_many_weights_that_are_slightly_off_are_found(arrays, found):
+def test_many_weights_that_are_slightly_off_are_found(arrays, computed):
     name = "after3/idm.policy_head.weight"
     total = sum(array.size for n, array in arrays.items() if n.startswith("after3/"))
     for share, ok in ((0.005, True), (0.02, False)):
         wrong = arrays[name].copy().ravel()
         wrong[: int(share * total)] += 2e-4
-        rows = golden.compare(arrays | {name: wrong.reshape(arrays[name].shape)}, found)
+        rows = golden.compare(arrays | {name: wrong.reshape(arrays[name].shape)}, computed)
         assert all(row.ok for row in rows[:-1])
         assert (rows[-1].name, rows[-1].ok) == ("after3/* (99 % of the elements)", ok)
 
@@ -160,7 +154,7 @@ def test_the_command_fails(tmp_path, capsys, arrays, name, entries):
     assert lines[-1] == f"{45 - len(entries)} of 45 within tolerance"
 
 
-def test_only_what_has_no_gradient_is_left_to_rounding(arrays, found):
+def test_only_what_has_no_gradient_is_left_to_rounding(arrays, computed):
     state = pytorch.dynamics_state(
         {name.removeprefix("before/"): array for name, array in arrays.items() if name.startswith("before/")},
         golden.config_of(arrays),
@@ -172,21 +166,23 @@ def test_only_what_has_no_gradient_is_left_to_rounding(arrays, found):
     assert all(size[f"{block}.conv.bias"] < 1e-3 * size[f"{block}.norm.bias"] for block in blocks)
 
     # How large rounding is depends on the machine; that it loosens no bound of what has a gradient must not.
-    spread = {name.removeprefix("after3/"): array for name, array in golden.rounding(arrays, found, draws=1).items()}
+    spread = {name.removeprefix("after3/"): array for name, array in golden.rounding(arrays, computed, draws=1).items()}
     others = [name for name in spread if name.endswith("bias") and name.removesuffix(".conv.bias") not in blocks]
     assert len(others) > 30 and max(10 * spread[name].max() for name in others) < 5e-4
 
 
-def test_rounding_excuses_its_own_elements_alone(arrays, found):
+def test_rounding_excuses_its_own_elements_alone(arrays, computed):
     def holds(name, error, spread):
-        wrong = found[f"after3/{name}"] + error.astype(np.float32)
-        rows = golden.compare(arrays | {f"after3/{name}": wrong}, found, spread)
+        wrong = computed[f"after3/{name}"] + error.astype(np.float32)
+        rows = golden.compare(arrays | {f"after3/{name}": wrong}, computed, spread)
         assert all(row.ok for row in rows if row.name != f"after3/{name}")
         return next(row.ok for row in rows if row.name == f"after3/{name}")
 
     for name in ("wm.down.0.conv.bias", "wm.final_conv.3.bias"):
-        tight, loose = ({f"after3/{name}": np.full(found[f"after3/{name}"].shape, spread)} for spread in (1e-6, 8e-5))
-        error = np.zeros_like(found[f"after3/{name}"])
+        tight, loose = (
+            {f"after3/{name}": np.full(computed[f"after3/{name}"].shape, spread)} for spread in (1e-6, 8e-5)
+        )
+        error = np.zeros_like(computed[f"after3/{name}"])
         error[1] = 6e-4
         assert [holds(name, error, bound) for bound in (None, tight, loose)] == [False, False, True]
         assert not holds(name, 5 * error, {f"after3/{name}": loose[f"after3/{name}"] * 100})  # more than Adam can move
@@ -199,7 +195,7 @@ def refused(capsys, path):
     return err
 
 
-def test_what_is_not_a_golden_file(tmp_path, capsys, arrays):
+def test_what_is_not_a_golden_file(tmp_path, capsys, golden_file, arrays):
     assert "There is no file" in refused(capsys, tmp_path / "none.npz")
     text = tmp_path / "text.npz"
     text.write_text("not an archive")
@@ -208,7 +204,7 @@ def test_what_is_not_a_golden_file(tmp_path, capsys, arrays):
     assert "it is no .npz archive" in refused(capsys, tmp_path / "one.npy")
     objects = save(tmp_path / "objects.npz", {"config": np.array([{}], object)})
     assert "Object arrays cannot be loaded" in refused(capsys, objects)
-    whole = FILE.read_bytes()
+    whole = golden_file.read_bytes()
     (tmp_path / "cut.npz").write_bytes(whole[: len(whole) // 2])
     assert "cut short" in refused(capsys, tmp_path / "cut.npz")
     flipped = bytearray(whole)

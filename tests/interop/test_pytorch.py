@@ -1,7 +1,6 @@
 """Weights by the reference's names: sizes are read off them, and what is loaded comes out again to the bit."""
 
 import dataclasses
-from pathlib import Path
 
 import jax
 import numpy as np
@@ -14,22 +13,16 @@ from lamjax.interop.pytorch import WeightsError
 from lamjax.models.impala import ImpalaConfig
 from lamjax.presets import PRESETS
 
-FILE = Path(__file__).parents[1] / "golden" / "lapo_small.npz"
+
+@pytest.fixture(scope="module")
+def models(networks):
+    """The inverse and the forward model."""
+    return {f"{kind}.{name}": array for kind in ("idm", "wm") for name, array in networks[kind].items()}
 
 
 @pytest.fixture(scope="module")
-def arrays():
-    return golden.read(FILE)
-
-
-@pytest.fixture(scope="module")
-def models(arrays):
-    return {name.removeprefix("before/"): array for name, array in arrays.items() if name.startswith("before/")}
-
-
-@pytest.fixture(scope="module")
-def policy(arrays):
-    return {name.removeprefix("policy/"): array for name, array in arrays.items() if name.startswith("policy/")}
+def policy(networks):
+    return networks["policy"]
 
 
 def test_sizes_are_read_off_the_weights(arrays, models, policy):

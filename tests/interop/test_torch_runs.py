@@ -14,23 +14,6 @@ from lamjax.interop.pytorch import WeightsError
 from lamjax.presets import PRESETS
 from lamjax.training import checkpoint
 
-FILE = Path(__file__).parents[1] / "golden" / "lapo_small.npz"
-
-
-@pytest.fixture(scope="module")
-def arrays():
-    return golden.read(FILE)
-
-
-@pytest.fixture(scope="module")
-def networks(arrays):
-    """The three state dicts."""
-    prefixes = {"idm": "before/idm.", "wm": "before/wm.", "policy": "policy/"}
-    return {
-        kind: {name.removeprefix(prefix): array for name, array in arrays.items() if name.startswith(prefix)}
-        for kind, prefix in prefixes.items()
-    }
-
 
 @pytest.fixture(autouse=True)
 def folder(tmp_path, monkeypatch):
@@ -38,12 +21,12 @@ def folder(tmp_path, monkeypatch):
     return tmp_path
 
 
-def assert_same(found, want):
-    assert found.keys() == want.keys()
+def assert_same(result, want):
+    assert result.keys() == want.keys()
     for kind in want:
-        assert found[kind].keys() == want[kind].keys()
+        assert result[kind].keys() == want[kind].keys()
         for name, array in want[kind].items():
-            np.testing.assert_array_equal(found[kind][name], array, strict=True)
+            np.testing.assert_array_equal(result[kind][name], array, strict=True)
 
 
 def test_there_and_back(networks, arrays, capfd):
@@ -66,13 +49,13 @@ def test_there_and_back(networks, arrays, capfd):
     obs, key = (64, 64, 3), jax.random.key(0)
     template = jax.eval_shape(lambda: dynamics.init(key, config.dynamics, obs))
     template = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), template)
-    found = checkpoint.restore(run / "dynamics", template, config=config.dynamics)
-    assert found.step == config.dynamics.steps and found.tree.step == 150 and np.isnan(found.meta["seconds"])
-    np.testing.assert_array_equal(found.tree.codebooks.count, networks["idm"]["vq.ema_count"])
+    saved = checkpoint.restore(run / "dynamics", template, config=config.dynamics)
+    assert saved.step == config.dynamics.steps and saved.tree.step == 150 and np.isnan(saved.meta["seconds"])
+    np.testing.assert_array_equal(saved.tree.codebooks.count, networks["idm"]["vq.ema_count"])
     template = jax.eval_shape(lambda: cloning.init(key, config.cloning, obs, 32))
     template = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), template)
-    found = checkpoint.restore(run / "cloning", template, config=config.cloning)
-    assert found.step == config.cloning.steps == found.tree.step
+    saved = checkpoint.restore(run / "cloning", template, config=config.cloning)
+    assert saved.step == config.cloning.steps == saved.tree.step
     # And out again.
     assert main(["export-torch", "runs/maze/theirs"]) == 0
     out, err = capfd.readouterr()
@@ -85,8 +68,8 @@ def test_the_options_of_any_preset(networks, capfd):
     assert main(["import-torch", "models.pt", "--preset", "smoke", "--dynamics.quantizer.no-enabled"]) == 0
     words = shlex.split(capfd.readouterr().err.partition("go on with: ")[2])
     config = cli.parse("train", words[2:]).config
-    found = torch_runs.import_torch([Path("models.pt")], Path("run"), PRESETS["smoke"])
-    assert config == found.config != PRESETS["smoke"]
+    imported = torch_runs.import_torch([Path("models.pt")], Path("run"), PRESETS["smoke"])
+    assert config == imported.config != PRESETS["smoke"]
 
 
 def test_stages_in_files_of_their_own(networks, capfd):

@@ -17,21 +17,26 @@ SMALL = Path(__file__).parent / "small.pt"
 
 
 def test_a_file_of_pytorch():
-    found = torchfile.read(SMALL)
+    content = torchfile.read(SMALL)
     weight, base = np.arange(6, dtype=np.float32).reshape(2, 3), np.arange(10, dtype=np.float32)
     want = {"weight": weight, "transposed": weight.T, "slice": base[2:8:3], "shared": base}
     want |= {"scalar": np.array(7), "empty": np.zeros((0, 4), np.float32)}
-    assert found["model"].keys() == want.keys()
+    assert content["model"].keys() == want.keys()
     for name, array in want.items():
-        np.testing.assert_array_equal(found["model"][name], array, strict=True)
+        np.testing.assert_array_equal(content["model"][name], array, strict=True)
     dtypes = [np.float64, np.float16, jnp.bfloat16, np.int32, np.int16, np.int8, np.uint8, np.bool_]
-    assert [array.dtype for array in found["kinds"]] == [np.dtype(dtype) for dtype in dtypes]
-    assert [array.astype(float).tolist() for array in found["kinds"]] == [[1.5, -2.0]] * 3 + [[1.0, 0.0]] * 5
-    np.testing.assert_array_equal(found["parameter"], np.ones(3, np.float32), strict=True)
-    assert (found["size"], found["step"], found["lr"], found["names"]) == ((2, 3), 2**40, 3e-4, ("a", None, True))
+    assert [array.dtype for array in content["kinds"]] == [np.dtype(dtype) for dtype in dtypes]
+    assert [array.astype(float).tolist() for array in content["kinds"]] == [[1.5, -2.0]] * 3 + [[1.0, 0.0]] * 5
+    np.testing.assert_array_equal(content["parameter"], np.ones(3, np.float32), strict=True)
+    assert (content["size"], content["step"], content["lr"], content["names"]) == (
+        (2, 3),
+        2**40,
+        3e-4,
+        ("a", None, True),
+    )
     # A namespace with a path, a dtype and a numpy number, a logger, and a whole module.
-    assert all(isinstance(found[name], Inert) for name in ("config", "logger", "module"))
-    names = torchfile.flatten(found)
+    assert all(isinstance(content[name], Inert) for name in ("config", "logger", "module"))
+    names = torchfile.flatten(content)
     assert {"model.weight", "kinds.7", "parameter"} < names.keys() and len(names) == 15
 
 
@@ -43,10 +48,10 @@ def arrays():
     return tree | {"scalar": np.array(-(2**40)), "empty": np.zeros((0, 3), np.float32), "ä": np.ones(70000, np.int8)}
 
 
-def assert_same(found, want):
-    assert found.keys() == want.keys()
+def assert_same(result, want):
+    assert result.keys() == want.keys()
     for name, array in want.items():
-        np.testing.assert_array_equal(found[name], array, strict=True)
+        np.testing.assert_array_equal(result[name], array, strict=True)
 
 
 def test_what_is_written_is_read(tmp_path):
@@ -60,17 +65,17 @@ def test_what_is_written_is_read(tmp_path):
 def test_pytorch_reads_what_is_written_and_the_other_way_round(tmp_path):
     torch = pytest.importorskip("torch")
     torchfile.write(tmp_path / "a.pt", arrays())
-    found = torch.load(tmp_path / "a.pt", weights_only=True)
+    tensors = torch.load(tmp_path / "a.pt", weights_only=True)
     want = torchfile.flatten(arrays())
     for name, array in want.items():
-        node = found
+        node = tensors
         for key in name.split("."):
             node = node[key]
         assert tuple(node.shape) == array.shape and str(node.dtype).removeprefix("torch.") == array.dtype.name.replace(
             "bool_", "bool"
         )
         np.testing.assert_array_equal(node.double().numpy(), array.astype(float))
-    torch.save(found, tmp_path / "b.pt")
+    torch.save(tensors, tmp_path / "b.pt")
     assert_same(torchfile.flatten(torchfile.read(tmp_path / "b.pt")), want)
 
 
@@ -98,8 +103,8 @@ def test_nothing_in_a_file_runs(tmp_path, protocol):
     mark = tmp_path / "ran"
     evil = [Evil(os.system, f"touch {mark}"), Evil(eval, f"open({str(mark)!r}, 'w').close()"), Evil(exec, "import os")]
     program = pickle.dumps({"evil": evil, "again": Evil(getattr, "abc", "upper"), "step": 5}, protocol)
-    found = torchfile.read(archive(tmp_path / "a.pt", program))
-    assert found["step"] == 5 and all(isinstance(each, Inert) for each in found["evil"])
+    content = torchfile.read(archive(tmp_path / "a.pt", program))
+    assert content["step"] == 5 and all(isinstance(each, Inert) for each in content["evil"])
     assert not mark.exists()
     pickle.loads(program)
     assert mark.exists()  # so it would have run
@@ -123,17 +128,10 @@ def fails(path):
 
 
 def tensor(count=6, offset=0, size=(6,), stride=(1,), key="0", storage="FloatStorage", kind="storage"):
-    """A program that rebuilds one tensor, as PyTorch writes it."""
-    items = torchfile._tuple(*map(torchfile._integer, size)), torchfile._tuple(*map(torchfile._integer, stride))
-    where = torchfile._tuple(
-        torchfile._text(kind),
-        torchfile._global("torch", storage),
-        torchfile._text(key),
-        torchfile._text("cpu"),
-        torchfile._integer(count),
-    )
-    arguments = torchfile._tuple(where + b"Q", torchfile._integer(offset), *items, b"\x89", b"N")
-    return b"\x80\x02" + torchfile._global("torch._utils", "_rebuild_tensor_v2") + arguments + b"R."
+    """A pickle of protocol 0 that rebuilds one tensor: storage, offset, size, stride, requires_grad, hooks."""
+    size, stride = ("(" + "".join(f"I{n}\n" for n in items) + "t" for items in (size, stride))
+    where = f"(V{kind}\nctorch\n{storage}\nV{key}\nVcpu\nI{count}\ntQ"
+    return f"ctorch._utils\n_rebuild_tensor_v2\n({where}I{offset}\n{size}{stride}I00\nNtR.".encode()
 
 
 @pytest.mark.parametrize(

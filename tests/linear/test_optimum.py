@@ -43,7 +43,7 @@ def minimise(m, d_z, *, kappa=0.0, action_weight=0.0, seed=0, tolerance=1e-13, s
     S[: len(maps), : len(maps)] = maps @ m.second @ maps.T
     S[len(maps) :, len(maps) :] = kappa**2 * np.eye(2 * d_o)
     o, o1, a, k1, k2 = np.split(np.eye(size), np.cumsum([d_o, d_o, d_a, d_o]))
-    inputs, seen, target = np.concatenate([o + k1, o1 + k1]), o + k2, o1 + k2
+    inputs, shifted_o, target = np.concatenate([o + k1, o1 + k1]), o + k2, o1 + k2
     regress = lambda y, x: np.linalg.lstsq((x @ S @ x.T), x @ S @ y.T, rcond=1e-13)[0].T  # noqa: E731
     encoder = np.random.default_rng(seed).standard_normal((d_z, 2 * d_o))
     inverse_inputs = np.linalg.pinv(inputs @ S @ inputs.T, rcond=1e-13, hermitian=True)
@@ -52,16 +52,16 @@ def minimise(m, d_z, *, kappa=0.0, action_weight=0.0, seed=0, tolerance=1e-13, s
     for _ in range(sweeps):
         encoder = np.linalg.qr(encoder.T)[0].T  # other coordinates of the same latent
         z = encoder @ inputs
-        AB = regress(target, np.concatenate([seen, z]))
+        AB = regress(target, np.concatenate([shifted_o, z]))
         A, B = AB[:, :d_o], AB[:, d_o:]
         E = regress(a, z)
-        residuals = [target - A @ seen - B @ z, root * (a - E @ z)]
+        residuals = [target - A @ shifted_o - B @ z, root * (a - E @ z)]
         loss = sum(np.sum((r @ S) * r) for r in residuals)
         if before - loss < tolerance * loss:
             break
         before = loss
         decoder = np.concatenate([B, root * E])
-        left = np.concatenate([target - A @ seen, root * a])
+        left = np.concatenate([target - A @ shifted_o, root * a])
         encoder = np.linalg.pinv(decoder) @ left @ S @ inputs.T @ inverse_inputs
     return loss, LAM(A, B, encoder[:, :d_o], encoder[:, d_o:], E, np.zeros(d_o), np.zeros(d_a))
 
@@ -77,8 +77,8 @@ def test_a1_loss():
 @pytest.mark.parametrize(("s_exo", "llo"), [(0.5, [1.25, 1.5, 2, 1.5, 1]), (2, [0.75, 0.5, 0, 0.5, 1])])
 def test_a2_llo_is_a_tent_for_weak_noise_and_a_v_for_strong(s_exo, llo):
     world = exact(s_exo=s_exo)
-    found = [score(solve(world.moments(), k, kappa=0.1).lam, world).llo for k in (1, 2, 4, 6, 8)]
-    np.testing.assert_allclose(found, llo, rtol=0, atol=1e-6)
+    scores = [score(solve(world.moments(), k, kappa=0.1).lam, world).llo for k in (1, 2, 4, 6, 8)]
+    np.testing.assert_allclose(scores, llo, rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -100,10 +100,10 @@ def test_a3_iid_noise_in_each_regime(s_iid, noisy, clean, eps):
 )
 def test_a4_augmentation_undoes_the_policy(chi, kappa, nmse_q):
     world = exact(s_exo=0.5, chi=chi)
-    found = score(solve(world.moments(), 4, kappa=kappa).lam, world)
-    assert found.nmse_q == pytest.approx(nmse_q, abs=1e-6)
+    scores = score(solve(world.moments(), 4, kappa=kappa).lam, world)
+    assert scores.nmse_q == pytest.approx(nmse_q, abs=1e-6)
     if (chi, kappa) == (0.6, 0.7):
-        assert found.nmse_o == pytest.approx(0.913462, abs=1e-6)
+        assert scores.nmse_o == pytest.approx(0.913462, abs=1e-6)
 
 
 @pytest.mark.parametrize(("weight", "nmse_q"), [(2.95, 1), (3.05, 0)])
@@ -121,16 +121,16 @@ def test_a6_cleaning_wins_above_its_threshold(clean, nmse_q):
 
 def test_a7_noise_that_goes_with_the_actions():
     world = exact(s_exo=0.5, rho=0.5)
-    found = score(solve(world.moments(), 4).lam, world)
-    assert found.nmse_q == pytest.approx(0.0146373, abs=1e-6)
-    assert found.nmse_eps == pytest.approx(0.638675, abs=1e-6)
+    scores = score(solve(world.moments(), 4).lam, world)
+    assert scores.nmse_q == pytest.approx(0.0146373, abs=1e-6)
+    assert scores.nmse_eps == pytest.approx(0.638675, abs=1e-6)
 
 
 @pytest.mark.parametrize(("chi", "d_z", "nmse_a"), [(0, 2, 0.5), (0.5, 2, 0.625), (0.9, 2, 0.905), (0.5, 4, 0)])
 def test_a8_a_probe_fitted_on_policy_under_random_actions(chi, d_z, nmse_a):
     world = exact(chi=chi)
-    found = score(solve(world.moments(), d_z).lam, world, latent="change", on_policy=False)
-    assert found.nmse_a == pytest.approx(nmse_a, abs=2e-6)
+    scores = score(solve(world.moments(), d_z).lam, world, latent="change", on_policy=False)
+    assert scores.nmse_a == pytest.approx(nmse_a, abs=2e-6)
 
 
 # Against a generic minimiser (B)

@@ -21,7 +21,7 @@ from lamjax.linear import (
     score,
     train,
 )
-from lamjax.linear.train import Draw, Task, _grid, _Shape, draw, init, sampled_loss
+from lamjax.linear.train import Draw, SweepShape, Task, blocks_of_points, draw, init, sampled_loss
 from lamjax.linear.world import Sources
 
 EXACT = WorldConfig(d_o=32, d_a=4, d_b=4, orthogonal=True)
@@ -60,8 +60,8 @@ def acceptance():
         for w, d_z, kappa, labels in runs.values()
         for s in SEEDS
     ]
-    found = train(points, CHECKED)
-    return {name: found[5 * i : 5 * i + 5] for i, name in enumerate(runs)}
+    results = train(points, CHECKED)
+    return {name: results[5 * i : 5 * i + 5] for i, name in enumerate(runs)}
 
 
 def scores(name, latent="true"):
@@ -123,7 +123,7 @@ def test_c9_too_few_and_too_many_latents(name, llo):
 
 
 def tiny_batch(n, seed=0, **needs):
-    shape = _Shape(6, 2, 2, uniform=False, iid=True, augmented=True, labelled=True)
+    shape = SweepShape(6, 2, 2, uniform=False, iid=True, augmented=True, labelled=True)
     return draw(jax.random.key(seed), n, dataclasses.replace(shape, **needs))
 
 
@@ -140,7 +140,7 @@ def test_d3_the_sampled_loss_is_the_population_loss():
     point = Point(config, 5, kappa=0.5, seed=7)
     w, lam = make_world(config, 7), init(point)
     task = Task(jax.tree.map(jnp.float32, w.factors), 0.5, 2.0, 1.0, jnp.ones(4))
-    shape = _Shape(16, 4, 4, uniform=False, iid=True, augmented=True, labelled=True)
+    shape = SweepShape(16, 4, 4, uniform=False, iid=True, augmented=True, labelled=True)
     model = jax.tree.map(jnp.float32, lam)
     sampled = jax.jit(lambda key: sampled_loss(model, task, draw(key, 400_000, shape), TrainConfig(bias=True)))(
         jax.random.key(7)
@@ -231,8 +231,8 @@ def test_a_sweep_is_one_program(monkeypatch):
     step = module.train_step
     monkeypatch.setattr(module, "train_step", counted)
     points = [Point(TINY, z, kappa=k, seed=s) for z in (1, 2, 3) for k in (0.0, 0.35) for s in (0, 1)]
-    found = train(points, TrainConfig(steps=32, max_rounds=2, tolerance=1e-12))
-    assert len(found) == 12 and all(t.steps == 32 + 64 for t in found)
+    results = train(points, TrainConfig(steps=32, max_rounds=2, tolerance=1e-12))
+    assert len(results) == 12 and all(t.steps == 32 + 64 for t in results)
     assert len(calls) == 2
     module.run_round.clear_cache()  # it holds the counting step
 
@@ -240,22 +240,22 @@ def test_a_sweep_is_one_program(monkeypatch):
 def test_the_grid_holds_every_pending_point_once_or_more():
     points = [Point(WorldConfig(), 2, seed=s) for s in [0] * 7 + [1] * 5]
     for pending in (range(12), [0, 1, 8], [11]):
-        grid = np.asarray(_grid(points, pending))
+        grid = np.asarray(blocks_of_points(points, pending))
         assert set(grid.ravel()) == set(pending)
         seeds = np.vectorize(lambda i: points[i].seed)(grid)
         assert (seeds == seeds[:1, :, :1]).all()
-    assert np.asarray(_grid(points, range(12))).shape == (4, 2, 2)  # blocks of four points
+    assert np.asarray(blocks_of_points(points, range(12))).shape == (4, 2, 2)  # blocks of four points
 
 
 def test_converged_points_stop_and_the_others_go_on():
     easy = Point(WorldConfig(d_o=6, d_a=2, d_b=2), 2)
     hard = Point(dataclasses.replace(TINY, s_iid=1.0), 1)
-    told = []
+    lines = []
     config = TrainConfig(learning_rate=0.03, steps=800, max_rounds=2, tolerance=1e-3)
-    one, two = train([easy, hard], config, progress=told.append)
+    one, two = train([easy, hard], config, progress=lines.append)
     assert one.converged and one.steps == 800
     assert two.steps == 2400
-    assert told[0].startswith("800 steps, 1/2 converged")
+    assert lines[0].startswith("800 steps, 1/2 converged")
 
 
 def test_the_start_is_uniform_by_fan_in_and_the_same_in_any_sweep():
@@ -310,8 +310,7 @@ def test_bad_settings_are_named(settings, name):
 
 
 @pytest.mark.parametrize(
-    ("settings", "name"),
-    [({"d_z": 7}, "d_z"), ({"kappa": -1.0}, "kappa"), ({"label_fraction": 2.0}, "label_fraction")],
+    ("settings", "name"), [({"d_z": 7}, "d_z"), ({"kappa": -1.0}, "kappa"), ({"label_fraction": 2.0}, "label_fraction")]
 )
 def test_bad_points_are_named(settings, name):
     with pytest.raises(ValueError, match=f"^{name} "):

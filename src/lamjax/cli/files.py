@@ -201,11 +201,13 @@ def import_torch(args: ImportTorch) -> None:
 
 def export_torch(args: ExportTorch) -> None:
     """`lamjax export-torch`."""
+    from lamjax import loading
     from lamjax.interop import torch_runs
 
     out = args.out or args.source / "models.pt"
     if not out.parent.is_dir():
         raise ValueError(f"There is no folder {out.parent}: make it, or choose another --out.")
-    networks = torch_runs.export_torch(args.source, out)
+    model, policy = loading.load_dynamics(args.source), loading.load_cloning(args.source)
+    networks = torch_runs.export_torch(model, policy, out)
     print(out)
     print(f"wrote {', '.join(networks)}", file=sys.stderr)

@@ -1,6 +1,6 @@
-"""Holds lamjax against numbers that the PyTorch reference computed: ``python -m lamjax.interop.golden FILE.npz``.
+"""Compares lamjax with numbers that the PyTorch reference computed: ``python -m lamjax.interop.golden FILE.npz``.
 
-A golden file is an ``.npz`` of plain arrays. What goes in:
+A golden file is an ``.npz`` of plain arrays. Its inputs are
 
     config              int64 [6]: IMPALA scale, forward model's base width, codebooks N, latents H, dim D, codes M
     obs_u8              uint8 [B, 3, 64, 64, 3]: windows o_{t-1}, o_t, o_{t+1}
@@ -8,9 +8,9 @@ A golden file is an ``.npz`` of plain arrays. What goes in:
     policy/*            the stage-2 policy's weights
     gae/rewards, values, dones [T, N], next_value, next_done [N]; dones[t] says that step t starts an episode
 
-and what came out: ``eval/*`` (evaluation mode), ``train0/*`` to ``train2/*`` (three steps of AdamW on the same batch),
-``after3/*`` (some weights and buffers after them), ``policy_out/*`` and ``gae/adv``, ``gae/returns``. Everything that
-came out is computed anew at the file's own sizes and compared entry by entry.
+and its outputs ``eval/*`` (evaluation mode), ``train0/*`` to ``train2/*`` (three steps of AdamW on the same batch),
+``after3/*`` (some weights and buffers after them), ``policy_out/*`` and ``gae/adv``, ``gae/returns``. The command
+computes all outputs again at the file's own sizes and compares them entry by entry.
 """
 
 import argparse
@@ -64,12 +64,12 @@ class GoldenError(ValueError):
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """How one entry compares.
+    """The comparison of one entry.
 
     Attributes:
       name: the entry.
       difference: largest absolute difference; NaN where either side is NaN.
-      tolerance: what is allowed, in words.
+      tolerance: the tolerance in words.
       ok: whether the entry is within it.
     """
 
@@ -109,7 +109,7 @@ def read(path: Path) -> dict[str, np.ndarray]:
 
 
 def config_of(golden: Mapping[str, np.ndarray]) -> DynamicsConfig:
-    """The settings that the file's ``config`` stands for, with a learning rate that stays at 3e-4.
+    """The settings in the file's ``config``, with a constant learning rate of 3e-4.
 
     Raises:
       GoldenError: if ``config`` is not six positive integers.
@@ -172,16 +172,16 @@ def _stripped(arrays: Mapping[str, np.ndarray], prefix: str) -> dict[str, np.nda
 
 
 def recompute(golden: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Computes everything that comes out from what goes in.
+    """Computes the outputs from the inputs.
 
     Args:
-      golden: at least the entries that go in (see the module).
+      golden: at least the inputs (see the module).
 
     Returns:
-      The entries that come out, ``after3/*`` for every weight and buffer.
+      The outputs, with ``after3/*`` for every weight and buffer.
 
     Raises:
-      GoldenError: if the entries that go in do not fit each other.
+      GoldenError: if the inputs do not fit each other.
     """
     config = config_of(golden)
     obs = np.asarray(golden["obs_u8"])
@@ -196,22 +196,22 @@ def recompute(golden: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         except WeightsError as error:
             raise GoldenError(f"The weights do not fit config {list(map(int, golden['config']))}: {error}") from None
         windows = jnp.asarray(obs)
-        found = {f"eval/{name}": array for name, array in _evaluation(state, windows).items()}
-        found |= {f"train0/{name}": array for name, array in _training(state, windows).items()}
+        computed = {f"eval/{name}": array for name, array in _evaluation(state, windows).items()}
+        computed |= {f"train0/{name}": array for name, array in _training(state, windows).items()}
         for step in range(STEPS):
             state, metrics = _train_step(state, windows)
             row = {"wm_loss": metrics["fdm_mse"], "vq_loss": metrics["commitment"], "grad_norm": metrics["grad_norm"]}
             row["vq_perp"] = sum(metrics[f"perplexity_{n}"] for n in range(config.quantizer.codebooks))
             row |= {theirs: getattr(state.codebooks, ours) for theirs, ours in _BUFFERS.items()}
-            found |= {f"train{step}/{name}": array for name, array in row.items()}
+            computed |= {f"train{step}/{name}": array for name, array in row.items()}
         for name, array in pytorch.dynamics_arrays(state).items():
             counted = before.get(name, 0) if name.endswith(TRACKED) else 0
-            found[_AFTER + name] = np.asarray(array) + counted
+            computed[_AFTER + name] = np.asarray(array) + counted
         network = LatentPolicy(config.idm, config.latent_dim)
         latent, value = jax.jit(network.apply)({"params": policy}, normalise_obs(windows[:, 1]))
-        found |= {"policy_out/latent": latent, "policy_out/value": value[:, None]}
-        found["gae/adv"], found["gae/returns"] = _gae(golden)
-    return {name: np.asarray(array) for name, array in jax.device_get(found).items()}
+        computed |= {"policy_out/latent": latent, "policy_out/value": value[:, None]}
+        computed["gae/adv"], computed["gae/returns"] = _gae(golden)
+    return {name: np.asarray(array) for name, array in jax.device_get(computed).items()}
 
 
 def _gae(golden: Mapping[str, np.ndarray]) -> tuple[jax.Array, jax.Array]:
@@ -228,25 +228,25 @@ def _gae(golden: Mapping[str, np.ndarray]) -> tuple[jax.Array, jax.Array]:
 
 
 def rounding(
-    golden: Mapping[str, np.ndarray], found: Mapping[str, np.ndarray], draws: int = 4
+    golden: Mapping[str, np.ndarray], computed: Mapping[str, np.ndarray], draws: int = 4
 ) -> dict[str, np.ndarray]:
-    """How far float32 rounding alone moves each weight and buffer in three steps.
+    """Measures how far float32 rounding alone moves each weight and buffer in three steps.
 
-    A bias in front of a batch norm has a true gradient of zero, and so has the input of a channel that is the same
-    everywhere; what is left is rounding, which Adam scales up to full steps. Such elements are found by taking the
-    steps again from weights that differ in the last bit.
+    A bias in front of a batch norm has a true gradient of zero, and so does the input of a channel that is the same
+    everywhere. Their computed gradients are rounding, which Adam scales up to full steps. Repeating the steps from
+    weights that differ in the last bit shows which elements move.
 
     Args:
-      golden: at least the entries that go in.
-      found: what `recompute` gave for them.
+      golden: at least the inputs.
+      computed: the outputs of `recompute`.
       draws: how often the last bits are drawn.
 
     Returns:
-      ``after3/*`` of `found`: the largest absolute difference over the draws.
+      ``after3/*`` of `computed`: the largest absolute difference over the draws.
     """
     config, windows = config_of(golden), jnp.asarray(golden["obs_u8"])
     state = pytorch.dynamics_state(_stripped(golden, "before/"), config)
-    spread = {name: np.zeros(array.shape) for name, array in found.items() if name.startswith(_AFTER)}
+    spread = {name: np.zeros(array.shape) for name, array in computed.items() if name.startswith(_AFTER)}
     with jax.default_matmul_precision("highest"):
         for draw in range(draws):
             rng = np.random.default_rng(draw)
@@ -259,36 +259,34 @@ def rounding(
                 moved, _ = _train_step(moved, windows)
             for name, array in jax.device_get(pytorch.dynamics_arrays(moved)).items():
                 if not name.endswith(TRACKED):
-                    spread[_AFTER + name] = np.maximum(spread[_AFTER + name], np.abs(array - found[_AFTER + name]))
+                    spread[_AFTER + name] = np.maximum(spread[_AFTER + name], np.abs(array - computed[_AFTER + name]))
     return spread
 
 
 def compare(
-    golden: Mapping[str, np.ndarray],
-    found: Mapping[str, np.ndarray],
-    spread: Mapping[str, np.ndarray] | None = None,
+    golden: Mapping[str, np.ndarray], computed: Mapping[str, np.ndarray], spread: Mapping[str, np.ndarray] | None = None
 ) -> list[Row]:
-    """Compares what the file says came out with what was computed.
+    """Compares the outputs of a golden file with computed ones.
 
     Args:
       golden: the file.
-      found: what `recompute` gave for it.
-      spread: what `rounding` gave for it: elements of ``after3/*`` may differ by ten times their own, though never by
-        more than three steps of Adam in opposite directions make. None holds all to the same bound.
+      computed: the outputs of `recompute`.
+      spread: the result of `rounding`: each element of ``after3/*`` may differ by ten times its own spread, but by no
+        more than three steps of Adam in opposite directions. None holds all elements to the same bound.
 
     Returns:
       One row for each entry, in the file's order, and one for all ``after3/*`` together.
 
     Raises:
-      GoldenError: if an entry has another shape than what was computed, or no model has it.
+      GoldenError: if an entry has another shape than the computed one, or belongs to no model.
     """
     rows, errors = [], []
     for name, want in golden.items():
         if name in _INPUTS or name.startswith(_INPUT_FOLDERS):
             continue
-        if name not in found:
+        if name not in computed:
             raise GoldenError(f"{name} belongs to neither model at the sizes of config.")
-        got = found[name]
+        got = computed[name]
         if got.shape != want.shape:
             raise GoldenError(f"{name} has shape {list(want.shape)} where these sizes give {list(got.shape)}.")
         want, got = want.astype(np.float64), got.astype(np.float64)
@@ -308,7 +306,7 @@ def compare(
 
 
 def check(golden: Mapping[str, np.ndarray]) -> list[Row]:
-    """Recomputes a golden file and compares; weights beyond their bound are held against what rounding does to them.
+    """Recomputes a golden file and compares; weights beyond their bound get the bound of `rounding`.
 
     Args:
       golden: all entries (see `read`).
@@ -319,11 +317,11 @@ def check(golden: Mapping[str, np.ndarray]) -> list[Row]:
     Raises:
       GoldenError: if entries do not fit each other.
     """
-    found = recompute(golden)
-    rows = compare(golden, found)
+    computed = recompute(golden)
+    rows = compare(golden, computed)
     if all(row.ok for row in rows if _is_weight(row.name)):
         return rows
-    return compare(golden, found, rounding(golden, found))
+    return compare(golden, computed, rounding(golden, computed))
 
 
 def _is_weight(name: str) -> bool:
@@ -333,10 +331,10 @@ def _is_weight(name: str) -> bool:
 def _tolerance(name: str, want: np.ndarray) -> tuple[str, np.ndarray | float]:
     """The tolerance of an entry in words, and as absolute bounds that broadcast against it.
 
-    Outputs 1e-5, losses 1e-6, gradient norms and quantiser buffers 1e-4 of themselves (of the code that a number
-    belongs to, as single coordinates may be next to nothing), weights and batch statistics `_ALL`, and `_MOST` over all
-    of them together. Losses, advantages and perplexities can be so large that float32 does not hold these digits:
-    beyond 1 their bound grows with the largest.
+    Outputs have 1e-5 and losses 1e-6. Gradient norms and quantiser buffers have 1e-4 of their size (for a code's vector
+    that of its largest number, because single coordinates may be close to 0). Weights and batch statistics have `_ALL`,
+    and 99 % of them together `_MOST`. Bounds of losses, advantages and perplexities above 1 grow with the largest
+    number, because float32 does not hold more digits.
     """
     if name.endswith(("la_qinds", TRACKED)):
         return "0", 0.0
@@ -352,7 +350,7 @@ def _tolerance(name: str, want: np.ndarray) -> tuple[str, np.ndarray | float]:
 
 
 def table(rows: list[Row]) -> Iterator[str]:
-    """The lines of a table, one for each row, with a header."""
+    """Yields the lines of a table: a header, and one line for each row."""
     width = max(len(row.name) for row in rows)
     yield f"{'entry':{width}s}  {'difference':>10s}  {'tolerance':22s}  ok"
     for row in rows:

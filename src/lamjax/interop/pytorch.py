@@ -1,8 +1,8 @@
-"""Weights by the names and layouts of LAPO's PyTorch modules, as our parameters, and back.
+"""Converts weights with the names and layouts of LAPO's PyTorch modules to our parameters, and back.
 
 PyTorch keeps convolutions as ``[O, I, h, w]``, transposed ones as ``[I, O, h, w]`` (and applies them flipped compared
 with XLA), linear layers as ``[O, I]``, and flattens images channels first. One table of names serves both directions,
-so that what is loaded and written again is the same to the bit.
+so weights that are loaded and written again are bit-identical.
 """
 
 import dataclasses
@@ -153,13 +153,13 @@ def image_size(config: UNetConfig) -> int:
 
 
 def _check(arrays: Arrays, expected: Mapping[str, Any]) -> None:
-    """Every expected name is there with its shape, and nothing else but counts of batches."""
+    """Raises WeightsError unless the arrays are the expected ones with their shapes; counts of batches are ignored."""
     for name, want in expected.items():
         if name not in arrays:
             raise WeightsError(f"{name} is missing, so these are not the weights of LAPO's networks at these sizes.")
-        found = tuple(np.shape(arrays[name]))
-        if found != tuple(want.shape):
-            raise WeightsError(f"{name} has shape {list(found)} where LAPO's networks have {list(want.shape)}.")
+        shape = tuple(np.shape(arrays[name]))
+        if shape != tuple(want.shape):
+            raise WeightsError(f"{name} has shape {list(shape)} where LAPO's networks have {list(want.shape)}.")
     for name in arrays:
         if name not in expected and not name.endswith(TRACKED):
             raise WeightsError(f"{name} belongs to no network of LAPO's at these sizes.")
@@ -174,10 +174,10 @@ def _check_trunk(config: Any) -> None:
 
 
 def check_reference_form(config: DynamicsConfig) -> None:
-    """Checks that the models have the form of the reference's, at whatever sizes.
+    """Checks that the models have the form of the reference's, at any sizes.
 
     Raises:
-      WeightsError: if they have not; the sentence names the setting.
+      WeightsError: if they do not; the sentence names the setting.
     """
     _check_trunk(config.idm)
     fdm, like = config.fdm, UNetConfig()

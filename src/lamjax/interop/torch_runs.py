@@ -1,6 +1,6 @@
-"""The reference's checkpoints as run folders, and run folders as checkpoints by its names.
+"""Imports the reference's checkpoints into run folders, and exports run folders as checkpoints with its names.
 
-Where a checkpoint keeps its networks does not matter: they are found by the names of their weights, at any depth.
+The names of weights identify the networks, at whatever depth a checkpoint keeps them.
 """
 
 import dataclasses
@@ -12,12 +12,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from lamjax import cloning
-from lamjax.cloning import CloningConfig, CloningState
+from lamjax.cloning import CloningState
 from lamjax.config import RunConfig
-from lamjax.dynamics import DynamicsConfig, DynamicsState
+from lamjax.dynamics import DynamicsState
 from lamjax.interop import pytorch, torchfile
 from lamjax.interop.pytorch import FDM, IDM, TRACKED, WeightsError
-from lamjax.models.quantizer import Codebooks
 from lamjax.training import checkpoint
 
 POLICY = "policy."
@@ -28,45 +27,45 @@ def find_networks(arrays: Mapping[str, np.ndarray]) -> dict[str, dict[str, np.nd
     """Finds LAPO's networks among arrays by dotted names.
 
     Args:
-      arrays: what `torchfile.flatten` gave, of one file or several.
+      arrays: the arrays of one file or several, from `torchfile.flatten`.
 
     Returns:
-      The arrays of each network that is there, by its own names: of the inverse model under "idm.", the forward model
-      under "wm.", the latent policy under "policy.".
+      The arrays of each network by its own names: those of the inverse model under "idm.", of the forward model under
+      "wm.", and of the latent policy under "policy.".
 
     Raises:
-      WeightsError: if there is none, or two of a kind.
+      WeightsError: if there is no network, or two of a kind.
     """
-    found: dict[str, str] = {}
+    prefixes: dict[str, str] = {}
     for name in arrays:
         prefix = name.removesuffix(_TRUNK if name.endswith(_TRUNK) else _UNET)
         if prefix == name or (prefix and not prefix.endswith(".")):
             continue
         kind = FDM if name.endswith(_UNET) else IDM if prefix + _BOOKS in arrays else POLICY
-        if kind in found:
+        if kind in prefixes:
             raise WeightsError(
-                f"There are two networks of a kind, at {found[kind] or 'the top'} and {prefix or 'the top'}: save the "
-                "one that is meant to a file of its own."
+                f"There are two networks of a kind, at {prefixes[kind] or 'the top'} and {prefix or 'the top'}: save "
+                "the one that is meant to a file of its own."
             )
-        found[kind] = prefix
-    if not found:
+        prefixes[kind] = prefix
+    if not prefixes:
         raise WeightsError(
             "There is none of LAPO's networks: no state dict with conv_stack.0.conv.weight or down.0.conv.weight. A "
             "model that was saved as a whole must be saved again as its state_dict()."
         )
     return {
         kind: {name.removeprefix(prefix): array for name, array in arrays.items() if name.startswith(prefix)}
-        for kind, prefix in found.items()
+        for kind, prefix in prefixes.items()
     }
 
 
 @dataclasses.dataclass(frozen=True)
 class Imported:
-    """What an import found.
+    """The result of an import.
 
     Attributes:
       config: the settings with the sizes of the networks.
-      networks: their kinds, "idm.", "wm.", "policy.".
+      networks: the kinds of the networks: "idm.", "wm.", "policy.".
     """
 
     config: RunConfig
@@ -79,7 +78,7 @@ def import_torch(paths: Sequence[Path], folder: Path, config: RunConfig) -> Impo
     Args:
       paths: files of ``torch.save``; together they hold the inverse and the forward model, the latent policy, or all.
       folder: the run folder, whose checkpoints of these stages must not exist.
-      config: the run's settings; the networks' sizes are replaced by those found.
+      config: the run's settings; the sizes of the files' networks replace its own.
 
     Raises:
       TorchFileError: if a file is missing, damaged or of another format.
@@ -87,8 +86,8 @@ def import_torch(paths: Sequence[Path], folder: Path, config: RunConfig) -> Impo
     """
     arrays: dict[str, np.ndarray] = {}
     for path in paths:
-        found = torchfile.flatten(torchfile.read(path))
-        arrays |= {(f"{path.name}." if len(paths) > 1 else "") + name: array for name, array in found.items()}
+        prefix = f"{path.name}." if len(paths) > 1 else ""
+        arrays |= {prefix + name: array for name, array in torchfile.flatten(torchfile.read(path)).items()}
     networks = find_networks(arrays)
     if (IDM in networks) != (FDM in networks):
         have, lack = ("an inverse", "forward") if IDM in networks else ("a forward", "inverse")
@@ -126,47 +125,38 @@ def import_torch(paths: Sequence[Path], folder: Path, config: RunConfig) -> Impo
         config = dataclasses.replace(config, cloning=settings)
         states["cloning"] = (settings.steps, state, settings)
     for stage, (steps, state, settings) in states.items():
-        # How long it took is not known.
+        # The files do not say how long training took.
         meta = {"seconds": float("nan"), "imported": [path.name for path in paths]}
         checkpoint.save(folder / "checkpoints" / stage, steps, state, config=settings, meta=meta)
     return Imported(config, tuple(networks))
 
 
-def export_torch(folder: Path, out: Path) -> list[str]:
+def export_torch(model: DynamicsState | None, policy: CloningState | None, out: Path) -> list[str]:
     """Writes a run's networks by the reference's names: ``{"idm": ..., "wm": ..., "policy": ...}``.
 
     Args:
-      folder: the run folder.
+      model: stage 1, as from `loading.load_dynamics`.
+      policy: stage 2, as from `loading.load_cloning`.
       out: the file, for ``torch.load(out, weights_only=True)``.
 
     Returns:
-      The names of the networks that were there.
+      The names of the networks.
 
     Raises:
-      WeightsError: if the run has none, or of another form than the reference's.
-      CheckpointError: if its checkpoints are damaged.
+      WeightsError: if there are no networks, or networks of another form than the reference's.
     """
     tree: dict[str, dict[str, np.ndarray]] = {}
-    found = checkpoint.restore_arrays(folder / "checkpoints" / "dynamics")
     size = 64
-    if found is not None:
-        _, leaves, note = found
-        config = _as_config(DynamicsConfig(), note["config"])
-        nested = checkpoint.nest(leaves)
-        books, stats = Codebooks(**nested["codebooks"]), nested["batch_stats"]
-        state = DynamicsState(nested["params"], stats, books, None, nested["step"], config)
-        for name, array in pytorch.dynamics_arrays(state).items():
+    if model is not None:
+        for name, array in pytorch.dynamics_arrays(model).items():
             kind, _, rest = name.partition(".")
             tree.setdefault(kind, {})[rest] = np.asarray(array, np.int64 if name.endswith(TRACKED) else np.float32)
-        size = pytorch.image_size(config.fdm)
-    found = checkpoint.restore_arrays(folder / "checkpoints" / "cloning")
-    if found is not None:
-        _, leaves, note = found
-        trunk = _as_config(CloningConfig(), note["config"]).trunk
-        arrays = pytorch.policy_arrays(checkpoint.nest(leaves)["params"], trunk, size)
+        size = pytorch.image_size(model.config.fdm)
+    if policy is not None:
+        arrays = pytorch.policy_arrays(policy.params, policy.config.trunk, size)
         tree["policy"] = {name: np.asarray(array, np.float32) for name, array in arrays.items()}
     if not tree:
-        raise WeightsError(f"{folder} has no checkpoint of stage 1 or 2: give the folder of a run.")
+        raise WeightsError("The run has no checkpoint of stage 1 or 2: give the folder of a run.")
     torchfile.write(out, tree)
     return list(tree)
 
@@ -186,21 +176,3 @@ def options(config: Any, base: Any, prefix: str = "--") -> list[str]:
         else:
             words += [name, *(map(str, ours) if isinstance(ours, tuple) else [str(ours)])]
     return words
-
-
-def _as_config(default: Any, values: Mapping[str, Any]) -> Any:
-    """A config from its JSON values.
-
-    Raises:
-      WeightsError: if a field is of another type, such as a trunk for vectors.
-    """
-    known = {field.name for field in dataclasses.fields(default)}
-    if odd := sorted(values.keys() - known):
-        raise WeightsError(f"The reference has no networks of this form: they have no {odd[0]}.")
-
-    def value(name: str, new: Any) -> Any:
-        if dataclasses.is_dataclass(getattr(default, name)):
-            return _as_config(getattr(default, name), new)
-        return tuple(new) if isinstance(new, list) else new
-
-    return dataclasses.replace(default, **{name: value(name, new) for name, new in values.items()})

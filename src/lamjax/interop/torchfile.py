@@ -39,7 +39,7 @@ class TorchFileError(ValueError):
 
 
 class Inert:
-    """Stands for an object whose class is not a tensor's: it takes whatever a pickle does to it, and does nothing."""
+    """Stands for an object of a foreign class: accepts whatever a pickle does to it, and does nothing."""
 
     def __new__(cls, *_: Any, **__: Any) -> "Inert":
         """Makes one, whatever the arguments."""
@@ -49,7 +49,7 @@ class Inert:
         pass
 
     def __call__(self, *_: Any, **__: Any) -> "Inert":
-        """Another one: what a pickle calls may be the result of a call."""
+        """Returns another one, because a pickle may call the result of a call."""
         return Inert()
 
     def __setstate__(self, _: Any) -> None:
@@ -72,7 +72,7 @@ class _Storage:
 
 
 def _tensor(storage: Any, offset: Any, size: Any, stride: Any, *_: Any) -> np.ndarray:
-    """A tensor as a contiguous array; what reaches beyond its storage is refused."""
+    """A tensor as a contiguous array; raises ValueError if it reaches beyond its storage."""
     if not isinstance(storage, _Storage):
         raise ValueError("a tensor has no storage")
     offset, size, stride = int(offset), tuple(map(int, size)), tuple(map(int, stride))
@@ -108,9 +108,9 @@ class _Unpickler(pickle.Unpickler):
         self._storages: dict[str, _Storage] = {}
 
     def find_class(self, module: str, name: str) -> Any:
-        """The few names that resolve; a stand-in for the others."""
-        found = _NAMES.get((module, name))
-        return type("Inert", (Inert,), {"__module__": __name__}) if found is None else found
+        """What rebuilds a tensor, or a stand-in for any other name."""
+        known = _NAMES.get((module, name))
+        return type("Inert", (Inert,), {"__module__": __name__}) if known is None else known
 
     def persistent_load(self, pid: Any) -> _Storage:
         """The storage that a persistent id names."""
@@ -133,7 +133,7 @@ def _member(archive: zipfile.ZipFile, name: str, limit: int | None = None) -> by
 
 
 def read(path: Path) -> Any:
-    """Reads what ``torch.save`` wrote: tensors become numpy arrays, foreign objects `Inert`; nothing foreign runs.
+    """Reads a file of ``torch.save``: tensors become numpy arrays, foreign objects `Inert`; no foreign code runs.
 
     Args:
       path: the file, as PyTorch 1.6 and newer write it.
@@ -169,14 +169,11 @@ def flatten(tree: Any, prefix: str = "") -> dict[str, np.ndarray]:
     """The arrays of nested mappings and sequences by their dotted names."""
     if isinstance(tree, np.ndarray):
         return {prefix[:-1]: tree}
-    found: dict[str, np.ndarray] = {}
-    if isinstance(tree, Mapping):
-        items = list(tree.items())
-    else:
-        items = list(enumerate(tree)) if isinstance(tree, list | tuple) else []
+    items = tree.items() if isinstance(tree, Mapping) else enumerate(tree) if isinstance(tree, list | tuple) else ()
+    arrays: dict[str, np.ndarray] = {}
     for key, value in items:
-        found |= flatten(value, f"{prefix}{key}.")
-    return found
+        arrays |= flatten(value, f"{prefix}{key}.")
+    return arrays
 
 
 # Writing
@@ -219,7 +216,7 @@ def _pickled(array: np.ndarray, key: str) -> bytes:
 
 
 def write(path: Path, tree: Mapping[str, Any]) -> None:
-    """Writes nested mappings of arrays so that ``torch.load(path, weights_only=True)`` gives them as tensors.
+    """Writes nested mappings of arrays, which ``torch.load(path, weights_only=True)`` reads as tensors.
 
     Args:
       path: the file; it appears only when it is complete.

@@ -3,14 +3,7 @@
 Stands alone: numpy, JAX and optax, nothing else of lamjax.
 """
 
-from lamjax.linear.metrics import (
-    Scores,
-    information_objective,
-    latent_map,
-    mutual_information,
-    probe_errors,
-    score,
-)
+from lamjax.linear.metrics import Scores, information_objective, latent_map, mutual_information, probe_errors, score
 from lamjax.linear.optimum import LAM, Optimum, TieWarning, angle, excess, optimum, population_loss, shifted
 from lamjax.linear.theory import (
     action_eigenvalue,

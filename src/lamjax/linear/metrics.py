@@ -1,11 +1,11 @@
-"""What a latent knows: linear probes by exact least squares (arXiv 2506.15691, sections 3 and 5).
+"""Measures what latents tell, by linear probes with exact least squares (arXiv 2506.15691, sections 3 and 5).
 
     NMSE_y = min over W, w of E|W z + w - y|^2 / tr Cov(y),   LLO = -NMSE_q + NMSE_eps + NMSE_o
 
-A probe sees the frozen latent, without augmentation. LLO ("learning latent action objective") is at most 2: the latent
-tells the controllable change and neither the noise nor the observation. Where there is no noise NMSE_eps is 1.
+A probe reads the frozen latent, without augmentation. LLO ("learning latent action objective") is at most 2, when the
+latent tells the controllable change and neither the noise nor the observation. Without noise NMSE_eps is 1.
 
-From moments nothing is sampled: the moments of `Moments.of_samples` give least squares on a data set.
+Probes are computed from moments, without sampling; `Moments.of_samples` gives least squares on a data set.
 """
 
 import dataclasses
@@ -14,18 +14,18 @@ from typing import Literal
 import numpy as np
 
 from lamjax.linear.optimum import LAM
-from lamjax.linear.world import VARIABLES, Moments, World, check
+from lamjax.linear.world import VARIABLES, Moments, World, check, check_choice
 
 LatentKind = Literal["true", "surrogate", "change"]
 Probe = Literal["noisy", "noisy-clean", "clean"]
 
-# Latents weaker than this, relative to the strongest, are rounding of the training: probes do not see them.
+# Probes ignore latents weaker than this, relative to the strongest, which are rounding of the training.
 _RANK = 1e-10
 
 
 @dataclasses.dataclass(frozen=True)
 class Scores:
-    """Probe errors and what follows.
+    """Probe errors and the objective that they give.
 
     Attributes:
       nmse_q: NMSE of the controllable change q = X a, in [0, 1] where the probe is evaluated as it was fitted.
@@ -47,13 +47,12 @@ def latent_map(lam: LAM, moments: Moments, latent: LatentKind = "true") -> np.nd
 
     Args:
       lam: the model.
-      moments: tells the sizes.
+      moments: whose sizes count.
       latent: "true" for z = C o + D o'; "surrogate" for the paper's z~ = B^+ (o^ - o), which does not depend on how C
         and A share the observation between them; "change" for o^ - o itself, ``[O, V]``, which the authors' code
         probes: under a policy it also holds what A predicts of the action.
     """
-    choices = ("true", "surrogate", "change")
-    check(latent in choices, f"latent must be one of {', '.join(choices)}, not {latent!r}.")
+    check_choice("latent", latent, "true", "surrogate", "change")
     z = moments.select(o=lam.C + lam.D, delta=lam.D)
     if latent == "true":
         return z
@@ -74,7 +73,7 @@ def probe_errors(z: np.ndarray, fit: Moments, evaluate: Moments | None = None) -
     """
     evaluate = evaluate or fit
     inverse = np.linalg.pinv(fit.product(z, z, centred=True), rcond=_RANK, hermitian=True)
-    found = {}
+    errors = {}
     for name in VARIABLES:
         y = fit.select(**{name: 1.0})
         W = fit.product(y, z, centred=True) @ inverse
@@ -83,8 +82,8 @@ def probe_errors(z: np.ndarray, fit: Moments, evaluate: Moments | None = None) -
         residual = y - W @ z
         bias = residual @ evaluate.mean - offset
         error = np.trace(evaluate.product(residual, residual, centred=True)) + bias @ bias
-        found[name] = float(error / variance) if variance > 1e-15 * len(y) else float("nan")
-    return found
+        errors[name] = float(error / variance) if variance > 1e-15 * len(y) else float("nan")
+    return errors
 
 
 def score(
@@ -123,13 +122,13 @@ def mutual_information(z: np.ndarray, moments: Moments, variable: str) -> float:
     Returns:
       The information; infinite if z determines a direction of y.
     """
-    check(variable in VARIABLES, f"variable must be one of {', '.join(VARIABLES)}, not {variable!r}.")
+    check_choice("variable", variable, *VARIABLES)
     y = moments.select(**{variable: 1.0})
     values, vectors = np.linalg.eigh(moments.product(y, y, centred=True))
-    kept = values > 1e-12 * max(values[-1], 1e-300)
-    if not kept.any() or values[-1] <= 1e-15:
+    varies = values > 1e-12 * max(values[-1], 1e-300)
+    if not varies.any() or values[-1] <= 1e-15:
         return 0.0
-    white = (vectors[:, kept] / np.sqrt(values[kept])).T @ y
+    white = (vectors[:, varies] / np.sqrt(values[varies])).T @ y
     S_zz, S_yz = moments.product(z, z, centred=True), moments.product(white, z, centred=True)
     explained = S_yz @ np.linalg.pinv(S_zz, rcond=_RANK, hermitian=True) @ S_yz.T
     left = 1 - np.clip(np.linalg.eigvalsh(explained), 0, 1)
@@ -137,7 +136,6 @@ def mutual_information(z: np.ndarray, moments: Moments, variable: str) -> float:
 
 
 def information_objective(z: np.ndarray, moments: Moments) -> float:
-    """``I(z; a) - I(z; eps) - I(z; o)`` in nats, what LLO stands for."""
-    return float(np.subtract(*(mutual_information(z, moments, v) for v in ("a", "eps")))) - mutual_information(
-        z, moments, "o"
-    )
+    """``I(z; a) - I(z; eps) - I(z; o)`` in nats, which LLO approximates."""
+    action, noise, observation = (mutual_information(z, moments, variable) for variable in ("a", "eps", "o"))
+    return float(np.subtract(action, noise)) - observation

@@ -21,7 +21,7 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from lamjax.linear.world import Moments, check
+from lamjax.linear.world import Moments, check, check_choice
 
 # Relative to the largest eigenvalue: below these an eigenvalue is rounding, and two eigenvalues are equal.
 _RANK, _TIE = 1e-12, 1e-9
@@ -55,7 +55,7 @@ class LAM(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Optimum:
-    """What `optimum` finds.
+    """The result of `optimum`.
 
     Attributes:
       loss: L*, the smallest loss.
@@ -83,7 +83,7 @@ def _descending(S: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def check_settings(d_o: int, d_z: int, kappa: float, action_weight: float) -> None:
-    """Refuses settings that make no sense, naming the argument."""
+    """Raises ValueError, which names the argument, for settings out of range."""
     check(1 <= d_z <= d_o, f"d_z must lie in [1, d_o = {d_o}], not {d_z}.")
     for name, value in (("kappa", kappa), ("action_weight", action_weight)):
         check(0 <= value < np.inf, f"{name} must be finite and not negative, not {value}.")
@@ -118,7 +118,7 @@ def optimum(
     """
     m, d_o, d_a = moments, moments.d_o, moments.d_a
     check_settings(d_o, d_z, kappa, action_weight)
-    check(ties in ("warn", "ignore"), f"ties must be warn or ignore, not {ties!r}.")
+    check_choice("ties", ties, "warn", "ignore")
     o, delta, a = m.select(o=1.0), m.select(delta=1.0), m.select(a=1.0)
     S_o, S_do, S_d = (m.product(u, v, centred=bias) for u, v in ((o, o), (delta, o), (delta, delta)))
     S_ao, S_ad, S_a = (m.product(a, v, centred=bias) for v in (o, delta, a))

@@ -1,11 +1,11 @@
-"""Training linear latent action models by stochastic gradient descent, a whole sweep as one program.
+"""Trains linear latent action models by stochastic gradient descent, a whole sweep as one program.
 
 Points of a sweep differ in world, latent size, augmentation, action loss and seed. They become one batched program:
 smaller latents and actions are padded with zeros, which gradient descent leaves at zero, and points of the same seed
-see the same draws, mapped through each point's own world. Fresh transitions in every step, as in the paper.
+use the same draws, mapped through each point's own world. Every step draws fresh transitions, as in the paper.
 
-A sweep runs in rounds. After a round the excess over the closed form is measured on exact moments (`optimum.excess`);
-points above the tolerance go on into the next round, which is twice as long and starts at the full learning rate.
+A sweep runs in rounds. After a round, `optimum.excess` measures the excess over the closed form on exact moments.
+Points above the tolerance enter the next round, which is twice as long and starts at the full learning rate.
 
 Dimension keys: S seeds, M points of a seed, N batch, O observation, A action, B other agents' action, Z latent.
 """
@@ -23,7 +23,7 @@ import optax
 
 from lamjax.linear.optimum import LAM, Optimum, check_settings, excess, optimum, population_loss
 from lamjax.linear.theory import effective_action_weight
-from lamjax.linear.world import Factors, Sources, World, WorldConfig, check, make_world, transition
+from lamjax.linear.world import Factors, Sources, World, WorldConfig, check, check_choice, make_world, transition
 
 # Points in a block: four of the paper's size. And steps that a block takes at a time, if they divide the steps.
 _BLOCK_SIZE, _CHUNK = 4 * 128**2, 8
@@ -65,9 +65,8 @@ class TrainConfig:
         for name in ("learning_rate", "tolerance", "label_tolerance"):
             value = getattr(self, name)
             check(0 < value < np.inf, f"{name} must be positive and finite, not {value}.")
-        for name, choices in (("schedule", ("cosine", "constant")), ("units", ("sum", "code"))):
-            value = getattr(self, name)
-            check(value in choices, f"{name} must be one of {', '.join(choices)}, not {value!r}.")
+        check_choice("schedule", self.schedule, "cosine", "constant")
+        check_choice("units", self.units, "sum", "code")
 
 
 RECOMMENDED = TrainConfig()
@@ -112,14 +111,14 @@ class Point:
         )
 
     def optimum(self, config: TrainConfig = RECOMMENDED) -> Optimum:
-        """The closed form of what the point trains towards."""
+        """The closed form of the point's optimum."""
         settings = {"kappa": self.kappa, "action_weight": self.lam(config), "bias": config.bias, "fix_a": config.fix_a}
         return optimum(self.make_world().moments(), self.d_z, **settings, ties="ignore")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Trained:
-    """What became of a point.
+    """The result of training a point.
 
     Attributes:
       point: the point.
@@ -128,7 +127,7 @@ class Trained:
       loss: on exact moments, in sum units.
       excess: ``(L - L*) / tr S_{q + eps}``.
       converged: the excess is within the tolerance.
-      steps: steps that the point was trained for.
+      steps: of training.
     """
 
     point: Point
@@ -159,7 +158,7 @@ class Task(NamedTuple):
 
 
 class State(NamedTuple):
-    """What training carries: the models and Adam's moments, leading axes ``[S, M]``."""
+    """The training state: the models and Adam's moments, leading axes ``[S, M]``."""
 
     lam: LAM
     adam: optax.ScaleByAdamState
@@ -182,8 +181,18 @@ class Draw(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
-class _Shape:
-    """Sizes of a sweep's program, and which draws it needs at all."""
+class SweepShape:
+    """The sizes of a sweep's program, and which draws it needs.
+
+    Attributes:
+      d_o: O.
+      d_a: A, the largest of any point.
+      d_b: B, likewise.
+      uniform: whether the iid noise is uniform.
+      iid: whether any point has iid noise.
+      augmented: whether any point has augmentation.
+      labelled: whether any point has an action loss.
+    """
 
     d_o: int
     d_a: int
@@ -194,7 +203,7 @@ class _Shape:
     labelled: bool
 
 
-def draw(key: jax.Array, batch: int, shape: _Shape) -> Draw:
+def draw(key: jax.Array, batch: int, shape: SweepShape) -> Draw:
     """Draws a batch, float32."""
     o, iid = shape.d_o, shape.d_o if shape.iid else 0
     kappa = shape.d_o if shape.augmented else 0
@@ -271,12 +280,12 @@ def train_step(state: State, tasks: Task, batches: Draw, rate: jax.Array, config
 
 @functools.partial(jax.jit, static_argnames=("steps", "shape", "config"), donate_argnums=0)
 def run_round(
-    state: State, tasks: Task, keys: jax.Array, start: jax.Array, shape: _Shape, *, steps: int, config: TrainConfig
+    state: State, tasks: Task, keys: jax.Array, start: jax.Array, shape: SweepShape, *, steps: int, config: TrainConfig
 ) -> State:
     """A round of `steps` steps as one program.
 
-    Drawing costs as much as several points' steps, so all points share the draws; and points run in blocks that fit the
-    cache for some steps each, because over a large sweep the memory would be the limit.
+    Drawing costs as much as several points' steps, so all points share the draws. Points run in blocks that fit the
+    cache, several steps at a time, because memory would limit a large sweep.
 
     Args:
       state: leading axes ``[K, S, M]``: K blocks of points. Donated.
@@ -331,15 +340,14 @@ def _model_shapes(d_o: int, d_a: int, d_z: int) -> LAM:
     return LAM((d_o, d_o), (d_o, d_z), (d_z, d_o), (d_z, d_o), (d_a, d_z), (d_o,), (d_a,))
 
 
-def _stack(trees: Sequence[Any]) -> Any:
-    """Pytrees of equal structure as one, with a leading axis; numpy."""
-    return jax.tree.map(lambda *leaves: np.stack(leaves), *trees)
-
-
 def _stacked(grid: list[list[list[int]]], trees: Sequence[Any]) -> Any:
     """The trees of the points in the grid, as one tree of float32 JAX arrays with leading axes ``[K, S, M]``."""
-    rows = _stack([_stack([_stack([trees[i] for i in row]) for row in block]) for block in grid])
-    return jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), rows)
+
+    def stack(*leaves: Any) -> jax.Array:
+        x = np.stack(leaves)
+        return jnp.asarray(x.reshape(*np.shape(grid), *x.shape[1:]), jnp.float32)
+
+    return jax.tree.map(stack, *(trees[i] for block in grid for row in block for i in row))
 
 
 def _task(point: Point, config: TrainConfig, d_a: int, d_b: int) -> Task:
@@ -351,11 +359,11 @@ def _task(point: Point, config: TrainConfig, d_a: int, d_b: int) -> Task:
     return Task(factors, point.kappa, written, point.label_fraction, actions)
 
 
-def _shape(points: Sequence[Point]) -> _Shape:
+def _shape(points: Sequence[Point]) -> SweepShape:
     worlds = [p.world for p in points]
     check(len({w.d_o for w in worlds}) == 1, "points: all must have the same d_o.")
     check(len({w.noise for w in worlds}) == 1, "points: all must have the same kind of noise.")
-    return _Shape(
+    return SweepShape(
         d_o=worlds[0].d_o,
         d_a=max(w.d_a for w in worlds),
         d_b=max(w.d_b for w in worlds),
@@ -366,8 +374,11 @@ def _shape(points: Sequence[Point]) -> _Shape:
     )
 
 
-def _grid(points: Sequence[Point], pending: Sequence[int]) -> list[list[list[int]]]:
-    """The pending points by block, seed, and place: ``[K, S, M]`` indices; short rows repeat their last point."""
+def blocks_of_points(points: Sequence[Point], pending: Sequence[int]) -> list[list[list[int]]]:
+    """Arranges pending points in blocks: indices ``[K, S, M]`` by block, seed and place.
+
+    Short rows repeat their last point.
+    """
     rows: dict[int, list[int]] = {}
     for index in pending:
         rows.setdefault(points[index].seed, []).append(index)
@@ -380,7 +391,7 @@ def _grid(points: Sequence[Point], pending: Sequence[int]) -> list[list[list[int
     return [[row[k * size : (k + 1) * size] for row in padded] for k in range(blocks)]
 
 
-def _starts(points: Sequence[Point], config: TrainConfig, shape: _Shape) -> tuple[list[Task], list[State]]:
+def _starts(points: Sequence[Point], config: TrainConfig, shape: SweepShape) -> tuple[list[Task], list[State]]:
     """Each point's task and start, padded to the sizes of the sweep; numpy."""
     sizes = _model_shapes(shape.d_o, shape.d_a, max(point.d_z for point in points))
     tasks = [_task(point, config, shape.d_a, shape.d_b) for point in points]
@@ -399,25 +410,22 @@ def _arrays(
     return state, _stacked(grid, tasks), keys, np.int32(start)
 
 
-def prepare(points: Sequence[Point], config: TrainConfig) -> tuple[State, Task, jax.Array, np.int32, _Shape]:
-    """What `run_round` needs for the first round of all points."""
+def prepare(points: Sequence[Point], config: TrainConfig) -> tuple[State, Task, jax.Array, np.int32, SweepShape]:
+    """The arguments of `run_round` for the first round of all points."""
     shape = _shape(points)
     tasks, starts = _starts(points, config, shape)
-    return *_arrays(points, _grid(points, range(len(points))), starts, tasks, 0), shape
+    return *_arrays(points, blocks_of_points(points, range(len(points))), starts, tasks, 0), shape
 
 
 def train(
-    points: Sequence[Point],
-    config: TrainConfig = RECOMMENDED,
-    *,
-    progress: Callable[[str], None] | None = None,
+    points: Sequence[Point], config: TrainConfig = RECOMMENDED, *, progress: Callable[[str], None] | None = None
 ) -> list[Trained]:
     """Trains all points until they have converged or `config.max_rounds` is reached.
 
     Args:
       points: what to train. One d_o and one kind of noise a sweep; everything else may differ.
       config: how.
-      progress: is told about each round.
+      progress: called with one line after each round.
 
     Raises:
       ValueError: if the list is empty, or a point has no optimum to converge to.
@@ -428,11 +436,11 @@ def train(
     best = [point.optimum(config) for point in points]
     moments = [point.make_world().moments() for point in points]
     tasks, carried = _starts(points, config, shape)
-    found: dict[int, Trained] = {}
+    results: dict[int, Trained] = {}
     pending, start = list(range(len(points))), 0
     for turn in range(config.max_rounds):
         steps = config.steps << turn
-        grid = _grid(points, pending)
+        grid = blocks_of_points(points, pending)
         arrays = _arrays(points, grid, carried, tasks, start)
         state = run_round(*arrays, shape, steps=steps, config=config)
         state = jax.tree.map(np.asarray, state)
@@ -441,14 +449,14 @@ def train(
             index = np.asarray(grid)[where]
             lam, mu, nu = (jax.tree.map(lambda x, where=where: x[where], t) for t in (state.lam, *state.adam[1:]))
             carried[index] = State(lam, state.adam._replace(count=np.int32(start), mu=mu, nu=nu))
-            found[index] = _trained(points[index], lam, best[index], moments[index], config, start)
-        pending = [index for index in pending if not found[index].converged]
+            results[index] = _trained(points[index], lam, best[index], moments[index], config, start)
+        pending = [index for index in pending if not results[index].converged]
         if progress:
-            worst = max(found[i].excess for i in range(len(points)))
+            worst = max(results[i].excess for i in range(len(points)))
             progress(f"{start} steps, {len(points) - len(pending)}/{len(points)} converged, worst excess {worst:.1e}")
         if not pending:
             break
-    return [found[index] for index in range(len(points))]
+    return [results[index] for index in range(len(points))]
 
 
 def _trained(point: Point, lam: LAM, best: Optimum, moments: Any, config: TrainConfig, steps: int) -> Trained:

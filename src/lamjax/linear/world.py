@@ -4,7 +4,7 @@
     eps = K o + (1 - c) (s_exo Y b + s_iid n)
 
 Everything is linear in independent sources (o, pi, b, n) of unit variance. So one function, `transition`, defines the
-world: fed with draws it samples, fed with the identity it yields the linear maps, whose products are the exact moments.
+world: given draws it samples, and given the identity it returns the linear maps, whose products are the exact moments.
 
 Dimension keys: O observation, A action, B other agents' action, N samples, V = 3 O + A all variables.
 """
@@ -23,6 +23,11 @@ def check(condition: bool, message: str) -> None:
         raise ValueError(message)
 
 
+def check_choice(name: str, value: str, *choices: str) -> None:
+    """Raises ValueError, which names the argument, unless the value is one of the choices."""
+    check(value in choices, f"{name} must be one of {', '.join(choices)}, not {value!r}.")
+
+
 @dataclasses.dataclass(frozen=True)
 class WorldConfig:
     """The settings of a world; the defaults are the paper's, without noise.
@@ -33,8 +38,8 @@ class WorldConfig:
       d_b: B, size of the other agents' action.
       s_iid: standard deviation of the iid noise of each coordinate.
       s_exo: scale of the other agents' effect.
-      noise: the iid noise: "gaussian", or "uniform" on [0, s_iid) as the authors' code has it for Figure 4 middle,
-        with mean s_iid / 2 and variance s_iid^2 / 12.
+      noise: the iid noise: "gaussian", or "uniform" on [0, s_iid) as in the authors' code for Figure 4 middle, with
+        mean s_iid / 2 and variance s_iid^2 / 12.
       q_norm: "direction" leaves the columns of X orthonormal (the authors' code: the variance of q sums to A);
         "coordinate" scales X and Y by sqrt(O / A), so that it is 1 a coordinate (the paper's text).
       orthogonal: the columns of Y are orthogonal to those of X; otherwise the two are independent draws.
@@ -72,9 +77,8 @@ class WorldConfig:
         for name, low in (("chi", 0), ("rho", -1), ("clean", 0)):
             value = getattr(self, name)
             check(low <= value <= 1, f"{name} must lie in [{low}, 1], not {value}.")
-        for name, choices in (("noise", ("gaussian", "uniform")), ("q_norm", ("direction", "coordinate"))):
-            value = getattr(self, name)
-            check(value in choices, f"{name} must be one of {', '.join(choices)}, not {value!r}.")
+        check_choice("noise", self.noise, "gaussian", "uniform")
+        check_choice("q_norm", self.q_norm, "direction", "coordinate")
         if self.action_scales:
             right = len(self.action_scales) == self.d_a and all(0 < s < np.inf for s in self.action_scales)
             check(right, f"action_scales must be {self.d_a} positive numbers (d_a), not {self.action_scales}.")
@@ -249,11 +253,7 @@ class World:
 
 
 def make_world(
-    config: WorldConfig,
-    seed: int = 0,
-    *,
-    obs_cov: np.ndarray | None = None,
-    noise_from_obs: np.ndarray | None = None,
+    config: WorldConfig, seed: int = 0, *, obs_cov: np.ndarray | None = None, noise_from_obs: np.ndarray | None = None
 ) -> World:
     """Draws the world's matrices.
 
@@ -275,10 +275,10 @@ def make_world(
     else:
         X, Y = (np.linalg.qr(g)[0] for g in gauss[:2])
     unit = np.sqrt(c.d_o / c.d_a) if c.q_norm == "coordinate" else 1.0
-    kept = 1 - c.clean
+    remaining = 1 - c.clean
     deviation, mean = (c.s_iid / np.sqrt(12), c.s_iid / 2) if c.noise == "uniform" else (c.s_iid, 0.0)
     X = unit * X * (np.asarray(c.action_scales) if c.action_scales else 1.0)
-    factors = Factors(X, kept * c.s_exo * unit * Y, Pi, c.chi, c.rho, kept * deviation, kept * mean)
+    factors = Factors(X, remaining * c.s_exo * unit * Y, Pi, c.chi, c.rho, remaining * deviation, remaining * mean)
     for name, matrix in (("obs_cov", obs_cov), ("noise_from_obs", noise_from_obs)):
         if matrix is not None:
             square = matrix.shape == (c.d_o, c.d_o)
