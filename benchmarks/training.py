@@ -24,7 +24,7 @@ init_cloning = driver.jit_once(stage2.init, static_argnums=(1, 2, 3))
 
 
 def frames_buffer(devices: list[jax.Device]) -> Buffer:
-    """The same random frames in episodes of 100 on each device."""
+    """A buffer of random frames in episodes of 100, equal on each device."""
     frames = np.random.default_rng(0).integers(0, 256, (_FRAMES, *OBS), np.uint8)
     buffer = jax.tree.map(jax.numpy.asarray, Buffer(frames, valid_starts(np.arange(_FRAMES) % 100 == 0)))
     return parallel.deal([buffer] * len(devices), devices)

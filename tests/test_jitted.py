@@ -66,6 +66,15 @@ def whole(key, env):
     }
 
 
+def test_ppo_starts_from_given_parameters(env):
+    config, key = ScratchConfig(TRUNK, PPO), jax.random.key(0)
+    key_params, key_rest = jax.random.split(key)
+    params = config.agent(env.action_space).init(key_params, env.obs_shape)
+    learn = driver.jit_once(jitted.learn, static_argnames=("env", "config"))
+    fresh, given = learn(key, env, config)[0], learn(key_rest, env, config, params)[0]
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), fresh, given)
+
+
 def test_a_row_of_many_seeds_is_the_run_of_its_seed(env):
     # Compiled without optimisations, which would take a minute.
     keys = jax.random.split(jax.random.key(0), 3)

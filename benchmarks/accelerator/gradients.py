@@ -1,4 +1,4 @@
-"""Gradients of the stages' losses on one device in one type, and how far they are from those on another."""
+"""Gradients of the stages' losses by device and type, and their differences."""
 
 import dataclasses
 from typing import Any
@@ -20,7 +20,7 @@ NUM_ACTIONS = 15
 
 
 def gradient_errors(reference: dict[str, Any], other: dict[str, Any]) -> dict[str, dict[str, float]]:
-    """How far gradients are from those of a reference, for all parameters and for each top-level module.
+    """Compares gradients with those of a reference, for all parameters and for each top-level module.
 
     Args:
       reference: a dict of modules, each a tree of arrays.
@@ -81,7 +81,7 @@ class Problem:
 
 
 def _typed(problem: Problem, dtype: str) -> Problem:
-    """The same numbers in networks whose activations are of this type."""
+    """The problem with another type of activations and the same parameters."""
     preset = with_dtype(problem.preset, dtype)
     return dataclasses.replace(
         problem,
@@ -130,7 +130,7 @@ def _cloning(problem: Problem, stage: str) -> tuple[Any, Any, Any]:
 
 
 def _ppo(problem: Problem, stage: str) -> tuple[Any, Any, Any]:
-    """Of a minibatch with random advantages, actions and old values."""
+    """PPO's loss on a minibatch with random advantages, actions and targets."""
     obs, rng = problem.windows[:, -2], np.random.default_rng(2)
     if stage == "stage3":
         config = problem.preset.online

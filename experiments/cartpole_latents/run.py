@@ -37,7 +37,7 @@ def models(source: str, seed: int) -> tuple[Trajectories, Trajectories, Dynamics
 
 
 def structure(source: str, seed: int) -> dict[str, float]:
-    """What latents of the source's play tell about actions, and how far apart they lie."""
+    """Probes of latents on the source's play, and the distance between latents of different actions."""
     train, held_out, model, policy = models(source, seed)
     keys = stages.keys(seed)
     untrained = stages.untrained_dynamics(keys[1], CONFIG.dynamics, train)

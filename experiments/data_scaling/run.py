@@ -1,4 +1,4 @@
-"""How probe accuracy and the decoded return grow with frames and with labels."""
+"""Data scaling: probe accuracy and the decoded return against numbers of frames and of labels."""
 
 import functools
 from collections.abc import Sequence

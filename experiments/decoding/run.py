@@ -93,7 +93,7 @@ def clone_pseudo_labels(game: str, seed: int, key: jax.Array, labels: tuple[jax.
 
 @functools.lru_cache(maxsize=1)
 def clone_by_play(game: str, seed: int) -> dict:
-    """The same with labels from random play of `ROLLOUT` steps."""
+    """`clone_pseudo_labels` with the labels of `ROLLOUT` steps of random play."""
     env, key = environment(game), stages.keys(seed)[6]
     play = stages.record(key, env, policies.UniformPolicy(env.action_space), {}, ROLLOUT)
     windows, actions, _ = stages.draw_windows(key, play, play.action.size)

@@ -3,6 +3,7 @@ import json
 import os
 import sys
 import tarfile
+import time
 from pathlib import Path
 
 import jax
@@ -50,8 +51,15 @@ def test_a_step_over_its_time_is_killed_with_what_it_started(tmp_path):
     )
     assert _run(code, tmp_path, seconds=2.0) == "timed out after 2 s"
     child = int((tmp_path / "pid").read_text())
-    stat = Path(f"/proc/{child}/stat")
-    assert not stat.exists() or stat.read_text().split()[2] == "Z"  # a zombie waits for whoever adopted it
+    # A killed process ends when it is scheduled next, which a busy machine delays.
+    assert any(_has_ended(child) or time.sleep(0.05) for _ in range(600))
+
+
+def _has_ended(pid):
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().split()[2] == "Z"  # a zombie waits for whoever adopted it
+    except (FileNotFoundError, ProcessLookupError):
+        return True
 
 
 def test_a_step_that_saves_when_it_is_asked_to_end_has_not_failed(tmp_path):

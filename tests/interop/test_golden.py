@@ -37,7 +37,7 @@ def test_the_references_numbers(capsys, golden_file, arrays):
 
 
 def random_inputs(config):
-    """What goes into a golden file, drawn at random."""
+    """A golden file's inputs, drawn at random."""
     rng = np.random.default_rng(0)
     settings = golden.config_of({"config": np.array(config)})
     key, obs = jax.random.key(0), (64, 64, 3)

@@ -208,7 +208,7 @@ def dynamics_arrays(state: DynamicsState) -> dict[str, Any]:
 
 
 def dynamics_state(arrays: Arrays, config: DynamicsConfig, channels: int = 3) -> DynamicsState:
-    """Stage 1's state from the reference's ``idm.*`` and ``wm.*``; the optimizer starts anew, at step 0.
+    """Stage 1's state from the reference's ``idm.*`` and ``wm.*``; the optimizer is new, and the step 0.
 
     Args:
       arrays: float arrays by the reference's names, nothing else.
@@ -283,7 +283,7 @@ def _shape(arrays: Arrays, name: str, rank: int) -> tuple[int, ...]:
 
 
 def _count(arrays: Arrays, name: str) -> int:
-    """How many of ``name.format(0)``, ``name.format(1)`` ... there are."""
+    """Counts the names ``name.format(0)``, ``name.format(1)`` ... up to the first missing one."""
     n = 0
     while name.format(n) in arrays:
         n += 1

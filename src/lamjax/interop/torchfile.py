@@ -108,7 +108,7 @@ class _Unpickler(pickle.Unpickler):
         self._storages: dict[str, _Storage] = {}
 
     def find_class(self, module: str, name: str) -> Any:
-        """What rebuilds a tensor, or a stand-in for any other name."""
+        """Returns the function that rebuilds a tensor, or a stand-in for any other name."""
         known = _NAMES.get((module, name))
         return type("Inert", (Inert,), {"__module__": __name__}) if known is None else known
 

@@ -202,7 +202,7 @@ def excess(lam: LAM, best: Optimum, moments: Moments, *, kappa: float = 0.0, act
 
 
 def shifted(lam: LAM, shift: np.ndarray) -> LAM:
-    """The same loss by another model (without augmentation): C + shift and A - B shift, shift ``[Z, O]``."""
+    """Another model with the same loss (without augmentation): C + shift and A - B shift, shift ``[Z, O]``."""
     return lam._replace(A=lam.A - lam.B @ shift, C=lam.C + shift)
 
 

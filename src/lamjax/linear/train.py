@@ -31,7 +31,7 @@ _BLOCK_SIZE, _CHUNK = 4 * 128**2, 8
 
 @dataclasses.dataclass(frozen=True)
 class TrainConfig:
-    """How to train; the defaults reach the optimum, `PAPER` is the protocol as printed, which does not.
+    """The settings of training. The defaults reach the optimum; `PAPER`, the printed protocol, does not.
 
     Attributes:
       learning_rate: of Adam, at the start of a round.
