@@ -65,8 +65,8 @@ def play_briefly(monkeypatch):
     def evaluate_all(policy, players, env, episodes, key, *, greedy, wide=None, progress=None):
         obs, _ = env.reset(key)
         assert (wide or env).num_envs == len(players) * env.num_envs
-        for policy in players:
-            logits = np.asarray(policy(policy, obs))
+        for params in players:
+            logits = np.asarray(policy(params, obs))
             assert logits.shape == (env.num_envs, env.num_actions) and np.isfinite(logits).all()
         draw, shape = float(jax.random.uniform(key)), (len(players), episodes)
         returns = np.array([[draw + mode] * episodes for mode in greedy], np.float32)
