@@ -15,7 +15,7 @@ def main() -> None:
     if args.only is None:
         policy_phase.produce()
         finite_data.produce(args.full)
-    tables.put(**tables.of_panels(PANELS))
+        tables.put(**tables.of_panels(PANELS))
     print(f"{time.perf_counter() - start:.0f} s")
 
 
