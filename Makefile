@@ -67,7 +67,7 @@ train: setup  ## record, learn, decode and report: a whole run in runs/<ENV>/<NA
 	$(call run,train $(common) $(call option,PRESET,preset) $(call option,NAME,name) $(call option,SEEDS,seeds) $(call option,EXPERT_FRAMES,expert-frames) $(call option,WITHIN,within) $(ARGS))
 
 test: setup  ## run the test suite
-	exec .venv/bin/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile $(ARGS)
+	exec .venv/bin/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile --max-worker-restart 0 $(ARGS)
 
 bench: setup  ## measure the throughput of each part (SIZE=cpu|paper ONLY="stage1 linear")
 	exec .venv/bin/python -m benchmarks $(call option,SIZE,size) $(call option,ONLY,only) $(ARGS)

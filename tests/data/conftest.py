@@ -1,4 +1,7 @@
-"""Small stores whose frames say which frame they are."""
+"""Small stores whose frames say which frame they are, and the memory that a program takes."""
+
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -51,3 +54,24 @@ def stores(tmp_path):
 def store(stores):
     """40 frames in 5 chunks of observations."""
     return stores.make([10, 3, 20, 1, 6])
+
+
+@pytest.fixture
+def traced_memory():
+    """Runs a program with arguments in a process of its own; returns the peak of its `tracemalloc`, in bytes.
+
+    Tracing goes on until that process ends: `tracemalloc.stop` crashes now and then where threads outside of Python,
+    such as tensorstore's, free memory at the same time (python/cpython#128679, in all of Python 3.11).
+    """
+
+    def run(program, *arguments):
+        traced = (
+            "import os, sys, tracemalloc",
+            program,
+            "print(tracemalloc.get_traced_memory()[1], flush=True)",
+            "os._exit(0)",
+        )
+        command = [sys.executable, "-c", "\n".join(traced), *map(str, arguments)]
+        return int(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout)
+
+    return run

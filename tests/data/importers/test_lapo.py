@@ -4,7 +4,6 @@ import signal
 import subprocess
 import sys
 import time
-import tracemalloc
 
 import numpy as np
 import pytest
@@ -114,18 +113,23 @@ def test_the_first_files_alone(tmp_path):
     assert data.open_store(tmp_path / "store").episodes.length.tolist() == [*TRAIN[0], *TEST[0]]
 
 
-def test_memory_does_not_grow_with_the_files(tmp_path):
+def test_memory_does_not_grow_with_the_files(tmp_path, traced_memory):
+    program = """
+from pathlib import Path
+from lamjax.data.importers.lapo import import_lapo
+source, stores = map(Path, sys.argv[1:])
+import_lapo(source, stores / "first", done="last")  # imports what is imported on first use
+tracemalloc.start()
+import_lapo(source, stores / "second", done="last")
+"""
+
     def peak(files):
-        folder = tmp_path / f"game{files}"
+        folder, stores = tmp_path / f"game{files}", tmp_path / f"stores{files}"
+        stores.mkdir()
         for number in range(files):
             lapo_file(folder / "train" / f"{number}.npz", [50] * 100, seed=number)
-        tracemalloc.start()
-        lapo.import_lapo(folder, tmp_path / f"store{files}", done="last")
-        found = tracemalloc.get_traced_memory()[1]
-        tracemalloc.stop()
-        return found
+        return traced_memory(program, folder, stores)
 
-    peak(1)  # what is imported on first use
     few, many = peak(2), peak(16)
     assert few < 4e6 and many - few < 2e6  # a file's frames are 0.96 MB: fourteen more have 13.4
 
