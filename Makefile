@@ -49,7 +49,7 @@ run    = exec .venv/bin/lamjax $(strip $(1))
 option = $(if $($(1)),--$(2) $($(1)))
 common = --env $(ENV) $(call option,SEED,seed)
 
-.PHONY: help setup train test bench accelerator experiment linear linear-grid lint format record expert eval report lock clean
+.PHONY: help setup train test bench accelerator experiment linear linear-grid lint format docs record expert eval report lock clean
 
 help:  ## list the targets (the default)
 	@echo "Usage: make <target> [VARIABLE=value ...]"
@@ -92,6 +92,9 @@ format: setup  ## repair what lint finds, where it can be repaired
 	.venv/bin/ruff check --fix .
 	.venv/bin/ruff format .
 
+docs: setup .venv/.installed-docs  ## build the site in site/, strictly: a warning is an error
+	NO_MKDOCS_2_WARNING=1 .venv/bin/python -m mkdocs build --clean --quiet $(ARGS)
+
 record: setup  ## record trajectories of a policy
 	$(call run,record $(common) $(call option,POLICY,policy) $(call option,FRAMES,frames) $(ARGS))
 
@@ -107,13 +110,18 @@ report: setup  ## write the report of a run again (the newest unless NAME is giv
 lock: setup  ## pin requirements.in anew (ARGS=--upgrade: to the newest versions)
 	$(pip) install -q uv==$(UV_VERSION)
 	echo 'numpy>=2' | $(compile) requirements.in -o requirements.lock
+	echo 'numpy>=2' | $(compile) docs/requirements.in -c requirements.lock -o docs/requirements.lock
 	echo 'jax[cuda12]' >.venv/cuda.in
 	echo 'numpy>=2' | $(compile) requirements.in .venv/cuda.in -c requirements.lock -o requirements-cuda.lock
 compile = .venv/bin/uv pip compile -q --universal --python-version 3.11 --fork-strategy fewest --no-annotate \
 	--custom-compile-command "make lock" --override /dev/stdin $(ARGS)
 
+.venv/.installed-docs: docs/requirements.lock $(stamp)
+	@$(pip) install -q --no-deps -r $<
+	@touch $@
+
 clean:  ## remove .venv, caches and build products; data/ and runs/ stay
-	rm -rf .venv .jax_cache build dist src/*.egg-info .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv .jax_cache build dist site src/*.egg-info .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 supported = import sys; sys.exit(sys.version_info[:2] not in {(3, 11), (3, 12)})

@@ -1,8 +1,8 @@
-"""Takes finished runs into the documentation: ``python docs/make_results.py runs/coinrun/cpu-s0 ...``.
+"""Adds finished runs to the documentation: ``python docs/make_results.py runs/coinrun/cpu-s0 ...``.
 
-Copies each run's summary to ``docs/results/`` and writes the README's tables from all that lie there and from the
-measurements in ``benchmarks/results/``, so that no number in them is typed by hand. Without arguments it writes the
-tables alone.
+Copies each run's summary to ``docs/results/``. Then it writes the tables of the README, ``docs/results.md`` and
+``docs/performance.md`` from all summaries there and from the measurements in ``benchmarks/results/``, so that no number
+in them is typed by hand. Without arguments it only writes the tables.
 """
 
 import json
@@ -13,10 +13,9 @@ from pathlib import Path
 from lamjax.analysis.diagnosis import CONTINUOUS, DISCRETE, score_names
 
 DOCS = Path(__file__).parent
-README = DOCS.parent / "README.md"
-MARKS = "<!-- results: docs/make_results.py writes this -->", "<!-- end of results -->"
+README, RESULTS, PERFORMANCE = DOCS.parent / "README.md", DOCS / "results.md", DOCS / "performance.md"
 SPEEDS = DOCS.parent / "benchmarks" / "results"
-SPEED_MARKS = "<!-- speed: docs/make_results.py writes this -->", "<!-- end of speed -->"
+LABELS = 256  # at which the README compares offline decoding with behaviour cloning
 PARTS = {
     "stage1": "stage 1",
     "stage2": "stage 2",
@@ -86,19 +85,26 @@ def _return(stage: dict) -> str:
     return f"{stage['return_mean']:.2f} ± {stage['return_stderr']:.2f}"
 
 
-def table(summary: dict) -> str:
-    """One run as Markdown."""
-    device = summary["device"]
-    machine = f"{device['cpus']} CPU cores" if device["platform"] == "cpu" else device["kind"]
+def _recorded(summary: dict) -> str:
+    """Whom a run learned from."""
     source = summary["source"]
     who = {"expert": "the expert", "random": "a random policy"}.get(source["policy"], source["policy"])
     if source.get("frames"):
         who += f", trained before by {source['frames']:,} frames of PPO in {source['seconds'] / 60:.1f} minutes"
+    return who
+
+
+def _machine(device: dict) -> str:
+    return f"{device['cpus']} CPU cores" if device["platform"] == "cpu" else device["kind"]
+
+
+def table(summary: dict) -> str:
+    """One run as Markdown."""
     env, _, options = summary["command"].removeprefix("lamjax train --env ").partition(" ")
     command = f"make train ENV={env}" + (f' ARGS="{options}"' if options else "")
     lines = [
-        f"**`{command}`**, preset `{summary['preset']}`, {summary['total_seconds'] / 60:.0f} minutes on {machine}, "
-        f"one seed; recorded: {who}.",
+        f"**`{command}`**, preset `{summary['preset']}`, {summary['total_seconds'] / 60:.0f} minutes on "
+        f"{_machine(summary['device'])}, one seed; recorded: {_recorded(summary)}.",
         "",
         "| what | value | beside it |",
         "| --- | --- | --- |",
@@ -110,14 +116,42 @@ def table(summary: dict) -> str:
         if not stage.get("ok", True)
     ]
     if failed:
-        lines += ["", f"Failed against its null: {'; '.join(failed)}."]
+        lines += ["", f"No better than its baseline: {'; '.join(failed)}."]
     return "\n".join(lines)
+
+
+def _summaries() -> list[dict]:
+    return [json.loads(path.read_text()) for path in sorted((DOCS / "results").glob("*-*.json"))]
 
 
 def section() -> str:
     """All committed runs, in order of their names."""
-    paths = sorted((DOCS / "results").glob("*-*.json"))
-    return "\n\n".join(table(json.loads(path.read_text())) for path in paths)
+    return "\n\n".join(map(table, _summaries()))
+
+
+def overview() -> str:
+    """The returns of all committed runs as one Markdown table, a row each."""
+    lines = [
+        "| environment | random | demonstrator | "
+        f"offline, {LABELS} labels | cloning those labels | online | PPO, same frames | frames | minutes |",
+        f"|{' --- |' * 9}",
+    ]
+    for summary in _summaries():
+        stages, baselines = summary["stages"], summary["nulls"]
+        curves = (stages["decode_offline"][name] for name in ("curve", "bc_curve"))
+        offline, cloned = ({n: f"{mean:.2f} ± {stderr:.2f}" for n, mean, stderr in curve} for curve in curves)
+        cells = [
+            f"`{summary['env']}`",
+            *(f"{baselines[f'{who}_return']['mean']:.2f}" for who in ("random", "expert")),
+            offline.get(LABELS, ""),
+            cloned.get(LABELS, ""),
+            _return(stages["decode_online"]),
+            _return(stages["ppo_scratch"]),
+            f"{stages['decode_online']['frames']:,}",
+            f"{summary['total_seconds'] / 60:.0f} on {_machine(summary['device'])}",
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
 
 
 def _part(row: dict) -> str:
@@ -144,14 +178,17 @@ def _speed(row: dict) -> str:
     return f"| {' | '.join(cells)} |"
 
 
+def _tools(result: dict) -> str:
+    names = (name for name in ("jax", "torch") if result["versions"].get(name))
+    return ", ".join(f"{name} {result['versions'][name]}" for name in names)
+
+
 def speed_table(result: dict) -> str:
     """The measurements of one device as Markdown."""
-    device, versions = result["device"], result["versions"]
-    machine = f"{device['cpus']} CPU cores" if device["platform"] == "cpu" else device["kind"]
-    tools = ", ".join(f"{name} {versions[name]}" for name in ("jax", "torch") if versions.get(name))
+    device = result["device"]
     lines = [
-        f"**{machine}** ({tools}; matrix products {device['matmul_gflops']['float32']:,.0f} GFLOP/s in float32, "
-        f"copies {device['copy_gb_per_s']:,.0f} GB/s)",
+        f"**{_machine(device)}** ({_tools(result)}; matrix products {device['matmul_gflops']['float32']:,.0f} GFLOP/s "
+        f"in float32, copies {device['copy_gb_per_s']:,.0f} GB/s)",
         "",
         "| part, preset | batch | rate | ms a step (p10 to p90) | of PyTorch's rate | of the roofline | compile s |",
         "| --- | --- | --- | --- | --- | --- | --- |",
@@ -160,23 +197,52 @@ def speed_table(result: dict) -> str:
     return "\n".join(lines)
 
 
-def speeds() -> str:
+def _measurements() -> list[dict]:
     """The measurements that are committed, in order of their names."""
     paths = sorted(path for path in SPEEDS.glob("*.json") if path.stem != "latest")
-    return "\n\n".join(speed_table(json.loads(path.read_text())) for path in paths)
+    return [json.loads(path.read_text()) for path in paths]
 
 
-def _between(marks: tuple[str, str], content: str, text: str) -> str:
-    before, after = map(re.escape, marks)
-    return re.sub(f"(?<={before}\n).*(?={after})", lambda _: f"{content}\n", text, flags=re.S)
+def speeds() -> str:
+    """All measurements, a table each."""
+    return "\n\n".join(map(speed_table, _measurements()))
 
 
-def written(text: str) -> str:
-    """The README with the tables put between their marks."""
-    return _between(SPEED_MARKS, speeds(), _between(MARKS, section(), text))
+def rates() -> str:
+    """The rates of all measurements as one Markdown table."""
+    lines = ["| machine | part, preset | rate | of PyTorch's rate |", "| --- | --- | --- | --- |"]
+    for result in _measurements():
+        for row in result["rows"]:
+            if "error" not in row:
+                _, _, rate, _, ratio, *_ = _speed(row).strip("| ").split(" | ")
+                lines.append(f"| {_machine(result['device'])} | {_part(row)} | {rate} | {ratio.strip()} |")
+    return "\n".join(lines)
+
+
+# The tables of each page, by the name in the marks around them.
+TABLES = {
+    README: {"overview": overview, "rates": rates},
+    RESULTS: {"results": section},
+    PERFORMANCE: {"speed": speeds},
+}
+
+
+def marks(name: str) -> tuple[str, str]:
+    """What stands before and after a table."""
+    return f"<!-- {name}: docs/make_results.py writes this -->", f"<!-- end of {name} -->"
+
+
+def written(page: Path) -> str:
+    """A page's text with its tables put between their marks."""
+    text = page.read_text()
+    for name, content in TABLES[page].items():
+        before, after = map(re.escape, marks(name))
+        text = re.sub(f"(?<={before}\n).*(?={after})", lambda _, content=content: f"{content()}\n", text, flags=re.S)
+    return text
 
 
 if __name__ == "__main__":
     for argument in sys.argv[1:]:
         take(Path(argument))
-    README.write_text(written(README.read_text()))
+    for page in TABLES:
+        page.write_text(written(page))
