@@ -24,8 +24,8 @@ MIN_CLONING_RATIO, MAX_LINEAR_GAP = 0.01, 0.1
 # Latents tell the actions, their codes do not (noise: 0.02 with labels at strength 0.1, where codes hold the noise;
 # 0.76 and more at the strengths below, 0.3 and more without noise).
 MIN_SURE_LEAD, MIN_CODE_NMI = 0.1, 0.05
-# The next four come from failure_signatures, five seeds each. Error over that of copying: at least 0.9995 of models
-# that never learned, at most 0.24 of the others, 0.9 of real ones on games that hardly move (docs/decisions.md).
+# The next four come from failure_signatures, five seeds, and docs/measurements. Error over that of copying: at least
+# 0.9995 of models that never learned, at most 0.24 of the others, 0.9 of real ones on games that hardly move.
 MAX_COPY_RATIO = 0.98
 # How much the error grows with the latents of other windows: by 0.00 with one code, 0.42 to 0.60 in healthy runs.
 MIN_SWAP_HARM = 0.1

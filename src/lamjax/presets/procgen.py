@@ -22,7 +22,7 @@ REFERENCE = RunConfig(
     analysis=AnalysisConfig(mask_boundaries=False, mask_probes=False),
 )
 
-# Small strided networks that a laptop trains in minutes (docs/decisions.md says how they were found).
+# Small strided networks that a laptop trains in minutes (docs/measurements/diary.md says how they were chosen).
 _CPU_TRUNK = ImpalaConfig(channels=(16, 32, 32), blocks=1, stem=2, pool=False)
 _CPU_PPO = PPOConfig(total_frames=196_608, num_steps=64, entropy_coef=0.01, grad_chunks=16)
 CPU = RunConfig(
