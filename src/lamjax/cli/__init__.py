@@ -9,7 +9,8 @@ from typing import Any, get_args
 
 import tyro
 
-from lamjax.cli import files, linear, play, train
+import lamjax
+from lamjax.cli import doctor, files, linear, play, train
 from lamjax.cli.options import Dtype
 from lamjax.presets import PRESET_NOTES, with_dtype
 
@@ -25,6 +26,7 @@ VERBS: dict[str, tuple[type, Callable[[Any], None]]] = {
     "export-torch": (files.ExportTorch, files.export_torch),
     "experts": (play.Experts, play.list_experts),
     "linear": (linear.Linear, linear.run),
+    "doctor": (doctor.Doctor, doctor.doctor),
 }
 
 
@@ -40,7 +42,7 @@ class _Choice:
 def _usage() -> str:
     verbs = "\n".join(f"  {verb:14s} {cls.__doc__.splitlines()[0]}" for verb, (cls, _) in VERBS.items())
     presets = "\n".join(f"  {name:10s} {note}" for name, note in PRESET_NOTES.items())
-    return f"usage: lamjax <verb> [options]; lamjax <verb> --help tells the options\n\n{verbs}\n\npresets:\n{presets}"
+    return f"usage: lamjax <verb> [options]; lamjax <verb> --help lists the options\n\n{verbs}\n\npresets:\n{presets}"
 
 
 def parse(verb: str, argv: list[str]) -> Any:
@@ -85,6 +87,9 @@ def main(argv: list[str] | None = None) -> int:
     if not argv or argv[0] in ("-h", "--help"):
         print(_usage())
         return 0 if argv else 2
+    if argv[0] == "--version":
+        print(f"lamjax {lamjax.__version__}")
+        return 0
     verb, *rest = argv
     if verb not in VERBS:
         print(f"lamjax: there is no verb {verb!r}: choose one of {', '.join(VERBS)}.", file=sys.stderr)

@@ -186,7 +186,7 @@ def parse(argv: list[str]) -> OptimumArgs | TrainArgs:
     """
     if argv[:1] in (["-h"], ["--help"]):
         lines = "\n".join(f"  {name:8s} {cls.__doc__.splitlines()[0]}" for name, (cls, _) in COMMANDS.items())
-        print(f"usage: lamjax linear <command> [options]; lamjax linear <command> --help tells the options\n\n{lines}")
+        print(f"usage: lamjax linear <command> [options]; lamjax linear <command> --help lists the options\n\n{lines}")
         raise SystemExit(0)
     known = ", ".join(COMMANDS)
     check(bool(argv), f"linear needs a command: choose one of {known}.")
