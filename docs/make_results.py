@@ -51,34 +51,34 @@ def take(run: Path) -> None:
 
 
 def rows(summary: dict) -> list[tuple[str, str, str]]:
-    """What is measured, the value, and its nulls."""
-    stages, nulls = summary["stages"], summary["nulls"]
+    """What is measured, the value, and its baselines."""
+    stages, baselines = summary["stages"], summary["nulls"]
     dynamics, cloning = stages["dynamics"], stages["cloning"]
     offline, online, scratch = stages["decode_offline"], stages["decode_online"], stages["ppo_scratch"]
     names = score_names(dynamics)
     labels = ("untrained model", "o_t alone", names.constant.split("_")[0])
-    nulls_read = [f"{label} {dynamics[null]:.3f}" for label, null in zip(labels, names.baselines, strict=True)]
-    found = [
+    beside = [f"{label} {dynamics[name]:.3f}" for label, name in zip(labels, names.baselines, strict=True)]
+    lines = [
         ("forward model's held-out error, relative to copying", f"{dynamics['fdm_ratio']:.3f}", "1"),
-        (PROBES[names.probe], f"{dynamics[names.probe]:.3f}", ", ".join(nulls_read)),
+        (PROBES[names.probe], f"{dynamics[names.probe]:.3f}", ", ".join(beside)),
         ("variance of the latents that the policy explains", f"{1 - cloning['ratio']:.3f}", "0"),
     ]
     cloned = {n: f"{mean:.2f} ± {stderr:.2f}" for n, mean, stderr in offline["bc_curve"]}
     for n, mean, stderr in offline["curve"]:
         beside = f"cloning them {cloned[n]}" if n in cloned else ""
-        found.append((f"return, decoded from {n} labels", f"{mean:.2f} ± {stderr:.2f}", beside))
+        lines.append((f"return, decoded from {n} labels", f"{mean:.2f} ± {stderr:.2f}", beside))
     frames = f"{online['frames']:,}"
-    found.append((f"return, decoded by PPO in {frames} frames", _return(online), f"from scratch {_return(scratch)}"))
+    lines.append((f"return, decoded by PPO in {frames} frames", _return(online), f"from scratch {_return(scratch)}"))
     if named := stages.get("decode_named"):
         frames = f"{named['frames']:,}"
         what = f"return, actions named by random play, cloned, then PPO, {frames} frames in all"
         before = f"before PPO {named['start_return']:.2f}, " if "start_return" in named else ""
-        found.append((what, _return(named), f"{before}from scratch {_return(scratch)}"))
-    found += [
-        (f"return of the {name.removesuffix('_return')} policy", f"{null['mean']:.2f} ± {null['stderr']:.2f}", "")
-        for name, null in nulls.items()
+        lines.append((what, _return(named), f"{before}from scratch {_return(scratch)}"))
+    lines += [
+        (f"return of the {name.removesuffix('_return')} policy", f"{value['mean']:.2f} ± {value['stderr']:.2f}", "")
+        for name, value in baselines.items()
     ]
-    return found
+    return lines
 
 
 def _return(stage: dict) -> str:

@@ -30,11 +30,11 @@ def store(path: Path, rows: Sequence[dict[str, str]]) -> None:
 def filled(text: str, **sections: str) -> str:
     """The text with each section between its ``<!-- name -->`` and ``<!-- /name -->``."""
     for name, section in sections.items():
-        text, found = re.subn(
+        text, count = re.subn(
             rf"(<!-- {name} -->\n).*?(\n<!-- /{name} -->)", lambda m, s=section: m[1] + s + m[2], text, flags=re.S
         )
-        if found != 1:
-            raise ValueError(f"The page needs one pair of marks <!-- {name} -->, <!-- /{name} -->, not {found}.")
+        if count != 1:
+            raise ValueError(f"The page needs one pair of marks <!-- {name} -->, <!-- /{name} -->, not {count}.")
     return text
 
 

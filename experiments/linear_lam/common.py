@@ -55,12 +55,12 @@ class Panel:
 def metrics(panel: Panel, run: Run, lam) -> dict[str, float]:
     """The probe errors of a model in the run's uncleaned world."""
     point = dataclasses.replace(run.point, world=dataclasses.replace(run.point.world, clean=0.0))
-    found = dataclasses.asdict(
+    scores = dataclasses.asdict(
         score(lam, point.make_world(), latent=panel.latent, probe=panel.probe, on_policy=panel.on_policy)
     )
     if panel.no_noise_term:
-        found |= {"nmse_eps": 1.0, "llo": found["llo"] - found["nmse_eps"] + 1.0}
-    return found
+        scores |= {"nmse_eps": 1.0, "llo": scores["llo"] - scores["nmse_eps"] + 1.0}
+    return scores
 
 
 def closed_form(panel: Panel, run: Run) -> dict[str, float]:
@@ -119,14 +119,16 @@ def draw(panel: Panel, rows: Sequence[dict[str, str]]) -> Path:
     for index, (curve, runs) in enumerate(curves.items()):
         colour = COLOURS[index % panel.palette]
         dash, mark = (("-", "o"), ("--", "s"), (":", "D"))[index // panel.palette]
-        values = [closed_form(panel, run)[panel.metric] for run in runs]
-        ax.plot([run.x for run in runs], values, dash, color=colour, linewidth=1.4)
+        points = [closed_form(panel, run)[panel.metric] for run in runs]
+        ax.plot([run.x for run in runs], points, dash, color=colour, linewidth=1.4)
         ax.plot([], [], dash + mark, color=colour, linewidth=1.4, markersize=5, label=curve)
         mine = [row for row in rows if row["curve"] == curve]
         for x in sorted({float(row["x"]) for row in mine}):
-            found = [float(row[panel.metric]) for row in mine if float(row["x"]) == x]
-            ax.plot([x, x], [min(found), max(found)], color=colour, linewidth=1)
-            ax.plot(x, np.mean(found), mark, color=colour, markersize=5.5, markeredgecolor="white", markeredgewidth=0.8)
+            points = [float(row[panel.metric]) for row in mine if float(row["x"]) == x]
+            ax.plot([x, x], [min(points), max(points)], color=colour, linewidth=1)
+            ax.plot(
+                x, np.mean(points), mark, color=colour, markersize=5.5, markeredgecolor="white", markeredgewidth=0.8
+            )
     ax.set_xscale(panel.xscale)
     fig.legend(loc="outside right center", fontsize=8, frameon=False)
     return save(fig, panel.name)

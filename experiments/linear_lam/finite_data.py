@@ -22,9 +22,9 @@ def produce(full: bool) -> None:
                     world = make_world(WorldConfig(s_iid=s_iid), seed)
                     exact = world.moments()
                     samples = Moments.of_samples(world.sample(n, np.random.default_rng([seed, n])))
-                    found = optimum(samples, 8, fix_a=fix_a)
-                    overlap = np.sum((found.lam.D @ world.factors.X) ** 2) / 8
-                    over = excess(found.lam, optimum(exact, 8, ties="ignore"), exact)
+                    solution = optimum(samples, 8, fix_a=fix_a)
+                    overlap = np.sum((solution.lam.D @ world.factors.X) ** 2) / 8
+                    over = excess(solution.lam, optimum(exact, 8, ties="ignore"), exact)
                     bound = sample_overlap(n, 128, s_iid, fix_a=fix_a)
                     rows.append([s_iid, fix_a, n, seed, f"{overlap:.4f}", f"{bound:.4f}", f"{over:.4g}"])
     RESULTS.mkdir(exist_ok=True)

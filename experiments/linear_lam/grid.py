@@ -73,8 +73,8 @@ def frames(position: jax.Array, noise: jax.Array, intensity: jax.Array) -> jax.A
     """Draws the world: positions int ``[B, 2]`` and noise bool ``[B, 4]`` to uint8 ``[B, 4, 4, 1]``."""
     rows, columns = jnp.arange(ROWS)[None, :, None], jnp.arange(COLUMNS)[None, None, :]
     square = (position[:, 0, None, None] == rows) & (position[:, 1, None, None] == columns)
-    shown = jnp.concatenate([square.astype(jnp.float32), intensity * noise[:, None].astype(jnp.float32)], axis=1)
-    return jnp.round(UNIT * shown).astype(jnp.uint8)[..., None]
+    intensities = jnp.concatenate([square.astype(jnp.float32), intensity * noise[:, None].astype(jnp.float32)], axis=1)
+    return jnp.round(UNIT * intensities).astype(jnp.uint8)[..., None]
 
 
 def move(position: jax.Array, action: jax.Array) -> jax.Array:
@@ -112,9 +112,9 @@ def linear_codes(intensity: float, d_z: int = CODES - 1) -> tuple[float, float]:
     row, column, action, *noise = np.indices((ROWS, COLUMNS, len(MOVES), 2**COLUMNS, 2**COLUMNS)).reshape(5, -1)
     position = np.stack([row, column], axis=1)
     old, new = ((pattern[:, None] >> np.arange(COLUMNS)) % 2 for pattern in noise)
-    shown = [(position, old), (move(position, action), old), (move(position, action), new)]
+    states = [(position, old), (move(position, action), old), (move(position, action), new)]
     before, moved, after = (
-        np.asarray(frames(place, bits, intensity), np.float64).reshape(len(action), -1) / UNIT for place, bits in shown
+        np.asarray(frames(place, bits, intensity), np.float64).reshape(len(action), -1) / UNIT for place, bits in states
     )
     samples = Transition(before, moved - before, after - moved, np.eye(len(MOVES))[action])
     lam = optimum(Moments.of_samples(samples), d_z, bias=True, ties="ignore").lam
@@ -176,7 +176,7 @@ def train(config: DynamicsConfig, intensity: float, seed: int, fade: bool = Fals
 
 
 def examine(state: DynamicsState, intensity: float, seed: int) -> dict[str, float]:
-    """What the latent knows of action and noise, on fresh transitions, beside its nulls."""
+    """What the latent knows of action and noise, on fresh transitions, beside baselines."""
     (fit, fit_truth), (test, truth) = (
         jax.device_get(sample(jax.random.fold_in(jax.random.key(seed), name), TEST, jnp.float32(intensity)))
         for name in (1, 2)
@@ -192,7 +192,7 @@ def examine(state: DynamicsState, intensity: float, seed: int) -> dict[str, floa
     named, dealt = (probes.fit_probe(key, fit_z, labels, z, len(MOVES)) for labels in (actions, shuffled))
     place = truth["position"] @ np.array([COLUMNS, 1])
     pattern = truth["noise"] @ (1 << np.arange(COLUMNS))
-    found = {
+    scores = {
         "square_error": square,
         "noise_error": noise,
         "probe": np.mean(named == truth["action"]),
@@ -207,9 +207,9 @@ def examine(state: DynamicsState, intensity: float, seed: int) -> dict[str, floa
     ):
         match = probes.agreement(seen, classes, range(classes.max() + 1), seed)
         for measure in ("nmi", "purity"):
-            found[f"{name}_{measure}"] = match[f"code_{measure}"]
-            found[f"{name}_{measure}_shuffled"] = match[f"code_{measure}_shuffled"]
-    return {name: float(value) for name, value in found.items()}
+            scores[f"{name}_{measure}"] = match[f"code_{measure}"]
+            scores[f"{name}_{measure}_shuffled"] = match[f"code_{measure}_shuffled"]
+    return {name: float(value) for name, value in scores.items()}
 
 
 # The panel
@@ -232,16 +232,16 @@ def compute(full: bool) -> list[dict[str, str]]:
         if name in done:
             continue
         start_time = time.perf_counter()
-        found = examine(train(config, intensity, seed, fade=curve == FADED), intensity, seed)
-        row = dict(zip(("curve", "x", "seed"), name, strict=True)) | {k: f"{v:.4f}" for k, v in found.items()}
+        scores = examine(train(config, intensity, seed, fade=curve == FADED), intensity, seed)
+        row = dict(zip(("curve", "x", "seed"), name, strict=True)) | {k: f"{v:.4f}" for k, v in scores.items()}
         for theory, errors in (("best", best_codes(intensity)), ("linear", linear_codes(intensity))):
             row |= {f"{theory}_{k}": f"{v:.4f}" for k, v in zip(("square", "noise"), errors, strict=True)}
         row |= {"steps": str(config.steps), "seconds": f"{time.perf_counter() - start_time:.1f}"}
         rows.append(row)
         store(path, rows)
         print(
-            f"  noise {intensity:g} {curve}, seed {seed}: error of square {found['square_error']:.3f}, of noise "
-            f"{found['noise_error']:.3f}; {row['seconds']} s",
+            f"  noise {intensity:g} {curve}, seed {seed}: error of square {scores['square_error']:.3f}, of noise "
+            f"{scores['noise_error']:.3f}; {row['seconds']} s",
             flush=True,
         )
     RESULTS.mkdir(exist_ok=True)
@@ -262,10 +262,10 @@ def draw(rows: list[dict[str, str]]) -> Path:
         for curve, fill in ((PLAIN, colour), (FADED, "white")):
             mine = [row for row in rows if row["curve"] == curve]
             for x in sorted({float(row["x"]) for row in mine}):
-                found = [float(row[f"{what}_error"]) for row in mine if float(row["x"]) == x]
+                values = [float(row[f"{what}_error"]) for row in mine if float(row["x"]) == x]
                 if x or what == "square":
-                    ax.plot([x, x], [min(found), max(found)], color=colour, linewidth=1)
-                    ax.plot(x, np.mean(found), "o", color=colour, markerfacecolor=fill, markersize=5.5)
+                    ax.plot([x, x], [min(values), max(values)], color=colour, linewidth=1)
+                    ax.plot(x, np.mean(values), "o", color=colour, markerfacecolor=fill, markersize=5.5)
             ax.plot([], [], "o", color=colour, markerfacecolor=fill, markersize=5, label=f"{what}, noise {curve}")
     fig.legend(loc="outside right center", fontsize=8, frameon=False)
     return save(fig, "grid")

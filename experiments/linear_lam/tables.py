@@ -86,7 +86,7 @@ def spare() -> str:
 
 
 def grid() -> str:
-    """Table 1's check: errors beside both theories, then what can be read from the latent beside its nulls."""
+    """Table 1's check: errors beside both theories, then what can be read from the latent beside its baselines."""
     rows = load(RESULTS / "grid.csv")
     names = list(dict.fromkeys((row["x"], row["curve"]) for row in rows))
     groups = [[row for row in rows if (row["x"], row["curve"]) == name] for name in names]

@@ -150,7 +150,7 @@ def labelled(key: jax.Array, trajectories: Trajectories, count: int) -> tuple[ja
 def untrained_dynamics(
     key: jax.Array, config: DynamicsConfig, trajectories: Trajectories, space: ActionSpace | int | None = None
 ) -> DynamicsState:
-    """Where `train_dynamics` starts from under the same key: the null of its probes."""
+    """Where `train_dynamics` starts from under the same key: the baseline of its probes."""
     return dynamics.init(jax.random.split(key)[0], config, trajectories.obs.shape[2:], stats(trajectories), space)
 
 
