@@ -1,0 +1,258 @@
+"""Miner: collects every diamond and leaves by the exit, with a model of how boulders and diamonds fall.
+
+The game draws nothing at random once a level is laid out, so `World.step` predicts it exactly, and a plan for the whole
+episode is made at once: diamond after diamond by shortest paths, the nearest first. Where a path would kill the agent,
+a search over the worlds that its moves lead to (A*) takes its place; where an order of the diamonds leads nowhere,
+another is tried. The plan is followed while the game shows what it predicts, and made again otherwise.
+"""
+
+import dataclasses
+import functools
+import heapq
+import itertools
+from collections.abc import Iterator
+
+import numpy as np
+
+from lamjax.envs.native_state import SPACE, Scene
+from lamjax.planners.grid import FAR, MOVES, NOOP, descent, distances, neighbours
+
+BOULDER, DIAMOND, FALLING_BOULDER, FALLING_DIAMOND, EXIT, DIRT = 1, 2, 3, 4, 6, 9
+_BOULDERS, _DIAMONDS = (BOULDER, FALLING_BOULDER), (DIAMOND, FALLING_DIAMOND)
+_ROUND = _BOULDERS + _DIAMONDS
+_STILL = {BOULDER: BOULDER, FALLING_BOULDER: BOULDER, DIAMOND: DIAMOND, FALLING_DIAMOND: DIAMOND}
+_FALLING = {BOULDER: FALLING_BOULDER, FALLING_BOULDER: FALLING_BOULDER, DIAMOND: FALLING_DIAMOND}
+_FALLING[FALLING_DIAMOND] = FALLING_DIAMOND
+
+SEARCHED = 600  # worlds that the searches of one plan may look at
+LOOKS_AGAIN = 16  # steps until another plan is tried where none was found
+
+
+@dataclasses.dataclass(frozen=True)
+class World:
+    """A level at one step; cells are numbered by row, from the lowest.
+
+    Attributes:
+      cells: one byte a cell, what fills it.
+      width: cells in a row.
+      agent: the agent's cell.
+      exit: the exit's cell.
+      remaining: diamonds that the exit waits for, counted after the last step.
+      over: whether the agent left or died.
+      left: whether it left by the exit.
+    """
+
+    cells: bytes
+    width: int
+    agent: int
+    exit: int
+    remaining: int
+    over: bool = False
+    left: bool = False
+
+    @property
+    def grid(self) -> np.ndarray:
+        """The cells, uint8 ``[H, W]``."""
+        return np.frombuffer(self.cells, np.uint8).reshape(-1, self.width)
+
+    def place(self, cell: int) -> tuple[int, int]:
+        """A cell's row and column."""
+        return divmod(cell, self.width)
+
+    def step(self, action: int) -> "World":
+        """The world after an action."""
+        cells, width = bytearray(self.cells), self.width
+        agent = self._moved(cells, action)
+        left = agent == self.exit and not self.remaining
+        if agent == self.agent and action in MOVES:
+            agent = self._pushed(cells, action)
+        if cells[agent] in (DIRT, DIAMOND):
+            cells[agent] = SPACE
+        died = _fall(cells, width, agent)
+        remaining = cells.count(DIAMOND) + cells.count(FALLING_DIAMOND)
+        return World(bytes(cells), width, agent, self.exit, remaining, left or died, left)
+
+    def _moved(self, cells: bytearray, action: int) -> int:
+        up, right = MOVES.get(action, (0, 0))
+        row, column = self.place(self.agent)
+        row, column = row + up, column + right
+        if not (0 <= column < self.width and 0 <= row < len(cells) // self.width):
+            return self.agent
+        target = row * self.width + column
+        return self.agent if cells[target] in _BOULDERS else target
+
+    def _pushed(self, cells: bytearray, action: int) -> int:
+        right = MOVES[action][1]
+        column = self.agent % self.width
+        room = column < self.width - 2 if right > 0 else column > 1
+        if not (right and room):
+            return self.agent
+        target, beyond = self.agent + right, self.agent + 2 * right
+        if cells[target] != BOULDER or cells[beyond] != SPACE:
+            return self.agent
+        cells[target], cells[beyond] = SPACE, BOULDER
+        return target
+
+
+def _fall(cells: bytearray, width: int, agent: int) -> bool:
+    """Lets boulders and diamonds fall and roll, cell after cell as the game does; whether one falls on the agent."""
+    died = False
+
+    def free(cell: int) -> bool:
+        return cells[cell] == SPACE and cell != agent
+
+    for cell, thing in enumerate(cells):  # of cells that change on the way, the new value counts
+        if thing not in _ROUND:
+            continue
+        below = cell - width
+        under = cells[below] if below >= 0 else -1
+        if under == SPACE and below != agent:
+            cells[cell], cells[below] = SPACE, _FALLING[thing]
+        elif below == agent and thing in (FALLING_BOULDER, FALLING_DIAMOND):
+            died = True
+        elif under in _ROUND and cell % width > 0 and free(cell - 1) and free(below - 1):
+            cells[cell], cells[cell - 1] = SPACE, _STILL[thing]
+        elif under in _ROUND and cell % width < width - 1 and free(cell + 1) and free(below + 1):
+            cells[cell], cells[cell + 1] = SPACE, _STILL[thing]
+        else:
+            cells[cell] = _STILL[thing]
+    return died
+
+
+@dataclasses.dataclass(frozen=True)
+class Course:
+    """Actions, and the worlds that they lead to, one after the other."""
+
+    actions: tuple[int, ...] = ()
+    worlds: tuple[World, ...] = ()
+
+    def then(self, other: "Course") -> "Course":
+        """This course, followed by another."""
+        return Course(self.actions + other.actions, self.worlds + other.worlds)
+
+
+def plan(scene: Scene, memory: Course | None = None) -> tuple[int, Course]:
+    """The next action, and the course after it; see `lamjax.planners.Plan`."""
+    world = see(scene)
+    if memory is None or not _same(memory.worlds[0], world):
+        memory = Course((NOOP,), (world,)).then(course(world))
+    if len(memory.worlds) > 1:
+        return memory.actions[1], Course(memory.actions[1:], memory.worlds[1:])
+    # There is no way to what is left: move on, and look again now and then.
+    action = _stray(world, scene.time)
+    return action, None if scene.time % LOOKS_AGAIN == 0 else Course((action,), (world.step(action),))
+
+
+def see(scene: Scene) -> World:
+    """The world that a scene shows."""
+    height, width = scene.cells.shape
+    (leave,) = scene.entities[scene.entities["type"] == EXIT]
+    agent, leave = (int(thing["y"]) * width + int(thing["x"]) for thing in (scene.player, leave))
+    return World(scene.cells.astype(np.uint8).tobytes(), width, agent, leave, int(scene.own[0]))
+
+
+def course(world: World) -> Course:
+    """A course that collects every diamond and leaves; if there is none, the one with the most diamonds that was tried."""
+    budget, best = [SEARCHED], [Course()]
+
+    def extend(so_far: Course, here: World) -> Course | None:
+        for goal in _goals(here):
+            for leg in _legs(here, goal, budget):
+                after, whole = leg.worlds[-1], so_far.then(leg)
+                if after.left:
+                    return whole
+                if _diamonds(after) < _diamonds((world, *best[0].worlds)[-1]):
+                    best[0] = whole
+                if _open(after) and (finished := extend(whole, after)):
+                    return finished
+        return None
+
+    return extend(Course(), world) or best[0]
+
+
+def _same(ours: World, theirs: World) -> bool:
+    return (ours.cells, ours.agent, ours.exit) == (theirs.cells, theirs.agent, theirs.exit)
+
+
+def _diamonds(world: World) -> int:
+    return sum(world.cells.count(kind) for kind in _DIAMONDS)
+
+
+def _goals(world: World) -> list[int]:
+    """The cells to go to next, the nearest first: diamonds, or else the exit."""
+    diamonds = [cell for cell, thing in enumerate(world.cells) if thing in _DIAMONDS]
+    if not diamonds:
+        return [world.exit]
+    far = _distances(world.cells, world.width, world.agent)
+    return sorted(diamonds, key=lambda cell: (int(far[world.place(cell)]), cell))
+
+
+@functools.lru_cache(1024)
+def _distances(cells: bytes, width: int, goal: int) -> np.ndarray:
+    grid = np.frombuffer(cells, np.uint8).reshape(-1, width)
+    return distances(~np.isin(grid, _BOULDERS), [divmod(goal, width)])
+
+
+def _open(world: World) -> bool:
+    """Whether no boulder bars the ways to the exit and to every diamond."""
+    far = _distances(world.cells, world.width, world.agent)
+    ends = [world.exit, *(cell for cell, thing in enumerate(world.cells) if thing in _DIAMONDS)]
+    return all(far[world.place(end)] < FAR for end in ends)
+
+
+def _reached(world: World, before: World) -> bool:
+    """Whether the agent has got another diamond, or left with all of them."""
+    left = _diamonds(world)
+    return left < _diamonds(before) or (world.left and not left)
+
+
+def _legs(world: World, goal: int, budget: list[int]) -> Iterator[Course]:
+    """Courses to a cell: the shortest path if it goes well, then one that a search finds."""
+    if walk := _walk(world, goal):
+        yield walk
+    if found := _search(world, goal, budget):
+        yield found
+
+
+def _walk(world: World, goal: int) -> Course | None:
+    """Goes along shortest paths, found anew at each step since boulders move."""
+    actions, worlds, here = [], [], world
+    while len(actions) < len(world.cells) and not here.over:
+        action = descent(_distances(here.cells, here.width, goal), here.place(here.agent))
+        if action == NOOP and here.agent != goal:
+            return None
+        here = here.step(action)
+        actions.append(action)
+        worlds.append(here)
+        if _reached(here, world):
+            return Course(tuple(actions), tuple(worlds))
+    return None
+
+
+def _search(world: World, goal: int, budget: list[int]) -> Course | None:
+    """Finds a course after which the way is still open, by A*; `budget` counts down the worlds that are looked at."""
+    far = distances(np.ones(world.grid.shape, bool), [world.place(goal)])
+    numbers = itertools.count()
+    queue = [(0, next(numbers), Course((), (world,)))]
+    seen = {(world.cells, world.agent)}
+    while queue and budget[0] > 0:
+        budget[0] -= 1
+        _, _, so_far = heapq.heappop(queue)
+        here = so_far.worlds[-1]
+        for action in (*MOVES, NOOP):
+            after = here.step(action)
+            longer = so_far.then(Course((action,), (after,)))
+            if _reached(after, world) and (after.left or (not after.over and _open(after))):
+                return Course(longer.actions, longer.worlds[1:])
+            if not after.over and (after.cells, after.agent) not in seen:
+                seen.add((after.cells, after.agent))
+                estimate = len(longer.actions) + int(far[after.place(after.agent)])
+                heapq.heappush(queue, (estimate, next(numbers), longer))
+    return None
+
+
+def _stray(world: World, time: int) -> int:
+    """A move that does not kill the agent if there is one, another one at each step."""
+    moves = list(MOVES)
+    order = [moves[(time * 7 + world.agent + turn) % 4] for turn in range(4)]
+    return next((move for move in order if not world.step(move).over), order[0])
