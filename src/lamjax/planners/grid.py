@@ -3,6 +3,7 @@
 Dimension keys: H and W rows and columns; row 0 is the lowest, as in `lamjax.envs.native_state`.
 """
 
+import heapq
 from collections.abc import Iterable
 
 import numpy as np
@@ -45,6 +46,19 @@ def distances(free: np.ndarray, goals: Iterable[Cell]) -> np.ndarray:
                     following.append(neighbour)
         frontier = following
     return np.array(result, np.int32).reshape(height + 2, stride)[1:-1, 1:-1]
+
+
+def costs(entering: np.ndarray, goal: Cell) -> np.ndarray:
+    """The cost of the cheapest path from every cell to a goal, int32 ``[H, W]``, where `entering` a cell costs so much."""
+    result = np.full(entering.shape, FAR, np.int32)
+    queue = [(0, goal)]
+    while queue:
+        cost, cell = heapq.heappop(queue)
+        if cost < result[cell]:
+            result[cell] = cost
+            for _, neighbour in neighbours(cell, entering.shape):
+                heapq.heappush(queue, (cost + int(entering[cell]), neighbour))
+    return result
 
 
 def neighbours(cell: Cell, shape: tuple[int, int]) -> Iterable[tuple[int, Cell]]:

@@ -6,6 +6,7 @@ a search over the worlds that its moves lead to (A*) takes its place; where an o
 another is tried. The plan is followed while the game shows what it predicts, and made again otherwise.
 """
 
+import collections
 import dataclasses
 import functools
 import heapq
@@ -15,7 +16,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from lamjax.envs.native_state import SPACE, Scene
-from lamjax.planners.grid import FAR, MOVES, NOOP, descent, distances, neighbours
+from lamjax.planners.grid import FAR, MOVES, NOOP, costs, descent, distances, neighbours
 
 BOULDER, DIAMOND, FALLING_BOULDER, FALLING_DIAMOND, EXIT, DIRT = 1, 2, 3, 4, 6, 9
 _BOULDERS, _DIAMONDS = (BOULDER, FALLING_BOULDER), (DIAMOND, FALLING_DIAMOND)
@@ -25,6 +26,10 @@ _FALLING = {BOULDER: FALLING_BOULDER, FALLING_BOULDER: FALLING_BOULDER, DIAMOND:
 _FALLING[FALLING_DIAMOND] = FALLING_DIAMOND
 
 SEARCHED = 600  # worlds that the searches of one plan may look at
+BARS = 6  # steps that a search expects to spend on getting past a boulder
+GREED = 2  # how much the expected steps weigh against those already taken
+ROOM = 6  # cells that the agent must be able to reach, or it counts as enclosed
+GIVES_UP = 100  # steps after which the agent ends an episode that it cannot complete, under a boulder
 LOOKS_AGAIN = 16  # steps until another plan is tried where none was found
 
 
@@ -102,7 +107,7 @@ def _fall(cells: bytearray, width: int, agent: int) -> bool:
         return cells[cell] == SPACE and cell != agent
 
     for cell, thing in enumerate(cells):  # of cells that change on the way, the new value counts
-        if thing not in _ROUND:
+        if thing > FALLING_DIAMOND:
             continue
         below = cell - width
         under = cells[below] if below >= 0 else -1
@@ -138,7 +143,9 @@ def plan(scene: Scene, memory: Course | None = None) -> tuple[int, Course]:
         memory = Course((NOOP,), (world,)).then(course(world))
     if len(memory.worlds) > 1:
         return memory.actions[1], Course(memory.actions[1:], memory.worlds[1:])
-    # There is no way to what is left: move on, and look again now and then.
+    # There is no way to what is left: move on, look again now and then, and in the end give up.
+    if scene.time > GIVES_UP and (end := _end(world)):
+        return end.actions[0], end
     action = _stray(world, scene.time)
     return action, None if scene.time % LOOKS_AGAIN == 0 else Course((action,), (world.step(action),))
 
@@ -161,7 +168,7 @@ def course(world: World) -> Course:
                 after, whole = leg.worlds[-1], so_far.then(leg)
                 if after.left:
                     return whole
-                if _diamonds(after) < _diamonds((world, *best[0].worlds)[-1]):
+                if _diamonds(after) < _diamonds((world, *best[0].worlds)[-1]) and _moves_on(after):
                     best[0] = whole
                 if _open(after) and (finished := extend(whole, after)):
                     return finished
@@ -190,7 +197,7 @@ def _goals(world: World) -> list[int]:
 @functools.lru_cache(1024)
 def _distances(cells: bytes, width: int, goal: int) -> np.ndarray:
     grid = np.frombuffer(cells, np.uint8).reshape(-1, width)
-    return distances(~np.isin(grid, _BOULDERS), [divmod(goal, width)])
+    return distances((grid != BOULDER) & (grid != FALLING_BOULDER), [divmod(goal, width)])
 
 
 def _open(world: World) -> bool:
@@ -198,6 +205,11 @@ def _open(world: World) -> bool:
     far = _distances(world.cells, world.width, world.agent)
     ends = [world.exit, *(cell for cell, thing in enumerate(world.cells) if thing in _DIAMONDS)]
     return all(far[world.place(end)] < FAR for end in ends)
+
+
+def _moves_on(world: World) -> bool:
+    """Whether boulders do not enclose the agent."""
+    return np.count_nonzero(_distances(world.cells, world.width, world.agent) < FAR) >= ROOM
 
 
 def _reached(world: World, before: World) -> bool:
@@ -231,7 +243,7 @@ def _walk(world: World, goal: int) -> Course | None:
 
 def _search(world: World, goal: int, budget: list[int]) -> Course | None:
     """Finds a course after which the way is still open, by A*; `budget` counts down the worlds that are looked at."""
-    far = distances(np.ones(world.grid.shape, bool), [world.place(goal)])
+    far = costs(np.where(np.isin(world.grid, _BOULDERS), BARS, 1), world.place(goal))
     numbers = itertools.count()
     queue = [(0, next(numbers), Course((), (world,)))]
     seen = {(world.cells, world.agent)}
@@ -246,8 +258,24 @@ def _search(world: World, goal: int, budget: list[int]) -> Course | None:
                 return Course(longer.actions, longer.worlds[1:])
             if not after.over and (after.cells, after.agent) not in seen:
                 seen.add((after.cells, after.agent))
-                estimate = len(longer.actions) + int(far[after.place(after.agent)])
+                estimate = len(longer.actions) + GREED * int(far[after.place(after.agent)])
                 heapq.heappush(queue, (estimate, next(numbers), longer))
+    return None
+
+
+def _end(world: World) -> Course | None:
+    """The shortest course under a falling boulder."""
+    queue, seen = collections.deque([Course((), (world,))]), {(world.cells, world.agent)}
+    while queue and len(seen) < SEARCHED:
+        so_far = queue.popleft()
+        for action in (*MOVES, NOOP):
+            after = so_far.worlds[-1].step(action)
+            longer = so_far.then(Course((action,), (after,)))
+            if after.over:
+                return Course(longer.actions, longer.worlds[1:])
+            if (after.cells, after.agent) not in seen:
+                seen.add((after.cells, after.agent))
+                queue.append(longer)
     return None
 
 
