@@ -163,7 +163,8 @@ class RunConfig:
       max_in_flight: dispatches that may be un-awaited.
       ring_frames: training frames that a device keeps at a time, besides an eighth more on their way; the others wait
         on disk and come in turn (see `lamjax.data.ring`). 0 keeps all of them.
-      train_expert: where there is no expert, trains one first, as `expert` says, instead of recording a planner or random play.
+      train_expert: where there is no expert, trains one first, as `expert` says, instead of recording a planner or
+        random play.
     """
 
     seed: int = 0

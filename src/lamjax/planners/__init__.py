@@ -10,6 +10,7 @@ import dataclasses
 import json
 import weakref
 from importlib import resources
+from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
 import jax
@@ -20,7 +21,7 @@ from jax.experimental import io_callback
 
 from lamjax.envs.native_state import Scene, read
 from lamjax.envs.procgen import BATCHES, Procgen, over_environments
-from lamjax.planners import heist, maze, miner
+from lamjax.planners import bigfish, heist, maze, miner
 from lamjax.spaces import Discrete
 
 VERSION = 1  # of the planners' play: with another one, the same key records other trajectories
@@ -42,7 +43,7 @@ class Plan(Protocol):
         ...
 
 
-PLANS: dict[str, Plan] = {"heist": heist.plan, "maze": maze.plan, "miner": miner.plan}
+PLANS: dict[str, Plan] = {module.__name__.rpartition(".")[2]: module.plan for module in (bigfish, heist, maze, miner)}
 
 # What the planners remember of each environment, by native batch. It goes with the batch.
 _MEMORIES: weakref.WeakKeyDictionary[Any, list[Any]] = weakref.WeakKeyDictionary()
@@ -86,7 +87,7 @@ def _host_actions(handle: np.ndarray) -> np.ndarray:
 
 
 def _plan_batch(batch: Any) -> np.ndarray:
-    """The planned actions int32 ``[N]`` of a native batch; remembers what the planners want to know at the next step."""
+    """The planned actions int32 ``[N]`` of a native batch; keeps what the planners remember."""
     memories = _MEMORIES.setdefault(batch, [None] * batch.num)
 
     def plan(number: int, state: bytes) -> int:
@@ -97,6 +98,9 @@ def _plan_batch(batch: Any) -> np.ndarray:
     return np.array(over_environments(batch, plan), np.int32)
 
 
+RETURNS = Path(str(resources.files(__name__))) / "returns.json"
+
+
 def returns() -> dict[str, dict[str, Any]]:
-    """The measured returns of every planner, by game (``lamjax experts --measure``)."""
-    return json.loads(resources.files(__name__).joinpath("returns.json").read_text())
+    """The measured returns of planners and of random play, by game: what ``lamjax experts --measure`` wrote."""
+    return json.loads(RETURNS.read_text())

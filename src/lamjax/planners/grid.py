@@ -49,7 +49,7 @@ def distances(free: np.ndarray, goals: Iterable[Cell]) -> np.ndarray:
 
 
 def costs(entering: np.ndarray, goal: Cell) -> np.ndarray:
-    """The cost of the cheapest path from every cell to a goal, int32 ``[H, W]``, where `entering` a cell costs so much."""
+    """The cost of the cheapest path to a goal from every cell, int32 ``[H, W]``; `entering` says what a cell costs."""
     result = np.full(entering.shape, FAR, np.int32)
     queue = [(0, goal)]
     while queue:

@@ -16,7 +16,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from lamjax.envs.native_state import SPACE, Scene
-from lamjax.planners.grid import FAR, MOVES, NOOP, costs, descent, distances, neighbours
+from lamjax.planners.grid import FAR, MOVES, NOOP, costs, descent, distances
 
 BOULDER, DIAMOND, FALLING_BOULDER, FALLING_DIAMOND, EXIT, DIRT = 1, 2, 3, 4, 6, 9
 _BOULDERS, _DIAMONDS = (BOULDER, FALLING_BOULDER), (DIAMOND, FALLING_DIAMOND)
@@ -152,14 +152,14 @@ def plan(scene: Scene, memory: Course | None = None) -> tuple[int, Course]:
 
 def see(scene: Scene) -> World:
     """The world that a scene shows."""
-    height, width = scene.cells.shape
+    width = scene.cells.shape[1]
     (leave,) = scene.entities[scene.entities["type"] == EXIT]
     agent, leave = (int(thing["y"]) * width + int(thing["x"]) for thing in (scene.player, leave))
     return World(scene.cells.astype(np.uint8).tobytes(), width, agent, leave, int(scene.own[0]))
 
 
 def course(world: World) -> Course:
-    """A course that collects every diamond and leaves; if there is none, the one with the most diamonds that was tried."""
+    """A course that collects every diamond and leaves, or else the one with the most diamonds that was tried."""
     budget, best = [SEARCHED], [Course()]
 
     def extend(so_far: Course, here: World) -> Course | None:
