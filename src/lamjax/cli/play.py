@@ -205,4 +205,4 @@ def measure_planners(episodes: int) -> None:
         planner = planners.Planner()
         table[game] = play(game, planner) | {"random": play(game, policies.UniformPolicy(planner.space))}
         table[game]["version"] = planners.VERSION
-    planners.RETURNS.write_text(json.dumps(table, indent=2) + "\n")
+        planners.RETURNS.write_text(json.dumps(table, indent=2) + "\n")

@@ -11,6 +11,7 @@ import dataclasses
 import functools
 import heapq
 import itertools
+import re
 from collections.abc import Iterator
 
 import numpy as np
@@ -20,17 +21,17 @@ from lamjax.planners.grid import FAR, MOVES, NOOP, costs, descent, distances
 
 BOULDER, DIAMOND, FALLING_BOULDER, FALLING_DIAMOND, EXIT, DIRT = 1, 2, 3, 4, 6, 9
 _BOULDERS, _DIAMONDS = (BOULDER, FALLING_BOULDER), (DIAMOND, FALLING_DIAMOND)
-_ROUND = _BOULDERS + _DIAMONDS
+_ROUND = re.compile(b"[\1-\4]")  # boulders and diamonds
 _STILL = {BOULDER: BOULDER, FALLING_BOULDER: BOULDER, DIAMOND: DIAMOND, FALLING_DIAMOND: DIAMOND}
 _FALLING = {BOULDER: FALLING_BOULDER, FALLING_BOULDER: FALLING_BOULDER, DIAMOND: FALLING_DIAMOND}
 _FALLING[FALLING_DIAMOND] = FALLING_DIAMOND
 
-SEARCHED = 600  # worlds that the searches of one plan may look at
+SEARCHED = 300  # worlds that the searches of one plan may look at
 BARS = 6  # steps that a search expects to spend on getting past a boulder
 GREED = 2  # how much the expected steps weigh against those already taken
 ROOM = 6  # cells that the agent must be able to reach, or it counts as enclosed
-GIVES_UP = 100  # steps after which the agent ends an episode that it cannot complete, under a boulder
-LOOKS_AGAIN = 16  # steps until another plan is tried where none was found
+GIVES_UP = 70  # steps after which the agent ends an episode that it cannot complete, under a boulder
+LOOKS_AGAIN = 24  # steps until another plan is tried where none was found
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,21 +107,25 @@ def _fall(cells: bytearray, width: int, agent: int) -> bool:
     def free(cell: int) -> bool:
         return cells[cell] == SPACE and cell != agent
 
-    for cell, thing in enumerate(cells):  # of cells that change on the way, the new value counts
-        if thing > FALLING_DIAMOND:
-            continue
-        below = cell - width
-        under = cells[below] if below >= 0 else -1
-        if under == SPACE and below != agent:
-            cells[cell], cells[below] = SPACE, _FALLING[thing]
-        elif below == agent and thing in (FALLING_BOULDER, FALLING_DIAMOND):
-            died = True
-        elif under in _ROUND and cell % width > 0 and free(cell - 1) and free(below - 1):
-            cells[cell], cells[cell - 1] = SPACE, _STILL[thing]
-        elif under in _ROUND and cell % width < width - 1 and free(cell + 1) and free(below + 1):
-            cells[cell], cells[cell + 1] = SPACE, _STILL[thing]
-        else:
-            cells[cell] = _STILL[thing]
+    for each in _ROUND.finditer(bytes(cells)):
+        cell = each.start()
+        while True:
+            thing, below, column = cells[cell], cell - width, cell % width
+            under = cells[below] if below >= 0 else DIRT  # neither falls through
+            rolls = under <= FALLING_DIAMOND
+            if under == SPACE and below != agent:
+                cells[cell], cells[below] = SPACE, _FALLING[thing]
+            elif below == agent and thing >= FALLING_BOULDER:
+                died = True
+            elif rolls and column > 0 and free(cell - 1) and free(below - 1):
+                cells[cell], cells[cell - 1] = SPACE, _STILL[thing]
+            elif rolls and column < width - 1 and free(cell + 1) and free(below + 1):
+                cells[cell], cells[cell + 1] = SPACE, _STILL[thing]
+                cell += 1  # which the game comes to next
+                continue
+            else:
+                cells[cell] = _STILL[thing]
+            break
     return died
 
 
@@ -182,7 +187,7 @@ def _same(ours: World, theirs: World) -> bool:
 
 
 def _diamonds(world: World) -> int:
-    return sum(world.cells.count(kind) for kind in _DIAMONDS)
+    return world.cells.count(DIAMOND) + world.cells.count(FALLING_DIAMOND)
 
 
 def _goals(world: World) -> list[int]:
