@@ -12,7 +12,14 @@ from tests.envs.scenes import random_steps, saved_states
 
 STEPS = 3
 # Rows and columns of the grid on easy, where they are the same for all levels.
-GRIDS = {"bigfish": (20, 20), "chaser": (11, 11), "heist": (9, 9), "leaper": (9, 9), "maze": (15, 15), "miner": (10, 10)}
+GRIDS = {
+    "bigfish": (20, 20),
+    "chaser": (11, 11),
+    "heist": (9, 9),
+    "leaper": (9, 9),
+    "maze": (15, 15),
+    "miner": (10, 10),
+}
 
 
 @pytest.mark.parametrize("game", envs.PROCGEN_GAMES)
@@ -53,7 +60,9 @@ def test_a_state_of_another_layout_is_refused(blob):
     cut, shifted, longer = blob[:-4], blob[:60] + b"\0" + blob[60:], blob + b"\0\0\0\0"
     empty = b""
     for state in (another_version, cut, shifted, longer, empty):
-        with pytest.raises(StateLayoutError, match=r"^This state is not laid out as Procgen 0\.10's \(.*procgen-mirror"):
+        with pytest.raises(
+            StateLayoutError, match=r"^This state is not laid out as Procgen 0\.10's \(.*procgen-mirror"
+        ):
             native_state.read(state)
     with pytest.raises(StateLayoutError, match=r"\(version 1\)"):
         native_state.read(another_version)

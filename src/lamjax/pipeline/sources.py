@@ -70,9 +70,7 @@ def find_source(env: str, policy: str, runs: Path, space: ActionSpace | int) -> 
 def _planner(env: str) -> Source:
     if env not in planners.PLANS:
         have = ", ".join(planners.PLANS)
-        raise PolicyError(
-            f"There is no planner for {env} (there are: {have}): record expert, random or a policy folder."
-        )
+        raise PolicyError(f"There is no planner for {env} (there are: {have}): use expert, random or a policy folder.")
     info = {"planner": env, "version": planners.VERSION}
     return Source("planner", planners.Planner(), {}, info, f"v{planners.VERSION}")
 
