@@ -91,10 +91,13 @@ class Experts:
     """Lists the experts and planners that come with the package, with their returns.
 
     Attributes:
-      measure: plays each planner and random play for so many episodes first, a multiple of 64, and keeps the returns.
+      measure: plays the planners, and random play beside them, for so many episodes first (a multiple of 64), and keeps
+        the returns.
+      env: measures the planner of this game alone.
     """
 
     measure: int | None = None
+    env: str | None = None
 
 
 def record(args: Record) -> None:
@@ -171,7 +174,7 @@ def list_experts(args: Experts) -> None:
     from lamjax import experts as shipped
 
     if args.measure is not None:
-        measure_planners(args.measure)
+        measure_planners(args.measure, [args.env] if args.env else list(planners.PLANS))
 
     def line(env: str, kind: str, info: dict[str, Any], effort: str) -> str:
         game = envs.PROCGEN_GAMES.get(env)
@@ -187,8 +190,8 @@ def list_experts(args: Experts) -> None:
         print(line(env, "planner", info, f"random play {info['random']['return_mean']:.2f}"))
 
 
-def measure_planners(episodes: int) -> None:
-    """Plays every planner, and random play on the same levels, and writes their returns into the package."""
+def measure_planners(episodes: int, games: list[str]) -> None:
+    """Plays the planners of games, and random play on the same levels, and writes their returns into the package."""
     import jax
 
     from lamjax import planners, policies
@@ -200,9 +203,8 @@ def measure_planners(episodes: int) -> None:
         )
         return evaluation.returns_summary(game, returns[0]) | {"length_mean": float(lengths.mean())}
 
-    table = {}
-    for game in planners.PLANS:
-        planner = planners.Planner()
-        table[game] = play(game, planner) | {"random": play(game, policies.UniformPolicy(planner.space))}
-        table[game]["version"] = planners.VERSION
-        planners.RETURNS.write_text(json.dumps(table, indent=2) + "\n")
+    table, planner = planners.returns(), planners.Planner()
+    for game in games:
+        random = play(game, policies.UniformPolicy(planner.space))
+        table[game] = play(game, planner) | {"version": planners.VERSION, "random": random}
+        planners.RETURNS.write_text(json.dumps(dict(sorted(table.items())), indent=2) + "\n")

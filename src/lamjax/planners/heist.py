@@ -20,16 +20,18 @@ KEEPS = 0.45
 def plan(scene: Scene, memory: None = None) -> tuple[int, None]:
     """The next action; see `lamjax.planners.Plan`."""
     player, things = scene.player, scene.entities
-    has_key = scene.own[3 : 3 + scene.own[2]]
-    kind = things["type"]
-    doors = tuple(_cell(door) for door in things[kind == DOOR] if not has_key[door["image_theme"]])
-    keys = tuple(_cell(key) for key in things[kind == KEY])
-    gem = tuple(_cell(gem) for gem in things[kind == GEM])
-    here = _cell(player)
-    cells = scene.cells.tobytes(), scene.cells.shape
-    to_goal = _distances(*cells, doors, gem)
+    has_key = scene.own[3 : 3 + scene.own[2]].tolist()
+    names = ("type", "image_theme", "y", "x")
+    kinds, themes, rows, columns = (things[name].astype(np.int32).tolist() for name in names)
+    places: dict[int, list[Cell]] = {DOOR: [], KEY: [], GEM: []}
+    for kind, theme, row, column in zip(kinds, themes, rows, columns, strict=True):
+        if kind in places and not (kind == DOOR and has_key[theme]):
+            places[kind].append((row, column))
+    here = int(player["y"]), int(player["x"])
+    cells, doors = (scene.cells.tobytes(), scene.cells.shape), tuple(places[DOOR])
+    to_goal = _distances(*cells, doors, tuple(places[GEM]))
     if to_goal[here] == FAR:
-        to_goal = _distances(*cells, doors, keys)
+        to_goal = _distances(*cells, doors, tuple(places[KEY]))
     move = descent(to_goal, here)
     return (NOOP if move == NOOP else steer(player, MOVES[move], here)), None
 
@@ -56,7 +58,3 @@ def _distances(cells: bytes, shape: tuple[int, int], doors: tuple[Cell, ...], go
     for door in doors:
         free[door] = False
     return distances(free, goals)
-
-
-def _cell(thing: np.void) -> Cell:
-    return int(thing["y"]), int(thing["x"])

@@ -21,6 +21,7 @@ from lamjax.planners.grid import FAR, MOVES, NOOP, costs, descent, distances
 
 BOULDER, DIAMOND, FALLING_BOULDER, FALLING_DIAMOND, EXIT, DIRT = 1, 2, 3, 4, 6, 9
 _BOULDERS, _DIAMONDS = (BOULDER, FALLING_BOULDER), (DIAMOND, FALLING_DIAMOND)
+_PASSABLE = bytes(thing not in _BOULDERS for thing in range(256))  # what a boulder bars, by id
 _ROUND = re.compile(b"[\1-\4]")  # boulders and diamonds
 _STILL = {BOULDER: BOULDER, FALLING_BOULDER: BOULDER, DIAMOND: DIAMOND, FALLING_DIAMOND: DIAMOND}
 _FALLING = {BOULDER: FALLING_BOULDER, FALLING_BOULDER: FALLING_BOULDER, DIAMOND: FALLING_DIAMOND}
@@ -195,26 +196,30 @@ def _goals(world: World) -> list[int]:
     diamonds = [cell for cell, thing in enumerate(world.cells) if thing in _DIAMONDS]
     if not diamonds:
         return [world.exit]
-    far = _distances(world.cells, world.width, world.agent)
+    far = _distances(world, world.agent)
     return sorted(diamonds, key=lambda cell: (int(far[world.place(cell)]), cell))
 
 
-@functools.lru_cache(1024)
-def _distances(cells: bytes, width: int, goal: int) -> np.ndarray:
-    grid = np.frombuffer(cells, np.uint8).reshape(-1, width)
-    return distances((grid != BOULDER) & (grid != FALLING_BOULDER), [divmod(goal, width)])
+def _distances(world: World, goal: int) -> np.ndarray:
+    """Moves to a cell around the boulders, int32 ``[H, W]``."""
+    return _around(world.cells.translate(_PASSABLE), world.width, goal)
+
+
+@functools.lru_cache(4096)
+def _around(free: bytes, width: int, goal: int) -> np.ndarray:
+    return distances(np.frombuffer(free, np.bool_).reshape(-1, width), [divmod(goal, width)])
 
 
 def _open(world: World) -> bool:
     """Whether no boulder bars the ways to the exit and to every diamond."""
-    far = _distances(world.cells, world.width, world.agent)
+    far = _distances(world, world.agent)
     ends = [world.exit, *(cell for cell, thing in enumerate(world.cells) if thing in _DIAMONDS)]
     return all(far[world.place(end)] < FAR for end in ends)
 
 
 def _moves_on(world: World) -> bool:
     """Whether boulders do not enclose the agent."""
-    return np.count_nonzero(_distances(world.cells, world.width, world.agent) < FAR) >= ROOM
+    return np.count_nonzero(_distances(world, world.agent) < FAR) >= ROOM
 
 
 def _reached(world: World, before: World) -> bool:
@@ -235,7 +240,7 @@ def _walk(world: World, goal: int) -> Course | None:
     """Goes along shortest paths, found anew at each step since boulders move."""
     actions, worlds, here = [], [], world
     while len(actions) < len(world.cells) and not here.over:
-        action = descent(_distances(here.cells, here.width, goal), here.place(here.agent))
+        action = descent(_distances(here, goal), here.place(here.agent))
         if action == NOOP and here.agent != goal:
             return None
         here = here.step(action)
@@ -285,7 +290,8 @@ def _end(world: World) -> Course | None:
 
 
 def _stray(world: World, time: int) -> int:
-    """A move that does not kill the agent if there is one, another one at each step."""
+    """A move, another one at each step, that neither kills nor encloses the agent if there is such a move."""
     moves = list(MOVES)
     order = [moves[(time * 7 + world.agent + turn) % 4] for turn in range(4)]
-    return next((move for move in order if not world.step(move).over), order[0])
+    alive = [move for move in order if not world.step(move).over]
+    return next((move for move in alive if _moves_on(world.step(move))), (alive or order)[0])
