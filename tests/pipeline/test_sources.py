@@ -25,9 +25,9 @@ def test_a_shipped_expert_comes_first_then_a_planner_then_random_play(tmp_path):
     source, notice = chosen("maze", tmp_path)
     assert (source.kind, source.policy, source.params, notice) == ("planner", Planner(), {}, None)
     assert (source.name, source.info) == (f"planner-v{VERSION}", {"planner": "maze", "version": VERSION})
-    source, notice = chosen("leaper", tmp_path)
+    source, notice = chosen("plunder", tmp_path)
     assert source.kind == "random" and notice.startswith(
-        "No expert is shipped for leaper: a random policy was recorded"
+        "No expert is shipped for plunder: a random policy was recorded"
     )
 
 
@@ -42,7 +42,7 @@ def test_an_expert_that_was_trained_here_comes_before_the_planner(tmp_path):
 def test_a_planner_records_no_game_that_it_does_not_know(tmp_path):
     for env in ("coinrun", "cartpole"):
         with pytest.raises(
-            PolicyError, match=rf"^There is no planner for {env} \(there are: bigfish, heist, maze, miner"
+            PolicyError, match=rf"^There is no planner for {env} \(there are: bigfish, heist, leaper, maze, miner"
         ):
             pipeline.find_source(env, "planner", tmp_path, 15)
 

@@ -21,7 +21,7 @@ from jax.experimental import io_callback
 
 from lamjax.envs.native_state import Scene, read
 from lamjax.envs.procgen import BATCHES, Procgen, over_environments
-from lamjax.planners import bigfish, heist, maze, miner
+from lamjax.planners import bigfish, heist, leaper, maze, miner
 from lamjax.spaces import Discrete
 
 VERSION = 1  # of the planners' play: with another one, the same key records other trajectories
@@ -43,7 +43,13 @@ class Plan(Protocol):
         ...
 
 
-PLANS: dict[str, Plan] = {module.__name__.rpartition(".")[2]: module.plan for module in (bigfish, heist, maze, miner)}
+PLANS: dict[str, Plan] = {
+    "bigfish": bigfish.plan,
+    "heist": heist.plan,
+    "leaper": leaper.plan,
+    "maze": maze.plan,
+    "miner": miner.plan,
+}
 
 # What the planners remember of each environment, by native batch. It goes with the batch.
 _MEMORIES: weakref.WeakKeyDictionary[Any, list[Any]] = weakref.WeakKeyDictionary()
