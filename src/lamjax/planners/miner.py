@@ -6,18 +6,17 @@ a search over the worlds that its moves lead to (A*) takes its place; where an o
 another is tried. The plan is followed while the game shows what it predicts, and made again otherwise.
 """
 
-import collections
 import dataclasses
 import functools
 import heapq
 import itertools
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 
 from lamjax.envs.native_state import SPACE, Scene
-from lamjax.planners.grid import FAR, MOVES, NOOP, costs, descent, distances
+from lamjax.planners.grid import DOWN, FAR, MOVES, NOOP, costs, descent, distances
 
 BOULDER, DIAMOND, FALLING_BOULDER, FALLING_DIAMOND, EXIT, DIRT = 1, 2, 3, 4, 6, 9
 _BOULDERS, _DIAMONDS = (BOULDER, FALLING_BOULDER), (DIAMOND, FALLING_DIAMOND)
@@ -30,6 +29,7 @@ _FALLING[FALLING_DIAMOND] = FALLING_DIAMOND
 SEARCHED = 300  # worlds that the searches of one plan may look at
 BARS = 6  # steps that a search expects to spend on getting past a boulder
 GREED = 2  # how much the expected steps weigh against those already taken
+TRIED = 8  # boulders that may end an episode
 ROOM = 6  # cells that the agent must be able to reach, or it counts as enclosed
 GIVES_UP = 70  # steps after which the agent ends an episode that it cannot complete, under a boulder
 LOOKS_AGAIN = 24  # steps until another plan is tried where none was found
@@ -150,10 +150,11 @@ def plan(scene: Scene, memory: Course | None = None) -> tuple[int, Course]:
     if len(memory.worlds) > 1:
         return memory.actions[1], Course(memory.actions[1:], memory.worlds[1:])
     # There is no way to what is left: move on, look again now and then, and in the end give up.
-    if scene.time > GIVES_UP and (end := _end(world)):
+    looks = scene.time % LOOKS_AGAIN == 0
+    if looks and scene.time > GIVES_UP and (end := _end(world)):
         return end.actions[0], end
     action = _stray(world, scene.time)
-    return action, None if scene.time % LOOKS_AGAIN == 0 else Course((action,), (world.step(action),))
+    return action, None if looks else Course((action,), (world.step(action),))
 
 
 def see(scene: Scene) -> World:
@@ -230,14 +231,14 @@ def _reached(world: World, before: World) -> bool:
 
 def _legs(world: World, goal: int, budget: list[int]) -> Iterator[Course]:
     """Courses to a cell: the shortest path if it goes well, then one that a search finds."""
-    if walk := _walk(world, goal):
+    if walk := _walk(world, goal, lambda here: _reached(here, world)):
         yield walk
     if found := _search(world, goal, budget):
         yield found
 
 
-def _walk(world: World, goal: int) -> Course | None:
-    """Goes along shortest paths, found anew at each step since boulders move."""
+def _walk(world: World, goal: int, arrived: Callable[[World], bool]) -> Course | None:
+    """Goes to a cell along shortest paths, found anew at each step since boulders move, until it has arrived."""
     actions, worlds, here = [], [], world
     while len(actions) < len(world.cells) and not here.over:
         action = descent(_distances(here, goal), here.place(here.agent))
@@ -246,7 +247,7 @@ def _walk(world: World, goal: int) -> Course | None:
         here = here.step(action)
         actions.append(action)
         worlds.append(here)
-        if _reached(here, world):
+        if arrived(here):
             return Course(tuple(actions), tuple(worlds))
     return None
 
@@ -274,18 +275,17 @@ def _search(world: World, goal: int, budget: list[int]) -> Course | None:
 
 
 def _end(world: World) -> Course | None:
-    """The shortest course under a falling boulder."""
-    queue, seen = collections.deque([Course((), (world,))]), {(world.cells, world.agent)}
-    while queue and len(seen) < SEARCHED:
-        so_far = queue.popleft()
-        for action in (*MOVES, NOOP):
-            after = so_far.worlds[-1].step(action)
-            longer = so_far.then(Course((action,), (after,)))
-            if after.over:
-                return Course(longer.actions, longer.worlds[1:])
-            if (after.cells, after.agent) not in seen:
-                seen.add((after.cells, after.agent))
-                queue.append(longer)
+    """A course under a boulder that falls: to the cell below one, a cell down, and wait."""
+    width, far = world.width, _distances(world, world.agent)
+    below = [cell - width for cell, thing in enumerate(world.cells) if thing in _BOULDERS and cell >= 2 * width]
+    below = [cell for cell in below if far[world.place(cell)] < FAR and world.cells[cell - width] not in _BOULDERS]
+    for cell in sorted(below, key=lambda cell: (int(far[world.place(cell)]), cell))[:TRIED]:
+        course = _walk(world, cell, lambda here, cell=cell: here.agent == cell)
+        for action in (DOWN, NOOP, NOOP):
+            if course and not course.worlds[-1].over:
+                course = course.then(Course((action,), (course.worlds[-1].step(action),)))
+        if course and course.worlds[-1].over:
+            return course
     return None
 
 
