@@ -47,6 +47,7 @@ def find_source(env: str, policy: str, runs: Path, space: ActionSpace | int) -> 
 
     Raises:
       PolicyError: if there is no such policy.
+      StateLayoutError: if a planner cannot read the states of the Procgen that is installed.
     """
     if policy == "random":
         return Source("random", policies.UniformPolicy(space), {}, {"actions": "uniform"})
@@ -71,6 +72,7 @@ def _planner(env: str) -> Source:
     if env not in planners.PLANS:
         have = ", ".join(planners.PLANS)
         raise PolicyError(f"There is no planner for {env} (there are: {have}): use expert, random or a policy folder.")
+    planners.check_layout(env)
     info = {"planner": env, "version": planners.VERSION}
     return Source("planner", planners.Planner(), {}, info, f"v{planners.VERSION}")
 

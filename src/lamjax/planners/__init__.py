@@ -21,6 +21,7 @@ from jax.experimental import io_callback
 
 from lamjax.envs.native_state import Scene, read
 from lamjax.envs.procgen import BATCHES, Procgen, over_environments
+from lamjax.envs.registry import make
 from lamjax.planners import bigfish, heist, leaper, maze, miner
 from lamjax.spaces import Discrete
 
@@ -86,6 +87,19 @@ def _side_by_side(copies: int, is_batched: list[bool], handle: jax.Array, level_
     """Copies of a rollout share one native batch of all their environments, as in `one_batch_under_vmap`."""
     actions = _actions(handle[0] if is_batched[0] else handle, level_seed.reshape(-1))
     return actions.reshape(copies, -1), True
+
+
+def check_layout(game: str) -> None:
+    """Reads one state of a game, before a rollout, in which errors of the host come with pages of traceback.
+
+    Raises:
+      StateLayoutError: if the Procgen that is installed writes its states in another layout.
+    """
+    env = make(game, 1, num_threads=0, groups=1)
+    try:
+        read(env.get_state(env.reset(jax.random.key(0))[1])["native"].tobytes())
+    finally:
+        env.close()
 
 
 def _host_actions(handle: np.ndarray) -> np.ndarray:

@@ -27,11 +27,14 @@ _FALLING = {BOULDER: FALLING_BOULDER, FALLING_BOULDER: FALLING_BOULDER, DIAMOND:
 _FALLING[FALLING_DIAMOND] = FALLING_DIAMOND
 
 SEARCHED = 300  # worlds that the searches of one plan may look at
+LEGS = 150  # ways to a diamond or the exit that one plan may try; of many diamonds there are too many orders
 BARS = 6  # steps that a search expects to spend on getting past a boulder
 GREED = 2  # how much the expected steps weigh against those already taken
 TRIED = 8  # boulders that may end an episode
 ROOM = 6  # cells that the agent must be able to reach, or it counts as enclosed
-GIVES_UP = 70  # steps after which the agent ends an episode that it cannot complete, under a boulder
+GIVES_UP = (
+    0.7  # steps a cell of the mine after which the agent ends an episode that it cannot complete, under a boulder
+)
 LOOKS_AGAIN = 24  # steps until another plan is tried where none was found
 
 
@@ -151,7 +154,7 @@ def plan(scene: Scene, memory: Course | None = None) -> tuple[int, Course]:
         return memory.actions[1], Course(memory.actions[1:], memory.worlds[1:])
     # There is no way to what is left: move on, look again now and then, and in the end give up.
     looks = scene.time % LOOKS_AGAIN == 0
-    if looks and scene.time > GIVES_UP and (end := _end(world)):
+    if looks and scene.time > GIVES_UP * len(world.cells) and (end := _end(world)):
         return end.actions[0], end
     action = _stray(world, scene.time)
     return action, None if looks else Course((action,), (world.step(action),))
@@ -167,11 +170,13 @@ def see(scene: Scene) -> World:
 
 def course(world: World) -> Course:
     """A course that collects every diamond and leaves, or else the one with the most diamonds that was tried."""
-    budget, best = [SEARCHED], [Course()]
+    budget, best, legs = [SEARCHED], [Course()], itertools.count()
 
     def extend(so_far: Course, here: World) -> Course | None:
         for goal in _goals(here):
             for leg in _legs(here, goal, budget):
+                if next(legs) >= LEGS:
+                    return None
                 after, whole = leg.worlds[-1], so_far.then(leg)
                 if after.left:
                     return whole
