@@ -56,8 +56,8 @@ help:  ## list the targets (the default)
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  \1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 15
 	@echo "Variables (ENV=$(ENV) unless given):"
 	@echo "  train    ENV PRESET=paper|reference|cpu|smoke SEED SEEDS NAME EXPERT_FRAMES WITHIN=10m"
-	@echo "  record   ENV POLICY=expert|random|PATH FRAMES SEED      expert   ENV PRESET FRAMES SEED"
-	@echo "  eval     ENV CHECKPOINT=expert|PATH EPISODES SEED       report   ENV NAME"
+	@echo "  record   ENV POLICY=expert|planner|random|PATH FRAMES SEED      expert   ENV PRESET FRAMES SEED"
+	@echo "  eval     ENV CHECKPOINT=expert|planner|PATH EPISODES SEED       report   ENV NAME"
 	@echo "  experiment NAME=vq_ablation|noise|... (docs/experiments.md)"
 	@echo "  all      ARGS=\"--any.option value\" ACCEL=auto|cpu|cuda|tpu PYTHON=python3.12"
 

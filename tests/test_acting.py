@@ -47,6 +47,40 @@ def test_an_unroll_is_a_loop_of_steps():
     assert np.any(outcomes[1]) and np.any(outcomes[2])
 
 
+@pytest.mark.parametrize("share", [0.0, 0.25, 1.0])
+def test_a_share_of_the_discrete_actions_is_uniform(share):
+    env = Gymnax(Counter([1000]), 64)
+    always = lambda params, obs: env.action_space.certain(jnp.ones(64, jnp.int32))  # noqa: E731
+    start = env.reset(KEY)
+    _, (_, action, _), _ = acting.demonstrate(env, always, {}, start, KEY, 50, random_share=share)
+    others = np.asarray(action) == 0  # of two actions, half of the uniform ones
+    assert abs(others.mean() - share / 2) <= 5 * np.sqrt(share / 2 * (1 - share / 2) / others.size)
+    if share:
+        # Each environment and each step for itself.
+        assert 0 < np.ptp(others.mean(axis=0)) < 1 and 0 < np.ptp(others.mean(axis=1)) < 1
+
+
+def test_a_share_of_the_continuous_actions_is_uniform():
+    env = Gymnax(Aim([1000], [True]), 64)
+    still = lambda params, obs: jnp.concatenate([jnp.zeros((64, 2)), jnp.full((64, 2), -30.0)], -1)  # noqa: E731
+    _, (_, action, _), _ = acting.demonstrate(env, still, {}, env.reset(KEY), KEY, 50, random_share=0.25)
+    reach = (np.asarray(action) - Aim.low) / (np.subtract(Aim.high, Aim.low))  # of the box, from 0 to 1
+    middle = np.abs(reach - 0.5) < 0.1
+    assert abs((~middle.all(-1)).mean() - 0.25 * (1 - 0.2**2)) < 0.04
+    assert abs((reach < 0.25).mean() - 0.25 * 0.25) < 0.02 and reach.min() >= 0 and reach.max() <= 1
+
+
+def test_a_policy_may_read_the_environments_state():
+    class Reader:
+        reads_state = True
+
+        def __call__(self, params, obs, env_state):
+            return params + env_state
+
+    assert acting.respond(Reader(), 2, None, 3) == 5
+    assert acting.respond(lambda params, obs: params * obs, 2, 4, 3) == 8
+
+
 def test_only_what_the_caller_keeps_is_stacked():
     env = Gymnax(Painter([5]), N)
     start = env.reset(KEY)

@@ -10,7 +10,7 @@ LAYERS = (
     "parallel optim schedules spaces preprocess statistics linear",
     "models training acting",
     "envs dynamics cloning",
-    "data ppo",
+    "data ppo planners",
     "decoding",
     "config policies analysis training.steps",
     "presets experts budget interop loading jitted",

@@ -34,6 +34,14 @@ def test_log_prob_by_hand():
     np.testing.assert_allclose(extreme, [0, -1000])
 
 
+def test_a_policy_that_is_certain():
+    outputs, action = Discrete(3).certain(jnp.array([2, 0])), [2, 0]
+    assert outputs.shape == (2, 3) and Discrete(3).mode(outputs).tolist() == action
+    draws = jax.vmap(lambda key: Discrete(3).sample(key, outputs))(jax.random.split(jax.random.key(0), 1000))
+    assert (draws == jnp.array([action])).all()
+    np.testing.assert_allclose(Discrete(3).log_prob(outputs, jnp.array(action)), [0, 0])
+
+
 def test_entropy_by_hand():
     logits = jnp.log(jnp.array([[0.25, 0.25, 0.5]])) + 7.0
     np.testing.assert_allclose(Discrete(3).entropy(logits), [1.5 * LOG(2)], atol=1e-6)

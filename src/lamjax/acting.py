@@ -5,26 +5,45 @@ Recording, evaluation and PPO all act here: they say what a step keeps, and redu
 Dimension keys: T steps, N environments, K numbers that a policy head gives (see `lamjax.spaces`).
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
+from lamjax.spaces import ActionSpace
+
 # Observations ``[N, *obs_shape]`` and the environments' state, as ``reset`` returns them.
 Position = tuple[jax.Array, Any]
 # ``(draw, obs, env_state) -> (action, extra)``; `draw` samples actions ``[N, ...]`` from outputs ``[N, K]``.
 Act = Callable[[Callable[[jax.Array], jax.Array], jax.Array, Any], tuple[jax.Array, Any]]
 # ``(params, obs [N, *obs_shape]) -> outputs [N, K]``; hashable, and equal to what computes the same, for ``jit``.
-PolicyFn = Callable[[Any, jax.Array], jax.Array]
+# One with the attribute ``reads_state`` takes the environments' state as a third argument (`respond`).
+PolicyFn = Callable[..., jax.Array]
 
 
 def _without_info(*outcome: Any) -> tuple[Any, ...]:
     return outcome[:3]
 
 
+def _sample(space: ActionSpace, random_share: float, key: jax.Array, outputs: jax.Array) -> jax.Array:
+    """Draws actions ``[N, ...]`` from outputs ``[N, K]``, of which this share gives way to uniform ones."""
+    if random_share:
+        key_random, key = jax.random.split(key)
+        random = jax.random.bernoulli(key_random, random_share, outputs.shape[:1])
+        outputs = jnp.where(random[:, None], space.uniform(len(outputs)), outputs)
+    return space.sample(key, outputs)
+
+
 def unroll(
-    env: Any, act: Act, start: Position, key: jax.Array, num_steps: int, keep: Callable = _without_info
+    env: Any,
+    act: Act,
+    start: Position,
+    key: jax.Array,
+    num_steps: int,
+    keep: Callable = _without_info,
+    random_share: float = 0.0,
 ) -> tuple[Position, Any, Any]:
     """Acts for `num_steps` steps in all N environments at once.
 
@@ -37,6 +56,7 @@ def unroll(
       num_steps: T.
       keep: maps the outcome ``(reward, terminated, truncated, info)`` of a step to what the caller wants to keep of it;
         by default all but ``info``, which holds a second copy of every frame.
+      random_share: probability in [0, 1] that `act` draws a uniform action, at each step in each environment.
 
     Returns:
       Where the environments stand afterwards, and what `act` and `keep` gave at each step, ``[T, N, ...]``.
@@ -44,7 +64,7 @@ def unroll(
 
     def step(position: Position, step_key: jax.Array):
         key_action, key_env = jax.random.split(step_key)
-        action, extra = act(lambda outputs: env.action_space.sample(key_action, outputs), *position)
+        action, extra = act(functools.partial(_sample, env.action_space, random_share, key_action), *position)
         obs, env_state, *outcome = env.step(key_env, position[1], action)
         return (obs, env_state), (extra, keep(*outcome))
 
@@ -88,6 +108,13 @@ def unroll_in_turns(
     return (jnp.concatenate([obs, last_obs]), env_state), extras, outcomes
 
 
+def respond(policy: PolicyFn, params: Any, obs: jax.Array, env_state: Any) -> jax.Array:
+    """Outputs ``[N, K]`` of a policy; a planner (`lamjax.planners`) reads the environments' state."""
+    if getattr(policy, "reads_state", False):
+        return policy(params, obs, env_state)
+    return policy(params, obs)
+
+
 def demonstrate(
     env: Any,
     policy: PolicyFn,
@@ -96,18 +123,20 @@ def demonstrate(
     key: jax.Array,
     num_steps: int,
     read: Callable[[Any], Any] | None = None,
+    random_share: float = 0.0,
 ) -> tuple[Position, Any, Any]:
     """Unrolls a demonstrator, which samples from ``policy(params, obs)`` and always sees clean frames.
 
     Under a distractor it sees the game alone, so that its play does not depend on the distractor. Each step keeps the
-    observations, which do show the distractor, the actions, and what `read` returns of the environments' state.
+    observations, which do show the distractor, the actions, and what `read` returns of the environments' state. With
+    probability `random_share` the action of a step in an environment is a uniform one.
     """
 
     def act(draw: Callable[[jax.Array], jax.Array], obs: jax.Array, env_state: Any):
-        action = env.action_space.clip(draw(policy(params, clean_obs(obs, env_state))))
+        action = env.action_space.clip(draw(respond(policy, params, clean_obs(obs, env_state), env_state)))
         return action, (obs, action, read(env_state) if read else None)
 
-    return unroll(env, act, start, key, num_steps)
+    return unroll(env, act, start, key, num_steps, random_share=random_share)
 
 
 def count(running: tuple[jax.Array, jax.Array], step: tuple[jax.Array, jax.Array]) -> tuple[Any, Any]:

@@ -49,9 +49,16 @@ class RecordConfig(PlayConfig):
 
     Attributes:
       frames: frames of the store.
+      random_share: probability that a step's action is uniformly random instead of the policy's.
     """
 
     frames: int = 2_621_440
+    random_share: float = 0.0
+
+    def __post_init__(self):
+        super().__post_init__()
+        if not 0 <= self.random_share <= 1:
+            raise ValueError(f"random_share must be a probability, between 0 and 1, not {self.random_share}.")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -156,7 +163,8 @@ class RunConfig:
       max_in_flight: dispatches that may be un-awaited.
       ring_frames: training frames that a device keeps at a time, besides an eighth more on their way; the others wait
         on disk and come in turn (see `lamjax.data.ring`). 0 keeps all of them.
-      train_expert: where there is no expert, trains one first, as `expert` says, instead of recording random play.
+      train_expert: where there is no expert, trains one first, as `expert` says, instead of recording a planner or
+        random play.
     """
 
     seed: int = 0

@@ -21,6 +21,8 @@ import optax
 # Softly bounded log-deviations, in half-ranges: a fit on a few labels would else be sure of them without end.
 MIN_LOG_STD, MAX_LOG_STD = -4.0, 2.0
 
+_NEVER = -1e9  # the logit of an action that is never taken
+
 
 @dataclasses.dataclass(frozen=True)
 class Discrete:
@@ -52,6 +54,10 @@ class Discrete:
     def uniform(self, batch: int) -> jax.Array:
         """Outputs ``[B, K]`` of the policy that takes every action equally often."""
         return jnp.zeros((batch, self.n))
+
+    def certain(self, action: jax.Array) -> jax.Array:
+        """Outputs ``[B, K]`` of the policy that always takes these actions ``[B]``."""
+        return jnp.where(jax.nn.one_hot(action, self.n, dtype=jnp.bool_), 0.0, _NEVER)
 
     def sample(self, key: jax.Array, outputs: jax.Array) -> jax.Array:
         """Draws actions ``[B]``."""

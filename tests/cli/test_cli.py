@@ -20,6 +20,7 @@ from lamjax.data import StoreWriter, open_store
 from lamjax.envs import PROCGEN_GAMES
 from lamjax.experts import available
 from lamjax.pipeline.record import recording_name
+from lamjax.planners import PLANS, VERSION
 from lamjax.policies import load_policy, save_policy
 from lamjax.ppo import ActorCriticAgent
 from lamjax.presets import GRID_PRESETS, PRESETS, VECTOR_PRESETS
@@ -110,6 +111,7 @@ def test_levels_and_distractors_are_honoured(verb, fails, monkeypatch):
         "random-64-s2-hard5from7-overlay0.25"
     )
     assert recording_name("random", RecordConfig(frames=64), 2) == "random-64-s2"
+    assert recording_name("planner-v1", RecordConfig(frames=64, random_share=0.25), 2) == "planner-v1-64-s2-random0.25"
     assert fails(verb, "--distractor", "noise", "--distractor-strength", "2").endswith("at most 1, not 2.0.")
 
 
@@ -133,7 +135,7 @@ PLAYED = "num-envs num-levels start-level distribution-mode distractor distracto
 @pytest.mark.parametrize(
     ("verb", "words"),
     [
-        ("record", f"help env policy out seed runs data frames {PLAYED}"),
+        ("record", f"help env policy out seed runs data frames random-share {PLAYED}"),
         ("eval", f"help env checkpoint episodes seed greedy no-greedy json no-json runs {PLAYED}"),
     ],
 )
@@ -222,6 +224,28 @@ def test_a_missing_policy_is_named(fails, folder):
 def test_a_missing_expert_says_how_to_train_one(fails):
     game = next(name for name in PROCGEN_GAMES if name not in available())
     assert f"train one with `lamjax expert --env {game}`" in fails("eval", "--env", game)
+
+
+def test_a_planner_is_offered_where_there_is_one(fails, folder):
+    hint = "No expert is shipped for maze, but there is a planner: say planner instead of expert, or train one with "
+    assert fails("record", "--env", "maze") == hint + "`lamjax expert --env maze`."
+    sentence = "(there are: bigfish, heist, leaper, maze, miner): use expert, random or a policy folder."
+    for verb, option in (("eval", "--checkpoint"), ("record", "--policy"), ("train", "--policy")):
+        assert fails(verb, "--env", "coinrun", option, "planner") == f"There is no planner for coinrun {sentence}"
+    assert not (folder / "runs").exists() and not (folder / "data").exists()
+
+
+def test_a_random_share_is_a_probability(fails):
+    assert fails("record", "--random-share", "1.5") == ("random_share must be a probability, between 0 and 1, not 1.5.")
+
+
+def test_a_planner_is_recorded_with_a_share_of_random_moves(capfd, folder):
+    argv = ["record", "--env", "maze", "--policy", "planner", "--frames", "64", "--num-envs", "2"]
+    assert main([*argv, "--random-share", "0.5"]) == 0
+    out, _ = capfd.readouterr()
+    assert out == "data/maze/planner-64-s0-random0.5\n"
+    store = open_store(folder / "data" / "maze" / "planner-64-s0-random0.5")
+    assert store.policy == {"kind": "planner", "planner": "maze", "version": VERSION, "random_share": 0.5}
 
 
 def test_a_damaged_policy_is_named(fails, folder):
@@ -448,7 +472,13 @@ def test_one_episode_has_no_standard_error(capfd):
 def test_experts_lists_what_is_shipped(capsys):
     assert main(["experts"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert [line.split()[0] for line in lines] == list(available())
+    assert [line.split()[:2] for line in lines] == [
+        *([env, "expert"] for env in available()),
+        *([env, "planner"] for env in PLANS),
+    ]
+    maze = next(line for line in lines if line.startswith("maze"))
+    assert "return 10.00 ± 0.00 over " in maze and "random play " in maze
+    assert maze.endswith("(the paper's expert: 9.97)")
 
 
 def test_expert_starts_from_a_policy(capfd, folder):

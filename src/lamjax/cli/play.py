@@ -4,7 +4,7 @@ import dataclasses
 import json
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from tyro.conf import arg
 
@@ -19,7 +19,7 @@ class Record:
 
     Attributes:
       env: the environment.
-      policy: expert, random, or a policy folder.
+      policy: expert, planner, random, or a policy folder.
       out: the store's folder; by default data/<env>/<policy>-<frames>-s<seed>.
       seed: of the recording.
       config: how much is recorded, and of what.
@@ -67,7 +67,7 @@ class Eval:
 
     Attributes:
       env: the environment.
-      checkpoint: expert, random, or a policy folder (runs/<env>/<name>/policies/...).
+      checkpoint: expert, planner, random, or a policy folder (runs/<env>/<name>/policies/...).
       episodes: how many, a multiple of --num-envs unless fewer.
       seed: of levels and actions.
       greedy: takes the most likely action; otherwise samples.
@@ -88,7 +88,16 @@ class Eval:
 
 @dataclasses.dataclass(frozen=True)
 class Experts:
-    """Lists the experts that come with the package."""
+    """Lists the experts and planners that come with the package, with their returns.
+
+    Attributes:
+      measure: plays the planners, and random play beside them, for so many episodes first (a multiple of 64), and keeps
+        the returns.
+      env: measures the planner of this game alone.
+    """
+
+    measure: int | None = None
+    env: str | None = None
 
 
 def record(args: Record) -> None:
@@ -161,13 +170,41 @@ def evaluate(args: Eval) -> None:
 
 def list_experts(args: Experts) -> None:
     """`lamjax experts`."""
-    from lamjax import envs
+    from lamjax import envs, planners
     from lamjax import experts as shipped
 
-    for env, info in shipped.available().items():
+    if args.measure is not None:
+        measure_planners(args.measure, [args.env] if args.env else list(planners.PLANS))
+
+    def line(env: str, kind: str, info: dict[str, Any], effort: str) -> str:
         game = envs.PROCGEN_GAMES.get(env)
         paper = game.expert_return if game else float("nan")
-        print(
-            f"{env:12s} return {info['return_mean']:.2f} ± {info['return_stderr']:.2f} over {info['episodes']} "
-            f"episodes, {info['frames']} frames (the paper's expert: {paper:.2f})"
+        return (
+            f"{env:12s} {kind} return {info['return_mean']:.2f} ± {info['return_stderr']:.2f} over {info['episodes']} "
+            f"episodes, {effort} (the paper's expert: {paper:.2f})"
         )
+
+    for env, info in shipped.available().items():
+        print(line(env, "expert ", info, f"{info['frames']} frames"))
+    for env, info in planners.returns().items():
+        print(line(env, "planner", info, f"random play {info['random']['return_mean']:.2f}"))
+
+
+def measure_planners(episodes: int, games: list[str]) -> None:
+    """Plays the planners of games, and random play on the same levels, and writes their returns into the package."""
+    import jax
+
+    from lamjax import planners, policies
+    from lamjax.pipeline import evaluation
+
+    def play(game: str, policy: Any) -> dict[str, Any]:
+        returns, lengths = evaluation.play(
+            game, RunConfig(), game, policy, [{}], jax.random.key(0), episodes=episodes, num_envs=64, greedy=[False]
+        )
+        return evaluation.returns_summary(game, returns[0]) | {"length_mean": float(lengths.mean())}
+
+    table, planner = planners.returns(), planners.Planner()
+    for game in games:
+        random = play(game, policies.UniformPolicy(planner.space))
+        table[game] = play(game, planner) | {"version": planners.VERSION, "random": random}
+        planners.RETURNS.write_text(json.dumps(dict(sorted(table.items())), indent=2) + "\n")

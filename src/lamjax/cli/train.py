@@ -17,7 +17,8 @@ class Train:
         and pendulum have cpu and smoke.
       name: the run folder's name; by default <preset>-s<seed>.
       seeds: trains this many seeds, one run folder each, and writes an aggregate.
-      policy: whom to record: expert, random, or a policy folder; by default the expert if there is one.
+      policy: whom to record: expert, planner, random, or a policy folder; by default the expert if there is one, else
+        the planner if there is one.
       store: trajectories to learn from, recorded or imported before, instead of recording a policy.
       expert_frames: where there is no expert, trains one with so many frames first.
       dtype: type of the activations in every stage, float32 or bfloat16; by default the preset's (paper: bfloat16 on

@@ -21,10 +21,10 @@ from lamjax.spaces import ActionSpace, Box
 CHUNK = 32  # steps a dispatch: 64 environments' frames are 25 MB of host memory
 
 
-@functools.partial(jax.jit, static_argnames=("env", "policy"))
-def _play(env, policy, params, start, key):
+@functools.partial(jax.jit, static_argnames=("env", "policy", "random_share"))
+def _play(env, policy, params, start, key, random_share):
     read = functools.partial(acting.level_and_distractor, env)
-    return acting.demonstrate(env, policy, params, start, key, CHUNK, read)
+    return acting.demonstrate(env, policy, params, start, key, CHUNK, read, random_share)
 
 
 def _actions(space: ActionSpace) -> dict[str, Any]:
@@ -43,6 +43,7 @@ def record(
     key: jax.Array,
     *,
     source: Mapping[str, Any],
+    random_share: float = 0.0,
     progress: Callable[[int], None] | None = None,
 ) -> None:
     """Records sampled actions of a policy until `frames` frames lie in the store, whole episodes first.
@@ -56,11 +57,13 @@ def record(
     Args:
       path: folder of the store; it must not exist, and appears only when the recording is complete.
       env: N environments.
-      policy: ``(params, obs [N, *obs_shape]) -> outputs [N, K]`` (see `lamjax.spaces`).
+      policy: ``(params, obs [N, *obs_shape]) -> outputs [N, K]`` (see `lamjax.spaces`), or a planner's
+        (`acting.respond`).
       params: its parameters.
       frames: at least so many frames are recorded; the last dispatch may bring up to ``32 N`` more.
       key: a typed PRNG key.
       source: what the manifest says of the policy.
+      random_share: probability in [0, 1] that a step's action, in each environment for itself, is a uniform one.
       progress: called with the number of frames played so far.
 
     Raises:
@@ -89,7 +92,9 @@ def record(
         position = env.reset(key_reset)
         chunk = 0
         while chunk * CHUNK * num_envs < frames:
-            position, *steps = _play(stepper(env), policy, params, position, jax.random.fold_in(key, chunk))
+            position, *steps = _play(
+                stepper(env), policy, params, position, jax.random.fold_in(key, chunk), random_share
+            )
             chunk += 1
             (obs, action, read), (reward, terminated, truncated) = jax.device_get(steps)
             done = terminated | truncated

@@ -82,7 +82,7 @@ def _play(policy, params, axes, env, greedy, games, key):
 
     def play(params, greedy, games):
         def act(draw, obs, env_state):
-            outputs = outputs_of(params, obs)
+            outputs = acting.respond(outputs_of, params, obs, env_state)
             return space.clip(jnp.where(greedy, space.mode(outputs), draw(outputs))), None
 
         position, _, (reward, terminated, truncated) = acting.unroll(env, act, games.position, key, CHUNK)
@@ -156,8 +156,8 @@ def evaluate_all(
     alone.
 
     Args:
-      policy: the function of all policies, ``(params, obs [N, *obs_shape]) -> outputs [N, K]`` (see `lamjax.spaces`);
-        compiled once for all that are equal.
+      policy: the function of all policies, ``(params, obs [N, *obs_shape]) -> outputs [N, K]`` (see `lamjax.spaces`),
+        or a planner's (`acting.respond`); compiled once for all that are equal.
       params: the parameters of each policy, P pytrees of one structure (see `over_policies`).
       env: N environments.
       episodes: how many episodes of each policy, a multiple of N.

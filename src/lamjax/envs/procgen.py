@@ -16,11 +16,13 @@ callback that needs the handle of this one.
 
 import contextlib
 import dataclasses
+import functools
 import io
 import itertools
 import os
 from collections.abc import Callable, Sequence
-from typing import Any, ClassVar
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, ClassVar, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -40,6 +42,10 @@ DISTRIBUTION_MODES = ("easy", "hard", "extreme", "memory", "exploration")
 
 # Attributes of gym3.libenv.CEnv: a step reads them without the copies and dictionaries that gym3's `observe` makes.
 _BUFFERS = ("_ob", "_rew", "_first", "_info")
+_MAX_STATE = 2**20  # bytes of a saved state at most, as Procgen has it
+_MAX_THREADS = 16
+
+T = TypeVar("T")
 
 # The native batches of this process by handle: a pytree cannot hold a C++ object.
 BATCHES: dict[int, tuple[Any, ...]] = {}
@@ -156,6 +162,36 @@ class ProcgenStepper:
         return obs, state.replace(handle=handle, **rows), reward, done & ~truncated, truncated, info
 
 
+def over_environments(batch: Any, use: Callable[[int, bytes], T]) -> list[T]:
+    """Calls ``use(number, state)`` with every environment of a native batch and its saved state (`Procgen.get_state`).
+
+    Threads share the environments, as many as step the batch: the game writes states without Python's lock.
+    """
+    workers = max(1, min(batch.options["num_threads"], batch.num))
+    if workers == 1:
+        return _over_some(batch, use, range(batch.num))
+    shares = [range(first, batch.num, workers) for first in range(workers)]
+    results: list[Any] = [None] * batch.num
+    for share, part in zip(shares, _readers().map(functools.partial(_over_some, batch, use), shares), strict=True):
+        results[share.start :: workers] = part
+    return results
+
+
+def _over_some(batch: Any, use: Callable[[int, bytes], T], numbers: Sequence[int]) -> list[T]:
+    buffer = np.empty(_MAX_STATE, np.uint8)
+    pointer = batch._ffi.from_buffer("char[]", buffer)
+
+    def state(number: int) -> bytes:
+        return buffer[: batch.call_c_func("get_state", number, pointer, _MAX_STATE)].tobytes()
+
+    return [use(number, state(number)) for number in numbers]
+
+
+@functools.cache
+def _readers() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(min(os.cpu_count() or 1, _MAX_THREADS), "lamjax-states")
+
+
 def _host_step(handle: np.ndarray, action: np.ndarray) -> tuple[np.ndarray, ...]:
     batches = BATCHES[int(handle)]
     for batch, part in zip(batches, np.asarray(action).reshape(len(batches), -1), strict=True):
@@ -252,7 +288,7 @@ class Procgen:
             "start_level": start_level,
             "distribution_mode": distribution_mode,
         }
-        self._num_threads = num_threads if num_threads is not None else min(os.cpu_count() or 1, 16)
+        self._num_threads = num_threads if num_threads is not None else min(os.cpu_count() or 1, _MAX_THREADS)
         self._settings = (game, num_envs, time_limit, *self.env_params.values(), self._num_threads, groups)
         self._handles: set[int] = set()
 

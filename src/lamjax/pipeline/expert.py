@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from lamjax import envs, experts
+from lamjax import envs, experts, planners
 from lamjax.config import RunConfig
 from lamjax.pipeline.evaluation import make_env
 from lamjax.pipeline.reinforcement import scratch_stage
@@ -85,6 +85,8 @@ def choose_source(
         if not has_expert(env, runs):
             if expert_frames or config.train_expert:
                 train_expert(env, config, preset=preset, frames=expert_frames, runs=runs, command=command)
+            elif env in planners.PLANS:
+                policy = "planner"
             else:
                 policy = "random"
                 notice = (

@@ -19,6 +19,7 @@ def recording_name(source: str, config: RecordConfig, seed: int) -> str:
     levels = f"-{config.distribution_mode}{config.num_levels}from{config.start_level}"
     plain = (config.distribution_mode, config.num_levels, config.start_level) == ("easy", 0, 0)
     name = f"{source}-{config.frames}-s{seed}" + ("" if plain else levels)
+    name += f"-random{config.random_share:g}" if config.random_share else ""
     return name if config.distractor == "none" else f"{name}-{config.distractor}{config.distractor_strength:g}"
 
 
@@ -42,9 +43,10 @@ def record(
         progress.to(min(frames, config.frames))
         check_stop()
 
-    provenance = {"kind": source.kind, **source.info}
+    provenance = {"kind": source.kind, **source.info, "random_share": config.random_share}
+    options = {"source": provenance, "random_share": config.random_share, "progress": tick}
     try:
-        write_store(path, env, source.policy, source.params, config.frames, key, source=provenance, progress=tick)
+        write_store(path, env, source.policy, source.params, config.frames, key, **options)
     finally:
         progress.close()
         env.close()

@@ -5,9 +5,10 @@ import hashlib
 from pathlib import Path
 from typing import Any
 
-from lamjax import experts, policies
+from lamjax import experts, planners, policies
 from lamjax.acting import PolicyFn
 from lamjax.data.reader import open_store
+from lamjax.policies import PolicyError
 from lamjax.spaces import ActionSpace, as_space
 from lamjax.training.run_folder import RunError
 
@@ -17,11 +18,12 @@ class Source:
     """The source of a run's trajectories.
 
     Attributes:
-      kind: "expert", "random" or "checkpoint"; "store" for trajectories without a policy.
+      kind: "expert", "planner", "random" or "checkpoint"; "store" for trajectories without a policy.
       policy: the policy; None for a store.
       params: its parameters.
       info: its provenance.
-      digest: eight digits of the weights' or trajectories' digest, for names; empty for the random policy.
+      digest: eight digits of the weights' or trajectories' digest, or a planner's version, for names; empty for the
+        random policy.
       store: the path of the trajectories if the kind is "store".
     """
 
@@ -39,15 +41,23 @@ class Source:
 
 
 def find_source(env: str, policy: str, runs: Path, space: ActionSpace | int) -> Source:
-    """Loads a policy by its name: "random", "expert" (shipped, or trained here), or the path of a policy folder.
+    """Loads a policy: "random", "expert" (shipped, or trained here), "planner", or the path of a policy folder.
 
     `runs` is the folder of run folders.
 
     Raises:
       PolicyError: if there is no such policy.
+      StateLayoutError: if a planner cannot read the states of the Procgen that is installed.
     """
     if policy == "random":
         return Source("random", policies.UniformPolicy(space), {}, {"actions": "uniform"})
+    if policy == "planner":
+        return _planner(env)
+    if policy == "expert" and env in planners.PLANS and not has_expert(env, runs):
+        raise PolicyError(
+            f"No expert is shipped for {env}, but there is a planner: say planner instead of expert, or train one with "
+            f"`lamjax expert --env {env}`."
+        )
     if policy == "expert":
         own = expert_folder(runs, env) / "policies" / "expert"
         folder = own if (own / "policy.json").exists() else experts.folder(env)
@@ -56,6 +66,15 @@ def find_source(env: str, policy: str, runs: Path, space: ActionSpace | int) -> 
         folder = Path(policy)
         kind, loaded = "checkpoint", policies.load_policy(folder)
     return Source(kind, *loaded, hashlib.sha256((folder / "weights.npz").read_bytes()).hexdigest()[:8])
+
+
+def _planner(env: str) -> Source:
+    if env not in planners.PLANS:
+        have = ", ".join(planners.PLANS)
+        raise PolicyError(f"There is no planner for {env} (there are: {have}): use expert, random or a policy folder.")
+    planners.check_layout(env)
+    info = {"planner": env, "version": planners.VERSION}
+    return Source("planner", planners.Planner(), {}, info, f"v{planners.VERSION}")
 
 
 def store_source(env: str, path: Path, space: ActionSpace | int) -> Source:

@@ -56,7 +56,8 @@ def train(
       preset: by default the one for this machine and the environment's observations.
       config: settings instead of the preset's, with the run's seed.
       name: the run folder's name; by default ``<preset>-s<seed>``.
-      policy: "expert", "random", or a policy folder; by default the expert if there is one or the run trains one.
+      policy: "expert", "planner", "random", or a policy folder; by default the expert if there is one or the run trains
+        one, else the planner if there is one.
       store: trajectories to learn from instead.
       expert_frames: if there is no expert, trains one with so many frames first.
       within: seconds that the run may take. It measures this machine first, and fits the settings' steps, frames and
