@@ -15,7 +15,6 @@ from typing import Any, Literal
 import numpy as np
 
 from lamjax.data.format import StoreError, split_of_level
-from lamjax.data.format import check_sizes as check_store_sizes
 from lamjax.data.importers.errors import DamagedFileError, ImportDataError, RowError
 from lamjax.data.importers.files import list_of
 from lamjax.data.importers.values import as_actions, as_flags, as_rewards
@@ -109,14 +108,6 @@ class Source:
             parts.append(f"left out as damaged: {list_of(list(self.skipped), self.root)}")
         files = f"{len(self.files)} file{'s' * (len(self.files) != 1)} of {self.root} with {self.rows} rows"
         return f"Importing {files}; {'; '.join(parts)}."
-
-
-def check_sizes(shape: Sequence[int], num_actions: int) -> None:
-    """Raises an ImportDataError unless a store can hold frames ``(H, W, C)`` of this shape, and so many actions."""
-    try:
-        check_store_sizes(shape, np.uint8, num_actions, None)
-    except ValueError as error:
-        raise ImportDataError(f"{error}: change --shape or --num-actions.") from None
 
 
 def checked(read: Reader, names: Mapping[str, str], num_actions: int) -> Reader:

@@ -30,6 +30,15 @@ def plain(array: Any) -> Any:
             return array
 
 
+def empty(kind: Any) -> Any:
+    """An Arrow array of a type without rows, by which `read_frames` refuses a type before there is a value."""
+    import pyarrow as pa
+
+    if isinstance(kind, pa.BaseExtensionType):
+        return pa.ExtensionArray.from_storage(kind, empty(kind.storage_type))
+    return pa.array([], kind)
+
+
 def refuse_nulls(array: Any, name: str, per_row: int = 1) -> None:
     """Raises a `RowError` if an Arrow array with so many entries a row has one without a value."""
     if array.null_count:
@@ -52,9 +61,9 @@ def read_frames(array: Any, name: str, shape: Shape) -> np.ndarray:
         refuse_nulls(array, name)
     if _is_binary(array.type):
         return _pictures(array, name, shape)
-    numbers = _numbers(array.storage if _is_tensor(array) else array, name)
-    # A tensor's type may say that its dimensions lie in another order.
-    return _arranged(array.to_numpy_ndarray() if _is_tensor(array) else numbers, name, shape)
+    if _is_tensor(array):
+        return _tensor(array, name, shape)
+    return _arranged(_numbers(array, name), name, shape)
 
 
 def _pictures(array: Any, name: str, shape: Shape) -> np.ndarray:
@@ -107,6 +116,33 @@ def _numbers(array: Any, name: str) -> np.ndarray:
     return array.to_numpy().reshape(rows, *lengths)
 
 
+def _tensor(array: Any, name: str, shape: Shape) -> np.ndarray:
+    """The frames of an array of tensors.
+
+    Arrow's specification and pyarrow disagree on which way a permutation of dimensions goes (pyarrow 26 does not read
+    what it writes). So it counts in the one way in which the dimensions are those of a frame.
+    """
+    frames = _numbers(array.storage, name).reshape(len(array), *array.type.shape)
+    order = array.type.permutation
+    if order is None:
+        return _arranged(frames, name, shape)
+    readings = {tuple(order), tuple(np.argsort(order).tolist())}
+    fitting = [reading for reading in readings if _fits([frames.shape[1 + axis] for axis in reading], shape)]
+    if len(fitting) != 1:
+        raise RowError(
+            0, f"column {name!r} has tensors of {array.type.shape} permuted by {order}: save them without a permutation"
+        )
+    return _arranged(frames.transpose(0, *(1 + axis for axis in fitting[0])), name, shape)
+
+
+def _fits(sizes: list[int], shape: Shape) -> bool:
+    """Whether sizes are those of a frame, with its channels last or first, or without if it has one."""
+    height, width, channels = shape
+    return sizes in ([height, width, channels], [channels, height, width]) or (
+        channels == 1 and sizes == [height, width]
+    )
+
+
 def _arranged(frames: np.ndarray, name: str, shape: Shape) -> np.ndarray:
     """Frames ``[R, ...]`` as ``[R, H, W, C]``: of one list each, of that shape, or with the channels first."""
     rows, *sizes = frames.shape
@@ -119,10 +155,10 @@ def _arranged(frames: np.ndarray, name: str, shape: Shape) -> np.ndarray:
         if math.prod(sizes) != math.prod(shape):
             raise RowError(0, f"column {name!r} has {math.prod(sizes)} numbers a frame, not {list(shape)}")
         return frames.reshape(rows, *shape)
-    if sizes == list(shape) or (channels == 1 and sizes == [height, width]):
+    if _fits(sizes, shape):
+        if sizes == [channels, height, width] and sizes != list(shape):
+            return frames.reshape(rows, *sizes).transpose(0, 2, 3, 1)
         return frames.reshape(rows, *shape)
-    if sizes == [channels, height, width]:
-        return frames.reshape(rows, channels, height, width).transpose(0, 2, 3, 1)
     raise RowError(
         0,
         f"column {name!r} has frames of {' x '.join(map(str, sizes))}, not {height} x {width} x {channels} "

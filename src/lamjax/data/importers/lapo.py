@@ -14,14 +14,13 @@ from pathlib import Path
 import numpy as np
 
 from lamjax import archives
-from lamjax.data.format import SPLITS
+from lamjax.data.format import SPLITS, check_sizes
 from lamjax.data.importers.common import (
     BLOCK,
     Done,
     Rows,
     Source,
     SourceFile,
-    check_sizes,
     checked,
     describe,
     write_store,
@@ -69,6 +68,10 @@ def _members(archive: archives.Archive) -> dict[str, archives.Member]:
         member = members[key]
         if member.shape != obs.shape[:1] or member.dtype.kind not in kinds:
             raise archives.ArchiveError(f"{key} is {member.dtype} {list(member.shape)} beside {obs.shape[0]} frames")
+    try:
+        check_sizes(obs.shape[1:], obs.dtype, NUM_ACTIONS, None)
+    except ValueError as error:
+        raise archives.ArchiveError(str(error)) from None
     return members
 
 
@@ -101,7 +104,6 @@ def _describe(path: Path) -> tuple[SourceFile, tuple[int, ...]]:
     """A file, and the shape of its frames."""
     with _explained(path), archives.opened(path) as archive:
         rows, *shape = _members(archive)["obs"].shape
-    check_sizes(shape, NUM_ACTIONS)
     return SourceFile(path, rows, path.parent.name), tuple(shape)
 
 

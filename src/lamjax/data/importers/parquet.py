@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from lamjax.data.format import SPLITS
+from lamjax.data.format import SPLITS, check_sizes
 from lamjax.data.importers.common import (
     BLOCK,
     Done,
@@ -21,16 +21,15 @@ from lamjax.data.importers.common import (
     Rows,
     Source,
     SourceFile,
-    check_sizes,
     checked,
     describe,
     write_store,
 )
 from lamjax.data.importers.errors import DamagedFileError, ImportDataError, RowError, first_line
 from lamjax.data.importers.files import find_files
-from lamjax.data.importers.frames import plain, read_frames, refuse_nulls
+from lamjax.data.importers.frames import empty, plain, read_frames, refuse_nulls
 
-_BUFFER = 2**20  # bytes that are read of a column at once; without a buffer Arrow reads a whole row group
+_BUFFER = 2**20  # bytes that are read of a column at once; by default Arrow keeps the whole file in memory
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,7 +62,7 @@ def _parquet() -> Any:
 def _open(path: Path) -> Any:
     parquet = _parquet()
     try:
-        return parquet.ParquetFile(path, page_checksum_verification=True, buffer_size=_BUFFER)
+        return parquet.ParquetFile(path, pre_buffer=False, buffer_size=_BUFFER, page_checksum_verification=True)
     except (FileNotFoundError, PermissionError, IsADirectoryError):
         raise
     except NotImplementedError as error:
@@ -114,9 +113,9 @@ def _describe(path: Path, root: Path, columns: Columns, shape: tuple[int, int, i
                     f"{path} has {names.count(name)} columns {name!r}: rename all but one, or name another with "
                     f"--columns.{field} NAME."
                 )
-        nothing = file.schema_arrow.empty_table()
+        schema = file.schema_arrow
         try:
-            _rows({name: nothing.column(name).combine_chunks() for name in present.values()}, columns, shape)
+            _rows({name: empty(schema.field(name).type) for name in present.values()}, columns, shape)
         except RowError as error:
             raise ImportDataError(f"{path} does not fit: {error}.") from None
         return SourceFile(path, file.metadata.num_rows, _split(path, root))
@@ -218,7 +217,10 @@ def import_parquet(
     names = dataclasses.asdict(columns)
     if len(set(names.values())) < len(names):
         raise ImportDataError(f"Two of the columns {', '.join(names.values())} are the same: give each its own name.")
-    check_sizes(shape, num_actions)
+    try:
+        check_sizes(shape, np.uint8, num_actions, None)
+    except ValueError as error:
+        raise ImportDataError(f"{error}: change --shape or --num-actions.") from None
     paths, hidden, root = _find(path)
     read = checked(_reader(columns, shape), names, num_actions)
     files, skipped = describe(paths, lambda each: _describe(each, root, columns, shape), read, skip_damaged)

@@ -54,6 +54,8 @@ def read_png(data: bytes, shape: tuple[int, int, int]) -> np.ndarray:
     height, width, channels = shape
     if not data.startswith(_SIGNATURE):
         kind = next((name for start, name in _OTHERS.items() if data.startswith(start)), None)
+        if kind is None and len(data) == height * width * channels:
+            raise PictureError("has bytes that are no PNG, but as many as a frame has: save them as a list of uint8")
         if kind is None:
             raise PictureError("has a picture that is damaged or no PNG", damaged=True)
         raise PictureError(f"has a {kind}, and only PNG pictures are read: save it as PNG")
