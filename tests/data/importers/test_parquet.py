@@ -412,7 +412,7 @@ def run(path, name):
 few = run(source, "few")
 tracemalloc.start()
 many = run(other, "many")
-assert many < few + 3e6 and many < 12e6, (few, many)
+assert many < few + 2e6 and many < 15e6, (few, many)
 """
     rng = np.random.default_rng(0)
     paths = [tmp_path / f"{rows}.parquet" for rows in (600, 6000)]
