@@ -48,7 +48,7 @@ class Member:
             raise ArchiveError(f"its array {name!r} is of the unknown format {version}")
         self.shape, self._fortran, self.dtype = read_header[version](file)
         if self.dtype.hasobject:
-            raise ArchiveError(f"its array {name!r} does not hold numbers")
+            raise ArchiveError(f"its array {name!r} does not hold numbers (Object arrays cannot be loaded)")
         if min(self.shape, default=0) < 0:
             raise DamagedArchiveError(f"its array {name!r} claims to have the shape {self.shape}")
         claimed, left = math.prod(self.shape) * self.dtype.itemsize, size - file.tell()
@@ -66,7 +66,7 @@ class Member:
         """The whole array."""
         data = self._bytes(math.prod(self.shape) * self.dtype.itemsize)
         self.finish()
-        return np.frombuffer(data, self.dtype).reshape(self.shape, order="F" if self._fortran else "C")
+        return np.frombuffer(data, self.dtype).reshape(self.shape, order="F" if self._fortran else "C").copy()
 
     def _bytes(self, count: int) -> bytes:
         data = self._file.read(count)

@@ -268,3 +268,72 @@ def test_a_killed_command_goes_on(tmp_path):
     assert store.num_frames == 400_000 and len(store.episodes) == 4000
     last, _, _ = lapo_file(tmp_path / "again.npz", [100] * 100, seed=39)
     np.testing.assert_array_equal(store.observations(390_000), last)
+
+
+# What a file or folder may hold
+
+
+def test_values_are_refused_by_file_row_and_column(tmp_path):
+    game = tmp_path / "maze"
+    lapo_file(game / "train" / "0.npz", [300])
+    path = game / "train" / "1.npz"
+
+    def at(row, value, dtype):
+        values = np.zeros(300, dtype)
+        values[row] = value
+        return values
+
+    for change, sentence in (
+        (
+            {"rewards": at(270, np.nan, np.float32)},
+            "row 270: column 'rewards' must hold finite float32 numbers, got nan",
+        ),
+        (
+            {"rewards": at(3, -1e300, np.float64)},
+            "row 3: column 'rewards' must hold finite float32 numbers, got -1e+300",
+        ),
+        ({"done": at(256, np.nan, np.float32)}, "row 256: column 'done' marks rows with 0 and 1, got nan"),
+        ({"done": at(299, 255, np.uint8)}, "row 299: column 'done' marks rows with 0 and 1, got 255"),
+        ({"ta": at(17, -1, np.int8)}, "row 17: column 'ta': actions must lie in [0, 15), got -1 to -1"),
+        ({"obs": np.zeros((300, 0, 8, 3), np.uint8)}, "must be integers of at least 1, got [0, 8, 3]"),
+    ):
+        lapo_file(path, [300], **change)
+        found = fails(game, done="last")
+        assert str(path) in found and sentence in found and "damaged" not in found
+
+
+def test_the_files_are_listed_first_and_hidden_ones_left_out(tmp_path):
+    game = tmp_path / "maze"
+    write(game)
+    (game / "train").rename(tmp_path / "big")
+    (game / "train").symlink_to(tmp_path / "big")
+    (game / "train" / "._2.npz").write_bytes(b"\0\5\x16\7")
+    announced = []
+    lapo.import_lapo(game, tmp_path / "store", announce=announced.append)
+    rows = sum(map(sum, TRAIN + TEST))
+    listed = "train: train/2.npz, train/9.npz, train/10.npz; test: test/0.npz; left out as hidden: train/._2.npz"
+    assert announced == [f"Importing 4 files of {game} with {rows} rows; {listed}."]
+    (tmp_path / "heist").symlink_to(game)  # the environment is called as the link is
+    lapo.import_lapo(tmp_path / "heist", tmp_path / "other")
+    assert data.open_store(tmp_path / "other").env == "heist"
+    (game / "test" / "1.npz").symlink_to(game / "train" / "2.npz")
+    with pytest.raises(common.ImportDataError, match="are the same file"):
+        lapo.import_lapo(game, tmp_path / "third")
+    with pytest.raises(common.ImportDataError, match="--max-files must be 0, for all, or more, got -1"):
+        lapo.import_lapo(game, tmp_path / "third", max_files=-1)
+
+
+def test_damaged_files_are_left_out_on_request(tmp_path, capfd):
+    game = tmp_path / "maze"
+    rows = write(game)
+    flip(game / "train" / "9.npz", 0.2)
+    (game / "test" / "0.npz").write_bytes(b"PK")
+    command = ["import-lapo", str(game), "--done", "last", "--out", str(tmp_path / "store")]
+    assert main(command) == 2
+    assert "0.npz is damaged" in capfd.readouterr().err
+    assert main([*command, "--skip-damaged"]) == 0
+    assert "left out as damaged: train/9.npz, test/0.npz" in capfd.readouterr().err
+    store = data.open_store(tmp_path / "store")
+    assert store.policy["skipped_as_damaged"].keys() == {"train/9.npz", "test/0.npz"}
+    kept = np.r_[: sum(TRAIN[0]), sum(TRAIN[0]) + sum(TRAIN[1]) : sum(map(sum, TRAIN))]
+    np.testing.assert_array_equal(store.observations(), rows[0][kept])
