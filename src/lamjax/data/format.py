@@ -26,6 +26,8 @@ from typing import Any, Literal
 
 import numpy as np
 
+from lamjax.spaces import Box
+
 FORMAT = "lamjax-trajectories"
 VERSIONS = (1, 2)  # 2 adds the array of a distractor; stores without one are still written as 1
 ENDINGS = ("terminated", "truncated", "cut")  # cut: the recording stopped, not the episode
@@ -37,7 +39,7 @@ SCALARS_PER_CHUNK = 65536  # of is_first, actions, rewards: 512 would make thous
 MAX_FRAMES = 2**31 - 1  # where windows start is kept in int32
 MAX_CHUNK_BYTES = 2**32  # of a chunk in memory
 _BITS = {"int": (8, 16, 32, 64), "uint": (8, 16, 32, 64), "float": (16, 32, 64)}
-OBS_DTYPES = ("bool", *(f"{kind}{bits}" for kind, sizes in _BITS.items() for bits in sizes))
+OBS_DTYPES = ("bool", "bfloat16", *(f"{kind}{bits}" for kind, sizes in _BITS.items() for bits in sizes))
 
 Split = Literal["train", "test", "all"]
 
@@ -143,19 +145,31 @@ def _is_size(value: Any, most: int = 2**63 - 1) -> bool:
     return isinstance(value, int | np.integer) and not isinstance(value, bool) and 1 <= value <= most
 
 
+def check_description(description: Mapping) -> None:
+    """Raises a ValueError, TypeError or KeyError unless the part of a manifest that describes a store can be."""
+    check_sizes(
+        description["obs_shape"],
+        description["obs_dtype"],
+        description["num_actions"],
+        description["action_dim"],
+        description.get("distractor_dim"),
+    )
+    for key, kind in (("env", str), ("env_params", dict), ("policy", dict)):
+        if not isinstance(description[key], kind):
+            raise TypeError(f"{key} must be a {kind.__name__}, got {description[key]!r}")
+    if "action_bounds" in description:
+        low, high = map(tuple, description["action_bounds"])
+        if Box(low, high).shape != (description["action_dim"],):
+            raise ValueError(f"action_bounds must be two of action_dim numbers, got {description['action_bounds']}")
+        if np.abs([low, high]).max() > np.finfo(np.float32).max:
+            raise ValueError(f"action_bounds must be numbers of float32, got {description['action_bounds']}")
+
+
 def check_manifest(manifest: Mapping) -> None:
     """Raises a ValueError, TypeError, KeyError or OverflowError unless a manifest describes a store that can be."""
-    check_sizes(
-        manifest["obs_shape"],
-        manifest["obs_dtype"],
-        manifest["num_actions"],
-        manifest["action_dim"],
-        manifest.get("distractor_dim"),
-    )
-    kinds = {"env": str, "env_params": dict, "policy": dict, "files": dict}
-    for key, kind in kinds.items():
-        if not isinstance(manifest[key], kind):
-            raise TypeError(f"{key} is {manifest[key]!r}")
+    check_description(manifest)
+    if not isinstance(manifest["files"], dict):
+        raise TypeError("files is not an object")
     for file, (size, sha256) in manifest["files"].items():
         if not isinstance(size, int) or not isinstance(sha256, str):
             raise TypeError(f"{file} has the size {size!r} and the digest {sha256!r}")

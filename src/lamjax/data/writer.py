@@ -28,6 +28,7 @@ from lamjax.data.format import (
     SPLITS,
     Episodes,
     StoreError,
+    check_description,
     check_sizes,
     chunk_file,
     digest,
@@ -36,7 +37,6 @@ from lamjax.data.format import (
     split_of_level,
     to_json,
 )
-from lamjax.spaces import Box
 
 _JOURNAL = "journal.json"  # of a store that is still being written
 _WRITES_IN_FLIGHT = 3
@@ -77,7 +77,8 @@ class StoreWriter:
         position: the argument of the last `checkpoint`, None before the first.
 
     Raises:
-        ValueError: no store can have such sizes, or JSON cannot hold a description.
+        ValueError: no store can have such sizes or bounds, or JSON cannot hold a description.
+        TypeError: a description is not of the kind that JSON or a store needs.
         StoreError: the path exists or cannot be written, another process is writing to it, or the
             disk is full.
     """
@@ -99,10 +100,6 @@ class StoreWriter:
         resumable: bool = False,
     ):
         check_sizes(obs_shape, obs_dtype, num_actions, action_dim, distractor_dim or None, frames_per_chunk)
-        if action_bounds is not None and Box(*map(tuple, action_bounds)).shape != (action_dim,):
-            raise ValueError(f"action_bounds must be two of action_dim ({action_dim}) numbers, got {action_bounds}")
-        if action_bounds is not None:
-            as_float32(action_bounds, "action_bounds")
         self.path = Path(path).absolute()
         self.num_frames = 0
         self.position: Any = None
@@ -128,12 +125,13 @@ class StoreWriter:
             self._header["action_bounds"] = [[float(bound) for bound in row] for row in action_bounds]
         if distractor_dim:
             self._header["distractor_dim"] = int(distractor_dim)
-        # What JSON cannot hold fails here, not after hours of recording. And what it changes, such as keys that are
-        # numbers, is changed before the digest is computed.
+        # What JSON or a store cannot hold fails here, not after hours of recording. And what JSON changes, such as keys
+        # that are numbers, is changed before the digest is computed.
         try:
-            self._header = json.loads(to_json(self._header))
-        except ValueError as error:
-            raise ValueError(f"JSON cannot hold what env_params or policy says ({error})") from error
+            self._header = json.loads(json.dumps(self._header, allow_nan=False))
+        except (ValueError, RecursionError) as error:
+            raise ValueError(f"JSON cannot hold env_params, policy or action_bounds ({error})") from error
+        check_description(self._header)
 
     def __enter__(self) -> "StoreWriter":
         if os.path.lexists(self.path):
@@ -532,7 +530,7 @@ def as_float32(values: Any, name: str) -> np.ndarray:
 
 
 def _as_observations(observations: np.ndarray) -> np.ndarray:
-    if observations.dtype.kind == "f" and (bad := ~np.isfinite(observations)).any():
+    if observations.dtype.kind not in "biu" and (bad := ~np.isfinite(observations)).any():
         raise ValueError(f"observations must be finite numbers, got {observations[bad][0]}")
     return observations
 
