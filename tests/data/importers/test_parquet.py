@@ -256,6 +256,22 @@ def test_frames_arrive_whatever_holds_them(pa, tmp_path, form):
     np.testing.assert_array_equal(data.evaluation_actions(store, np.arange(9), length=2), 3)
 
 
+@pytest.mark.parametrize("form", FORM_NAMES)
+def test_an_import_goes_on_at_any_row(pa, tmp_path, monkeypatch, form):
+    """Blocks and row groups do not begin at the same rows, and arrays are slices of longer ones."""
+    monkeypatch.setattr(parquet, "BLOCK", 16)
+    obs = np.random.default_rng(0).integers(0, 256, (40, 8, 6, 3), np.uint8)
+    path = tmp_path / "a.parquet"
+    write(pa, path, [40], observation=forms(pa, obs)[form], group=7)
+    source = []
+    monkeypatch.setattr(parquet, "write_store", lambda out, files, **_: source.append(files))
+    parquet.import_parquet(path, tmp_path / "store", env="maze", shape=(8, 6, 3))
+    for start in (0, 1, 7, 13, 16, 39, 40):
+        blocks = list(source[0].read(source[0].files[0], start))
+        rows = np.concatenate([block.obs for block in blocks]) if blocks else obs[:0]
+        np.testing.assert_array_equal(rows, obs[start:])
+
+
 def test_frames_of_one_channel_need_no_dimension_for_it(pa, tmp_path):
     obs = np.random.default_rng(0).integers(0, 256, (9, 8, 6), np.uint8)
     column = pa.array(obs.tolist(), pa.list_(pa.list_(pa.uint8())))

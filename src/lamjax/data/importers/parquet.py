@@ -65,16 +65,16 @@ def _open(path: Path) -> Any:
         return parquet.ParquetFile(path, pre_buffer=False, buffer_size=_BUFFER, page_checksum_verification=True)
     except (FileNotFoundError, PermissionError, IsADirectoryError):
         raise
-    except NotImplementedError as error:
-        raise _unreadable(path, error) from None
     except Exception as error:  # Arrow raises its own errors and OSError, whatever its readers meet
-        raise DamagedFileError(path, f"or is no Parquet file: {first_line(error)}") from None
+        raise _explained(path, error, "or is no Parquet file: ") from None
 
 
-def _unreadable(path: Path, error: Exception) -> ImportDataError:
-    return ImportDataError(
-        f"{path} has something in it that pyarrow does not read ({first_line(error)}): write it in a plainer way."
-    )
+def _explained(path: Path, error: Exception, prefix: str = "") -> ImportDataError:
+    """The error that says whether a file is damaged, or uses what pyarrow cannot read."""
+    reason = first_line(error)
+    if isinstance(error, NotImplementedError) or "crypt" in reason:
+        return ImportDataError(f"{path} has something in it that cannot be read ({reason}): write it in a plainer way.")
+    return DamagedFileError(path, prefix + reason)
 
 
 def _split(path: Path, root: Path) -> str | None:
@@ -150,10 +150,8 @@ def _reader(columns: Columns, shape: tuple[int, int, int]) -> Reader:
                     first += len(rows)
             except RowError as error:
                 raise error.located(source.path, first) from None
-            except NotImplementedError as error:
-                raise _unreadable(source.path, error) from None
-            except (OSError, ValueError, TypeError, MemoryError) as error:
-                raise DamagedFileError(source.path, first_line(error)) from None
+            except (OSError, ValueError, TypeError, MemoryError, NotImplementedError) as error:
+                raise _explained(source.path, error) from None
 
     return read
 
