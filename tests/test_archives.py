@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from lamjax import archives
-from lamjax.archives import ArchiveError, DamagedArchiveError
+from lamjax.archives import ArchiveError, DamagedArchiveError, brief
 
 ARRAYS = {
     "rows": np.arange(24, dtype=np.float32).reshape(4, 3, 2),
@@ -129,3 +129,17 @@ def test_damage_is_told_from_other_contents(tmp_path):
         opened.member("b")
     with pytest.raises(FileNotFoundError):
         archives.read(tmp_path / "missing.npz")
+
+
+@pytest.mark.parametrize(
+    ("message", "want"),
+    [
+        ("it broke.\nand more", "it broke"),
+        ("", "ValueError"),
+        ("cannot identify <_io.BytesIO object at 0x7f806a550970>", "cannot identify _io.BytesIO"),
+        ("a\x00b\x1b[31m", "a?b?[31m"),
+        ("x" * 10_000, "x" * 150 + "..."),
+    ],
+)
+def test_other_libraries_messages_are_kept_brief(message, want):
+    assert brief(ValueError(message)) == want

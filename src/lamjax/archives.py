@@ -7,6 +7,7 @@ unpickled. Members are read by name; none is written to disk, wherever its name 
 import contextlib
 import math
 import os
+import re
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+_LONGEST = 150  # characters of another library's message
 _RATIO = 1032  # deflate's largest: bytes that a byte of an archive can become
 
 
@@ -122,10 +124,18 @@ def opened(path: Path) -> Iterator[Archive]:
         except (ArchiveError, MemoryError):
             raise
         except Exception as error:  # a damaged archive makes zipfile, zlib and numpy raise whatever they meet
-            raise DamagedArchiveError((str(error) or type(error).__name__).splitlines()[0]) from error
+            raise DamagedArchiveError(brief(error)) from error
 
 
 def read(path: Path) -> dict[str, np.ndarray]:
     """All arrays of an ``.npz`` archive by name; see `opened`."""
     with opened(path) as archive:
         return {name: archive.member(name).read_all() for name in archive.names}
+
+
+def brief(error: Exception) -> str:
+    """What another library's error says, on one short line, without addresses in memory and unprintable characters."""
+    line = (str(error).splitlines() or [""])[0] or type(error).__name__
+    line = re.sub(r"<([\w.]+) object at 0x[0-9a-f]+>", r"\1", line)
+    line = "".join(character if character.isprintable() else "?" for character in line)
+    return line.rstrip(".") if len(line) <= _LONGEST else f"{line[:_LONGEST]}..."

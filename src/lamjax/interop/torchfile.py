@@ -20,6 +20,8 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
+from lamjax.archives import brief
+
 _DTYPES = {
     "FloatStorage": np.float32,
     "DoubleStorage": np.float64,
@@ -191,11 +193,13 @@ def read(path: Path) -> Any:
         raise
     except zipfile.BadZipFile as error:
         raise TorchFileError(
-            f"{path} is damaged, or is not in the zip format of torch.save ({error}): copy it again, or save it with "
-            "PyTorch 1.6 or newer."
+            f"{path} is damaged, or is not in the zip format of torch.save ({brief(error)}): copy it again, or save it "
+            "with PyTorch 1.6 or newer."
         ) from None
     except Exception as error:  # a pickle that is damaged makes the unpickler raise whatever it meets
-        raise TorchFileError(f"{path} is damaged, or torch.save did not write it ({error}): copy it again.") from None
+        raise TorchFileError(
+            f"{path} is damaged, or torch.save did not write it ({brief(error)}): copy it again."
+        ) from None
 
 
 def flatten(tree: Any) -> dict[str, np.ndarray]:

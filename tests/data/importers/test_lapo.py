@@ -1,9 +1,11 @@
 """Files in the layout of LAPO's data set become stores that hold exactly what they held."""
 
+import io
 import signal
 import subprocess
 import sys
 import time
+import zipfile
 
 import numpy as np
 import pytest
@@ -337,3 +339,37 @@ def test_damaged_files_are_left_out_on_request(tmp_path, capfd):
     assert store.policy["skipped_as_damaged"].keys() == {"train/9.npz", "test/0.npz"}
     kept = np.r_[: sum(TRAIN[0]), sum(TRAIN[0]) + sum(TRAIN[1]) : sum(map(sum, TRAIN))]
     np.testing.assert_array_equal(store.observations(), rows[0][kept])
+
+
+def test_whatever_a_damaged_file_says_is_refused_or_true(tmp_path):
+    """Bits flip in headers, in the archive's list of members, and in the arrays."""
+    path = tmp_path / "maze" / "train" / "0.npz"
+    _, actions, _ = lapo_file(path, [20, 20], obs=np.zeros((40, 2, 2, 3), np.uint8))
+    whole = path.read_bytes()
+    for position in range(0, len(whole), 71):
+        damaged = bytearray(whole)
+        damaged[position] ^= 1 << position % 8
+        path.write_bytes(damaged)
+        try:
+            lapo.import_lapo(tmp_path / "maze", tmp_path / f"store{position}", done="last")
+        except common.ImportDataError as error:
+            assert str(path) in str(error) and len(str(error)) < 400 and str(error).isprintable()
+            continue
+        store = data.open_store(tmp_path / f"store{position}")
+        assert not store.observations().any() and store.num_frames == 40
+        np.testing.assert_array_equal(data.evaluation_actions(store, np.arange(40), length=2), actions)
+
+
+def test_a_file_that_claims_terabytes_is_refused(tmp_path):
+    path = tmp_path / "maze" / "train" / "0.npz"
+    lapo_file(path, [20])
+    with zipfile.ZipFile(path) as archive:
+        members = {name: archive.read(name) for name in archive.namelist()}
+    for shape in ((20, 10**6, 10**6, 3), (10**10, 8, 8, 3)):
+        header = io.BytesIO()
+        np.lib.format.write_array_header_1_0(header, {"descr": "|u1", "fortran_order": False, "shape": shape})
+        with zipfile.ZipFile(path, "w") as archive:
+            for name, content in (members | {"obs.npy": header.getvalue() + bytes(100)}).items():
+                archive.writestr(name, content)
+        found = fails(tmp_path / "maze", done="last")
+        assert f"{path} is damaged (its array 'obs' claims to have" in found and "bytes and has 100)" in found

@@ -1,6 +1,8 @@
 """Parquet files of transitions become stores that hold exactly what they held."""
 
+import struct
 import sys
+import zlib
 
 import numpy as np
 import pytest
@@ -280,6 +282,12 @@ def test_frames_of_one_channel_need_no_dimension_for_it(pa, tmp_path):
     np.testing.assert_array_equal(data.open_store(tmp_path / "store").observations()[..., 0], obs)
 
 
+def claiming_more(picture):
+    """A PNG whose header says that it has 10^9 pixels."""
+    header = b"IHDR" + struct.pack(">II", 1, 10**9) + picture[24:29]
+    return picture[:12] + header + struct.pack(">I", zlib.crc32(header)) + picture[33:]
+
+
 def test_what_holds_no_frames_is_refused_by_what_it_holds(pa, tmp_path):
     path = tmp_path / "a.parquet"
     obs = np.random.default_rng(0).integers(0, 256, (9, 8, 6, 3), np.uint8)
@@ -303,6 +311,10 @@ def test_what_holds_no_frames_is_refused_by_what_it_holds(pa, tmp_path):
         (pa.array([{"path": "/etc/passwd"}] * 9, pictures), "has no pictures, only paths to them"),
         (pa.array(["a"] * 9), "column 'observation' holds string instead of bytes"),
         (pa.array(pngs[:3] + [png(obs[3, ..., 0])[:40]] * 6), "damaged (row 3: column 'observation' has a picture"),
+        (
+            pa.array(pngs[:3] + [claiming_more(pngs[3])] * 6),
+            "row 3: column 'observation' has a picture of 1000000000",
+        ),
         (cube, "permuted by [1, 2, 0]: save them without"),
     ):
         write(pa, path, [9], observation=column)
@@ -456,7 +468,7 @@ def test_no_code_of_a_file_runs(pa, tmp_path):
     schema = table.schema.set(table.schema.get_field_index("observation"), field)
     pyarrow.parquet.write_table(table.cast(schema), tmp_path / "a.parquet")
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", RuntimeWarning)  # pyarrow says that it does not unpickle the type
+        warnings.simplefilter("ignore")  # pyarrow says that it does not unpickle the type
         store = run(tmp_path / "a.parquet", tmp_path / "store", done="last")
     np.testing.assert_array_equal(store.observations(), episodes(LENGTHS)[0])
     assert not (tmp_path / "ran").exists()

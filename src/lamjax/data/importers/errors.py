@@ -37,8 +37,3 @@ class RowError(Exception):
         """The error for a block that begins at row `first` of a file."""
         reason = f"row {first + self.row}: {self}"
         return DamagedFileError(path, reason) if self.damaged else ImportDataError(f"{path} does not fit: {reason}.")
-
-
-def first_line(error: Exception) -> str:
-    """What another library's error says, on one line."""
-    return (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from lamjax.archives import brief
 from lamjax.data.format import SPLITS, check_sizes
 from lamjax.data.importers.common import (
     BLOCK,
@@ -25,7 +26,7 @@ from lamjax.data.importers.common import (
     describe,
     write_store,
 )
-from lamjax.data.importers.errors import DamagedFileError, ImportDataError, RowError, first_line
+from lamjax.data.importers.errors import DamagedFileError, ImportDataError, RowError
 from lamjax.data.importers.files import find_files
 from lamjax.data.importers.frames import empty, plain, read_frames, refuse_nulls
 
@@ -71,7 +72,7 @@ def _open(path: Path) -> Any:
 
 def _explained(path: Path, error: Exception, prefix: str = "") -> ImportDataError:
     """The error that says whether a file is damaged, or uses what pyarrow cannot read."""
-    reason = first_line(error)
+    reason = brief(error)
     if isinstance(error, NotImplementedError) or "crypt" in reason:
         return ImportDataError(f"{path} has something in it that cannot be read ({reason}): write it in a plainer way.")
     return DamagedFileError(path, prefix + reason)

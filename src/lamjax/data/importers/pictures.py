@@ -6,7 +6,7 @@ import zlib
 
 import numpy as np
 
-from lamjax.data.importers.errors import first_line
+from lamjax.archives import brief
 
 _SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _OTHERS = {
@@ -90,7 +90,7 @@ def _decode(data: bytes) -> np.ndarray:
     except Image.UnidentifiedImageError:  # whose message is an address in memory
         raise PictureError("has a picture that is damaged or no PNG", damaged=True) from None
     except Exception as error:  # a damaged PNG makes Pillow raise whatever it meets
-        raise PictureError(f"has a picture that is damaged ({first_line(error)})", damaged=True) from None
+        raise PictureError(f"has a picture that is damaged ({brief(error)})", damaged=True) from None
 
 
 def _without_loss(pixels: np.ndarray, channels: int) -> np.ndarray:
