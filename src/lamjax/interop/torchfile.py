@@ -35,7 +35,7 @@ _DTYPES = {
     "BoolStorage": np.bool_,
 }
 _MAX_PICKLE = 2**28
-_MAX_NODES, _MAX_DEPTH, _MAX_NAME = 10**6, 100, 10_000  # of the objects in a file, and of their dotted names
+_MAX_NODES, _MAX_DEPTH, _MAX_NAME = 300_000, 100, 10_000  # of the objects in a file, and of their dotted names
 
 
 class TorchFileError(ValueError):
