@@ -7,7 +7,7 @@ import lamjax
 
 ROOT = Path(lamjax.__file__).parent
 LAYERS = (
-    "parallel optim schedules spaces preprocess statistics linear",
+    "parallel optim schedules spaces preprocess statistics archives linear",
     "models training acting",
     "envs dynamics cloning",
     "data ppo planners",

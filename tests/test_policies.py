@@ -267,6 +267,33 @@ def test_pickles_are_never_read(saved):
         arrays["policy_head.kernel"]
 
 
+def test_weights_that_claim_more_than_their_file_holds_are_refused(saved):
+    path = saved / "weights.npz"
+    header = io.BytesIO()
+    claim = {"descr": "<f4", "fortran_order": False, "shape": (10**6, 10**6)}
+    np.lib.format.write_array_header_1_0(header, claim)
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("policy_head.kernel.npy", header.getvalue() + bytes(8))
+    refused(saved, "claims to have 4000000000000 bytes and has 8")
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, 1e5])
+def test_weights_that_are_no_numbers_are_neither_written_nor_read(saved, tmp_path, value):
+    network, params, info = load_policy(saved)
+    spoilt = jax.tree.map(lambda leaf: leaf.at[(0,) * leaf.ndim].set(value), params)
+    with pytest.raises(PolicyError, match=r"was not written: .* is not finite in float16"):
+        save_policy(tmp_path / "other", network, spoilt, info, np.float16)
+    assert not (tmp_path / "other").exists()
+    if np.isfinite(value):  # 1e5 is a number of float32
+        save_policy(tmp_path / "other", network, spoilt, info)
+        assert jax.tree.all(jax.tree.map(np.array_equal, load_policy(tmp_path / "other")[1], spoilt))
+        return
+    with np.load(saved / "weights.npz") as file:
+        arrays = {name: np.full_like(array, value) for name, array in file.items()}
+    np.savez(saved / "weights.npz", **arrays)
+    refused(saved, "is not finite")
+
+
 def test_every_network_config_is_known_to_the_loader():
     """What a network's fields may hold can be written and read again."""
     for config in (ImpalaConfig(), MLPConfig(), OfflineConfig(labels=(1, 2))):

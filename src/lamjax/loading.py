@@ -70,6 +70,8 @@ def load(path: str | Path) -> LoadedRun | LoadedPolicy:
     if not (path / "config.json").exists():
         raise PolicyError(f"There is neither a run nor a policy at {path}: give the folder of one.")
     settings = read_json(path / "config.json")
+    if not isinstance(settings, dict) or not isinstance(settings.get("env"), str):
+        raise PolicyError(f"{path / 'config.json'} holds no settings of a run: give the folder of one.")
     env = settings.pop("env")
     settings.pop("source", None)
     summary = path / "summary.json"

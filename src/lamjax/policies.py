@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from lamjax import archives
 from lamjax.cloning import CloningState
 from lamjax.decoding.hybrid import HybridAgent
 from lamjax.decoding.offline import OfflineConfig, decode
@@ -106,9 +107,15 @@ def save_policy(folder: Path, network: Network, params: Any, info: dict[str, Any
       params: nested dicts of arrays.
       info: provenance, anything JSON can hold.
       dtype: float32, or float16 for weights that are shipped.
+
+    Raises:
+      PolicyError: if weights are not finite in that type, so that `load_policy` would refuse them.
     """
+    with np.errstate(over="ignore"):
+        arrays = {name: array.astype(dtype) for name, array in checkpoint.flatten(params).items()}
+    if not_finite := [name for name, array in arrays.items() if not np.isfinite(array).all()]:
+        raise PolicyError(f"{folder} was not written: {not_finite[0]} is not finite in {np.dtype(dtype)}.")
     folder.mkdir(parents=True, exist_ok=True)
-    arrays = {name: array.astype(dtype) for name, array in checkpoint.flatten(params).items()}
     np.savez_compressed(folder / "weights.npz", **arrays)
     kind = next(name for name, cls in KINDS.items() if isinstance(network, cls))
     sizes = {field.name: _to_json(getattr(network, field.name)) for field in dataclasses.fields(network)}
@@ -128,8 +135,10 @@ def load_policy(folder: Path) -> tuple[Network, Any, dict[str, Any]]:
     """
     try:
         note = json.loads((folder / "policy.json").read_text())
-        with (folder / "weights.npz").open("rb") as file, np.load(file, allow_pickle=False) as arrays:
-            params = checkpoint.nest({name: jnp.asarray(arrays[name], jnp.float32) for name in arrays.files})
+        arrays = archives.read(folder / "weights.npz")
+        if not_finite := [name for name, array in arrays.items() if not np.isfinite(array).all()]:
+            raise ValueError(f"{not_finite[0]} is not finite")
+        params = checkpoint.nest({name: jnp.asarray(array, jnp.float32) for name, array in arrays.items()})
         sizes = {name: _from_json(value) for name, value in note["network"].items()}
         if "num_actions" in sizes:  # as it was written before actions could be continuous
             sizes["space"] = sizes.pop("num_actions")

@@ -234,7 +234,8 @@ def test_empty_folder_has_a_report(tmp_path):
 def test_metrics_keep_the_last_row_of_a_step_and_skip_damaged_lines(tmp_path):
     rows = [{"stage": "cloning", "step": step, "loss": loss} for step, loss in ((1, 9.0), (2, 9.0), (1, 3.0))]
     rows += [{"stage": "cloning", "step": 3, "loss": None}, {"stage": "cloning", "step": 4, "loss": float("nan")}]
-    tail = '[1]\n"x"\n\n{"step": 5}\n{"stage": "cloning", "step": null}\n{"stage": "cloning", "step": 6, "lo'
+    tail = "[" * 100_000 + '\n{"stage": "cloning", "step": Infinity}'
+    tail += '\n[1]\n"x"\n\n{"step": 5}\n{"stage": "cloning", "step": null}\n{"stage": "cloning", "step": 6, "lo'
     run = run_results.load(make_run(tmp_path, None, rows, with_arrays=False, tail=tail))
     steps, losses = run.curve("cloning", "loss")
     np.testing.assert_array_equal(steps, [1, 2])
@@ -305,6 +306,10 @@ def test_an_error_says_which_file_is_damaged(tmp_path):
     (tmp_path / "summary.json").write_text('{"env": ')
     with pytest.raises(ValueError, match=r"summary\.json"):
         report.write(tmp_path)
+    for content in ("[]", "[" * 100_000):
+        (tmp_path / "summary.json").write_text(content)
+        with pytest.raises(ValueError, match=r"summary\.json is not JSON"):
+            report.write(tmp_path)
     (tmp_path / "summary.json").unlink()
     (tmp_path / "analysis.npz").write_bytes(b"PK\x03\x04 cut")
     with pytest.raises(ValueError, match=r"analysis\.npz"):

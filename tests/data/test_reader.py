@@ -10,6 +10,7 @@ import pytest
 from hypothesis import strategies as st
 
 from lamjax import data
+from lamjax.data import format
 from lamjax.spaces import Box
 
 ONE_SENTENCE = r"^[^\n]+; [^\n.]+$"  # what is wrong; what to do
@@ -250,4 +251,111 @@ def test_other_folders_and_versions_are_refused(store, tmp_path):
         data.open_store(store.path)
     file.write_text(json.dumps(manifest | {"num_frames": 39}))
     with pytest.raises(data.StoreError, match="not what was written"):
+        data.open_store(store.path)
+
+
+# What a store says of itself
+
+
+def forge(store, **changes):
+    """Writes a manifest that says something else, with the digest that belongs to it."""
+    manifest = json.loads(json.dumps(store.manifest | changes))
+    manifest["sha256"] = format.manifest_digest(manifest)
+    (store.path / "manifest.json").write_text(json.dumps(manifest))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"num_frames": 10**15},
+        {"num_frames": 39},
+        {"num_frames": "40"},
+        {"obs_shape": [10**9, 10**9]},
+        {"obs_shape": [0]},
+        {"obs_shape": "4"},
+        {"obs_dtype": "object"},
+        {"num_actions": None},
+        {"num_actions": -5},
+        {"env": ["toy"]},
+        {"policy": []},
+        {"files": []},
+        {"files": {"observations/zarr.json": "0"}},
+        {"episodes": {}},
+        {"episodes": []},
+        {"episodes": {"length": [10**15, 3, 20, 1, 6]}},
+        {"episodes": {"length": [2**63, 3, 20, 1, 6]}},
+        {"episodes": {"length": [10.0, 3, 20, 1, 6]}},
+        {"episodes": {"length": [14, 0, 20, 0, 6]}},
+        {"episodes": {"start": [0, 10, 13, 33, 35]}},
+        {"episodes": {"start": [0, 10, 13]}},
+        {"episodes": {"level_seed": [2**63, 1, 2, 3, 4]}},
+        {"episodes": {"ending": ["done"] * 5}},
+        {"episodes": {"split": ["valid"] * 5}},
+        {"episodes": {"returns": ["a"] * 5}},
+    ],
+)
+def test_a_manifest_of_a_store_that_cannot_be_is_refused(store, changes):
+    if changes.get("episodes"):
+        changes = {"episodes": store.manifest["episodes"] | changes["episodes"]}
+    forge(store, **changes)
+    with pytest.raises(data.StoreError, match=r"manifest\.json describes no store that can be") as raised:
+        data.open_store(store.path)
+    assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize("content", [b"[" * 100_000, b'{"format": "lamjax-trajectories", "version": 1, "a": NaN}'])
+def test_a_manifest_that_json_readers_stumble_over_is_refused(store, content):
+    (store.path / "manifest.json").write_bytes(content)
+    with pytest.raises(data.StoreError, match=r"manifest\.json"):
+        data.open_store(store.path)
+
+
+@pytest.mark.parametrize("name", ["../outside", "/etc/passwd", "observations/../../outside", "observations", "a/c.0/b"])
+def test_a_manifest_names_no_file_outside_of_the_store(store, name):
+    (store.path.parent / "outside").write_bytes(b"x")
+    forge(store, files=store.manifest["files"] | {name: [1, format.digest(b"x")]})
+    with pytest.raises(data.StoreError, match="lists a file that no store has"):
+        data.open_store(store.path)
+
+
+def forge_array(store, array, **metadata):
+    """Writes an array's metadata that say something else, and the manifest that belongs to them."""
+    path = store.path / array / "zarr.json"
+    content = json.dumps(json.loads(path.read_text()) | metadata).encode()
+    path.write_bytes(content)
+    return {"files": store.manifest["files"] | {f"{array}/zarr.json": [len(content), format.digest(content)]}}
+
+
+def grid(*shape):
+    return {"chunk_grid": {"name": "regular", "configuration": {"chunk_shape": list(shape)}}}
+
+
+def test_metadata_that_claim_more_than_memory_holds_are_refused(store):
+    episodes = store.manifest["episodes"]
+    more = 2**31 - 1
+    longer = episodes | {"length": [*episodes["length"][:-1], more - episodes["start"][-1]]}
+    for further, metadata in (
+        ({"episodes": longer, "num_frames": more}, {"shape": [more, 4]}),
+        ({}, {"shape": [40, 4], **grid(2**40, 4)}),
+        ({}, {"shape": [40, 4], **grid(8, 2)}),
+    ):
+        forge(store, **further, **forge_array(store, "observations", **metadata))
+        with pytest.raises(data.StoreError, match="has other chunks than the manifest says"):
+            data.open_store(store.path)
+
+
+def test_a_file_that_the_manifest_forgets_is_missed(store):
+    for file in ("observations/zarr.json", "observations/c.1.0"):
+        (store.path / file).rename(store.path.parent / "away")
+        forge(store, files={name: value for name, value in store.manifest["files"].items() if name != file})
+        with pytest.raises(data.StoreError, match=r"observations.*record the store again"):
+            data.open_store(store.path)
+        (store.path.parent / "away").rename(store.path / file)
+
+
+def test_a_pipe_is_not_waited_for(store):
+    path = store.path / "observations/c.1.0"
+    path.unlink()
+    os.mkfifo(path)
+    with pytest.raises(data.StoreError, match=r"chunk 1 of observations .* is missing"):
         data.open_store(store.path)

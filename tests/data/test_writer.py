@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import json
 import os
 import signal
 import subprocess
@@ -232,3 +233,120 @@ def test_only_a_resumable_writer_has_checkpoints(stores):
         stores.append(writer, 4)
         writer.checkpoint(1)
     assert list(stores.folder.iterdir()) == []
+
+
+# What is written can be read
+
+
+def describe(**changes):
+    return {"env": "toy", "obs_shape": (2,), "num_actions": 3} | changes
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"obs_shape": (0,)}, "sizes of an observation must be integers of at least 1"),
+        ({"obs_shape": (2, -1)}, "sizes of an observation must be integers of at least 1"),
+        ({"obs_shape": (2.5,)}, "sizes of an observation must be integers of at least 1"),
+        ({"obs_shape": (10**6, 10**6)}, "too large for a store"),
+        ({"frames_per_chunk": 0}, "frames_per_chunk must be an integer of at least 1"),
+        ({"frames_per_chunk": 2**40}, "too large for a store"),
+        *(({"obs_dtype": dtype}, "observations must be one of bool") for dtype in ("U3", "O", "complex64", "M8[s]")),
+        ({"obs_dtype": "float128"}, "observations must be one of bool"),
+        ({"obs_dtype": "pixels"}, "'pixels' is not the name of a dtype"),
+        ({"num_actions": 0}, r"num_actions must be an integer from 1 to 2\^31"),
+        ({"num_actions": 2**31 + 1}, r"num_actions must be an integer from 1 to 2\^31"),
+        ({"num_actions": None, "action_dim": 0}, "action_dim must be an integer of at least 1"),
+        ({"num_actions": None, "action_dim": 1, "action_bounds": ((-1e39,), (1e39,))}, "numbers of float32"),
+        ({"distractor_dim": -1}, "distractor_dim must be an integer of at least 1"),
+        ({"policy": {"score": np.nan}}, "JSON cannot hold"),
+        ({"policy": {"score": 10**5000}}, "JSON cannot hold"),
+        ({"env": None}, "env must be a str"),
+    ],
+)
+def test_a_store_that_could_not_be_read_is_not_begun(tmp_path, changes, message):
+    with pytest.raises((ValueError, TypeError), match=message):
+        data.StoreWriter(tmp_path / "store", **describe(**changes))
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    "env_params",
+    [
+        {10: "a", 9: "b"},
+        {1: 0, "a": 1},
+        {"deep": {2: (1, 2), 10: None, None: 1.5}},
+        {"name": "a\ud800", "n": -(10**30)},
+    ],
+)
+def test_what_json_changes_is_read_as_json_has_it(tmp_path, env_params):
+    with data.StoreWriter(tmp_path / "store", **describe(env_params=env_params)) as writer:
+        writer.append_episode(np.zeros((3, 2), np.uint8), np.zeros(3, int), np.zeros(3), 0, "cut")
+    assert data.open_store(tmp_path / "store").env_params == json.loads(json.dumps(env_params))
+
+
+@pytest.mark.parametrize("dtype", ["bool", "int8", "uint64", "float16", "float64", "bfloat16"])
+def test_every_type_of_observations_is_read(tmp_path, dtype):
+    frames = np.arange(6).reshape(3, 2).astype(dtype)
+    with data.StoreWriter(tmp_path / "store", **describe(obs_dtype=dtype)) as writer:
+        writer.append_episode(frames, np.zeros(3, int), np.zeros(3), 2**63 - 1, "cut")
+    store = data.open_store(tmp_path / "store")
+    np.testing.assert_array_equal(store.observations(), frames, strict=True)
+    assert store.episodes.level_seed.tolist() == [2**63 - 1]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        *(
+            ({"level_seed": seed}, r"level_seed must be an integer in \[0, 2\^63\)")
+            for seed in (2**63, -1, 7.5, np.nan)
+        ),
+        *(({"rewards": [0.0, value, 0.0]}, "rewards must be finite numbers") for value in (np.nan, np.inf, 1e39)),
+        ({"rewards": ["1", "2", "3"]}, "rewards must be numbers, got <U1"),
+        ({"rewards": np.zeros(3, complex)}, "rewards must be numbers, got complex128"),
+        *(({"actions": np.full((3, 1), value)}, "actions must be finite numbers") for value in (np.nan, -np.inf, 1e39)),
+        ({"observations": np.full((3, 2), np.nan, np.float32)}, "observations must be finite numbers, got nan"),
+        ({"distractor": np.full((3, 1), 1e39)}, "the distractor must be finite numbers of float32"),
+    ],
+)
+def test_values_that_are_no_values_are_refused(tmp_path, changes, message):
+    episode = {"observations": np.zeros((3, 2), np.float32), "actions": np.zeros((3, 1)), "rewards": np.zeros(3)}
+    episode |= {"level_seed": 0, "ending": "cut", "distractor": np.zeros((3, 1))}
+    settings = describe(num_actions=None, action_dim=1, obs_dtype="float32", distractor_dim=1)
+    with data.StoreWriter(tmp_path / "store", **settings) as writer:
+        with pytest.raises(ValueError, match=message):
+            writer.append_episode(**episode | changes)
+        writer.append_episode(**episode)
+    assert data.open_store(tmp_path / "store").num_frames == 3
+
+
+# Episodes in parts
+
+
+def test_an_episode_in_parts_is_the_same_store(stores, tmp_path):
+    whole = stores.make([5, 20, 3], "whole")
+    with stores.writer(tmp_path / "store", frames_per_chunk=8, resumable=True) as writer:
+        for level, (start, stop) in enumerate(((0, 5), (5, 25), (25, 28))):
+            for piece in np.array_split(np.arange(start, stop), 3):
+                writer.append_frames(stores.frames(piece), stores.actions(piece), np.ones(len(piece)))
+                assert writer.num_frames == start and writer.num_episodes == level
+                with pytest.raises(ValueError, match="an episode is running"):
+                    writer.checkpoint(0)
+                with pytest.raises(ValueError, match="an episode is running"):
+                    stores.append(writer, 3)
+            with pytest.raises(ValueError, match="ending must be one of"):
+                writer.end_episode(level, "done")
+            writer.end_episode(level, "terminated")
+        with pytest.raises(ValueError, match="at least 1 frame"):
+            writer.end_episode(7, "cut")
+    store = data.open_store(tmp_path / "store")
+    assert store.manifest["files"] == whole.manifest["files"]
+    assert store.manifest["episodes"] == whole.manifest["episodes"]
+
+
+def test_an_episode_that_never_ends_is_not_committed(stores, tmp_path):
+    with pytest.raises(data.StoreError, match="cut off"), stores.writer(tmp_path / "store") as writer:
+        stores.append(writer, 3)
+        writer.append_frames(stores.frames(range(3)), np.zeros(3, int), np.zeros(3))
+    assert not list(tmp_path.iterdir())

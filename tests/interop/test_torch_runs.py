@@ -127,6 +127,9 @@ def test_what_holds_no_networks_of_lapo(networks):
     fails(networks | {"policy": networks["policy"] | head}, "latents have 16 numbers and the inverse model's 32")
     lacking = {name: array for name, array in networks["idm"].items() if name != "fc.bias"}
     fails(networks | {"idm": lacking}, "idm.fc.bias is missing")
+    for value, dtype in ((np.nan, np.float32), (-np.inf, np.float16), (1e39, np.float64)):
+        spoilt = networks["policy"] | {"fc.bias": np.full(networks["policy"]["fc.bias"].shape, value, dtype)}
+        fails({"policy": spoilt}, r"policy\.fc\.bias is not finite in float32: its training had diverged")
 
 
 def test_runs_that_the_reference_cannot_hold(folder, capfd):

@@ -2,6 +2,7 @@
 
 import os
 import pickle
+import struct
 import zipfile
 from pathlib import Path
 
@@ -177,3 +178,75 @@ def test_damaged_files_are_refused_by_name(tmp_path):
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as file:
         file.writestr("x/data.pkl", pickle.dumps({}))
     assert "is compressed" in fails(path)
+
+
+# What would exhaust memory
+
+
+def flat(path):
+    return torchfile.flatten(torchfile.read(path))
+
+
+def test_a_place_in_the_unpicklers_memory_that_no_pickle_needs_is_refused(tmp_path):
+    """Python's unpickler would make room for 2^33 objects."""
+    for put in (b"r\xff\xff\xff\xff", b"p4294967295\n"):
+        assert "keeps an object at the place 4294967295" in fails(archive(tmp_path / "a.pt", b"\x80\x02}" + put + b"."))
+    assert torchfile.read(archive(tmp_path / "a.pt", b"\x80\x02}r\x05\0\0\0.")) == {}
+
+
+def test_a_pickle_that_claims_more_bytes_than_it_has_is_refused(tmp_path):
+    for claim in (
+        b"\x8e" + b"\xff" * 7 + b"\x7f",
+        b"B\xff\xff\xff\xff",
+        b"\x8d\0\0\0\0\0\1\0\0",
+        b"\x8b\xff\xff\xff\x7f",
+    ):
+        assert "damaged" in fails(archive(tmp_path / "a.pt", b"\x80\x04" + claim + b"ab."))
+
+
+def test_many_tensors_of_one_storage_take_no_memory_of_their_own(tmp_path):
+    numbers = np.arange(10**5, dtype="<f4")
+    one = tensor(count=10**5, size=(10**5,)).removesuffix(b".")
+    members = {"data/0": numbers.tobytes()}
+    tensors = torchfile.read(archive(tmp_path / "a.pt", b"(" + one * 2000 + b"l.", members))  # 0.8 GB as copies
+    assert len(tensors) == 2000 and np.shares_memory(tensors[0], tensors[-1])
+    np.testing.assert_array_equal(tensors[-1], numbers)
+
+
+def test_objects_that_multiply_are_refused(tmp_path):
+    itself = []
+    itself.append(itself)
+    deep = []
+    for _ in range(150):
+        deep = [deep]
+    names = {"n" * 10_001: [1]}
+    for program in (laughing(), *(pickle.dumps(tree, 2) for tree in (itself, deep, names))):
+        with pytest.raises(TorchFileError, match="hold themselves, or each other again and again"):
+            flat(archive(tmp_path / "a.pt", program))
+    copies = b"\x80\x02]q\0(" + b"K\1" * 1000 + b"e0" + b"ctorch\nSize\nq\1" + b"h\1h\0\x85R0" * 1000 + b"}."
+    assert "copies more than it holds" in fails(archive(tmp_path / "a.pt", copies))
+
+
+def laughing():
+    """A pickle of a list of ten times one list, of ten times one list, and so on thirty deep."""
+    program = b"\x80\x02]q\0"
+    for level in range(1, 31):
+        program += b"0](" + (b"h" + bytes([level - 1])) * 10 + b"eq" + bytes([level])
+    return program + b"."
+
+
+def test_an_object_may_not_pose_as_a_mapping(tmp_path):
+    """A pickle may give an ordered dictionary attributes, such as another `items`."""
+    program = b"\x80\x02ccollections\nOrderedDict\n)R}X\5\0\0\0itemscposix\nsystem\nsb."
+    assert flat(archive(tmp_path / "a.pt", program)) == {}
+
+
+def test_members_that_are_the_same_bytes_and_odd_byte_orders_are_refused(tmp_path):
+    numbers = {"data/0": np.arange(6, dtype="<f4").tobytes(), "byteorder": b"middle"}
+    assert "its byte order is 'middle'" in fails(archive(tmp_path / "a.pt", tensor(), numbers))
+    path = archive(tmp_path / "a.pt", tensor(), {"data/0": bytes(4000)})
+    whole = path.read_bytes()
+    start, end = whole.index(b"PK\1\2"), whole.index(b"PK\5\6")
+    tail = struct.pack("<4s4H2IH", b"PK\5\6", 0, 0, 200, 200, (end - start) * 100, start, 0)
+    path.write_bytes(whole[:start] + whole[start:end] * 100 + tail)
+    assert "its members claim to be longer than the file" in fails(path)

@@ -1,6 +1,7 @@
 """Checkpoints come back bit-equal or not at all: whatever happens to the files, never with other values."""
 
 import dataclasses
+import json
 import re
 import shutil
 import signal
@@ -14,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+import tensorstore
 from flax import struct
 
 from lamjax.training import checkpoint
@@ -243,6 +245,18 @@ def test_note_is_checked_too(folder):
     for old, new in (('"seconds": 10.5', '"seconds": 11.5'), ('"rate": 0.5', '"rate": 0.7')):
         note.write_text(text.replace(old, new))
         assert_is(restore(folder), 5)
+
+
+def test_arrays_that_claim_more_than_memory_holds_are_not_read(folder, caplog):
+    """Asking for so much memory would end the process, with nothing to catch."""
+    arrays = tensorstore.KvStore.open({"driver": "ocdbt", "base": f"file://{folder}/10/arrays/"}).result()
+    name = next(name for name in arrays.list().result() if name.endswith(b".zarray"))
+    metadata = json.loads(arrays.read(name).result().value)
+    metadata["shape"], metadata["chunks"] = [10**14], [8]
+    arrays.write(name, json.dumps(metadata)).result()
+    with caplog.at_level("WARNING"):
+        assert_is(restore(folder), 5)
+    assert "bytes of memory, and this machine has" in caplog.text
 
 
 def test_all_damaged_is_one_sentence(folder):

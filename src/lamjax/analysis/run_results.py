@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from lamjax import archives
 from lamjax.analysis.drawing import Curve
 from lamjax.training.logging import read_metrics
 
@@ -65,10 +66,13 @@ def load(run_dir: Path) -> RunResults:
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        return json.loads(path.read_text("utf-8"))
+        content = json.loads(path.read_text("utf-8"))
+        if not isinstance(content, dict):
+            raise ValueError("it holds no object")
+        return content
     except FileNotFoundError:
         return {}
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is not JSON ({error}): remove it or run the stage that writes it again") from error
 
 
@@ -76,9 +80,8 @@ def _read_arrays(path: Path) -> dict[str, np.ndarray]:
     if not path.exists():
         return {}
     try:
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
-            return {name: stored[name] for name in stored.files}
-    except Exception as error:  # zipfile, zlib and numpy each have their own
+        return archives.read(path)
+    except (archives.ArchiveError, OSError) as error:
         raise ValueError(f"{path} cannot be read ({error}): remove it or analyse the run again") from error
 
 

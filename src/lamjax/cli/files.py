@@ -2,6 +2,8 @@
 
 import contextlib
 import dataclasses
+import functools
+import os
 import shlex
 import signal
 import sys
@@ -43,6 +45,7 @@ class ImportLapo:
       out: the store's folder; by default data/<env>/lapo.
       done: what "done" marks: an episode's first frame, its last, or auto, which looks at the frames and says so.
       max_files: of each split at most so many files, as the reference reads; 0 means all.
+      skip_damaged: leave out damaged files and say so in the manifest; every file is read twice.
       data: where trajectories lie.
     """
 
@@ -51,6 +54,7 @@ class ImportLapo:
     out: Path | None = None
     done: Done = "auto"
     max_files: int = 80
+    skip_damaged: bool = False
     data: Path = DATA
 
 
@@ -59,13 +63,15 @@ class ImportParquet:
     """Turns transitions in Parquet files into a trajectory store; goes on where it was interrupted.
 
     Attributes:
-      source: a Parquet file, or a folder with some in it; names that begin with train or test say the split.
+      source: a Parquet file, or a folder with some in it; names that begin with train or test say the split. Links
+        are followed; files and folders whose names begin with a dot or an underscore are left out.
       env: the environment; by default the folder's or file's name.
       out: the store's folder; by default data/<env>/parquet.
       done: what "done" marks: an episode's first frame, its last, or auto, which looks at the frames and says so.
       shape: height, width and channels of a frame.
       num_actions: how many actions there are.
       columns: what the columns are called.
+      skip_damaged: leave out damaged files and say so in the manifest; every file is read twice.
       data: where trajectories lie.
     """
 
@@ -76,6 +82,7 @@ class ImportParquet:
     shape: tuple[int, int, int] = (64, 64, 3)
     num_actions: int = 15
     columns: Columns = Columns()
+    skip_damaged: bool = False
     data: Path = DATA
 
 
@@ -135,10 +142,11 @@ def import_lapo(args: ImportLapo) -> None:
     """`lamjax import-lapo`."""
     from lamjax.data.importers.lapo import import_lapo as write_store
 
-    env = args.env or args.source.resolve().name
+    env = args.env or _named(args.source).name
     out = args.out or args.data / env / "lapo"
     with _importing(out, f"importing {args.source}", "frame") as tell:
-        write_store(args.source, out, env=env, done=args.done, max_files=args.max_files, **tell)
+        options = {name: getattr(args, name) for name in ("done", "max_files", "skip_damaged")}
+        write_store(args.source, out, env=env, **options, **tell)
     print(out)
 
 
@@ -146,17 +154,22 @@ def import_parquet(args: ImportParquet) -> None:
     """`lamjax import-parquet`."""
     from lamjax.data.importers.parquet import import_parquet as write_store
 
-    env = args.env or args.source.resolve().stem
+    env = args.env or _named(args.source).stem
     out = args.out or args.data / env / "parquet"
-    options = {name: getattr(args, name) for name in ("columns", "shape", "num_actions", "done")}
+    options = {name: getattr(args, name) for name in ("columns", "shape", "num_actions", "done", "skip_damaged")}
     with _importing(out, f"importing {args.source}", "row") as tell:
         write_store(args.source, out, env=env, **options, **tell)
     print(out)
 
 
+def _named(source: Path) -> Path:
+    """A path whose last part is a name, where "." and ".." have none; a link keeps its own."""
+    return Path(os.path.abspath(source))
+
+
 @contextlib.contextmanager
 def _importing(out: Path, label: str, unit: str) -> Iterator[dict[str, Callable]]:
-    """Gives an import its `progress` and `say`; a signal stops it, and what is checkpointed stays."""
+    """Gives an import its `progress`, `say` and `announce`; a signal stops it, and what is checkpointed stays."""
     from lamjax.training.logging import Progress
     from lamjax.training.run_folder import InterruptedRunError
 
@@ -173,7 +186,8 @@ def _importing(out: Path, label: str, unit: str) -> Iterator[dict[str, Callable]
     out.parent.mkdir(parents=True, exist_ok=True)
     handlers = {s: signal.signal(s, stop) for s in (signal.SIGTERM, signal.SIGINT)}
     try:
-        yield {"progress": progress, "say": lambda sentence: print(sentence, file=sys.stderr)}
+        tell = functools.partial(print, file=sys.stderr)
+        yield {"progress": progress, "say": tell, "announce": tell}
     finally:
         for signum, handler in handlers.items():
             signal.signal(signum, handler)

@@ -20,10 +20,13 @@ Learning latent actions must not see actions. `lamjax.data.reader` has no access
 import dataclasses
 import hashlib
 import json
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
+
+from lamjax.spaces import Box
 
 FORMAT = "lamjax-trajectories"
 VERSIONS = (1, 2)  # 2 adds the array of a distractor; stores without one are still written as 1
@@ -31,6 +34,12 @@ ENDINGS = ("terminated", "truncated", "cut")  # cut: the recording stopped, not 
 SPLITS = ("train", "test")
 MANIFEST = "manifest.json"
 METADATA = "zarr.json"  # of each array
+FRAMES_PER_CHUNK = 512
+SCALARS_PER_CHUNK = 65536  # of is_first, actions, rewards: 512 would make thousands of tiny files
+MAX_FRAMES = 2**31 - 1  # where windows start is kept in int32
+MAX_CHUNK_BYTES = 2**32  # of a chunk in memory
+_BITS = {"int": (8, 16, 32, 64), "uint": (8, 16, 32, 64), "float": (16, 32, 64)}
+OBS_DTYPES = ("bool", "bfloat16", *(f"{kind}{bits}" for kind, sizes in _BITS.items() for bits in sizes))
 
 Split = Literal["train", "test", "all"]
 
@@ -62,6 +71,19 @@ class Episodes:
     def __len__(self) -> int:
         return len(self.start)
 
+    @classmethod
+    def of(cls, columns: Mapping[str, Sequence]) -> "Episodes":
+        """The episodes of a manifest; raises a ValueError, TypeError or OverflowError if its values cannot be."""
+        integers = {name: columns[name] for name in ("level_seed", "start", "length")}
+        if not all(type(value) is int for column in integers.values() for value in column):
+            raise TypeError("level seeds, starts and lengths of episodes are not all integers")
+        arrays = {name: np.asarray(column, np.int64) for name, column in integers.items()}
+        arrays["returns"] = np.asarray(columns["returns"], np.float64)
+        arrays |= {name: np.asarray(columns[name], np.str_) for name in ("ending", "split")}
+        if {array.shape for array in arrays.values()} != {(len(columns["start"]),)}:
+            raise ValueError("the columns of episodes are not equally long")
+        return cls(**arrays)
+
 
 def split_of_level(level_seed: int) -> str:
     """Returns "test" for a tenth of all level seeds and "train" for the rest, for ever the same."""
@@ -79,6 +101,88 @@ def layout(manifest: Mapping) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
         "actions": (((), np.dtype(np.int32)) if discrete else ((manifest["action_dim"],), np.dtype(np.float32))),
         "rewards": ((), np.dtype(np.float32)),
     } | ({"distractor": ((dim,), np.dtype(np.float32))} if dim else {})
+
+
+def check_sizes(
+    obs_shape: Sequence[int],
+    obs_dtype: Any,
+    num_actions: int | None,
+    action_dim: int | None,
+    distractor_dim: int | None = None,
+    frames_per_chunk: int = FRAMES_PER_CHUNK,
+) -> None:
+    """Raises a ValueError that says which size no store can have; for the arguments, see `StoreWriter`."""
+    try:
+        name = np.dtype(obs_dtype).name
+    except TypeError as error:
+        raise ValueError(f"{obs_dtype!r} is not the name of a dtype") from error
+    if name not in OBS_DTYPES:
+        raise ValueError(f"observations must be one of {', '.join(OBS_DTYPES)}, got {name}")
+    if not all(_is_size(size) for size in obs_shape):
+        raise ValueError(f"the sizes of an observation must be integers of at least 1, got {list(obs_shape)}")
+    if (num_actions is None) == (action_dim is None):
+        raise ValueError("give num_actions for discrete or action_dim for continuous actions")
+    if num_actions is not None and not _is_size(num_actions, 2**31):
+        raise ValueError(f"num_actions must be an integer from 1 to 2^31, got {num_actions}")
+    for size, value in (("action_dim", action_dim), ("distractor_dim", distractor_dim)):
+        if value is not None and not _is_size(value):
+            raise ValueError(f"{size} must be an integer of at least 1, got {value}")
+    if not _is_size(frames_per_chunk):
+        raise ValueError(f"frames_per_chunk must be an integer of at least 1, got {frames_per_chunk}")
+    row_bytes = math.prod(map(int, obs_shape)) * np.dtype(obs_dtype).itemsize
+    for rows, size in (
+        (frames_per_chunk, row_bytes),
+        (SCALARS_PER_CHUNK, 4 * (action_dim or 1)),
+        (SCALARS_PER_CHUNK, 4 * (distractor_dim or 1)),
+    ):
+        if rows * size > MAX_CHUNK_BYTES:
+            raise ValueError(
+                f"{rows} rows of {size} bytes, a chunk, are more than {MAX_CHUNK_BYTES} bytes: too large for a store"
+            )
+
+
+def _is_size(value: Any, most: int = 2**63 - 1) -> bool:
+    return isinstance(value, int | np.integer) and not isinstance(value, bool) and 1 <= value <= most
+
+
+def check_description(description: Mapping) -> None:
+    """Raises a ValueError, TypeError or KeyError unless the part of a manifest that describes a store can be."""
+    check_sizes(
+        description["obs_shape"],
+        description["obs_dtype"],
+        description["num_actions"],
+        description["action_dim"],
+        description.get("distractor_dim"),
+    )
+    for key, kind in (("env", str), ("env_params", dict), ("policy", dict)):
+        if not isinstance(description[key], kind):
+            raise TypeError(f"{key} must be a {kind.__name__}, got {description[key]!r}")
+    if "action_bounds" in description:
+        low, high = map(tuple, description["action_bounds"])
+        if Box(low, high).shape != (description["action_dim"],):
+            raise ValueError(f"action_bounds must be two of action_dim numbers, got {description['action_bounds']}")
+        if np.abs([low, high]).max() > np.finfo(np.float32).max:
+            raise ValueError(f"action_bounds must be numbers of float32, got {description['action_bounds']}")
+
+
+def check_manifest(manifest: Mapping) -> None:
+    """Raises a ValueError, TypeError, KeyError or OverflowError unless a manifest describes a store that can be."""
+    check_description(manifest)
+    if not isinstance(manifest["files"], dict):
+        raise TypeError("files is not an object")
+    for file, (size, sha256) in manifest["files"].items():
+        if not isinstance(size, int) or not isinstance(sha256, str):
+            raise TypeError(f"{file} has the size {size!r} and the digest {sha256!r}")
+    episodes, num_frames = Episodes.of(manifest["episodes"]), manifest["num_frames"]
+    ends = np.cumsum(episodes.length)
+    if not _is_size(num_frames, MAX_FRAMES) or episodes.length.min() < 1 or ends[-1] != num_frames:
+        raise ValueError(f"episodes of {ends[-1]} frames are not the {num_frames} frames of the store")
+    if (episodes.start != ends - episodes.length).any() or (episodes.level_seed < -1).any():
+        raise ValueError("episodes do not follow each other")
+    if not np.isfinite(episodes.returns).all():
+        raise ValueError("returns are not finite")
+    if not (np.isin(episodes.ending, ENDINGS).all() and np.isin(episodes.split, SPLITS).all()):
+        raise ValueError("an episode has an unknown ending or split")
 
 
 def chunk_file(name: str, chunk: int, rank: int) -> str:

@@ -4,7 +4,9 @@ import concurrent.futures
 import contextlib
 import functools
 import json
+import math
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,12 +18,14 @@ from lamjax.data import windows
 from lamjax.data.format import (
     FORMAT,
     MANIFEST,
+    MAX_CHUNK_BYTES,
     METADATA,
     SPLITS,
     VERSIONS,
     Episodes,
     Split,
     StoreError,
+    check_manifest,
     chunk_file,
     digest,
     layout,
@@ -92,15 +96,7 @@ class Store:
         elif "action_bounds" in manifest:
             self.action_space = Box(*map(tuple, manifest["action_bounds"]))
         self.distractor_dim: int = manifest.get("distractor_dim", 0)
-        columns = manifest["episodes"]
-        self.episodes = Episodes(
-            level_seed=np.asarray(columns["level_seed"], np.int64),
-            start=np.asarray(columns["start"], np.int64),
-            length=np.asarray(columns["length"], np.int64),
-            returns=np.asarray(columns["returns"], np.float64),
-            ending=np.asarray(columns["ending"], np.str_),
-            split=np.asarray(columns["split"], np.str_),
-        )
+        self.episodes = Episodes.of(manifest["episodes"])
         self._observations = ArrayReader(path, "observations", manifest, verify)
 
     def __repr__(self) -> str:
@@ -168,7 +164,19 @@ class ArrayReader:
         shape, dtype = layout(manifest)[name]
         if self._array.shape != (manifest["num_frames"], *shape) or (self._array.dtype.numpy_dtype != dtype):
             raise StoreError(f"{root / name} does not hold what the manifest says; {_REMEDY}")
-        self._rows_per_chunk = self._array.chunk_layout.read_chunk.shape[0]
+        chunks = self._array.chunk_layout
+        read_chunk, write_chunk = (each.shape for each in (chunks.read_chunk, chunks.write_chunk))
+        self._rows_per_chunk = read_chunk[0]
+        num_chunks = -(-manifest["num_frames"] // self._rows_per_chunk)
+        names = [chunk_file(name, chunk, self._array.rank) for chunk in range(min(num_chunks, len(self._files)))]
+        if (
+            read_chunk != write_chunk
+            or read_chunk[1:] != shape
+            or math.prod(read_chunk) * dtype.itemsize > MAX_CHUNK_BYTES
+            or len(names) != num_chunks
+            or not all(file in self._files for file in names)
+        ):
+            raise StoreError(f"{root / name} has other chunks than the manifest says; {_REMEDY}")
 
     def take(self, rows: np.ndarray) -> np.ndarray:
         """Rows at indices [...], as [..., *row_shape]; threads each read whole chunks."""
@@ -206,7 +214,7 @@ class ArrayReader:
             content = (self._root / file).read_bytes()
         except OSError as error:
             raise StoreError(f"{_described(self._root, file)} cannot be read; {_REMEDY}") from error
-        if digest(content) != self._files[file][1]:
+        if file not in self._files or digest(content) != self._files[file][1]:
             raise StoreError(f"{_described(self._root, file)} is not what was written; {_REMEDY}")
 
 
@@ -225,7 +233,7 @@ def _read_manifest(path: Path) -> dict[str, Any]:
         manifest = json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise StoreError(f"{path} is not a trajectory store, it has no {MANIFEST}; check the path") from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise StoreError(f"{file} cannot be read; {_REMEDY}") from error
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
         raise StoreError(f"{file} is not of a lamjax trajectory store; check the path")
@@ -234,8 +242,16 @@ def _read_manifest(path: Path) -> dict[str, Any]:
             f"{path} has format version {manifest.get('version')} but this lamjax reads versions "
             f"{' and '.join(map(str, VERSIONS))}; read it with {manifest.get('created_by')} or record the store again"
         )
-    if manifest.get("sha256") != manifest_digest(manifest):
+    try:
+        written = manifest.get("sha256") == manifest_digest(manifest)
+    except ValueError:  # NaN, which the writer never writes
+        written = False
+    if not written:
         raise StoreError(f"{file} is not what was written; {_REMEDY}")
+    try:
+        check_manifest(manifest)
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
+        raise StoreError(f"{file} describes no store that can be ({error!r}); {_REMEDY}") from error
     return manifest
 
 
@@ -245,9 +261,11 @@ def _check_files(path: Path, manifest: Mapping) -> None:
     for name in layout(manifest):
         with contextlib.suppress(FileNotFoundError), os.scandir(path / name) as entries:
             for entry in entries:
-                if not entry.name.startswith("."):  # what desktops and NFS leave behind
+                if not entry.name.startswith(".") and entry.is_file():  # hidden: what desktops and NFS leave behind
                     sizes[f"{name}/{entry.name}"] = entry.stat().st_size
     for file, (size, _) in manifest["files"].items():
+        if not re.fullmatch(r"\w+/(zarr\.json|c(\.\d+)+)", file):
+            raise StoreError(f"{path / MANIFEST} lists a file that no store has, {file!r}; {_REMEDY}")
         if file not in sizes:
             raise StoreError(f"{_described(path, file)} is missing; {_REMEDY}")
         if sizes[file] != size:

@@ -20,11 +20,16 @@ import tensorstore
 from lamjax.data.format import (
     ENDINGS,
     FORMAT,
+    FRAMES_PER_CHUNK,
     MANIFEST,
+    MAX_FRAMES,
     METADATA,
+    SCALARS_PER_CHUNK,
     SPLITS,
     Episodes,
     StoreError,
+    check_description,
+    check_sizes,
     chunk_file,
     digest,
     layout,
@@ -32,10 +37,8 @@ from lamjax.data.format import (
     split_of_level,
     to_json,
 )
-from lamjax.spaces import Box
 
 _JOURNAL = "journal.json"  # of a store that is still being written
-_SCALARS_PER_CHUNK = 65536  # of is_first, actions, rewards: 512 would make thousands of tiny files
 _WRITES_IN_FLIGHT = 3
 _UNBOUNDED = 2**40  # length of an array while it is written; cut to size at the end
 
@@ -74,6 +77,8 @@ class StoreWriter:
         position: the argument of the last `checkpoint`, None before the first.
 
     Raises:
+        ValueError: no store can have such sizes or bounds, or JSON cannot hold a description.
+        TypeError: a description is not of the kind that JSON or a store needs.
         StoreError: the path exists or cannot be written, another process is writing to it, or the
             disk is full.
     """
@@ -91,13 +96,10 @@ class StoreWriter:
         distractor_dim: int | None = None,
         env_params: Mapping[str, Any] | None = None,
         policy: Mapping[str, Any] | None = None,
-        frames_per_chunk: int = 512,
+        frames_per_chunk: int = FRAMES_PER_CHUNK,
         resumable: bool = False,
     ):
-        if (num_actions is None) == (action_dim is None):
-            raise ValueError("give num_actions for discrete or action_dim for continuous actions")
-        if action_bounds is not None and Box(*map(tuple, action_bounds)).shape != (action_dim,):
-            raise ValueError(f"action_bounds must be two of action_dim ({action_dim}) numbers, got {action_bounds}")
+        check_sizes(obs_shape, obs_dtype, num_actions, action_dim, distractor_dim or None, frames_per_chunk)
         self.path = Path(path).absolute()
         self.num_frames = 0
         self.position: Any = None
@@ -107,6 +109,7 @@ class StoreWriter:
         self._interrupted = False
         self._arrays = {}
         self._episodes = {field.name: [] for field in dataclasses.fields(Episodes)}
+        self._rewards: list[np.ndarray] = []  # of the episode that is running
         self._header = {
             "format": FORMAT,
             "version": 2 if distractor_dim else 1,
@@ -122,7 +125,13 @@ class StoreWriter:
             self._header["action_bounds"] = [[float(bound) for bound in row] for row in action_bounds]
         if distractor_dim:
             self._header["distractor_dim"] = int(distractor_dim)
-        to_json(self._header)  # what JSON cannot hold fails here, not after hours of recording
+        # What JSON or a store cannot hold fails here, not after hours of recording. And what JSON changes, such as keys
+        # that are numbers, is changed before the digest is computed.
+        try:
+            self._header = json.loads(json.dumps(self._header, allow_nan=False))
+        except (ValueError, RecursionError) as error:
+            raise ValueError(f"JSON cannot hold env_params, policy or action_bounds ({error})") from error
+        check_description(self._header)
 
     def __enter__(self) -> "StoreWriter":
         if os.path.lexists(self.path):
@@ -134,7 +143,7 @@ class StoreWriter:
                 if journal is None:
                     _empty(self._partial)
                 for name, (shape, dtype) in layout(self._header).items():
-                    rows = self._frames_per_chunk if name == "observations" else _SCALARS_PER_CHUNK
+                    rows = self._frames_per_chunk if name == "observations" else SCALARS_PER_CHUNK
                     written = journal and journal["arrays"][name]
                     self._arrays[name] = ArrayWriter(self._partial, name, shape, dtype, rows, written)
                 if journal is not None:
@@ -161,6 +170,8 @@ class StoreWriter:
         """
         if not self._resumable:
             raise ValueError("only a resumable writer has checkpoints")
+        if self._rewards:
+            raise ValueError("an episode is running: end it before a checkpoint")
         with _explained_errors(self.path):
             journal = {
                 "header": self._header,
@@ -182,15 +193,14 @@ class StoreWriter:
         """The journal of an interrupted writer, or None if it is of another store, or damaged."""
         try:
             journal = json.loads((self._partial / _JOURNAL).read_text(encoding="utf-8"))
-            header = json.loads(to_json(self._header))
-            expected = (header, self._frames_per_chunk, manifest_digest(journal))
+            expected = (self._header, self._frames_per_chunk, manifest_digest(journal))
             if (journal["header"], journal["frames_per_chunk"], journal["sha256"]) != expected:
                 return None
             for array in journal["arrays"].values():
                 for file, (size, _) in array["files"].items():
                     if (self._partial / file).stat().st_size != size:
                         return None
-        except (OSError, ValueError, KeyError, TypeError):
+        except (OSError, ValueError, KeyError, TypeError, RecursionError):
             return None
         return journal
 
@@ -208,41 +218,62 @@ class StoreWriter:
         """Appends an episode of T >= 1 frames.
 
         Args:
-            observations: [T, *obs_shape] of the store's dtype.
+            observations: [T, *obs_shape] of the store's dtype; finite.
             actions: integers [T] in [0, num_actions), or finite floats [T, action_dim]; the action
                 at each observation.
-            rewards: [T], the reward of each action.
-            level_seed: decides the split; None where the source does not say.
+            rewards: [T], the reward of each action; finite in float32, as all floats of a store.
+            level_seed: in [0, 2^63), decides the split; None where the source does not say.
             ending: "terminated", "truncated", or "cut" where only the recording stopped.
             split: "train" or "test" where the source says so itself; needed without a level seed.
-            distractor: [T, distractor_dim], given exactly if the store has that array.
+            distractor: [T, distractor_dim], given exactly if the store has that array; finite.
 
         Raises:
             ValueError: an array's shape, dtype or range, or another argument, does not fit.
             StoreError: the disk is full.
         """
+        if self._rewards:
+            raise ValueError("an episode is running: end it before the next is appended")
+        entry = _episode_entry(level_seed, ending, split)
+        self.append_frames(observations, actions, rewards, distractor=distractor)
+        self._end(entry)
+
+    def append_frames(
+        self,
+        observations: np.ndarray,
+        actions: np.ndarray,
+        rewards: np.ndarray,
+        *,
+        distractor: np.ndarray | None = None,
+    ) -> None:
+        """Appends T >= 1 frames to the episode that is running; `end_episode` ends it.
+
+        Args:
+            observations: as of `append_episode`.
+            actions: likewise.
+            rewards: likewise.
+            distractor: likewise.
+
+        Raises:
+            ValueError: an array's shape, dtype or range does not fit.
+            StoreError: the disk is full.
+        """
         if not self._arrays:
             raise ValueError("use StoreWriter in a with statement; episodes are written inside it")
-        if ending not in ENDINGS:
-            raise ValueError(f"ending must be one of {ENDINGS}, got {ending!r}")
-        if split is None and level_seed is None:
-            raise ValueError("an episode without a level seed needs a split")
-        split = split_of_level(level_seed) if split is None else split
-        if split not in SPLITS:
-            raise ValueError(f"split must be one of {SPLITS}, got {split!r}")
         length = len(observations)
         if length == 0:
             raise ValueError("an episode needs at least 1 frame")
+        if self.num_frames + sum(map(len, self._rewards)) + length > MAX_FRAMES:
+            raise ValueError(f"a store holds at most {MAX_FRAMES} frames")
         rows = {
-            "observations": np.asarray(observations),
-            "is_first": np.arange(length) == 0,
+            "observations": _as_observations(np.asarray(observations)),
+            "is_first": (np.arange(length) == 0) & (not self._rewards),
             "actions": _as_actions(np.asarray(actions), self._header["num_actions"]),
-            "rewards": np.asarray(rewards, np.float32),
+            "rewards": as_float32(rewards, "rewards"),
         }
         if (distractor is None) == ("distractor_dim" in self._header):
             raise ValueError("give an episode's distractor exactly if the store has a distractor_dim")
         if distractor is not None:
-            rows["distractor"] = np.asarray(distractor, np.float32)
+            rows["distractor"] = as_float32(distractor, "the distractor")
         for name, (shape, dtype) in layout(self._header).items():
             if rows[name].shape != (length, *shape) or rows[name].dtype != dtype:
                 raise ValueError(
@@ -253,17 +284,26 @@ class StoreWriter:
             for name, array in self._arrays.items():
                 array.append(rows[name])
         self._interrupted = False
-        entry = {
-            "level_seed": -1 if level_seed is None else int(level_seed),
-            "start": self.num_frames,
-            "length": length,
-            "returns": float(np.sum(rows["rewards"], dtype=np.float64)),
-            "ending": ending,
-            "split": split,
-        }
+        self._rewards.append(rows["rewards"])
+
+    def end_episode(self, level_seed: int | None, ending: str, *, split: str | None = None) -> None:
+        """Ends the episode that is running; for the arguments, see `append_episode`.
+
+        Raises:
+            ValueError: an argument does not fit, or no episode is running.
+        """
+        if not self._rewards:
+            raise ValueError("an episode needs at least 1 frame")
+        self._end(_episode_entry(level_seed, ending, split))
+
+    def _end(self, entry: dict[str, Any]) -> None:
+        rewards = np.concatenate(self._rewards)
+        entry |= {"start": self.num_frames, "length": len(rewards)}
+        entry["returns"] = float(np.sum(rewards, dtype=np.float64))
         for name, value in entry.items():
             self._episodes[name].append(value)
-        self.num_frames += length
+        self.num_frames += len(rewards)
+        self._rewards = []
 
     def __exit__(self, exc_type, exc_value, traceback) -> None:
         try:
@@ -282,7 +322,7 @@ class StoreWriter:
         os.close(self._lock)
 
     def _commit(self) -> None:
-        if self._interrupted:
+        if self._interrupted or self._rewards:
             raise StoreError(f"an episode was cut off, so {self.path} was not written; record the store again")
         if not self.num_frames:
             raise StoreError(f"{self.path} would hold no frames, so it was not written; append an episode")
@@ -477,16 +517,48 @@ def _explained_errors(path: Path):
         raise StoreError(f"{path} cannot be written: {problem}") from error
 
 
+def as_float32(values: Any, name: str) -> np.ndarray:
+    """Numbers as float32; raises a ValueError if they are no numbers, or not finite in that type."""
+    array = np.asarray(values)
+    if array.dtype.kind not in "biuf":
+        raise ValueError(f"{name} must be numbers, got {array.dtype}")
+    with np.errstate(over="ignore"):
+        converted = array.astype(np.float32)
+    if (bad := ~np.isfinite(converted)).any():
+        raise ValueError(f"{name} must be finite numbers of float32, got {array[bad][0]}")
+    return converted
+
+
+def _as_observations(observations: np.ndarray) -> np.ndarray:
+    if observations.dtype.kind not in "biu" and (bad := ~np.isfinite(observations)).any():
+        raise ValueError(f"observations must be finite numbers, got {observations[bad][0]}")
+    return observations
+
+
 def _as_actions(actions: np.ndarray, num_actions: int | None) -> np.ndarray:
     if num_actions is None:
-        if not np.isfinite(actions).all():
-            raise ValueError("continuous actions must be finite numbers")
-        return actions.astype(np.float32)
+        return as_float32(actions, "continuous actions")
     if not np.issubdtype(actions.dtype, np.integer):
         raise ValueError(f"discrete actions must be integers, got {actions.dtype}")
     if actions.size and not 0 <= actions.min() <= actions.max() < num_actions:
         raise ValueError(f"actions must lie in [0, {num_actions}), got {actions.min()} to {actions.max()}")
     return actions.astype(np.int32)
+
+
+def _episode_entry(level_seed: Any, ending: str, split: str | None) -> dict[str, Any]:
+    """What the manifest says of an episode beside its frames; raises a ValueError that says what does not fit."""
+    if ending not in ENDINGS:
+        raise ValueError(f"ending must be one of {ENDINGS}, got {ending!r}")
+    if split is None and level_seed is None:
+        raise ValueError("an episode without a level seed needs a split")
+    if level_seed is not None:
+        is_integer = isinstance(level_seed, int | np.integer) and not isinstance(level_seed, bool)
+        if not is_integer or not 0 <= level_seed < 2**63:
+            raise ValueError(f"level_seed must be an integer in [0, 2^63), got {level_seed!r}")
+    split = split_of_level(level_seed) if split is None else split
+    if split not in SPLITS:
+        raise ValueError(f"split must be one of {SPLITS}, got {split!r}")
+    return {"level_seed": -1 if level_seed is None else int(level_seed), "ending": str(ending), "split": str(split)}
 
 
 def _fsync_folder(folder: Path) -> None:

@@ -24,7 +24,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lamjax import dynamics
+from lamjax import archives, dynamics
 from lamjax.dynamics import DynamicsConfig, DynamicsState
 from lamjax.interop import pytorch
 from lamjax.interop.pytorch import TRACKED, WeightsError
@@ -90,9 +90,8 @@ def read(path: Path) -> dict[str, np.ndarray]:
     if not zipfile.is_zipfile(path):
         raise GoldenError(f"{path} is not a golden file, or is cut short: it is no .npz archive of arrays.")
     try:
-        with np.load(path, allow_pickle=False) as file:
-            arrays = {name: file[name] for name in file.files}
-    except Exception as error:  # damaged archives make zipfile, zlib and numpy raise whatever they meet
+        arrays = archives.read(path)
+    except archives.ArchiveError as error:
         raise GoldenError(f"{path} is damaged, or holds more than numbers ({error}).") from None
     for name in (*_INPUTS, *_OUTPUTS):
         if name not in arrays:

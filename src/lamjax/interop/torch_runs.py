@@ -59,6 +59,17 @@ def find_networks(arrays: Mapping[str, np.ndarray]) -> dict[str, dict[str, np.nd
     }
 
 
+def _check_finite(networks: Mapping[str, Mapping[str, np.ndarray]]) -> None:
+    for kind, weights in networks.items():
+        for name, array in weights.items():
+            with np.errstate(over="ignore"):
+                finite = np.isfinite(array.astype(np.float32)).all()
+            if not finite:
+                raise WeightsError(
+                    f"{kind}{name} is not finite in float32: its training had diverged; give an earlier checkpoint."
+                )
+
+
 @dataclasses.dataclass(frozen=True)
 class Imported:
     """The result of an import.
@@ -82,13 +93,14 @@ def import_torch(paths: Sequence[Path], folder: Path, config: RunConfig) -> Impo
 
     Raises:
       TorchFileError: if a file is missing, damaged or of another format.
-      WeightsError: if the networks are not LAPO's, or one of a pair is missing.
+      WeightsError: if the networks are not LAPO's, if one of a pair is missing, or if weights are not finite.
     """
     arrays: dict[str, np.ndarray] = {}
     for path in paths:
         prefix = f"{path.name}." if len(paths) > 1 else ""
         arrays |= {prefix + name: array for name, array in torchfile.flatten(torchfile.read(path)).items()}
     networks = find_networks(arrays)
+    _check_finite(networks)
     if (IDM in networks) != (FDM in networks):
         have, lack = ("an inverse", "forward") if IDM in networks else ("a forward", "inverse")
         raise WeightsError(f"There is {have} model and no {lack} one: give both, in one file or two.")

@@ -10,6 +10,7 @@ import collections
 import io
 import math
 import pickle
+import pickletools
 import struct
 import zipfile
 from collections.abc import Mapping
@@ -18,6 +19,8 @@ from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
+
+from lamjax.archives import brief
 
 _DTYPES = {
     "FloatStorage": np.float32,
@@ -32,6 +35,7 @@ _DTYPES = {
     "BoolStorage": np.bool_,
 }
 _MAX_PICKLE = 2**28
+_MAX_NODES, _MAX_DEPTH, _MAX_NAME = 300_000, 100, 10_000  # of the objects in a file, and of their dotted names
 
 
 class TorchFileError(ValueError):
@@ -72,7 +76,10 @@ class _Storage:
 
 
 def _tensor(storage: Any, offset: Any, size: Any, stride: Any, *_: Any) -> np.ndarray:
-    """A tensor as a contiguous array; raises ValueError if it reaches beyond its storage."""
+    """A tensor as a view of its storage, so that many tensors of one take no memory of their own.
+
+    Raises ValueError if it reaches beyond its storage.
+    """
     if not isinstance(storage, _Storage):
         raise ValueError("a tensor has no storage")
     offset, size, stride = int(offset), tuple(map(int, size)), tuple(map(int, stride))
@@ -84,16 +91,15 @@ def _tensor(storage: Any, offset: Any, size: Any, stride: Any, *_: Any) -> np.nd
     if last >= len(storage.array) or math.prod(size) > len(storage.array):
         raise ValueError("a tensor reaches beyond its storage")
     strides = [step * storage.dtype.itemsize for step in stride]
-    return np.lib.stride_tricks.as_strided(storage.array[offset:], size, strides, writeable=False).copy()
+    return np.lib.stride_tricks.as_strided(storage.array[offset:], size, strides, writeable=False)
 
 
 def _parameter(data: Any, *_: Any) -> Any:
     return data
 
 
+_COPIES = {("collections", "OrderedDict"): collections.OrderedDict, ("torch", "Size"): tuple}
 _NAMES: dict[tuple[str, str], Any] = {
-    ("collections", "OrderedDict"): collections.OrderedDict,
-    ("torch", "Size"): tuple,
     ("torch._utils", "_rebuild_tensor"): _tensor,
     ("torch._utils", "_rebuild_tensor_v2"): _tensor,
     ("torch._utils", "_rebuild_parameter"): _parameter,
@@ -102,25 +108,49 @@ _NAMES: dict[tuple[str, str], Any] = {
 
 
 class _Unpickler(pickle.Unpickler):
-    def __init__(self, file: Any, archive: zipfile.ZipFile, root: str, byteorder: str):
-        super().__init__(file, encoding="utf-8")
+    def __init__(self, program: bytes, archive: zipfile.ZipFile, root: str, byteorder: str):
+        super().__init__(io.BytesIO(program), encoding="utf-8")
         self._archive, self._root, self._byteorder = archive, root, byteorder
         self._storages: dict[str, _Storage] = {}
+        self._to_copy = len(program)  # how many items may yet be copied from one object to another
+        self._names = _NAMES | {name: self._copier(kind) for name, kind in _COPIES.items()}
+        self._inert = type("Inert", (Inert,), {"__module__": __name__})
 
     def find_class(self, module: str, name: str) -> Any:
         """Returns the function that rebuilds a tensor, or a stand-in for any other name."""
-        known = _NAMES.get((module, name))
-        return type("Inert", (Inert,), {"__module__": __name__}) if known is None else known
+        return self._names.get((module, name), self._inert)
+
+    def _copier(self, kind: type) -> Any:
+        """A function that makes a tuple or a mapping of another object, but not a large one again and again."""
+
+        def copy(*content: Any) -> Any:
+            self._to_copy -= sum(map(len, content))
+            if self._to_copy < 0:
+                raise ValueError("its pickle copies more than it holds")
+            return kind(*content)
+
+        return copy
 
     def persistent_load(self, pid: Any) -> _Storage:
         """The storage that a persistent id names."""
         kind, dtype, key, _, count = pid
         if kind != "storage" or dtype not in _DTYPES or not str(key).isdigit():
-            raise ValueError("it refers to something that is no tensor's storage")
+            raise ValueError("it refers to something that is no tensor's storage of plain numbers")
         if key not in self._storages:
             data = _member(self._archive, f"{self._root}/data/{key}")
             self._storages[key] = _Storage(_DTYPES[dtype], data, int(count), self._byteorder)
         return self._storages[key]
+
+
+def _check_program(program: bytes) -> None:
+    """Raises ValueError if a pickle would make the unpickler ask for much more memory than the pickle has bytes.
+
+    The unpickler's memory of earlier objects is a list, which grows to any place that a pickle names in four bytes
+    (python/cpython#115952).
+    """
+    for opcode, argument, _ in pickletools.genops(program):
+        if opcode.name in ("PUT", "BINPUT", "LONG_BINPUT") and argument > len(program):
+            raise ValueError(f"its pickle keeps an object at the place {argument} of {len(program)} bytes")
 
 
 def _member(archive: zipfile.ZipFile, name: str, limit: int | None = None) -> bytes:
@@ -146,37 +176,56 @@ def read(path: Path) -> Any:
     try:
         with zipfile.ZipFile(path) as archive:
             names = archive.namelist()
+            if sum(info.compress_size for info in archive.infolist()) > path.stat().st_size:
+                raise ValueError("its members claim to be longer than the file")
             pickles = [name for name in names if name.count("/") == 1 and name.endswith("/data.pkl")]
             if len(pickles) != 1:
                 raise TorchFileError(f"{path} is an archive that torch.save did not write: it has no data.pkl.")
             root = pickles[0].partition("/")[0]
             order = f"{root}/byteorder"
             byteorder = _member(archive, order).decode() if order in names else "little"
-            program = io.BytesIO(_member(archive, pickles[0], _MAX_PICKLE))
+            if byteorder not in ("little", "big"):
+                raise ValueError(f"its byte order is {byteorder!r}")
+            program = _member(archive, pickles[0], _MAX_PICKLE)
+            _check_program(program)
             return _Unpickler(program, archive, root, byteorder).load()
     except TorchFileError:
         raise
     except zipfile.BadZipFile as error:
         raise TorchFileError(
-            f"{path} is damaged, or is not in the zip format of torch.save ({error}): copy it again, or save it with "
-            "PyTorch 1.6 or newer."
+            f"{path} is damaged, or is not in the zip format of torch.save ({brief(error)}): copy it again, or save it "
+            "with PyTorch 1.6 or newer."
         ) from None
     except Exception as error:  # a pickle that is damaged makes the unpickler raise whatever it meets
-        raise TorchFileError(f"{path} is damaged, or torch.save did not write it ({error}): copy it again.") from None
+        raise TorchFileError(
+            f"{path} is damaged, or torch.save did not write it ({brief(error)}): copy it again."
+        ) from None
 
 
-def flatten(tree: Any, prefix: str = "") -> dict[str, np.ndarray]:
-    """The arrays of nested mappings and sequences by their dotted names."""
-    if isinstance(tree, np.ndarray):
-        return {prefix[:-1]: tree}
-    items = tree.items() if isinstance(tree, Mapping) else enumerate(tree) if isinstance(tree, list | tuple) else ()
+def flatten(tree: Any) -> dict[str, np.ndarray]:
+    """The arrays of nested mappings and sequences by their dotted names.
+
+    Raises:
+      TorchFileError: if the tree holds itself, or is so large that only repetition can have made it.
+    """
     arrays: dict[str, np.ndarray] = {}
-    for key, value in items:
-        arrays |= flatten(value, f"{prefix}{key}.")
+    visits = 0
+
+    def walk(node: Any, prefix: str, above: tuple[int, ...]) -> None:
+        nonlocal visits
+        visits += 1
+        too_large = visits > _MAX_NODES or len(above) > _MAX_DEPTH or len(prefix) > _MAX_NAME
+        if too_large or id(node) in above:
+            raise TorchFileError("The file's objects hold themselves, or each other again and again: save it anew.")
+        if isinstance(node, np.ndarray):
+            arrays[prefix[:-1]] = node
+        elif isinstance(node, Mapping | list | tuple):
+            items = type(node).items(node) if isinstance(node, Mapping) else enumerate(node)
+            for key, value in items:
+                walk(value, f"{prefix}{key}.", (*above, id(node)))
+
+    walk(tree, "", ())
     return arrays
-
-
-# Writing
 
 
 def _text(value: str) -> bytes:

@@ -8,6 +8,8 @@ import dataclasses
 import hashlib
 import json
 import logging
+import math
+import os
 import textwrap
 import typing
 from collections.abc import Mapping
@@ -229,6 +231,7 @@ def restore_arrays(folder: Path) -> tuple[int, dict[str, np.ndarray], dict[str, 
                 digest = _note_digest(note)
                 if note.get("sha256", digest) != digest:
                     raise ValueError("its note is not what was written")
+                _check_memory(manager.item_metadata(step)["arrays"])
                 as_numpy = {name: ocp.RestoreArgs(restore_type=np.ndarray) for name in note["digests"]}
                 args = ocp.args.Composite(arrays=ocp.args.PyTreeRestore(restore_args=as_numpy))
                 restored = manager.restore(step, args=args)["arrays"]
@@ -243,6 +246,15 @@ def restore_arrays(folder: Path) -> tuple[int, dict[str, np.ndarray], dict[str, 
     if steps:
         raise CheckpointError(f"No checkpoint in {folder} is intact: delete the folder to start the stage anew.")
     return None
+
+
+def _check_memory(metadata: Any) -> None:
+    """Raises ValueError if arrays claim more memory than there is: asking for it would end the process, not raise."""
+    leaves = jax.tree.leaves(getattr(metadata, "tree", metadata))
+    claimed = sum(math.prod(leaf.shape) * np.dtype(leaf.dtype).itemsize for leaf in leaves)
+    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    if claimed > memory:
+        raise ValueError(f"its arrays claim {claimed} bytes of memory, and this machine has {memory}")
 
 
 def _manager(folder: Path) -> ocp.CheckpointManager:

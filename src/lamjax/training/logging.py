@@ -113,6 +113,6 @@ def read_metrics(path: Path) -> dict[str, dict[int, dict[str, float]]]:
         try:
             row = json.loads(line)
             rows.setdefault(row["stage"], {})[int(row["step"])] = row
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
             continue
     return {stage: dict(sorted(steps.items())) for stage, steps in rows.items()}

@@ -58,7 +58,7 @@ def read_json(path: Path) -> Any:
     """Reads a file of `write_json`; raises a `RunError` that names a damaged file."""
     try:
         return json.loads(path.read_text())
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise RunError(f"{path} is damaged ({error}): delete the run folder, or choose another --name.") from error
 
 

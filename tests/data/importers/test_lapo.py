@@ -1,9 +1,11 @@
 """Files in the layout of LAPO's data set become stores that hold exactly what they held."""
 
+import io
 import signal
 import subprocess
 import sys
 import time
+import zipfile
 
 import numpy as np
 import pytest
@@ -268,3 +270,106 @@ def test_a_killed_command_goes_on(tmp_path):
     assert store.num_frames == 400_000 and len(store.episodes) == 4000
     last, _, _ = lapo_file(tmp_path / "again.npz", [100] * 100, seed=39)
     np.testing.assert_array_equal(store.observations(390_000), last)
+
+
+# What a file or folder may hold
+
+
+def test_values_are_refused_by_file_row_and_column(tmp_path):
+    game = tmp_path / "maze"
+    lapo_file(game / "train" / "0.npz", [300])
+    path = game / "train" / "1.npz"
+
+    def at(row, value, dtype):
+        values = np.zeros(300, dtype)
+        values[row] = value
+        return values
+
+    for change, sentence in (
+        (
+            {"rewards": at(270, np.nan, np.float32)},
+            "row 270: column 'rewards' must hold finite float32 numbers, got nan",
+        ),
+        (
+            {"rewards": at(3, -1e300, np.float64)},
+            "row 3: column 'rewards' must hold finite float32 numbers, got -1e+300",
+        ),
+        ({"done": at(256, np.nan, np.float32)}, "row 256: column 'done' marks rows with 0 and 1, got nan"),
+        ({"done": at(299, 255, np.uint8)}, "row 299: column 'done' marks rows with 0 and 1, got 255"),
+        ({"ta": at(17, -1, np.int8)}, "row 17: column 'ta': actions must lie in [0, 15), got -1 to -1"),
+        ({"obs": np.zeros((300, 0, 8, 3), np.uint8)}, "must be integers of at least 1, got [0, 8, 3]"),
+    ):
+        lapo_file(path, [300], **change)
+        found = fails(game, done="last")
+        assert str(path) in found and sentence in found and "damaged" not in found
+
+
+def test_the_files_are_listed_first_and_hidden_ones_left_out(tmp_path):
+    game = tmp_path / "maze"
+    write(game)
+    (game / "train").rename(tmp_path / "big")
+    (game / "train").symlink_to(tmp_path / "big")
+    (game / "train" / "._2.npz").write_bytes(b"\0\5\x16\7")
+    announced = []
+    lapo.import_lapo(game, tmp_path / "store", announce=announced.append)
+    rows = sum(map(sum, TRAIN + TEST))
+    listed = "train: train/2.npz, train/9.npz, train/10.npz; test: test/0.npz; left out as hidden: train/._2.npz"
+    assert announced == [f"Importing 4 files of {game} with {rows} rows; {listed}."]
+    (tmp_path / "heist").symlink_to(game)  # the environment is called as the link is
+    lapo.import_lapo(tmp_path / "heist", tmp_path / "other")
+    assert data.open_store(tmp_path / "other").env == "heist"
+    (game / "test" / "1.npz").symlink_to(game / "train" / "2.npz")
+    with pytest.raises(common.ImportDataError, match="are the same file"):
+        lapo.import_lapo(game, tmp_path / "third")
+    with pytest.raises(common.ImportDataError, match="--max-files must be 0, for all, or more, got -1"):
+        lapo.import_lapo(game, tmp_path / "third", max_files=-1)
+
+
+def test_damaged_files_are_left_out_on_request(tmp_path, capfd):
+    game = tmp_path / "maze"
+    rows = write(game)
+    flip(game / "train" / "9.npz", 0.2)
+    (game / "test" / "0.npz").write_bytes(b"PK")
+    command = ["import-lapo", str(game), "--done", "last", "--out", str(tmp_path / "store")]
+    assert main(command) == 2
+    assert "0.npz is damaged" in capfd.readouterr().err
+    assert main([*command, "--skip-damaged"]) == 0
+    assert "left out as damaged: train/9.npz, test/0.npz" in capfd.readouterr().err
+    store = data.open_store(tmp_path / "store")
+    assert store.policy["skipped_as_damaged"].keys() == {"train/9.npz", "test/0.npz"}
+    kept = np.r_[: sum(TRAIN[0]), sum(TRAIN[0]) + sum(TRAIN[1]) : sum(map(sum, TRAIN))]
+    np.testing.assert_array_equal(store.observations(), rows[0][kept])
+
+
+def test_whatever_a_damaged_file_says_is_refused_or_true(tmp_path):
+    """Bits flip in headers, in the archive's list of members, and in the arrays."""
+    path = tmp_path / "maze" / "train" / "0.npz"
+    _, actions, _ = lapo_file(path, [20, 20], obs=np.zeros((40, 2, 2, 3), np.uint8))
+    whole = path.read_bytes()
+    for position in range(0, len(whole), 71):
+        damaged = bytearray(whole)
+        damaged[position] ^= 1 << position % 8
+        path.write_bytes(damaged)
+        try:
+            lapo.import_lapo(tmp_path / "maze", tmp_path / f"store{position}", done="last")
+        except common.ImportDataError as error:
+            assert str(path) in str(error) and len(str(error)) < 400 and str(error).isprintable()
+            continue
+        store = data.open_store(tmp_path / f"store{position}")
+        assert not store.observations().any() and store.num_frames == 40
+        np.testing.assert_array_equal(data.evaluation_actions(store, np.arange(40), length=2), actions)
+
+
+def test_a_file_that_claims_terabytes_is_refused(tmp_path):
+    path = tmp_path / "maze" / "train" / "0.npz"
+    lapo_file(path, [20])
+    with zipfile.ZipFile(path) as archive:
+        members = {name: archive.read(name) for name in archive.namelist()}
+    for shape in ((20, 10**6, 10**6, 3), (10**10, 8, 8, 3)):
+        header = io.BytesIO()
+        np.lib.format.write_array_header_1_0(header, {"descr": "|u1", "fortran_order": False, "shape": shape})
+        with zipfile.ZipFile(path, "w") as archive:
+            for name, content in (members | {"obs.npy": header.getvalue() + bytes(100)}).items():
+                archive.writestr(name, content)
+        found = fails(tmp_path / "maze", done="last")
+        assert f"{path} is damaged (its array 'obs' claims to have" in found and "bytes and has 100)" in found

@@ -1,19 +1,23 @@
 """What the importers share: blocks of rows, where episodes begin, and resuming an interrupted import.
 
-A source is a list of files in time order, read in blocks of rows. Nothing larger than an episode is held in memory.
+A source is a list of files in time order, read in blocks of rows. Nothing larger than a few blocks is held in memory.
 
 Dimension keys: R rows of a block.
 """
 
 import dataclasses
 import hashlib
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
-from lamjax.data.format import split_of_level
+from lamjax.data.format import StoreError, split_of_level
+from lamjax.data.importers.errors import DamagedFileError, ImportDataError, RowError
+from lamjax.data.importers.files import list_of
+from lamjax.data.importers.values import as_actions, as_flags, as_rewards
 from lamjax.data.writer import StoreWriter
 
 Reader = Callable[["SourceFile", int], Iterator["Rows"]]  # (file, first row) to the blocks from that row on
@@ -24,10 +28,6 @@ CHECKPOINT_FRAMES = 65_536  # between checkpoints of an import
 MARKS = 128  # marks that `find_meaning` looks at
 
 
-class ImportDataError(ValueError):
-    """Raised where a source is missing, damaged or of another layout; one sentence that names the file."""
-
-
 @dataclasses.dataclass(frozen=True)
 class Rows:
     """A block of consecutive rows of one file.
@@ -35,9 +35,9 @@ class Rows:
     Attributes:
       obs: uint8 ``[R, H, W, C]``.
       action: integers ``[R]``.
-      reward: floats ``[R]``.
-      done: bool ``[R]``, where an episode begins or ends, whichever it means.
-      truncated: bool ``[R]``, the same where a time limit ended the episode; all False where the source does not say.
+      reward: numbers ``[R]``.
+      done: bool or 0 and 1 ``[R]``, where an episode begins or ends, whichever it means.
+      truncated: the same ``[R]``, where a time limit ended the episode; all False where the source does not say.
     """
 
     obs: np.ndarray
@@ -68,21 +68,120 @@ class SourceFile:
     split: str | None
 
 
-def digest_of(files: Sequence[SourceFile], root: Path) -> str:
-    """Sixteen hexadecimal digits that identify a list of files: their names, and their sizes in rows and bytes."""
-    lines = [f"{f.path.relative_to(root)} {f.rows} {f.path.stat().st_size} {f.split}" for f in files]
-    return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """Files to import.
+
+    Attributes:
+      root: the folder of all files.
+      files: in time order.
+      read: ``(file, first row)`` to its blocks, checked.
+      hidden: files and folders that were left out because their names are those of hidden ones.
+      skipped: damaged files that were left out, with what is wrong with each.
+    """
+
+    root: Path
+    files: Sequence[SourceFile]
+    read: Reader
+    hidden: Sequence[Path] = ()
+    skipped: Mapping[Path, str] = dataclasses.field(default_factory=dict)
+
+    @property
+    def rows(self) -> int:
+        """Rows of all files."""
+        return sum(file.rows for file in self.files)
+
+    def digest(self) -> str:
+        """Sixteen hexadecimal digits that identify the files: their names, and their sizes in rows and bytes."""
+        lines = (f"{f.path.relative_to(self.root)} {f.rows} {f.path.stat().st_size} {f.split}" for f in self.files)
+        return hashlib.sha256(os.fsencode("\n".join(lines))).hexdigest()[:16]
+
+    def sentence(self) -> str:
+        """The list of the files, and of what was left out."""
+        by_split: dict[str, list[Path]] = {}
+        for file in self.files:
+            by_split.setdefault(file.split or "undivided", []).append(file.path)
+        parts = [f"{split}: {list_of(paths, self.root)}" for split, paths in by_split.items()]
+        if self.hidden:
+            parts.append(f"left out as hidden: {list_of(list(self.hidden), self.root)}")
+        if self.skipped:
+            parts.append(f"left out as damaged: {list_of(list(self.skipped), self.root)}")
+        files = f"{len(self.files)} file{'s' * (len(self.files) != 1)} of {self.root} with {self.rows} rows"
+        return f"Importing {files}; {'; '.join(parts)}."
 
 
-def find_meaning(files: Sequence[SourceFile], read: Reader) -> tuple[Literal["first", "last"], str]:
+def checked(read: Reader, names: Mapping[str, str], num_actions: int) -> Reader:
+    """A reader that refuses values that a store cannot keep, by file, row and column, and files that end early.
+
+    Args:
+      read: reads a file's blocks as they are.
+      names: the source's names of a `Rows`' fields.
+      num_actions: actions lie in ``[0, num_actions)``.
+
+    Returns:
+      A reader whose blocks have bool marks, int32 actions, and finite float32 rewards.
+    """
+
+    def read_checked(file: SourceFile, start: int) -> Iterator[Rows]:
+        row = start
+        for block in read(file, start):
+            try:
+                done, truncated = (as_flags(getattr(block, name), names[name]) for name in ("done", "truncated"))
+                action = as_actions(block.action, names["action"], num_actions)
+                reward = as_rewards(block.reward, names["reward"])
+            except RowError as error:
+                raise error.located(file.path, row) from None
+            yield Rows(block.obs, action, reward, done, truncated)
+            row += len(block)
+        if row != file.rows:
+            raise DamagedFileError(file.path, f"it has {row} rows instead of {file.rows}")
+
+    return read_checked
+
+
+def describe(
+    paths: Sequence[Path], look: Callable[[Path], SourceFile], read: Reader, skip_damaged: bool
+) -> tuple[list[SourceFile], dict[Path, str]]:
+    """Looks at the files of a source before anything is written.
+
+    Args:
+      paths: the files in time order.
+      look: opens a file and says what it is.
+      read: as `checked` returns it.
+      skip_damaged: read each file to its end, and leave out the damaged ones.
+
+    Returns:
+      The files, and those that were left out with what is wrong with each.
+
+    Raises:
+      ImportDataError: if a file does not fit, or is damaged and must not be left out, or if all are damaged.
+    """
+    files: list[SourceFile] = []
+    skipped: dict[Path, str] = {}
+    for path in paths:
+        try:
+            file = look(path)
+            if skip_damaged:
+                for _ in read(file, 0):
+                    pass
+            files.append(file)
+        except DamagedFileError as error:
+            if not skip_damaged:
+                raise
+            skipped[path] = error.reason
+    if skipped and not files:
+        raise ImportDataError(f"All {len(paths)} files are damaged, {paths[0]} for one ({skipped[paths[0]]}).")
+    return files, skipped
+
+
+def find_meaning(source: Source) -> tuple[Literal["first", "last"], str]:
     """Whether ``done`` marks the first frame of an episode or the last one.
 
     A new episode shows another picture. So the frame that begins one differs more from the frame before it than from
     the one after it; the frame that ends one, the other way round. Every mark with two neighbours has a vote.
 
     Args:
-      files: the source.
-      read: ``(file, first row)`` to its blocks.
+      source: the files.
 
     Returns:
       "first" or "last", and a sentence that says why.
@@ -91,9 +190,9 @@ def find_meaning(files: Sequence[SourceFile], read: Reader) -> tuple[Literal["fi
       ImportDataError: if the votes do not agree by three quarters.
     """
     before, after = [], []
-    for file in files:
+    for file in source.files:
         tail: Rows | None = None  # the last two rows of the block before
-        for block in read(file, 0):
+        for block in source.read(file, 0):
             joined = block if tail is None else join([tail, block])
             for i in np.flatnonzero((joined.done | joined.truncated)[1:-1]) + 1:
                 frames = joined.obs[i - 1 : i + 2].astype(np.int16)
@@ -129,11 +228,9 @@ def join(blocks: Sequence[Rows]) -> Rows:
 
 def write_store(
     out: Path,
-    files: Sequence[SourceFile],
-    root: Path,
-    read: Reader,
+    source: Source,
     *,
-    source: Mapping[str, Any],
+    description: Mapping[str, Any],
     env: str,
     obs_shape: tuple[int, ...],
     num_actions: int,
@@ -141,15 +238,14 @@ def write_store(
     done: Done,
     progress: Callable[[int, int], None] | None = None,
     say: Callable[[str], None] = lambda sentence: None,
+    announce: Callable[[str], None] = lambda sentence: None,
 ) -> None:
     """Writes a trajectory store from a source; the same call continues an interrupted import.
 
     Args:
       out: folder of the store; it must not exist.
-      files: the source.
-      root: the folder of all files.
-      read: ``(file, first row)`` to its blocks.
-      source: what the manifest says of the source besides, such as its "format".
+      source: the files.
+      description: what the manifest says of the source besides, such as its "format".
       env: name of the environment.
       obs_shape: shape of a frame.
       num_actions: actions lie in ``[0, num_actions)``.
@@ -157,15 +253,18 @@ def write_store(
       done: what ``done`` marks: the "first" frame of an episode, its "last" one, or "auto" to decide by the frames.
       progress: called with ``(rows done, rows in all)``.
       say: called with the decision of "auto".
+      announce: called with the list of files, before the first is read.
 
     Raises:
       ImportDataError: if a file is damaged or its values do not fit the store; the file is named.
       StoreError: if the store exists or the disk is full.
     """
-    meaning, why = (done, "the user said so") if done != "auto" else find_meaning(files, read)
+    announce(source.sentence())
+    meaning, why = (done, "the user said so") if done != "auto" else find_meaning(source)
     if done == "auto":
         say(f"done marks the {meaning} frame of an episode: {why}.")
-    splits = [file.split or "undivided" for file in files]
+    splits = [file.split or "undivided" for file in source.files]
+    skipped = {str(path.relative_to(source.root)): reason for path, reason in source.skipped.items()}
     with StoreWriter(
         out,
         env=env,
@@ -175,21 +274,20 @@ def write_store(
         policy={
             "kind": "imported",
             "files": {name: splits.count(name) for name in splits},
-            "digest": digest_of(files, root),
+            "digest": source.digest(),
             "done": meaning,
             "done_because": why,
-            **source,
+            **description,
+            **({"skipped_as_damaged": skipped} if skipped else {}),
         },
         resumable=True,
     ) as writer:
-        total = sum(file.rows for file in files)
-        write_episodes(writer, files, read, meaning, progress and (lambda rows: progress(rows, total)))
+        write_episodes(writer, source, meaning, progress and (lambda rows: progress(rows, source.rows)))
 
 
 def write_episodes(
     writer: StoreWriter,
-    files: Sequence[SourceFile],
-    read: Reader,
+    source: Source,
     done: Literal["first", "last"],
     progress: Callable[[int], None] | None = None,
 ) -> None:
@@ -200,8 +298,7 @@ def write_episodes(
 
     Args:
       writer: a resumable writer, entered.
-      files: the source.
-      read: ``(file, first row)`` to its blocks.
+      source: the files.
       done: what a mark means.
       progress: called with the number of rows done.
 
@@ -209,45 +306,45 @@ def write_episodes(
       ImportDataError: if a file is damaged or its values do not fit the store; the file is named.
     """
     start_file, start_row = writer.position or (0, 0)
-    before = sum(file.rows for file in files[:start_file])
     saved = writer.num_frames
-    for number in range(start_file, len(files)):
-        file = files[number]
-        row = start_row if number == start_file else 0  # the first row that is not in the store yet
-        running: list[Rows] = []
+    before = sum(file.rows for file in source.files[:start_file])
+    for number, file in enumerate(source.files[start_file:], start_file):
+        row = start_row if number == start_file else 0
+        running = False  # whether an episode has begun
 
-        def append(ending: str, file: SourceFile = file, running: list[Rows] = running) -> int:
-            """Writes the running episode; returns its length."""
-            rows = join(running)
-            running.clear()
-            split = file.split or split_of_level(writer.num_episodes)
-            try:
-                writer.append_episode(rows.obs, rows.action, rows.reward, None, ending, split=split)
-            except ValueError as error:
-                raise ImportDataError(f"{file.path} does not fit: {error}.") from error
-            return len(rows)
+        def end(ending: str, file: SourceFile = file) -> None:
+            writer.end_episode(None, ending, split=file.split or split_of_level(writer.num_episodes))
 
-        for block in read(file, row):
+        for block in source.read(file, row):
             begin = 0
             for mark in np.flatnonzero(block.done | block.truncated):
-                end = mark + (done == "last")
-                if end > begin:
-                    running.append(block[begin:end])
-                begin = end
-                if running:
-                    row += append("truncated" if block.truncated[mark] else "terminated")
+                stop = mark + (done == "last")
+                if stop > begin:
+                    _append(writer, block[begin:stop], file)
+                if running or stop > begin:
+                    end("truncated" if block.truncated[mark] else "terminated")
+                begin, running = stop, False
+                if writer.num_frames - saved >= CHECKPOINT_FRAMES:
+                    writer.checkpoint([number, row + int(stop)])
+                    saved = writer.num_frames
             if begin < len(block):
-                running.append(block[begin:])
-            if writer.num_frames - saved >= CHECKPOINT_FRAMES:
-                writer.checkpoint([number, row])
-                saved = writer.num_frames
+                _append(writer, block[begin:], file)
+                running = True
+            row += len(block)
             if progress:
-                progress(before + row + sum(map(len, running)))
+                progress(before + row)
         if running:
-            row += append("cut")
-        if row != file.rows:
-            raise ImportDataError(f"{file.path} is damaged: it has {row} rows instead of {file.rows}; copy it again.")
+            end("cut")
         before += file.rows
-        if number + 1 < len(files) and writer.num_frames - saved >= CHECKPOINT_FRAMES // 4:
+        if number + 1 < len(source.files) and writer.num_frames - saved >= CHECKPOINT_FRAMES // 4:
             writer.checkpoint([number + 1, 0])
             saved = writer.num_frames
+
+
+def _append(writer: StoreWriter, rows: Rows, file: SourceFile) -> None:
+    try:
+        writer.append_frames(rows.obs, rows.action, rows.reward)
+    except StoreError:
+        raise
+    except ValueError as error:
+        raise ImportDataError(f"{file.path} does not fit: {error}.") from error

@@ -6,101 +6,79 @@ action), ``done`` bool ``[N]``, ``rewards`` float32 ``[N]``, and others that are
 """
 
 import contextlib
+import os
 import re
-import zipfile
-import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 
-from lamjax.data.format import SPLITS
-from lamjax.data.importers.common import BLOCK, Done, ImportDataError, Rows, SourceFile, write_store
+from lamjax import archives
+from lamjax.data.format import SPLITS, check_sizes
+from lamjax.data.importers.common import (
+    BLOCK,
+    Done,
+    Rows,
+    Source,
+    SourceFile,
+    checked,
+    describe,
+    write_store,
+)
+from lamjax.data.importers.errors import DamagedFileError, ImportDataError
+from lamjax.data.importers.files import find_files
 
 NUM_ACTIONS = 15
-_KEYS = ("obs", "ta", "rewards", "done")
-
-
-class _Member:
-    """One array of an ``.npz``, read row by row; nothing is unpickled."""
-
-    def __init__(self, archive: zipfile.ZipFile, key: str, stack: contextlib.ExitStack):
-        try:
-            self._file = stack.enter_context(archive.open(f"{key}.npy"))
-        except KeyError:
-            raise ImportDataError(f"it has no array {key!r}") from None
-        version = np.lib.format.read_magic(self._file)
-        read_header = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
-        if version not in read_header:
-            raise ImportDataError(f"its array {key!r} is of the unknown format {version}")
-        shape, fortran, self.dtype = read_header[version](self._file)
-        if self.dtype.hasobject or fortran or not shape:
-            raise ImportDataError(f"its array {key!r} does not hold numbers in rows")
-        self.shape = shape
-        self._row = self.dtype.itemsize * int(np.prod(shape[1:]))
-
-    def read(self, rows: int) -> np.ndarray:
-        data = self._file.read(rows * self._row)
-        if len(data) != rows * self._row:
-            raise EOFError("it ends early")
-        return np.frombuffer(data, self.dtype).reshape(rows, *self.shape[1:])
-
-    def finish(self) -> None:
-        """Reads what is left, so that the checksum of the whole array is compared."""
-        if self._file.read(1):
-            raise ImportDataError("an array is longer than it says")
-
-
-@contextlib.contextmanager
-def _opened(path: Path) -> Iterator[tuple[dict[str, _Member], tuple[int, ...]]]:
-    """Opens a file's arrays; gives them and the shape of ``obs``, and says which file it is if anything is wrong."""
-    try:
-        with zipfile.ZipFile(path) as archive, contextlib.ExitStack() as stack:
-            members = {}
-            for key in _KEYS:
-                members[key] = _Member(archive, key, stack)
-            _check(members)
-            yield members, members["obs"].shape
-    except ImportDataError as error:
-        raise ImportDataError(f"{path} is not a file of LAPO's data set: {error}.") from None
-    except (zipfile.BadZipFile, zlib.error, EOFError, ValueError, OSError, NotImplementedError) as error:
-        raise ImportDataError(f"{path} is damaged ({error}): copy it again.") from None
+_NAMES = {"obs": "obs", "action": "ta", "reward": "rewards", "done": "done", "truncated": "done"}
+_KINDS = {"ta": "iu", "rewards": "f", "done": "biuf"}
 
 
 def _read(file: SourceFile, start: int) -> Iterator[Rows]:
     """The blocks of a file from row `start`; compares the checksums at its end."""
-    with _opened(file.path) as (members, (rows, *_)):
-        for position in range(0, rows, BLOCK):
-            block = {key: member.read(min(BLOCK, rows - position)) for key, member in members.items()}
+    with _explained(file.path), archives.opened(file.path) as archive:
+        members = _members(archive)
+        for position in range(0, file.rows, BLOCK):
+            block = {key: member.read(min(BLOCK, file.rows - position)) for key, member in members.items()}
             if position + BLOCK > start:
-                done = block["done"] != 0
-                rows_read = Rows(block["obs"], block["ta"], block["rewards"], done, np.zeros_like(done))
-                yield rows_read[max(start - position, 0) :]
+                nowhere = np.zeros(len(block["done"]), bool)
+                rows = Rows(block["obs"], block["ta"], block["rewards"], block["done"], nowhere)
+                yield rows[max(start - position, 0) :]
         for member in members.values():
             member.finish()
 
 
-def _check(members: dict[str, _Member]) -> None:
-    """Shapes and dtypes of a file's arrays fit."""
+@contextlib.contextmanager
+def _explained(path: Path) -> Iterator[None]:
+    """Says which file it is if anything is wrong with it."""
+    try:
+        yield
+    except archives.DamagedArchiveError as error:
+        raise DamagedFileError(path, str(error)) from None
+    except archives.ArchiveError as error:
+        raise ImportDataError(f"{path} is not a file of LAPO's data set: {error}.") from None
+
+
+def _members(archive: archives.Archive) -> dict[str, archives.Member]:
+    """A file's arrays, whose shapes and dtypes fit."""
+    members = {key: archive.member(key) for key in ("obs", *_KINDS)}
     obs = members["obs"]
     if obs.dtype != np.uint8 or len(obs.shape) != 4 or obs.shape[-1] != 3:
-        raise ImportDataError(f"obs is {obs.dtype} {list(obs.shape)} instead of uint8 [N, 64, 64, 3]")
-    for key, kinds in (("ta", "iu"), ("rewards", "f"), ("done", "biuf")):
+        raise archives.ArchiveError(f"obs is {obs.dtype} {list(obs.shape)} instead of uint8 [N, 64, 64, 3]")
+    for key, kinds in _KINDS.items():
         member = members[key]
         if member.shape != obs.shape[:1] or member.dtype.kind not in kinds:
-            raise ImportDataError(f"{key} is {member.dtype} {list(member.shape)} beside {obs.shape[0]} frames")
+            raise archives.ArchiveError(f"{key} is {member.dtype} {list(member.shape)} beside {obs.shape[0]} frames")
+    try:
+        check_sizes(obs.shape[1:], obs.dtype, NUM_ACTIONS, None)
+    except ValueError as error:
+        raise archives.ArchiveError(str(error)) from None
+    return members
 
 
-def source_files(folder: Path, max_files: int = 80) -> tuple[list[SourceFile], tuple[int, ...]]:
-    """The files of a game in time order, and the shape of an observation.
-
-    Args:
-      folder: ``<game>``, with ``train`` and perhaps ``test`` in it.
-      max_files: of each split at most so many, from the lowest number; 0 means all.
-
-    Raises:
-      ImportDataError: if the folder has another layout, or files have different frames.
-    """
+def _find(folder: Path, max_files: int) -> tuple[list[Path], list[Path]]:
+    """The files of a game in time order, and those left out as hidden."""
+    if max_files < 0:
+        raise ImportDataError(f"--max-files must be 0, for all, or more, got {max_files}.")
     if not folder.is_dir():
         raise ImportDataError(f"There is no folder {folder}: give the folder of one game, with train and test in it.")
     if not (folder / "train").is_dir():
@@ -108,26 +86,25 @@ def source_files(folder: Path, max_files: int = 80) -> tuple[list[SourceFile], t
         if games:
             raise ImportDataError(f"{folder} holds several games ({', '.join(games)}): name one, {folder / games[0]}.")
         raise ImportDataError(f"{folder} has no folder train with numbered .npz files in it, so it is not LAPO's data.")
-    files, shapes = [], {}
-    for split in SPLITS:
-        paths = list((folder / split).glob("*.npz"))
-        for path in paths:
-            if not re.fullmatch(r"\d+", path.stem):
-                raise ImportDataError(
-                    f"{path} has no number for a name, so its place in time is not known: move it away."
-                )
-        paths.sort(key=lambda path: int(path.stem))
-        for path in paths[: max_files or None]:
-            with _opened(path) as (_, shapes[path]):
-                pass
-            files.append(SourceFile(path, shapes[path][0], split))
-    if not any(file.split == "train" for file in files):
-        raise ImportDataError(f"{folder / 'train'} holds no .npz files: check the path.")
-    obs_shape = shapes[files[0].path][1:]
-    for path, shape in shapes.items():
-        if shape[1:] != obs_shape:
-            raise ImportDataError(f"{path} has frames of {list(shape[1:])}, the others of {list(obs_shape)}.")
-    return files, obs_shape
+    folders = {split: folder / split for split in SPLITS if (folder / split).is_dir()}
+    paths, hidden = find_files(folders.values(), ".npz", deep=False)
+    for path in paths:
+        if not re.fullmatch(r"\d+", path.stem):
+            raise ImportDataError(f"{path} has no number for a name, so its place in time is not known: move it away.")
+    chosen = []
+    for split, each in folders.items():
+        numbered = sorted((path for path in paths if path.parent == each), key=lambda path: int(path.stem))
+        if split == "train" and not numbered:
+            raise ImportDataError(f"{each} holds no .npz files: check the path.")
+        chosen += numbered[: max_files or None]
+    return chosen, hidden
+
+
+def _describe(path: Path) -> tuple[SourceFile, tuple[int, ...]]:
+    """A file, and the shape of its frames."""
+    with _explained(path), archives.opened(path) as archive:
+        rows, *shape = _members(archive)["obs"].shape
+    return SourceFile(path, rows, path.parent.name), tuple(shape)
 
 
 def import_lapo(
@@ -137,38 +114,56 @@ def import_lapo(
     env: str | None = None,
     done: Done = "auto",
     max_files: int = 80,
+    skip_damaged: bool = False,
     progress: Callable[[int, int], None] | None = None,
     say: Callable[[str], None] = lambda sentence: None,
+    announce: Callable[[str], None] = lambda sentence: None,
 ) -> None:
     """Writes a trajectory store from a game of LAPO's published data set.
 
-    The same call continues an interrupted import. Memory holds an episode, never a file.
+    The same call continues an interrupted import. Memory holds a few blocks of rows, whatever the sizes of files and
+    episodes.
 
     Args:
-      folder: ``<game>``, with ``train`` and perhaps ``test`` in it.
+      folder: ``<game>``, with ``train`` and perhaps ``test`` in it. Links are followed; files whose names begin with
+        a dot or an underscore are left out.
       out: folder of the store; it must not exist.
       env: name of the environment; by default the folder's.
       done: what ``done`` marks: the "first" frame of an episode, its "last" one, or "auto" to decide by the frames.
       max_files: of each split at most so many files, as the reference reads 80; 0 means all.
+      skip_damaged: leave out damaged files and say so in the manifest; every file is read twice.
       progress: called with ``(frames done, frames in all)``.
       say: called with the decision of "auto".
+      announce: called with the list of files, before the first is read.
 
     Raises:
-      ImportDataError: if a file is missing, damaged or of another layout; it is named.
+      ImportDataError: if a file is missing, damaged or of another layout; it is named, and the row and column if one
+        of its values is at fault.
       StoreError: if the store exists or the disk is full.
     """
-    files, obs_shape = source_files(folder, max_files)
+    paths, hidden = _find(folder, max_files)
+    read = checked(_read, _NAMES, NUM_ACTIONS)
+    shapes: dict[Path, tuple[int, ...]] = {}
+
+    def look(path: Path) -> SourceFile:
+        file, shapes[path] = _describe(path)
+        return file
+
+    files, skipped = describe(paths, look, read, skip_damaged)
+    obs_shape = shapes[files[0].path]
+    for file in files:
+        if (shape := shapes[file.path]) != obs_shape:
+            raise ImportDataError(f"{file.path} has frames of {list(shape)}, the others of {list(obs_shape)}.")
     write_store(
         out,
-        files,
-        folder,
-        _read,
-        source={"format": "lapo", "truncations": "not told apart from terminations"},
-        env=env or folder.resolve().name,
+        Source(folder, files, read, hidden, skipped),
+        description={"format": "lapo", "truncations": "not told apart from terminations"},
+        env=env or Path(os.path.abspath(folder)).name,
         obs_shape=obs_shape,
         num_actions=NUM_ACTIONS,
         split="the source's folders train and test; they may share levels",
         done=done,
         progress=progress,
         say=say,
+        announce=announce,
     )

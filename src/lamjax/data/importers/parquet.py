@@ -1,21 +1,36 @@
 """Transitions in Parquet files as a trajectory store.
 
-A row is a step: an observation (nested or flat lists of uint8, or the bytes of a PNG, alone or in a struct as image
-columns have it), the action taken there, its reward, ``done``, and perhaps ``truncated``. Files lie in a folder, in the
-order of their names; those whose name or folder begins with ``train`` or ``test`` belong to that split.
+A row is a step: an observation (see `lamjax.data.importers.frames`), the action taken there, its reward, ``done``, and
+perhaps ``truncated``. Files lie in a folder, in the order of their names; those whose name or folder begins with
+``train`` or ``test`` belong to that split.
 """
 
 import dataclasses
-import io
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from lamjax.data.format import SPLITS
-from lamjax.data.importers.common import BLOCK, Done, ImportDataError, Reader, Rows, SourceFile, write_store
+from lamjax.archives import brief
+from lamjax.data.format import SPLITS, check_sizes
+from lamjax.data.importers.common import (
+    BLOCK,
+    Done,
+    Reader,
+    Rows,
+    Source,
+    SourceFile,
+    checked,
+    describe,
+    write_store,
+)
+from lamjax.data.importers.errors import DamagedFileError, ImportDataError, RowError
+from lamjax.data.importers.files import find_files
+from lamjax.data.importers.frames import empty, plain, read_frames, refuse_nulls
+
+_BUFFER = 2**20  # bytes that are read of a column at once; by default Arrow keeps the whole file in memory
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,18 +61,21 @@ def _parquet() -> Any:
 
 
 def _open(path: Path) -> Any:
+    parquet = _parquet()
     try:
-        return _parquet().ParquetFile(path, page_checksum_verification=True)
-    except ImportError:
+        return parquet.ParquetFile(path, pre_buffer=False, buffer_size=_BUFFER, page_checksum_verification=True)
+    except (FileNotFoundError, PermissionError, IsADirectoryError):
         raise
     except Exception as error:  # Arrow raises its own errors and OSError, whatever its readers meet
-        raise ImportDataError(
-            f"{path} is damaged, or is no Parquet file ({_first_line(error)}): copy it again."
-        ) from None
+        raise _explained(path, error, "or is no Parquet file: ") from None
 
 
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
+def _explained(path: Path, error: Exception, prefix: str = "") -> ImportDataError:
+    """The error that says whether a file is damaged, or uses what pyarrow cannot read."""
+    reason = brief(error)
+    if isinstance(error, NotImplementedError) or "crypt" in reason:
+        return ImportDataError(f"{path} has something in it that cannot be read ({reason}): write it in a plainer way.")
+    return DamagedFileError(path, prefix + reason)
 
 
 def _split(path: Path, root: Path) -> str | None:
@@ -69,41 +87,47 @@ def _split(path: Path, root: Path) -> str | None:
     return None
 
 
-def source_files(path: Path, columns: Columns = Columns()) -> tuple[list[SourceFile], Path]:
-    """The Parquet files of a source in order, and the folder that they lie in.
-
-    Args:
-      path: one file, or a folder that is searched at all depths.
-      columns: names of the columns.
-
-    Raises:
-      ImportDataError: if there is none, or a column is missing; the file is named.
-    """
+def _find(path: Path) -> tuple[list[Path], list[Path], Path]:
+    """The Parquet files of a source in order, those left out, and the folder that they lie in."""
     if path.is_file():
-        paths, root = [path], path.parent
-    elif path.is_dir():
-        paths, root = sorted(path.rglob("*.parquet")), path
-    else:
+        return [path], [], path.parent
+    if not path.is_dir():
         raise ImportDataError(f"There is no {path}: give a Parquet file, or a folder with some in it.")
+    paths, hidden = find_files([path], ".parquet")
     if not paths:
-        raise ImportDataError(f"{path} holds no .parquet files: check the path.")
-    files = []
-    for each in paths:
-        with _open(each) as file:
-            names = file.schema_arrow.names
-            for field in ("observation", "action", "reward", "done"):
-                if (name := getattr(columns, field)) not in names:
-                    raise ImportDataError(
-                        f"{each} has no column {name!r} but {', '.join(names)}: name it with --columns.{field} NAME."
-                    )
-            if file.metadata.num_rows:
-                files.append(SourceFile(each, file.metadata.num_rows, _split(each, root)))
-    if not files:
-        raise ImportDataError(f"{path} holds no rows.")
-    if any(file.split for file in files) and not all(file.split for file in files):
-        odd = next(file.path for file in files if file.split is None)
-        raise ImportDataError(f"{odd} belongs neither to train nor to test by its name, as others do: rename it.")
-    return files, root
+        but = f" but hidden ones, {hidden[0]} for one" if hidden else ""
+        raise ImportDataError(f"{path} holds no .parquet files{but}: check the path.")
+    return paths, hidden, path
+
+
+def _describe(path: Path, root: Path, columns: Columns, shape: tuple[int, int, int]) -> SourceFile:
+    """A file by its schema; raises an ImportDataError if that does not fit."""
+    with _open(path) as file:
+        names, present = file.schema_arrow.names, _present(file, columns)
+        for field, name in present.items():
+            if name not in names:
+                raise ImportDataError(
+                    f"{path} has no column {name!r} but {', '.join(names)}: name it with --columns.{field} NAME."
+                )
+            if names.count(name) > 1:
+                raise ImportDataError(
+                    f"{path} has {names.count(name)} columns {name!r}: rename all but one, or name another with "
+                    f"--columns.{field} NAME."
+                )
+        schema = file.schema_arrow
+        try:
+            _rows({name: empty(schema.field(name).type) for name in present.values()}, columns, shape)
+        except RowError as error:
+            raise ImportDataError(f"{path} does not fit: {error}.") from None
+        return SourceFile(path, file.metadata.num_rows, _split(path, root))
+
+
+def _present(file: Any, columns: Columns) -> dict[str, str]:
+    """The columns to read of a file, by what they hold: all but a column `truncated` that is not there."""
+    names = dataclasses.asdict(columns)
+    if columns.truncated not in file.schema_arrow.names:
+        del names["truncated"]
+    return names
 
 
 def _reader(columns: Columns, shape: tuple[int, int, int]) -> Reader:
@@ -111,92 +135,43 @@ def _reader(columns: Columns, shape: tuple[int, int, int]) -> Reader:
 
     def read(source: SourceFile, start: int) -> Iterator[Rows]:
         with _open(source.path) as file:
-            names = [getattr(columns, field.name) for field in dataclasses.fields(Columns)]
-            names = [name for name in names if name in file.schema_arrow.names]
             counts = np.array([file.metadata.row_group(i).num_rows for i in range(file.metadata.num_row_groups)], int)
             ends = np.cumsum(counts)
-            first = int(np.searchsorted(ends, start, side="right"))  # the row group that holds row `start`
-            if first == len(counts):
+            group = int(np.searchsorted(ends, start, side="right"))  # the row group that holds row `start`
+            if group == len(counts):
                 return
-            skip = start - int(ends[first] - counts[first])
-            groups = list(range(first, len(counts)))
+            first = int(ends[group] - counts[group])  # the row at which the next block begins
+            groups = list(range(group, len(counts)))
+            names = list(_present(file, columns).values())
             try:
                 for batch in file.iter_batches(batch_size=BLOCK, row_groups=groups, columns=names):
-                    rows = _rows(batch, columns, shape)
-                    if skip < len(rows):
-                        yield rows[skip:]
-                    skip = max(skip - len(rows), 0)
-            except ImportDataError as error:
-                raise ImportDataError(f"{source.path} does not fit: {error}.") from None
-            except (OSError, ValueError, TypeError, NotImplementedError) as error:
-                raise ImportDataError(f"{source.path} is damaged ({_first_line(error)}): copy it again.") from None
+                    rows = _rows({name: batch.column(name) for name in names}, columns, shape)
+                    if first + len(rows) > start:
+                        yield rows[max(start - first, 0) :]
+                    first += len(rows)
+            except RowError as error:
+                raise error.located(source.path, first) from None
+            except (OSError, ValueError, TypeError, MemoryError, NotImplementedError) as error:
+                raise _explained(source.path, error) from None
 
     return read
 
 
-def _rows(batch: Any, columns: Columns, shape: tuple[int, int, int]) -> Rows:
-    def column(name: str, kinds: str) -> np.ndarray:
-        array = batch.column(name)
-        if array.null_count:
-            raise ImportDataError(f"column {name!r} has rows without a value")
+def _rows(arrays: Mapping[str, Any], columns: Columns, shape: tuple[int, int, int]) -> Rows:
+    """Arrow arrays by the names of their columns as rows; raises a `RowError`."""
+
+    def numbers(name: str, kinds: str) -> np.ndarray:
+        array = plain(arrays[name])
+        refuse_nulls(array, name)
         values = array.to_numpy(zero_copy_only=False)
         if values.dtype.kind not in kinds:
-            raise ImportDataError(
-                f"column {name!r} holds {array.type}, not {'numbers' if 'f' in kinds else 'integers'}"
-            )
+            raise RowError(0, f"column {name!r} holds {array.type}, not {'numbers' if 'f' in kinds else 'integers'}")
         return values
 
-    done = column(columns.done, "biuf") != 0
-    has_truncated = columns.truncated in batch.schema.names
-    truncated = column(columns.truncated, "biuf") != 0 if has_truncated else np.zeros_like(done)
-    frames = _frames(batch.column(columns.observation), columns.observation, shape)
-    return Rows(frames, column(columns.action, "iu"), column(columns.reward, "fiub"), done, truncated)
-
-
-def _frames(array: Any, name: str, shape: tuple[int, int, int]) -> np.ndarray:
-    """A column of frames as uint8 ``[R, *shape]``."""
-    import pyarrow as pa
-
-    rows = len(array)
-    if pa.types.is_struct(array.type):
-        if array.type.get_field_index("bytes") < 0:
-            raise ImportDataError(f"column {name!r} is a struct without a field 'bytes'")
-        array = array.field("bytes")
-    if pa.types.is_binary(array.type) or pa.types.is_large_binary(array.type):
-        return np.stack([_png(data.as_py(), name, shape) for data in array])
-    while pa.types.is_list(array.type) or pa.types.is_large_list(array.type) or pa.types.is_fixed_size_list(array.type):
-        if array.null_count:
-            raise ImportDataError(f"column {name!r} has rows without a value")
-        lengths = np.diff(array.offsets.to_numpy()) if hasattr(array, "offsets") else []
-        if len(lengths) and lengths.min() != lengths.max():
-            raise ImportDataError(f"column {name!r} has frames of different sizes")
-        array = array.flatten()
-    if array.type != pa.uint8() or array.null_count:
-        raise ImportDataError(f"column {name!r} holds {array.type} instead of bytes in lists, or the bytes of a PNG")
-    if len(array) != rows * int(np.prod(shape)):
-        raise ImportDataError(f"column {name!r} has {len(array) / rows:.6g} numbers a frame, not {list(shape)}")
-    return array.to_numpy().reshape(rows, *shape)
-
-
-def _png(data: bytes | None, name: str, shape: tuple[int, int, int]) -> np.ndarray:
-    from PIL import Image
-
-    if data is None:
-        raise ImportDataError(f"column {name!r} has rows without a value")
-    try:
-        with Image.open(io.BytesIO(data), formats=("PNG",)) as image:
-            if image.size != (shape[1], shape[0]):
-                raise ImportDataError(
-                    f"column {name!r} has a picture of {image.size[1]} x {image.size[0]}, not {list(shape)}"
-                )
-            frame = np.asarray(image.convert("RGB" if shape[2] == 3 else "L"))
-    except ImportDataError:
-        raise
-    except Exception as error:  # a damaged PNG makes Pillow raise whatever it meets
-        raise ImportDataError(
-            f"column {name!r} has a picture that is damaged or no PNG ({_first_line(error)})"
-        ) from None
-    return frame.reshape(shape)
+    done = numbers(columns.done, "biuf")
+    truncated = numbers(columns.truncated, "biuf") if columns.truncated in arrays else np.zeros(len(done), bool)
+    frames = read_frames(arrays[columns.observation], columns.observation, shape)
+    return Rows(frames, numbers(columns.action, "iu"), numbers(columns.reward, "fiub"), done, truncated)
 
 
 def import_parquet(
@@ -208,37 +183,57 @@ def import_parquet(
     shape: tuple[int, int, int] = (64, 64, 3),
     num_actions: int = 15,
     done: Done = "auto",
+    skip_damaged: bool = False,
     progress: Callable[[int, int], None] | None = None,
     say: Callable[[str], None] = lambda sentence: None,
+    announce: Callable[[str], None] = lambda sentence: None,
 ) -> None:
     """Writes a trajectory store from Parquet files.
 
-    The same call continues an interrupted import. Memory holds an episode and a row group, never a file.
+    The same call continues an interrupted import. Memory holds a few blocks of rows, whatever the sizes of files, row
+    groups and episodes.
 
     Args:
-      path: one file, or a folder that is searched at all depths.
+      path: one file, or a folder that is searched at all depths. Links are followed; names that begin with a dot or an
+        underscore are left out.
       out: folder of the store; it must not exist.
       env: name of the environment.
       columns: what the columns are called.
-      shape: ``(H, W, C)`` of a frame; nested lists must have it, flat ones are cut to it.
+      shape: ``(H, W, C)`` of a frame.
       num_actions: actions lie in ``[0, num_actions)``.
       done: what ``done`` marks: the "first" frame of an episode, its "last" one, or "auto" to decide by the frames.
+      skip_damaged: leave out damaged files and say so in the manifest; every file is read twice.
       progress: called with ``(rows done, rows in all)``.
       say: called with the decision of "auto".
+      announce: called with the list of files, before the first is read.
 
     Raises:
       ImportError: if pyarrow is absent.
-      ImportDataError: if a file is missing, damaged or of another layout; it is named.
+      ImportDataError: if a file is missing, damaged or of another layout; it is named, and the row and column if one
+        of its values is at fault.
       StoreError: if the store exists or the disk is full.
     """
-    files, root = source_files(path, columns)
+    names = dataclasses.asdict(columns)
+    if len(set(names.values())) < len(names):
+        raise ImportDataError(f"Two of the columns {', '.join(names.values())} are the same: give each its own name.")
+    try:
+        check_sizes(shape, np.uint8, num_actions, None)
+    except ValueError as error:
+        raise ImportDataError(f"{error}: change --shape or --num-actions.") from None
+    paths, hidden, root = _find(path)
+    read = checked(_reader(columns, shape), names, num_actions)
+    files, skipped = describe(paths, lambda each: _describe(each, root, columns, shape), read, skip_damaged)
+    files = [file for file in files if file.rows]
+    if not files:
+        raise ImportDataError(f"{path} holds no rows.")
+    if any(file.split for file in files) and not all(file.split for file in files):
+        odd = next(file.path for file in files if file.split is None)
+        raise ImportDataError(f"{odd} belongs neither to train nor to test by its name, as others do: rename it.")
     split = "the names of the files" if files[0].split else "a hash of the episode's number"
     write_store(
         out,
-        files,
-        root,
-        _reader(columns, shape),
-        source={"format": "parquet", "columns": dataclasses.asdict(columns)},
+        Source(root, files, read, hidden, skipped),
+        description={"format": "parquet", "columns": names},
         env=env,
         obs_shape=shape,
         num_actions=num_actions,
@@ -246,4 +241,5 @@ def import_parquet(
         done=done,
         progress=progress,
         say=say,
+        announce=announce,
     )

@@ -1,0 +1,105 @@
+"""PNG pictures as frames: nothing is lost on the way, or the picture is refused."""
+
+import io
+import struct
+import zlib
+
+import numpy as np
+
+from lamjax.archives import brief
+
+_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+_OTHERS = {
+    b"\xff\xd8\xff": "JPEG",
+    b"GIF8": "GIF",
+    b"RIFF": "WebP",
+    b"BM": "BMP",
+    b"II*\0": "TIFF",
+    b"MM\0*": "TIFF",
+    b"\x93NUMPY": "numpy array",
+    b"\x00\x00\x00\x0cjP": "JPEG 2000",
+}
+_NAMES = {1: "grey", 2: "grey and alpha", 3: "RGB", 4: "RGBA"}
+
+
+class PictureError(Exception):
+    """Raised where a picture does not fit; one sentence without its place.
+
+    Attributes:
+      damaged: whether the picture is damaged.
+    """
+
+    def __init__(self, sentence: str, damaged: bool = False):
+        """Keeps what is wrong."""
+        super().__init__(sentence)
+        self.damaged = damaged
+
+
+def read_png(data: bytes, shape: tuple[int, int, int]) -> np.ndarray:
+    """Decodes a PNG to exactly the numbers it shows.
+
+    Palettes are looked up, and grey is repeated in all colours. Colours or an alpha channel are left out only where
+    that loses nothing: where all pixels are grey, or opaque.
+
+    Args:
+      data: the file's content. Its header is compared with the shape before anything is decoded.
+      shape: ``(H, W, C)``; C is 1 for grey, 2 for grey and alpha, 3 for RGB, 4 for RGBA.
+
+    Returns:
+      uint8 ``[H, W, C]``.
+
+    Raises:
+      PictureError: if it is damaged, no PNG, of another size, of 16 bits, animated, or has more than C channels hold.
+    """
+    height, width, channels = shape
+    if not data.startswith(_SIGNATURE):
+        kind = next((name for start, name in _OTHERS.items() if data.startswith(start)), None)
+        if kind is None and len(data) == height * width * channels:
+            raise PictureError("has bytes that are no PNG, but as many as a frame has: save them as a list of uint8")
+        if kind is None:
+            raise PictureError("has a picture that is damaged or no PNG", damaged=True)
+        raise PictureError(f"has a {kind}, and only PNG pictures are read: save it as PNG")
+    if len(data) < 33 or data[12:16] != b"IHDR" or struct.pack(">I", zlib.crc32(data[12:29])) != data[29:33]:
+        raise PictureError("has a picture that is damaged in its header", damaged=True)
+    size = struct.unpack(">II", data[16:24])
+    if size != (width, height):
+        raise PictureError(
+            f"has a picture of {size[1]} x {size[0]}, not {list(shape)}: say --shape {size[1]} {size[0]} {channels}"
+        )
+    if data[24] == 16:
+        raise PictureError("has pictures of 16 bits a channel, and frames have 8: save them with 8")
+    if channels not in _NAMES:
+        raise PictureError(f"has pictures, which have 1 to 4 channels, not {channels}: change --shape")
+    return _without_loss(_decode(data), channels)
+
+
+def _decode(data: bytes) -> np.ndarray:
+    """The pixels uint8 ``[H, W]`` or ``[H, W, 3]`` where they have no alpha channel and no palette; else as RGBA."""
+    from PIL import Image
+
+    try:
+        with Image.open(io.BytesIO(data), formats=("PNG",)) as image:
+            image.verify()  # compares the checksums, which decoding does not
+        with Image.open(io.BytesIO(data), formats=("PNG",)) as image:
+            if getattr(image, "n_frames", 1) > 1:
+                raise PictureError(f"has an animation of {image.n_frames} pictures in one PNG: save each by itself")
+            plain = image.mode in ("L", "RGB") and "transparency" not in image.info
+            return np.asarray(image if plain else image.convert("RGBA"))
+    except PictureError:
+        raise
+    except Image.UnidentifiedImageError:  # whose message is an address in memory
+        raise PictureError("has a picture that is damaged or no PNG", damaged=True) from None
+    except Exception as error:  # a damaged PNG makes Pillow raise whatever it meets
+        raise PictureError(f"has a picture that is damaged ({brief(error)})", damaged=True) from None
+
+
+def _without_loss(pixels: np.ndarray, channels: int) -> np.ndarray:
+    """Pixels with another number of channels ``[H, W, C]``; raises if that loses colours or transparency."""
+    colours = pixels[..., None] if pixels.ndim == 2 else pixels[..., :3]
+    alpha = pixels[..., 3:] if pixels.shape[2:] == (4,) else np.full_like(colours[..., :1], 255)
+    if channels < 3 and (colours != colours[..., :1]).any():
+        raise PictureError(f"has a picture in colours, not {_NAMES[channels]}: say --shape H W {channels + 2}")
+    if channels % 2 and (alpha != 255).any():
+        raise PictureError(f"has a transparent picture, not {_NAMES[channels]}: say --shape H W {channels + 1}")
+    colours = np.broadcast_to(colours, (*colours.shape[:2], 3)) if channels > 2 else colours[..., :1]
+    return np.concatenate([colours, alpha], 2) if channels % 2 == 0 else np.ascontiguousarray(colours)

@@ -1,0 +1,36 @@
+"""Checks of what a source's rows say, in one place for all importers.
+
+Dimension keys: R rows of a block.
+"""
+
+import numpy as np
+
+from lamjax.data.importers.errors import RowError
+
+
+def as_flags(values: np.ndarray, column: str) -> np.ndarray:
+    """Marks as bool ``[R]``; raises a `RowError` at the first that is neither 0 nor 1, such as NaN."""
+    _refuse((values != 0) & (values != 1), values, f"column {column!r} marks rows with 0 and 1")
+    return values == 1
+
+
+def as_rewards(values: np.ndarray, column: str) -> np.ndarray:
+    """Rewards as float32 ``[R]``; raises a `RowError` at the first that is not a finite number of that type."""
+    with np.errstate(over="ignore"):
+        rewards = values.astype(np.float32)
+    _refuse(~np.isfinite(rewards), values, f"column {column!r} must hold finite float32 numbers")
+    return rewards
+
+
+def as_actions(values: np.ndarray, column: str, num_actions: int) -> np.ndarray:
+    """Actions as int32 ``[R]``; raises a `RowError` at the first that is not in ``[0, num_actions)``."""
+    bad = (values < 0) | (values >= num_actions)
+    if bad.any():
+        low, high = values[bad].min(), values[bad].max()
+        raise RowError(bad.argmax(), f"column {column!r}: actions must lie in [0, {num_actions}), got {low} to {high}")
+    return values.astype(np.int32)
+
+
+def _refuse(bad: np.ndarray, values: np.ndarray, sentence: str) -> None:
+    if bad.any():
+        raise RowError(bad.argmax(), f"{sentence}, got {values[bad][0]}")
