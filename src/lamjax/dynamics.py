@@ -31,12 +31,13 @@ from lamjax.models.quantizer import Codebooks, QuantizerConfig
 from lamjax.models.trunk import TrunkConfig
 from lamjax.models.unet import UNetConfig
 from lamjax.optim import grads_as, unpack_groups
-from lamjax.preprocess import Cleaning, ObsStats, clean, normalise_obs
+from lamjax.preprocess import Cleaning, ObsStats, clean, cut_squares, join_tiles, moving_squares, normalise_obs, tiles
 from lamjax.schedules import Lengths, check_lengths, warmup_linear
 from lamjax.spaces import ActionSpace, as_space
 
 _AUGMENT = 0x5417F7  # seed of the random shifts
 _AUGMENT_LABELLED = 0x1ABE1  # seed of those of labelled windows
+_FOCUS = 0xF0C05  # seed of the places of the squares
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,6 +65,11 @@ class DynamicsConfig:
         the same amount within a window. The forward model sees the frames unshifted, so a latent that carries o_t
         itself does not help it (see `shift_windows`).
       augment_pixels: the largest shift along each axis, in pixels.
+      focus: 0 is LAPO: both models see whole frames. Above, each sees a square of so many pixels a side, cut around
+        what moves in the window (`preprocess.moving_squares`), so that a small thing makes up more of the error and of
+        what the inverse model sees. The networks' sizes must fit the square. Predictions of whole frames join squares.
+      focus_jitter: the forward model's square lies up to so many pixels beside the inverse model's, along each axis at
+        random: else its place would give away what o_{t+1} holds, and the latent need not say it.
       loss_scale: "none" is LAPO's loss. "copy_last" divides the prediction error by that of the copy-last baseline, so
         that games whose frames barely change learn as fast as others.
       action_weight: 0 is LAPO. A positive weight adds to the loss this weight times the error with which a linear head
@@ -90,6 +96,8 @@ class DynamicsConfig:
     clean: Cleaning = "none"
     augment: Literal["none", "shift"] = "none"
     augment_pixels: int = 4
+    focus: int = 0
+    focus_jitter: int = 8
     loss_scale: Literal["none", "copy_last"] = "none"
     action_weight: float = 0.0
     labelled: float = 0.01
@@ -101,6 +109,10 @@ class DynamicsConfig:
             raise ValueError(f"dynamics.context must not be negative, not {self.context}.")
         if self.augment_pixels < 1:
             raise ValueError(f"dynamics.augment_pixels must be at least 1, not {self.augment_pixels}.")
+        if self.focus < 0 or self.focus % 4:
+            raise ValueError(f"dynamics.focus must be a multiple of 4 pixels, or 0 for whole frames, not {self.focus}.")
+        if self.focus_jitter < 0:
+            raise ValueError(f"dynamics.focus_jitter must not be negative, not {self.focus_jitter}.")
         if not 0 <= self.action_weight < float("inf"):
             raise ValueError(f"dynamics.action_weight must not be negative or infinite, not {self.action_weight}.")
         if not self.labelled > 0 or (self.labelled > 1 and self.labelled != int(self.labelled)):
@@ -222,11 +234,19 @@ def init(
       space: the action space, or the number of actions; required with `action_weight`, and ignored without it.
 
     Raises:
-      ValueError: if `augment` shifts observations that are not images, or `action_weight` is set without `space`.
+      ValueError: if `augment` shifts or `focus` cuts observations that are not images, or smaller than the square, or
+        `action_weight` is set without `space`.
     """
     *shape, c = obs_shape
     if config.augment == "shift" and len(obs_shape) != 3:
         raise ValueError(f"Observations of shape {obs_shape} cannot be shifted: set --dynamics.augment none.")
+    if config.focus:
+        if len(obs_shape) != 3 or config.focus > min(shape):
+            side = config.focus
+            raise ValueError(
+                f"No {side} x {side} square fits into observations of shape {obs_shape}: set --dynamics.focus 0."
+            )
+        shape = [config.focus] * 2
     key_idm, key_fdm, key_vq = jax.random.split(key, 3)
     idm = _idm(config).init(key_idm, jnp.zeros((1, *shape, config.window * c)))["params"]
     past = jnp.zeros((1, *shape, (config.window - 1) * c))
@@ -303,8 +323,31 @@ def clean_frames(config: DynamicsConfig, frames: jax.Array) -> jax.Array:
     return clean(frames, config.clean, config.context)
 
 
+def forward_squares(
+    config: DynamicsConfig, frames: jax.Array, step: jax.Array | int, axis_name: str | None = None
+) -> jax.Array:
+    """What the forward model sees and predicts of windows: with `focus` a square ``[B, k + 2, F, F, C]``, else all.
+
+    The squares' places are drawn from the step and the row (see `augmentation_keys`).
+
+    Args:
+      config: the settings.
+      frames: float32 ``[B, k + 2, *S, C]``, normalised.
+      step: int32 ``[]``.
+      axis_name: devices that share the batch.
+    """
+    if not config.focus:
+        return frames
+    jitter = config.focus_jitter
+    keys = augmentation_keys(step, len(frames), axis_name, _FOCUS)
+    beside = jax.vmap(lambda key: jax.random.randint(key, (2,), -jitter, jitter + 1))(keys)
+    return cut_squares(frames, moving_squares(frames, config.focus) + beside, config.focus)
+
+
 def _infer(params: Any, codebooks: Codebooks, frames: jax.Array, config: DynamicsConfig) -> Latents:
     """`frames` float32 ``[B, k + 2, *S, C]``, normalised."""
+    if config.focus:
+        frames = cut_squares(frames, moving_squares(frames, config.focus), config.focus)
     if config.idm_input == "changes":
         changes = jnp.diff(frames, axis=1)
         frames = jnp.concatenate([changes[:, :-1], frames[:, -2:-1], changes[:, -1:]], axis=1)
@@ -373,6 +416,7 @@ def loss_fn(
     labelled_z = latents.continuous[len(windows) :]
     latents = jax.tree.map(lambda x: x[: len(windows)], latents)
     z, z_q = latents.continuous, latents.quantized
+    frames = forward_squares(config, frames, state.step, axis_name)
     prediction, updated = _fdm(config, frames.shape[-1], axis_name).apply(
         {"params": params["fdm"], "batch_stats": state.batch_stats},
         join_frames(frames[:, :-1]),
@@ -470,7 +514,7 @@ def predict_actions(state: DynamicsState, latents: jax.Array) -> jax.Array:
 
 
 def predict_next(state: DynamicsState, frames: jax.Array, latent: jax.Array) -> jax.Array:
-    """Predicts o_{t+1} in evaluation mode.
+    """Predicts o_{t+1} in evaluation mode; with `focus` in squares, whose inner halves are joined.
 
     Args:
       state: the trained state.
@@ -481,14 +525,24 @@ def predict_next(state: DynamicsState, frames: jax.Array, latent: jax.Array) -> 
       float32 ``[B, *S, C]``, pixels in [-0.5, 0.5], or standardised numbers.
     """
     chex.assert_rank(frames, {3, 5})
-    joined = join_frames(normalise_obs(clean_frames(state.config, frames), state.obs_stats))
-    return _fdm(state.config, frames.shape[-1]).apply(
-        {"params": state.params["fdm"], "batch_stats": state.batch_stats}, joined, latent
-    )
+    frames = normalise_obs(clean_frames(state.config, frames), state.obs_stats)
+    if not state.config.focus:
+        return _predict(state, frames, latent)
+    squares = tiles(frames, state.config.focus)
+    latents = jnp.repeat(latent, len(squares) // len(frames), axis=0)
+    return join_tiles(_predict(state, squares, latents), frames.shape[2:4])
+
+
+def _predict(state: DynamicsState, frames: jax.Array, latent: jax.Array) -> jax.Array:
+    """The forward model's output for normalised frames ``[B, k + 1, *S, C]`` of the size that it was made for."""
+    variables = {"params": state.params["fdm"], "batch_stats": state.batch_stats}
+    return _fdm(state.config, frames.shape[-1]).apply(variables, join_frames(frames), latent)
 
 
 def evaluate(state: DynamicsState, windows: jax.Array) -> dict[str, jax.Array]:
     """Errors on held-out windows ``[B, k + 2, *S, C]`` (see `loss_fn`), in evaluation mode, on cleaned frames.
+
+    With `focus` they are those of the squares that the forward model would be trained on in step 0.
 
     Returns:
       ``fdm_mse`` and ``copy_last_mse`` float32 ``[]``, and ``code_counts`` float32 ``[N, M]``.
@@ -496,7 +550,8 @@ def evaluate(state: DynamicsState, windows: jax.Array) -> dict[str, jax.Array]:
     frames = normalise_obs(clean_frames(state.config, windows), state.obs_stats)
     state = state.replace(obs_stats=None)  # the frames are normalised already
     latents = infer_latents(state, frames)
-    prediction = predict_next(state, frames[:, :-1], latents.quantized)
+    frames = forward_squares(state.config, frames, 0)
+    prediction = _predict(state, frames[:, :-1], latents.quantized)
     last, target = frames[:, -2], frames[:, -1]
     return {
         "fdm_mse": jnp.mean(jnp.square(prediction - target)),
@@ -514,4 +569,5 @@ def evaluate_swapped(state: DynamicsState, windows: jax.Array) -> jax.Array:
     frames = normalise_obs(clean_frames(state.config, windows), state.obs_stats)
     state = state.replace(obs_stats=None)  # the frames are normalised already
     latents = jnp.roll(infer_latents(state, frames).quantized, len(windows) // 2, axis=0)
-    return jnp.mean(jnp.square(predict_next(state, frames[:, :-1], latents) - frames[:, -1]))
+    frames = forward_squares(state.config, frames, 0)
+    return jnp.mean(jnp.square(_predict(state, frames[:, :-1], latents) - frames[:, -1]))
