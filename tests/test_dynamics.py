@@ -543,6 +543,42 @@ def test_impossible_squares_are_refused(settings, message):
         DynamicsConfig(**settings)
 
 
+# Decorrelation
+
+
+def test_correlation_is_the_share_of_squares_beside_the_diagonal():
+    """Three numbers: the first two mirror each other, r = -1; the third is at right angles to both; one is still."""
+    a, b = np.array([1, 1, -1, -1.0]), np.array([1, -1, 1, -1.0])
+    z = np.stack([3 * a, -0.5 * a + 7, b, np.full(4, 2.0)], axis=1).astype(np.float32)
+    np.testing.assert_allclose(dynamics.correlation(z), 2 / 16, rtol=1e-4)
+    np.testing.assert_allclose(dynamics.correlation(z[:, :2]), 1 - 1 / 2, rtol=1e-4)
+    np.testing.assert_allclose(dynamics.correlation(z[:, 1:3]), 0, atol=1e-6)
+
+
+def test_devices_compute_the_correlation_of_the_joined_batch_and_its_gradient():
+    z = jax.random.normal(jax.random.key(0), (8, 3)) * 3 + 1
+    value, gradient = jax.value_and_grad(dynamics.correlation)(z)
+    each = jax.pmap(lambda z: jax.value_and_grad(dynamics.correlation)(z, "devices"), "devices")
+    values, gradients = each(z.reshape(2, 4, 3))
+    np.testing.assert_allclose(values, [value, value], rtol=1e-5)
+    # The loss is a mean over devices, and so each device's gradient counts half.
+    np.testing.assert_allclose(gradients.reshape(8, 3) / 2, gradient, rtol=1e-4, atol=1e-7)
+
+
+def test_decorrelation_adds_the_latents_correlation_to_the_loss(focused, windows):
+    state = focused.replace(config=dataclasses.replace(FOCUSED, decorrelation=3.0, dtype="bfloat16"))
+    loss, (_, latents, metrics) = jax.jit(dynamics.loss_fn)(state.params, state, windows)
+    plain = metrics["fdm_mse"] / metrics["copy_last_mse"] + metrics["commitment"]
+    np.testing.assert_allclose(metrics["correlation"], dynamics.correlation(latents.continuous), rtol=1e-3)
+    np.testing.assert_allclose(loss, plain + 3 * metrics["correlation"], rtol=1e-4)
+    assert metrics["correlation"].dtype == loss.dtype == jnp.float32
+
+
+def test_a_negative_decorrelation_is_refused():
+    with pytest.raises(ValueError, match=r"decorrelation must not be negative or infinite, not -1\.0"):
+        DynamicsConfig(decorrelation=-1.0)
+
+
 def test_learning_rate_follows_lapo():
     config = DynamicsConfig()
     schedule = warmup_linear(config.learning_rate, 0.1, 0.01, config.warmup_steps, config.steps)

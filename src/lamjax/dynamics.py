@@ -72,6 +72,8 @@ class DynamicsConfig:
         random: else its place would give away what o_{t+1} holds, and the latent need not say it.
       loss_scale: "none" is LAPO's loss. "copy_last" divides the prediction error by that of the copy-last baseline, so
         that games whose frames barely change learn as fast as others.
+      decorrelation: 0 is LAPO. Above, the loss gains this weight times `correlation(z)`. With a prediction error alone
+        a few large changes, such as the view's motion, fill all of z, and a small one can hardly be read from it.
       action_weight: 0 is LAPO. A positive weight adds to the loss this weight times the error with which a linear head
         on z predicts the actions of labelled windows: cross-entropy (nats), or the squared error of continuous actions.
         LAOM (arXiv 2502.00379) uses 0.01 beside a prediction error of order 1. The error in pixels is far smaller,
@@ -99,6 +101,7 @@ class DynamicsConfig:
     focus: int = 0
     focus_jitter: int = 8
     loss_scale: Literal["none", "copy_last"] = "none"
+    decorrelation: float = 0.0
     action_weight: float = 0.0
     labelled: float = 0.01
     labelled_batch: int = 32
@@ -113,6 +116,8 @@ class DynamicsConfig:
             raise ValueError(f"dynamics.focus must be a multiple of 4 pixels, or 0 for whole frames, not {self.focus}.")
         if self.focus_jitter < 0:
             raise ValueError(f"dynamics.focus_jitter must not be negative, not {self.focus_jitter}.")
+        if not 0 <= self.decorrelation < float("inf"):
+            raise ValueError(f"dynamics.decorrelation must not be negative or infinite, not {self.decorrelation}.")
         if not 0 <= self.action_weight < float("inf"):
             raise ValueError(f"dynamics.action_weight must not be negative or infinite, not {self.action_weight}.")
         if not self.labelled > 0 or (self.labelled > 1 and self.labelled != int(self.labelled)):
@@ -344,6 +349,27 @@ def forward_squares(
     return cut_squares(frames, moving_squares(frames, config.focus) + beside, config.focus)
 
 
+def correlation(z: jax.Array, axis_name: str | None = None) -> jax.Array:
+    """How alike the numbers of a latent are over a batch: ``sum_{i != j} r_ij^2 / Z^2``, r_ij their correlations.
+
+    0 if no two go together; 1 - 1 / Z if all say the same; about 1 / B for independent numbers, by chance. VICReg's
+    covariance term (arXiv 2105.04906), free of scale.
+
+    Args:
+      z: float32 ``[B, Z]``; a number that does not vary counts as uncorrelated.
+      axis_name: devices that share the batch.
+
+    Returns:
+      float32 ``[]``, the same on all devices.
+    """
+    centred = z - parallel.pmean(z.mean(0), axis_name)[None]
+    product = jnp.matmul(centred.T, centred, precision=jax.lax.Precision.HIGHEST)
+    covariance = parallel.pmean(product / len(z), axis_name)
+    deviation = jnp.sqrt(jnp.diag(covariance) + 1e-8)
+    r = covariance / (deviation[:, None] * deviation[None])
+    return (jnp.sum(jnp.square(r)) - jnp.sum(jnp.square(jnp.diag(r)))) / len(r) ** 2
+
+
 def _infer(params: Any, codebooks: Codebooks, frames: jax.Array, config: DynamicsConfig) -> Latents:
     """`frames` float32 ``[B, k + 2, *S, C]``, normalised."""
     if config.focus:
@@ -432,6 +458,9 @@ def loss_fn(
     if config.quantizer.enabled:
         loss = loss + commitment
     metrics = {"fdm_mse": fdm_mse, "copy_last_mse": copy_last_mse, "commitment": commitment}
+    if config.decorrelation:
+        metrics["correlation"] = correlation(z, axis_name)
+        loss = loss + config.decorrelation * metrics["correlation"]
     if labelled is not None:
         action_loss, score = _action_loss(params["action_head"], labelled_z, labelled[1], state.space, axis_name)
         loss = loss + config.action_weight * action_loss
@@ -464,8 +493,9 @@ def train_step(
     Returns:
       The new state and metrics, float32 ``[]``: ``loss``, ``fdm_mse`` and ``copy_last_mse`` (pixels in [-0.5, 0.5],
       or standardised numbers), ``commitment`` (weighted), ``grad_norm`` (before the clip), ``learning_rate``, for each
-      codebook n ``perplexity_n`` and ``used_codes_n`` of this batch, and with `labelled` ``action_loss`` (not
-      weighted) and ``action_accuracy``, or of continuous actions ``action_mse``.
+      codebook n ``perplexity_n`` and ``used_codes_n`` of this batch, with `decorrelation` ``correlation`` (not
+      weighted), and with `labelled` ``action_loss`` (not weighted) and ``action_accuracy``, or of continuous actions
+      ``action_mse``.
 
     Raises:
       ValueError: if there are labels and the state has no action head.
