@@ -151,14 +151,15 @@ def test_steps_and_schedules(preset):
 @pytest.mark.parametrize("name", PRESETS)
 def test_images_fit_the_networks(name):
     preset = PRESETS[name]
-    trunks = [preset.dynamics.idm, preset.cloning.trunk, preset.scratch.trunk, preset.expert.trunk]
-    for trunk in trunks:
-        side = FRAME / trunk.stem
+    square = preset.dynamics.focus or FRAME  # what stage 1 sees
+    policies = [preset.cloning.trunk, preset.scratch.trunk, preset.expert.trunk]
+    for trunk, seen in [(preset.dynamics.idm, square), *((trunk, FRAME) for trunk in policies)]:
+        side = seen / trunk.stem
         for stride in trunk.strides:
             side /= stride
         assert side == int(side) >= 4
     fdm = preset.dynamics.fdm
-    assert 2 ** (len(fdm.channels) + 1) == FRAME // fdm.stem
+    assert 2 ** (len(fdm.channels) + 1) == square // fdm.stem
 
 
 def test_every_policy_is_compared_at_the_same_size_and_frames(preset):

@@ -15,7 +15,7 @@ from lamjax.models.impala import ImpalaConfig
 from lamjax.models.mlp import MLPConfig, MLPFDMConfig
 from lamjax.models.quantizer import QuantizerConfig
 from lamjax.models.unet import UNetConfig
-from lamjax.preprocess import clean
+from lamjax.preprocess import clean, cut_squares, moving_squares
 from lamjax.schedules import warmup_linear
 from lamjax.spaces import Box
 from lamjax.training.driver import jit_once
@@ -35,6 +35,7 @@ CONFIG = DynamicsConfig(
     loss_scale="copy_last",
 )
 infer = jax.jit(dynamics.infer_latents)
+forward_squares = jax.jit(dynamics.forward_squares, static_argnums=0)
 MOVES = np.array([(0, 0), (0, 2), (0, -2), (2, 0), (-2, 0)])
 
 
@@ -468,6 +469,114 @@ def test_both_models_see_the_context_and_predict_what_follows(windows, context):
         assert np.abs(infer(seen, longer).continuous - infer(seen, other).continuous).max() > 1e-4
     with pytest.raises(AssertionError):
         dynamics.train_step(state, windows)
+
+
+# Focus
+
+FOCUSED = dataclasses.replace(
+    CONFIG,
+    focus=8,
+    focus_jitter=2,
+    idm=dataclasses.replace(CONFIG.idm, channels=(8,), strides=(2,), features=16),
+    fdm=UNetConfig(channels=(4, 6), bottleneck=8, latent_input="bias", predict="change"),
+)
+
+
+@pytest.fixture(scope="module")
+def focused() -> dynamics.DynamicsState:
+    return init_dynamics(jax.random.key(0), FOCUSED, (16, 16, 3))
+
+
+def test_both_models_see_a_square_around_what_moves(focused, windows):
+    frames = np.asarray(windows, np.float32) / 255 - 0.5
+    around = jax.jit(lambda x: cut_squares(x, moving_squares(x, 8), 8))(frames)
+    whole = focused.replace(config=dataclasses.replace(FOCUSED, focus=0))
+    close(infer(focused, windows).continuous, infer(whole, around).continuous, atol=1e-5)
+    # predict="change" starts as o_t, so the error shows which square the forward model sees.
+    squares = np.asarray(forward_squares(FOCUSED, frames, 3))
+    _, (_, _, metrics) = jax.jit(dynamics.loss_fn)(focused.params, focused.replace(step=jnp.int32(3)), windows)
+    error = np.mean(np.square(squares[:, 2] - squares[:, 1]))
+    np.testing.assert_allclose([metrics["fdm_mse"], metrics["copy_last_mse"]], [error, error], rtol=1e-5)
+    assert error > 1.5 * np.mean(np.square(frames[:, 2] - frames[:, 1]))
+
+
+def test_the_forward_models_square_lies_beside_the_inverse_models(noisy):
+    """Of frames that change everywhere the middle is seen, at one of five places along each axis."""
+    frames = np.asarray(noisy, np.float32)
+    squares = np.asarray(forward_squares(FOCUSED, frames, 0))
+    places = []
+    for window, square in zip(frames, squares, strict=True):
+        corners = [(y, x) for y in range(9) for x in range(9)]
+        places += [(y, x) for y, x in corners if np.array_equal(window[:, y : y + 8, x : x + 8], square)]
+    assert len(places) == len(frames)
+    assert [sorted(set(axis)) for axis in zip(*places, strict=True)] == [[2, 3, 4, 5, 6]] * 2
+    assert not np.array_equal(squares, forward_squares(FOCUSED, frames, 1))
+
+
+def test_devices_cut_what_one_device_cuts_out_of_the_joined_batch(noisy):
+    frames = np.asarray(noisy[:8], np.float32)
+    each = jax.pmap(lambda windows: dynamics.forward_squares(FOCUSED, windows, 5, "devices"), "devices")
+    joined = each(frames.reshape(2, 4, *frames.shape[1:])).reshape(8, 3, 8, 8, 3)
+    np.testing.assert_array_equal(joined, forward_squares(FOCUSED, frames, 5))
+
+
+def test_a_focused_model_predicts_whole_frames(focused, windows):
+    latents = infer(focused, windows).quantized
+    prediction = jax.jit(dynamics.predict_next)(focused, windows[:, :2], latents)
+    # predict="change" starts as the last frame, wherever the squares are joined.
+    np.testing.assert_allclose(prediction, windows[:, 1] / 255 - 0.5, atol=1e-6)
+    errors = jax.jit(dynamics.evaluate)(focused, windows)
+    np.testing.assert_allclose(errors["fdm_mse"], errors["copy_last_mse"], rtol=1e-5)
+    swapped = jax.jit(dynamics.evaluate_swapped)(focused, windows)
+    np.testing.assert_allclose(swapped, errors["fdm_mse"], rtol=1e-5)
+
+
+@pytest.mark.parametrize("shape", [(4,), (8, 4, 3)])
+def test_a_square_needs_a_picture_that_holds_it(shape):
+    with pytest.raises(ValueError, match=r"No 8 x 8 square fits into .* set --dynamics\.focus 0"):
+        dynamics.init(jax.random.key(0), FOCUSED, shape)
+
+
+@pytest.mark.parametrize(("settings", "message"), [({"focus": 6}, "not 6"), ({"focus_jitter": -1}, "not -1")])
+def test_impossible_squares_are_refused(settings, message):
+    with pytest.raises(ValueError, match=message):
+        DynamicsConfig(**settings)
+
+
+# Decorrelation
+
+
+def test_correlation_is_the_share_of_squares_beside_the_diagonal():
+    """Three numbers: the first two mirror each other, r = -1; the third is at right angles to both; one is still."""
+    a, b = np.array([1, 1, -1, -1.0]), np.array([1, -1, 1, -1.0])
+    z = np.stack([3 * a, -0.5 * a + 7, b, np.full(4, 2.0)], axis=1).astype(np.float32)
+    np.testing.assert_allclose(dynamics.correlation(z), 2 / 16, rtol=1e-4)
+    np.testing.assert_allclose(dynamics.correlation(z[:, :2]), 1 - 1 / 2, rtol=1e-4)
+    np.testing.assert_allclose(dynamics.correlation(z[:, 1:3]), 0, atol=1e-6)
+
+
+def test_devices_compute_the_correlation_of_the_joined_batch_and_its_gradient():
+    z = jax.random.normal(jax.random.key(0), (8, 3)) * 3 + 1
+    value, gradient = jax.value_and_grad(dynamics.correlation)(z)
+    each = jax.pmap(lambda z: jax.value_and_grad(dynamics.correlation)(z, "devices"), "devices")
+    values, gradients = each(z.reshape(2, 4, 3))
+    np.testing.assert_allclose(values, [value, value], rtol=1e-5)
+    # The loss is a mean over devices, and so each device's gradient counts half.
+    np.testing.assert_allclose(gradients.reshape(8, 3) / 2, gradient, rtol=1e-4, atol=1e-7)
+
+
+def test_decorrelation_adds_the_latents_correlation_to_the_loss(focused, windows):
+    state = focused.replace(config=dataclasses.replace(FOCUSED, decorrelation=3.0, dtype="bfloat16"))
+    loss, (_, latents, metrics) = jax.jit(dynamics.loss_fn)(state.params, state, windows)
+    plain = metrics["fdm_mse"] / metrics["copy_last_mse"] + metrics["commitment"]
+    np.testing.assert_allclose(metrics["correlation"], dynamics.correlation(latents.continuous), rtol=1e-3)
+    np.testing.assert_allclose(loss, plain + 3 * metrics["correlation"], rtol=1e-4)
+    assert metrics["correlation"].dtype == loss.dtype == jnp.float32
+
+
+def test_a_negative_decorrelation_is_refused():
+    with pytest.raises(ValueError, match=r"decorrelation must not be negative or infinite, not -1\.0"):
+        DynamicsConfig(decorrelation=-1.0)
 
 
 def test_learning_rate_follows_lapo():

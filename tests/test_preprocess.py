@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from lamjax import envs
-from lamjax.preprocess import clean
+from lamjax.preprocess import clean, cut_squares, join_tiles, moving_squares, tiles
 
 cleaned = jax.jit(clean, static_argnums=1)
 
@@ -83,3 +83,35 @@ def test_cleaning_takes_the_distractors_share_of_the_change_and_leaves_the_games
     (noise, game), (noise_after, game_after) = power["before"], power["after"]
     assert noise_after < noise_left * noise
     assert game_after > game_left * game
+
+
+def test_before_a_fixed_view_the_square_lies_around_the_mean_place_of_the_change():
+    """A dot of brightness 1 goes from column 4 to 6 to 8 of row 3; changes of 1, 2 and 1 lie there, so column 6."""
+    windows = np.zeros((3, 3, 20, 24, 1), np.float32)
+    for t, column in enumerate((4, 6, 8)):
+        windows[0, t, 3, column] = 1
+    windows[1, 1:, 19, 23] = 1  # beyond this corner there is no room for a square
+    # A tie between two columns goes to the right; above row 3 there is no room. In the last window nothing moves.
+    np.testing.assert_array_equal(moving_squares(windows, 8), [[0, 3], [12, 16], [6, 8]])
+
+
+def test_where_the_view_moves_the_square_lies_in_the_middle():
+    """A quarter of 16 x 16 pixels may change before the view counts as moving; one row more moves it."""
+    windows = np.zeros((2, 3, 16, 16, 3), np.float32)
+    windows[0, 2, :4] = 0.5
+    windows[1, 2, :5] = 0.5
+    np.testing.assert_array_equal(moving_squares(windows, 8), [[0, 4], [4, 4]])
+
+
+def test_a_square_is_cut_out_of_all_frames_of_its_window():
+    windows = np.random.default_rng(2).random((2, 3, 10, 12, 3), np.float32)
+    squares = cut_squares(windows, jnp.array([[1, 5], [9, -2]]), 4)
+    np.testing.assert_array_equal(squares[0], windows[0, :, 1:5, 5:9])
+    np.testing.assert_array_equal(squares[1], windows[1, :, 6:10, :4])  # moved back to the edge
+
+
+def test_tiles_cover_each_pixel_once():
+    frames = np.random.default_rng(3).random((2, 3, 20, 24, 3), np.float32)
+    squares = tiles(frames, 16)
+    assert squares.shape == (2 * 3 * 3, 3, 16, 16, 3)
+    np.testing.assert_array_equal(join_tiles(squares[:, 1], (20, 24)), frames[:, 1])

@@ -31,12 +31,13 @@ from lamjax.models.quantizer import Codebooks, QuantizerConfig
 from lamjax.models.trunk import TrunkConfig
 from lamjax.models.unet import UNetConfig
 from lamjax.optim import grads_as, unpack_groups
-from lamjax.preprocess import Cleaning, ObsStats, clean, normalise_obs
+from lamjax.preprocess import Cleaning, ObsStats, clean, cut_squares, join_tiles, moving_squares, normalise_obs, tiles
 from lamjax.schedules import Lengths, check_lengths, warmup_linear
 from lamjax.spaces import ActionSpace, as_space
 
 _AUGMENT = 0x5417F7  # seed of the random shifts
 _AUGMENT_LABELLED = 0x1ABE1  # seed of those of labelled windows
+_FOCUS = 0xF0C05  # seed of the places of the squares
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,8 +65,15 @@ class DynamicsConfig:
         the same amount within a window. The forward model sees the frames unshifted, so a latent that carries o_t
         itself does not help it (see `shift_windows`).
       augment_pixels: the largest shift along each axis, in pixels.
+      focus: 0 is LAPO: both models see whole frames. Above, each sees a square of so many pixels a side, cut around
+        what moves in the window (`preprocess.moving_squares`), so that a small thing makes up more of the error and of
+        what the inverse model sees. The networks' sizes must fit the square. Predictions of whole frames join squares.
+      focus_jitter: the forward model's square lies up to so many pixels beside the inverse model's, along each axis at
+        random: else its place would give away what o_{t+1} holds, and the latent need not say it.
       loss_scale: "none" is LAPO's loss. "copy_last" divides the prediction error by that of the copy-last baseline, so
         that games whose frames barely change learn as fast as others.
+      decorrelation: 0 is LAPO. Above, the loss gains this weight times `correlation(z)`. With a prediction error alone
+        a few large changes, such as the view's motion, fill all of z, and a small one can hardly be read from it.
       action_weight: 0 is LAPO. A positive weight adds to the loss this weight times the error with which a linear head
         on z predicts the actions of labelled windows: cross-entropy (nats), or the squared error of continuous actions.
         LAOM (arXiv 2502.00379) uses 0.01 beside a prediction error of order 1. The error in pixels is far smaller,
@@ -90,7 +98,10 @@ class DynamicsConfig:
     clean: Cleaning = "none"
     augment: Literal["none", "shift"] = "none"
     augment_pixels: int = 4
+    focus: int = 0
+    focus_jitter: int = 8
     loss_scale: Literal["none", "copy_last"] = "none"
+    decorrelation: float = 0.0
     action_weight: float = 0.0
     labelled: float = 0.01
     labelled_batch: int = 32
@@ -101,6 +112,12 @@ class DynamicsConfig:
             raise ValueError(f"dynamics.context must not be negative, not {self.context}.")
         if self.augment_pixels < 1:
             raise ValueError(f"dynamics.augment_pixels must be at least 1, not {self.augment_pixels}.")
+        if self.focus < 0 or self.focus % 4:
+            raise ValueError(f"dynamics.focus must be a multiple of 4 pixels, or 0 for whole frames, not {self.focus}.")
+        if self.focus_jitter < 0:
+            raise ValueError(f"dynamics.focus_jitter must not be negative, not {self.focus_jitter}.")
+        if not 0 <= self.decorrelation < float("inf"):
+            raise ValueError(f"dynamics.decorrelation must not be negative or infinite, not {self.decorrelation}.")
         if not 0 <= self.action_weight < float("inf"):
             raise ValueError(f"dynamics.action_weight must not be negative or infinite, not {self.action_weight}.")
         if not self.labelled > 0 or (self.labelled > 1 and self.labelled != int(self.labelled)):
@@ -222,11 +239,19 @@ def init(
       space: the action space, or the number of actions; required with `action_weight`, and ignored without it.
 
     Raises:
-      ValueError: if `augment` shifts observations that are not images, or `action_weight` is set without `space`.
+      ValueError: if `augment` shifts or `focus` cuts observations that are not images, or smaller than the square, or
+        `action_weight` is set without `space`.
     """
     *shape, c = obs_shape
     if config.augment == "shift" and len(obs_shape) != 3:
         raise ValueError(f"Observations of shape {obs_shape} cannot be shifted: set --dynamics.augment none.")
+    if config.focus:
+        if len(obs_shape) != 3 or config.focus > min(shape):
+            side = config.focus
+            raise ValueError(
+                f"No {side} x {side} square fits into observations of shape {obs_shape}: set --dynamics.focus 0."
+            )
+        shape = [config.focus] * 2
     key_idm, key_fdm, key_vq = jax.random.split(key, 3)
     idm = _idm(config).init(key_idm, jnp.zeros((1, *shape, config.window * c)))["params"]
     past = jnp.zeros((1, *shape, (config.window - 1) * c))
@@ -303,8 +328,52 @@ def clean_frames(config: DynamicsConfig, frames: jax.Array) -> jax.Array:
     return clean(frames, config.clean, config.context)
 
 
+def forward_squares(
+    config: DynamicsConfig, frames: jax.Array, step: jax.Array | int, axis_name: str | None = None
+) -> jax.Array:
+    """What the forward model sees and predicts of windows: with `focus` a square ``[B, k + 2, F, F, C]``, else all.
+
+    The squares' places are drawn from the step and the row (see `augmentation_keys`).
+
+    Args:
+      config: the settings.
+      frames: float32 ``[B, k + 2, *S, C]``, normalised.
+      step: int32 ``[]``.
+      axis_name: devices that share the batch.
+    """
+    if not config.focus:
+        return frames
+    jitter = config.focus_jitter
+    keys = augmentation_keys(step, len(frames), axis_name, _FOCUS)
+    beside = jax.vmap(lambda key: jax.random.randint(key, (2,), -jitter, jitter + 1))(keys)
+    return cut_squares(frames, moving_squares(frames, config.focus) + beside, config.focus)
+
+
+def correlation(z: jax.Array, axis_name: str | None = None) -> jax.Array:
+    """How alike the numbers of a latent are over a batch: ``sum_{i != j} r_ij^2 / Z^2``, r_ij their correlations.
+
+    0 if no two go together; 1 - 1 / Z if all say the same; about 1 / B for independent numbers, by chance. VICReg's
+    covariance term (arXiv 2105.04906), free of scale.
+
+    Args:
+      z: float32 ``[B, Z]``; a number that does not vary counts as uncorrelated.
+      axis_name: devices that share the batch.
+
+    Returns:
+      float32 ``[]``, the same on all devices.
+    """
+    centred = z - parallel.pmean(z.mean(0), axis_name)[None]
+    product = jnp.matmul(centred.T, centred, precision=jax.lax.Precision.HIGHEST)
+    covariance = parallel.pmean(product / len(z), axis_name)
+    deviation = jnp.sqrt(jnp.diag(covariance) + 1e-8)
+    r = covariance / (deviation[:, None] * deviation[None])
+    return (jnp.sum(jnp.square(r)) - jnp.sum(jnp.square(jnp.diag(r)))) / len(r) ** 2
+
+
 def _infer(params: Any, codebooks: Codebooks, frames: jax.Array, config: DynamicsConfig) -> Latents:
     """`frames` float32 ``[B, k + 2, *S, C]``, normalised."""
+    if config.focus:
+        frames = cut_squares(frames, moving_squares(frames, config.focus), config.focus)
     if config.idm_input == "changes":
         changes = jnp.diff(frames, axis=1)
         frames = jnp.concatenate([changes[:, :-1], frames[:, -2:-1], changes[:, -1:]], axis=1)
@@ -373,6 +442,7 @@ def loss_fn(
     labelled_z = latents.continuous[len(windows) :]
     latents = jax.tree.map(lambda x: x[: len(windows)], latents)
     z, z_q = latents.continuous, latents.quantized
+    frames = forward_squares(config, frames, state.step, axis_name)
     prediction, updated = _fdm(config, frames.shape[-1], axis_name).apply(
         {"params": params["fdm"], "batch_stats": state.batch_stats},
         join_frames(frames[:, :-1]),
@@ -388,6 +458,9 @@ def loss_fn(
     if config.quantizer.enabled:
         loss = loss + commitment
     metrics = {"fdm_mse": fdm_mse, "copy_last_mse": copy_last_mse, "commitment": commitment}
+    if config.decorrelation:
+        metrics["correlation"] = correlation(z, axis_name)
+        loss = loss + config.decorrelation * metrics["correlation"]
     if labelled is not None:
         action_loss, score = _action_loss(params["action_head"], labelled_z, labelled[1], state.space, axis_name)
         loss = loss + config.action_weight * action_loss
@@ -420,8 +493,9 @@ def train_step(
     Returns:
       The new state and metrics, float32 ``[]``: ``loss``, ``fdm_mse`` and ``copy_last_mse`` (pixels in [-0.5, 0.5],
       or standardised numbers), ``commitment`` (weighted), ``grad_norm`` (before the clip), ``learning_rate``, for each
-      codebook n ``perplexity_n`` and ``used_codes_n`` of this batch, and with `labelled` ``action_loss`` (not
-      weighted) and ``action_accuracy``, or of continuous actions ``action_mse``.
+      codebook n ``perplexity_n`` and ``used_codes_n`` of this batch, with `decorrelation` ``correlation`` (not
+      weighted), and with `labelled` ``action_loss`` (not weighted) and ``action_accuracy``, or of continuous actions
+      ``action_mse``.
 
     Raises:
       ValueError: if there are labels and the state has no action head.
@@ -470,7 +544,7 @@ def predict_actions(state: DynamicsState, latents: jax.Array) -> jax.Array:
 
 
 def predict_next(state: DynamicsState, frames: jax.Array, latent: jax.Array) -> jax.Array:
-    """Predicts o_{t+1} in evaluation mode.
+    """Predicts o_{t+1} in evaluation mode; with `focus` in squares, whose inner halves are joined.
 
     Args:
       state: the trained state.
@@ -481,14 +555,24 @@ def predict_next(state: DynamicsState, frames: jax.Array, latent: jax.Array) -> 
       float32 ``[B, *S, C]``, pixels in [-0.5, 0.5], or standardised numbers.
     """
     chex.assert_rank(frames, {3, 5})
-    joined = join_frames(normalise_obs(clean_frames(state.config, frames), state.obs_stats))
-    return _fdm(state.config, frames.shape[-1]).apply(
-        {"params": state.params["fdm"], "batch_stats": state.batch_stats}, joined, latent
-    )
+    frames = normalise_obs(clean_frames(state.config, frames), state.obs_stats)
+    if not state.config.focus:
+        return _predict(state, frames, latent)
+    squares = tiles(frames, state.config.focus)
+    latents = jnp.repeat(latent, len(squares) // len(frames), axis=0)
+    return join_tiles(_predict(state, squares, latents), frames.shape[2:4])
+
+
+def _predict(state: DynamicsState, frames: jax.Array, latent: jax.Array) -> jax.Array:
+    """The forward model's output for normalised frames ``[B, k + 1, *S, C]`` of the size that it was made for."""
+    variables = {"params": state.params["fdm"], "batch_stats": state.batch_stats}
+    return _fdm(state.config, frames.shape[-1]).apply(variables, join_frames(frames), latent)
 
 
 def evaluate(state: DynamicsState, windows: jax.Array) -> dict[str, jax.Array]:
     """Errors on held-out windows ``[B, k + 2, *S, C]`` (see `loss_fn`), in evaluation mode, on cleaned frames.
+
+    With `focus` they are those of the squares that the forward model would be trained on in step 0.
 
     Returns:
       ``fdm_mse`` and ``copy_last_mse`` float32 ``[]``, and ``code_counts`` float32 ``[N, M]``.
@@ -496,7 +580,8 @@ def evaluate(state: DynamicsState, windows: jax.Array) -> dict[str, jax.Array]:
     frames = normalise_obs(clean_frames(state.config, windows), state.obs_stats)
     state = state.replace(obs_stats=None)  # the frames are normalised already
     latents = infer_latents(state, frames)
-    prediction = predict_next(state, frames[:, :-1], latents.quantized)
+    frames = forward_squares(state.config, frames, 0)
+    prediction = _predict(state, frames[:, :-1], latents.quantized)
     last, target = frames[:, -2], frames[:, -1]
     return {
         "fdm_mse": jnp.mean(jnp.square(prediction - target)),
@@ -514,4 +599,5 @@ def evaluate_swapped(state: DynamicsState, windows: jax.Array) -> jax.Array:
     frames = normalise_obs(clean_frames(state.config, windows), state.obs_stats)
     state = state.replace(obs_stats=None)  # the frames are normalised already
     latents = jnp.roll(infer_latents(state, frames).quantized, len(windows) // 2, axis=0)
-    return jnp.mean(jnp.square(predict_next(state, frames[:, :-1], latents) - frames[:, -1]))
+    frames = forward_squares(state.config, frames, 0)
+    return jnp.mean(jnp.square(_predict(state, frames[:, :-1], latents) - frames[:, -1]))

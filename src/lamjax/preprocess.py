@@ -1,11 +1,11 @@
-"""What happens to observations before a network sees them: standardising them, and cleaning noise out of frames.
+"""What happens to observations before a network sees them: standardising, cleaning, and cutting out what moves.
 
 In the linear theory cleaning multiplies the exogenous noise by 1 - c, and once what remains of it is below the action's
 change the latents turn from the noise to the action (c* = 1 - 1 / s_exo; docs/linear_lam.md). On frames there is no
 filter for all noise, but two for kinds that have a form: noise of each pixel by itself, and light that changes as one.
 What moves like an object, as an overlay does, no filter tells from the game.
 
-Dimension keys: B batch, T frames of a window, H, W, C frame.
+Dimension keys: B batch, T frames of a window, H, W, C frame, F side of a square.
 """
 
 from typing import Any, Literal, get_args
@@ -43,6 +43,7 @@ def normalise_obs(obs: jax.Array, stats: ObsStats = None) -> jax.Array:
     return (obs - stats["mean"][lead]) / stats["scale"][lead]
 
 
+_SCROLLING = 0.25  # the view moves where a larger share of the pixels changes
 _SAMPLES = 16  # pixels along each axis that tell the light: their median is a whole frame's, at a hundredth of the cost
 
 # Exchanges that leave the median of nine in place 4 (Devillard, "Fast median search", after Paeth 1990).
@@ -107,3 +108,77 @@ def _level(windows: jax.Array, now: int) -> jax.Array:
     some = frames[:, :, :: max(1, h // _SAMPLES), :: max(1, w // _SAMPLES)]
     lighter = jnp.median(some - some[:, now, None], axis=(2, 3), keepdims=True)
     return jnp.clip(jnp.round(frames - lighter), 0, 255).astype(jnp.uint8)
+
+
+def moving_squares(windows: jax.Array, size: int) -> jax.Array:
+    """Finds the square around what moves in each window.
+
+    Before a fixed view little changes, and the square's middle is the mean place of the change,
+    ``sum_p p e(p) / sum_p e(p)``, where e(p) sums how much a pixel's channels differ between frames next to each other.
+    If more than a quarter of the pixels change, the view itself moves; what it follows is in the middle of the frame,
+    and so is the square, as it is if nothing changes.
+
+    Args:
+      windows: float32 ``[B, T, H, W, C]``, T at least 2.
+      size: F, at most H and W.
+
+    Returns:
+      The squares' upper left corners, int32 ``[B, 2]``, row and column, such that they lie within the frame.
+    """
+    chex.assert_rank(windows, 5)
+    change = jnp.abs(jnp.diff(windows, axis=1)).sum((1, 4))
+    total = change.sum((1, 2))
+    is_fixed = (total > 0) & ((change > 0).mean((1, 2)) <= _SCROLLING)
+
+    def corner(along: jax.Array) -> jax.Array:
+        last = along.shape[1] - 1
+        mean = (along * jnp.arange(last + 1)[None]).sum(1) / jnp.where(is_fixed, total, 1)
+        middle = jnp.where(is_fixed, mean, last / 2)
+        # Halves are common: just beside them, no rounding of the sums decides.
+        return jnp.clip(jnp.floor(middle - size / 2 + 1.001), 0, last + 1 - size)
+
+    return jnp.stack([corner(change.sum(2)), corner(change.sum(1))], axis=1).astype(jnp.int32)
+
+
+def cut_squares(windows: jax.Array, corners: jax.Array, size: int) -> jax.Array:
+    """Cuts a square out of each window, the same out of all of its frames: ``[B, T, H, W, C] -> [B, T, F, F, C]``.
+
+    `corners` int32 ``[B, 2]`` are the squares' upper left corners; one beyond the edge is moved back to it.
+    """
+    _, t, h, w, c = windows.shape
+    corners = jnp.clip(corners, 0, jnp.array([[h - size, w - size]]))  # a negative start would count from the end
+
+    def cut(window: jax.Array, corner: jax.Array) -> jax.Array:
+        return jax.lax.dynamic_slice(window, (0, *corner, 0), (t, size, size, c))
+
+    return jax.vmap(cut)(windows, corners)
+
+
+def tiles(frames: jax.Array, size: int) -> jax.Array:
+    """Covers frames with overlapping squares: ``[B, T, H, W, C] -> [B * N, T, F, F, C]``, N squares of each frame.
+
+    Neighbours lie half a square apart and the frame's edge is repeated outwards, so that each pixel lies once in the
+    inner half of a square, which `join_tiles` keeps. `size` is F, a multiple of 4.
+    """
+    b, t, h, w, c = frames.shape
+    rows, columns = _tile_corners(h, size), _tile_corners(w, size)
+    margin = size // 4
+    padding = [(margin, rows[-1] + size - h - margin), (margin, columns[-1] + size - w - margin)]
+    padded = jnp.pad(frames, ((0, 0), (0, 0), *padding, (0, 0)), mode="edge")
+    squares = [padded[:, :, y : y + size, x : x + size] for y in rows for x in columns]
+    return jnp.stack(squares, axis=1).reshape(b * len(squares), t, size, size, c)
+
+
+def join_tiles(squares: jax.Array, shape: tuple[int, int]) -> jax.Array:
+    """Joins the inner halves of what `tiles` cut: ``[B * N, F, F, C] -> [B, H, W, C]``, `shape` being ``(H, W)``."""
+    size, c = squares.shape[-2:]
+    rows, columns = (len(_tile_corners(n, size)) for n in shape)
+    margin, inner = size // 4, size // 2
+    kept = squares[:, margin : margin + inner, margin : margin + inner]
+    kept = kept.reshape(-1, rows, columns, inner, inner, c).transpose(0, 1, 3, 2, 4, 5)
+    return kept.reshape(-1, rows * inner, columns * inner, c)[:, : shape[0], : shape[1]]
+
+
+def _tile_corners(length: int, size: int) -> list[int]:
+    """Where the tiles start along an axis, in pixels of the padded frame."""
+    return list(range(0, length, size // 2))

@@ -33,6 +33,8 @@ FIELDS = {
     ("--dynamics.quantizer.start", "reference"): lambda c: (c.dynamics.quantizer.start, "reference"),
     ("--dynamics.quantizer.codes", "8"): lambda c: (c.dynamics.quantizer.codes, 8),
     ("--dynamics.quantizer.commitment", "0.25"): lambda c: (c.dynamics.quantizer.commitment, 0.25),
+    ("--dynamics.focus", "32"): lambda c: (c.dynamics.focus, 32),
+    ("--dynamics.decorrelation", "3"): lambda c: (c.dynamics.decorrelation, 3.0),
     ("--dynamics.context", "2"): lambda c: (c.dynamics.context, 2),
     ("--analysis.no-mask-boundaries",): lambda c: (c.analysis.mask_boundaries, False),
     ("--analysis.no-mask-probes",): lambda c: (c.analysis.mask_probes, False),

@@ -31,11 +31,14 @@ CPU = RunConfig(
         steps=2000,
         batch_size=64,
         learning_rate=2e-3,
-        idm=_CPU_TRUNK,
-        fdm=UNetConfig(channels=(32, 48, 64), bottleneck=128, stem=4, latent_input="bias", predict="change", shift=8),
-        quantizer=QuantizerConfig(decay=0.99),
+        # Both models see a square of 32 pixels around what moves; docs/latents.md says what led to this.
+        idm=dataclasses.replace(_CPU_TRUNK, stem=1),
+        fdm=UNetConfig(channels=(16, 32, 64), bottleneck=128, stem=2, latent_input="bias", predict="change", shift=8),
+        quantizer=QuantizerConfig(enabled=False, decay=0.99),
         idm_input="changes",
+        focus=32,
         loss_scale="copy_last",
+        decorrelation=3.0,
     ),
     cloning=CloningConfig(steps=1500, batch_size=64, learning_rate=1e-3, warmup_steps=100, trunk=_CPU_TRUNK),
     offline=OfflineConfig(
