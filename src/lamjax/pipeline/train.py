@@ -116,7 +116,7 @@ def run_stages(run: Run, source: Source, data: Path) -> Path:
     store = record_stage(run, source, data)
     space, frames = store.action_space, TrainingFrames(run, store)
     checkpoint()
-    model = dynamics_stage(run, store, frames)
+    model = dynamics_stage(run, store, frames, data)
     checkpoint()
     policy = cloning_stage(run, store, model, frames)
     checkpoint()
