@@ -130,11 +130,14 @@ def with_frames(config: RunConfig, frame: float, seconds: float) -> RunConfig:
         return config
     windows = {name: getattr(config.analysis, name) for name in ("probe_train", "probe_test")}
     windows = {name: min(count, _up(max(1, count * frames // full), 128)) for name, count in windows.items()}
+    information = config.analysis.information
+    play = {name: getattr(information, name) for name in ("frames", "steps")}
+    play = {name: -(-count * frames // full) for name, count in play.items()}
     labels = tuple(n for n in config.offline.labels if n <= frames // 4) or config.offline.labels[:1]
     return dataclasses.replace(
         config,
         record=dataclasses.replace(config.record, frames=frames),
-        analysis=dataclasses.replace(config.analysis, **windows),
+        analysis=dataclasses.replace(config.analysis, **windows, information=dataclasses.replace(information, **play)),
         offline=_with_labels(config.offline, labels),
     )
 
@@ -166,7 +169,7 @@ def _protocols(config: RunConfig) -> Iterator[RunConfig]:
         settings = _with_labels(settings, labels)
         yield dataclasses.replace(config, offline=settings)
     methods = tuple(method for method in settings.methods if method in ("policy", "bc"))
-    settings = dataclasses.replace(settings, methods=methods, play=("sampled",))
+    settings = dataclasses.replace(settings, methods=methods, play=("sampled",), oracle=False)
     yield dataclasses.replace(config, offline=settings)
     settings = dataclasses.replace(settings, episodes=settings.num_envs)
     yield dataclasses.replace(config, offline=settings, eval_episodes=min(64, config.eval_episodes))
@@ -208,6 +211,10 @@ def predict(config: RunConfig, rates: Rates) -> dict[str, float]:
         + play(config.eval_episodes)
         + rates.player,
     }
+    if settings.oracle:
+        # A step of stage 2 also infers latents, so this is an upper bound.
+        training = config.cloning.steps * rates.cloning.step
+        seconds["oracle"] = training + play(settings.episodes, settings.num_envs) + rates.player
     if config.named.frames:
         seconds["decode_named"] = (
             config.named.frames * rates.frame
@@ -370,7 +377,8 @@ def _fewest_steps(steps: int, log_every: int) -> int:
 
 
 def _playing(config: RunConfig, rates: Rates) -> float:
-    """Seconds of all evaluations."""
+    """Seconds of all evaluations, and of the oracle, which goes where comparisons go."""
     seconds = predict(config, rates)
     finals = 2 * (config.eval_episodes // min(64, config.eval_episodes)) * rates.episode
-    return seconds["nulls"] + seconds["decode_offline"] + finals + rates.player
+    offline = seconds["decode_offline"] + seconds.get("oracle", 0.0)
+    return seconds["nulls"] + offline + finals + rates.player

@@ -9,7 +9,7 @@ from typing import Any, get_args
 
 import tyro
 
-from lamjax.cli import files, linear, play, train
+from lamjax.cli import files, information, linear, play, train
 from lamjax.cli.options import Dtype
 from lamjax.presets import PRESET_NOTES, with_dtype
 
@@ -18,6 +18,7 @@ VERBS: dict[str, tuple[type, Callable[[Any], None]]] = {
     "record": (play.Record, play.record),
     "expert": (play.Expert, play.expert),
     "eval": (play.Eval, play.evaluate),
+    "information": (information.Information, information.information),
     "report": (files.Report, files.report),
     "import-lapo": (files.ImportLapo, files.import_lapo),
     "import-parquet": (files.ImportParquet, files.import_parquet),

@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from lamjax import dynamics, parallel
+from lamjax import dynamics, envs, parallel
 from lamjax.analysis import diagnosis
 from lamjax.analysis.action_probes import action_probe
 from lamjax.analysis.examine import Examined, examine
@@ -29,13 +29,13 @@ from lamjax.training import driver
 from lamjax.training.run_folder import Run, Saver, restore, timed
 from lamjax.training.steps import dynamics_step, traced
 
-_init = driver.jit_once(dynamics.init, static_argnums=(1, 2, 4))
+init_model = driver.jit_once(dynamics.init, static_argnums=(1, 2, 4))
 
 
 def init_dynamics(run: Run, store: Store) -> DynamicsState:
     """Initialises stage 1, which is also the probe's baseline: the same for the same seed."""
     config = run.config.dynamics.program
-    return _init(run.key("dynamics"), config, store.obs_shape, training_stats(store), store.action_space)
+    return init_model(run.key("dynamics"), config, store.obs_shape, training_stats(store), store.action_space)
 
 
 def dynamics_stage(
@@ -109,7 +109,16 @@ def random_play(run: Run, data: Path) -> Store | None:
     """The recording of random play in `data`; None if the run measures no action information or has no simulator."""
     if not run.config.analysis.information.frames or jax.process_count() > 1:
         return None
-    return information.random_play(run.env, run.config, data, run.check_stop)
+    try:
+        return information.random_play(run.env, run.config, data, run.check_stop)
+    except envs.ProcgenNotInstalledError:
+        return None
+
+
+def prepare_information(run: Run, data: Path) -> None:
+    """Makes those parts of the action information that runs share: the recording of random play, and its ceiling."""
+    if play := random_play(run, data):
+        information.ceiling(run.env, run.config.analysis, play, run.config.dynamics, run.check_stop)
 
 
 def examine_on_recording(

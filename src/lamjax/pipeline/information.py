@@ -19,12 +19,12 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from lamjax import envs, parallel
+from lamjax import parallel
 from lamjax.analysis import action_information, latents
 from lamjax.analysis.action_information import WindowScores
 from lamjax.analysis.action_probes import ActionProbe, action_probe
 from lamjax.cloning import CloningConfig
-from lamjax.config import AnalysisConfig, RunConfig
+from lamjax.config import AnalysisConfig, InformationConfig, RunConfig
 from lamjax.data.format import Split
 from lamjax.data.labels import evaluation_actions
 from lamjax.data.reader import Store, open_store
@@ -37,6 +37,7 @@ from lamjax.pipeline.labelled import train_on_labels
 from lamjax.pipeline.record import record, recording_name
 from lamjax.pipeline.sources import find_source
 from lamjax.pipeline.windows import training_stats
+from lamjax.spaces import ActionSpace
 from lamjax.training import checkpoint, driver
 from lamjax.training.run_folder import stage_key, write_json
 
@@ -62,7 +63,7 @@ class PlayWindows(NamedTuple):
 
 def random_play(
     env: str, config: RunConfig, data: Path, check_stop: CheckStop, kind: str = "play", seed: int = 0
-) -> Store | None:
+) -> Store:
     """Opens the recording of random play on a run's levels, under its distractor; records it first if need be.
 
     Args:
@@ -74,22 +75,25 @@ def random_play(
       seed: see `kind`. Runs of all seeds share one recording.
 
     Returns:
-      The store, or None if it does not exist and cannot be recorded, because Procgen is not installed.
+      The store.
+
+    Raises:
+      ProcgenNotInstalledError: if it must be recorded and the game cannot be played.
     """
     information = config.analysis.information
     settings = dataclasses.replace(config.record, frames=information.frames, num_envs=information.num_envs)
     path = data / env / recording_name(kind, settings, seed)
     if not path.exists():
-        try:
-            space = make_env(env, 1, RunConfig(record=settings)).action_space
-        except envs.ProcgenNotInstalledError:
-            return None
+        space = make_env(env, 1, RunConfig(record=settings)).action_space
         record(path, env, find_source(env, "random", data, space), settings, stage_key(seed, kind), check_stop)
     return open_store(path)
 
 
-def play_windows(play: Store, settings: AnalysisConfig, length: int, probe: ActionProbe) -> tuple[PlayWindows, ...]:
-    """Windows of `length` frames: those that probes are fitted on, and those of held-out levels to test them on."""
+def play_windows(
+    env: str, settings: AnalysisConfig, play: Store, length: int
+) -> tuple[ActionProbe, PlayWindows, PlayWindows]:
+    """How actions are scored, the windows of `length` frames that probes are fitted on, and held-out ones."""
+    probe = action_probe(env, play.action_space)
 
     def drawn(count: int, split: Split) -> PlayWindows:
         # No window crosses an episode's end, whatever the recording's windows do: there its action shows nothing.
@@ -97,7 +101,7 @@ def play_windows(play: Store, settings: AnalysisConfig, length: int, probe: Acti
         episodes = np.searchsorted(play.episodes.start, windows.starts, side="right")
         return PlayWindows(windows.windows, probe.targets(evaluation_actions(play, windows.starts, length)), episodes)
 
-    return drawn(settings.probe_train, "train"), drawn(settings.probe_test, "test")
+    return probe, drawn(settings.probe_train, "train"), drawn(settings.probe_test, "test")
 
 
 def measure(
@@ -113,8 +117,8 @@ def measure(
     Returns:
       The results of `action_information.action_information`.
     """
-    probe = action_probe(env, play.action_space)
-    fit, test = play_windows(play, settings, model.config.window, probe)
+    supervised_scores = ceiling(env, settings, play, model.config, check_stop)
+    probe, fit, test = play_windows(env, settings, play, model.config.window)
 
     def read(state: DynamicsState) -> np.ndarray:
         fit_z, test_z = (latents.latents_of(state, part.windows)[0] for part in (fit, test))
@@ -122,25 +126,15 @@ def measure(
         return probe.scores(guesses, fit.targets, test.targets)
 
     guess = probe.constant_guess(fit.targets, len(test.targets))
-    scores = WindowScores(
-        trained=read(model),
-        untrained=read(untrained),
-        supervised=ceiling(play, settings, model.config, probe, fit, test, check_stop),
-        majority=probe.scores(guess, fit.targets, test.targets),
-    )
+    majority = probe.scores(guess, fit.targets, test.targets)
+    scores = WindowScores(read(model), read(untrained), supervised_scores, majority)
     return action_information.action_information(scores, test.episodes)
 
 
 def ceiling(
-    play: Store,
-    settings: AnalysisConfig,
-    config: DynamicsConfig,
-    probe: ActionProbe,
-    fit: PlayWindows,
-    test: PlayWindows,
-    check_stop: CheckStop,
+    env: str, settings: AnalysisConfig, play: Store, config: DynamicsConfig, check_stop: CheckStop
 ) -> np.ndarray:
-    """Scores ``[E]`` of the inverse network of `config`, trained on the actions of `fit` and tested on `test`.
+    """Scores ``[E]`` on held-out windows of the inverse network of `config`, trained on the actions of random play.
 
     They are kept in ``<store>.ceilings/<digest>.json``; a damaged file is written again.
     """
@@ -148,16 +142,17 @@ def ceiling(
     depends_on = {
         "store": play.manifest["sha256"],
         "inverse_model": inverse | {"latent_dim": config.latent_dim},
-        "windows": [len(fit.targets), len(test.targets)],
+        "windows": [settings.probe_train, settings.probe_test],
         "training": {k: getattr(settings.information, k) for k in ("steps", "batch_size", "learning_rate")},
     }
     digest = hashlib.sha256(json.dumps(depends_on, sort_keys=True).encode()).hexdigest()[:16]
     path = play.path.with_name(f"{play.path.name}.ceilings") / f"{digest}.json"
     with contextlib.suppress(FileNotFoundError, KeyError, ValueError):
         return np.asarray(json.loads(path.read_text())["scores"], np.float64)
-    print(f"training the inverse network on {play.env}'s actions, once for all runs", file=sys.stderr)
+    print(f"training an inverse network on the actions of random {env}, once for all runs", file=sys.stderr)
     started = time.monotonic()
-    state = train_ceiling(settings, config, probe, fit, play, check_stop)
+    probe, fit, test = play_windows(env, settings, play, config.window)
+    state = train_ceiling(settings.information, config, probe.target_space, fit, play, check_stop)
     outputs = latents.in_batches(lambda batch: _apply(state, batch), test.windows)
     scores = probe.scores(np.asarray(probe.target_space.mode(outputs)), fit.targets, test.targets)
     path.parent.mkdir(exist_ok=True)
@@ -167,18 +162,17 @@ def ceiling(
 
 
 def train_ceiling(
-    settings: AnalysisConfig,
+    settings: InformationConfig,
     config: DynamicsConfig,
-    probe: ActionProbe,
+    space: ActionSpace,
     fit: PlayWindows,
     play: Store,
     check_stop: CheckStop,
 ) -> ActionState:
-    """Trains the inverse network of `config` on the targets of `fit`, each window once an epoch."""
-    training = settings.information
-    steps, batch = training.steps, min(training.batch_size, len(fit.targets))
-    cloning = CloningConfig(steps, batch, training.learning_rate, steps // 20, trunk=config.idm, dtype=config.dtype)
-    state = _init(jax.random.key(0), config.program, cloning, probe.target_space, play.obs_shape, training_stats(play))
+    """Trains the inverse network of `config` on the targets of `fit`, elements of `space`, each once an epoch."""
+    steps, batch = settings.steps, min(settings.batch_size, len(fit.targets))
+    training = CloningConfig(steps, batch, settings.learning_rate, steps // 20, trunk=config.idm, dtype=config.dtype)
+    state = _init(jax.random.key(0), config.program, training, space, play.obs_shape, training_stats(play))
     rng = np.random.default_rng(0)
     epochs = -(-steps * batch // len(fit.targets))
     rows = np.concatenate([rng.permutation(len(fit.targets)) for _ in range(epochs)])[: steps * batch]

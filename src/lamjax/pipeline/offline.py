@@ -18,6 +18,7 @@ from lamjax.dynamics import DynamicsState
 from lamjax.envs.evaluate import most_together
 from lamjax.pipeline.evaluation import evaluate_policies
 from lamjax.pipeline.labelled import train_on_labels
+from lamjax.pipeline.oracle import measure_oracle
 from lamjax.pipeline.pseudo_labels import clone_pseudo_labels, init_clone
 from lamjax.pipeline.windows import TrainingFrames
 from lamjax.preprocess import ObsStats
@@ -96,6 +97,11 @@ def offline_stage(
         if not counts:
             raise RunError(f"The store has {available} labelled windows, fewer than any of --offline.labels.")
         partial = run.summary.setdefault("partial", {}).setdefault("decode_offline", {"by_seed": {}})
+        if config.oracle and "oracle" not in partial:
+            partial["oracle"] = measure_oracle(run, store, policy.obs_stats, space, frames)
+            run.write_summary()
+        if "relabel" not in config.methods:
+            frames.free()
         by_seed: dict[str, list[list[float]]] = partial["by_seed"]
         labelled = functools.lru_cache(1)(lambda draw: draw_labels(run, store, model, policy, counts[-1], draw))
         for chunk in offline.chunks(offline.candidates(config, counts, by_seed), most_together(config.num_envs)):
