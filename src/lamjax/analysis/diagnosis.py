@@ -331,7 +331,7 @@ def _gap_messages(results: dict[str, Any], baselines: dict[str, Any]) -> Message
         yield (
             "latent_gap",
             f"The best decoded policy returns {best:.2f}, cloning all true actions {oracle:.2f} and the random policy "
-            f"{random:.2f}: this gap is that of the latents or for want of labels.",
+            f"{random:.2f}: this gap comes from the latents, or from too few labels.",
             "look at the action information of stage 1 first, then more labels",
         )
 

@@ -90,7 +90,7 @@ def _headline_probe(run: RunResults) -> Headline:
         baselines = [("untrained IDM", text(untrained, "mean")), ("needed", text(diagnosis.MIN_SHARE, "mean"))]
         beaten = _beats(share, [untrained + diagnosis.SHARE_STDERRS * stderr, diagnosis.MIN_SHARE])
         unit = "of what frames tell of actions"
-        return Headline("Action information of latents", with_error(share, stderr), unit, baselines, beaten)
+        return Headline("Action information", with_error(share, stderr), unit, baselines, beaten)
     names = diagnosis.score_names(stage)
     view, value = PROBES[names.probe], stage.get(names.probe)
     labels = ("untrained IDM", "o_t alone", view.constant.removesuffix(" action"))

@@ -80,11 +80,12 @@ def information_table(information: dict[str, Any], discrete: bool) -> list[tuple
       discrete: whether its scores are accuracies; otherwise they are R^2.
     """
     share = with_error(information.get("share"), information.get("share_stderr"))
+    known = number(information.get("supervised")) > number(information.get("majority"))
     untrained_share = text(information.get("untrained_share"), "mean")
     rows = {
         "trained": ("a probe on the latents", share),
         "untrained": ("the same probe on an untrained IDM's latents", untrained_share),
-        "supervised": ("the same IDM, trained on the actions themselves", text(1.0, "mean")),
+        "supervised": ("the same IDM, trained on the actions themselves", text(1.0 if known else None, "mean")),
         "majority": (f"the {'most frequent' if discrete else 'mean'} action", text(0.0, "mean")),
     }
     measure = "accuracy, aliases merged" if discrete else "R²"
