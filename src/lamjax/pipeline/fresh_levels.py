@@ -39,22 +39,23 @@ def measure_on_fresh_levels(folder: Path, env: str | None, data: Path, seed: int
     settings = read_json(path) if path.exists() else {}
     trained_on = settings.pop("env", None)
     settings.pop("source", None)
-    env = envs.check_name(env or trained_on or _missing(folder))
+    if env is None and trained_on is None:
+        raise RunError(f"{folder} has no config.json, so it does not say what it was trained on: give --env.")
+    env = envs.check_name(env or trained_on)
+    if trained_on and envs.obs_shape(trained_on) != envs.obs_shape(env):
+        raise RunError(
+            f"{folder} was trained on {trained_on}, whose observations have another shape than those of {env}: "
+            "choose another --env."
+        )
     model = loading.load_dynamics(folder, env)
     if model is None:
         raise RunError(f"There is no stage 1 in {folder}: give a run folder, or one that holds checkpoints/dynamics.")
-    if trained_on and envs.obs_shape(trained_on) != envs.obs_shape(env):
-        raise RunError(f"{folder} was trained on {trained_on}, whose observations differ from those of {env}.")
     config = _settings(env, settings)
     play = information.random_play(env, config, data, lambda: None, "fresh", seed)
     _check_fresh(folder, env, play)
     key, shape = stage_key(config.seed, "dynamics"), play.obs_shape
     untrained = init_model(key, model.config.program, shape, model.obs_stats, play.action_space)
     return env, information.measure(env, config.analysis, play, model, untrained)
-
-
-def _missing(folder: Path) -> str:
-    raise RunError(f"{folder} has no config.json, so it does not say what it was trained on: give --env.")
 
 
 def _settings(env: str, settings: dict[str, Any]) -> RunConfig:
