@@ -143,13 +143,14 @@ def test_a_store_needs_no_recording(rates):
     assert (config.record, config.analysis.probe_train) == (PRESETS["cpu"].record, PRESETS["cpu"].analysis.probe_train)
 
 
-def test_the_oracle_is_counted_and_goes_with_the_comparisons(rates):
+def test_the_oracle_is_counted_and_has_the_time_that_nothing_else_needs(rates):
     config = PRESETS["cpu"]
     without = dataclasses.replace(config, offline=dataclasses.replace(config.offline, oracle=False))
     more = sum(predict(config, rates).values()) - sum(predict(without, rates).values())
     assert more == pytest.approx(config.cloning.steps * rates.cloning.step + rates.episode + rates.player)
-    for _, fitted in budgets(config, rates):
-        assert fitted.offline.oracle == ("idm" in fitted.offline.methods)
+    fitted = [fit.offline.oracle for _, fit in budgets(config, RATES["slow"])]
+    assert fitted[0] is False and fitted[-1] is True
+    assert not budgets(without, rates)[-1][1].offline.oracle
 
 
 def test_random_play_shrinks_with_the_recording():

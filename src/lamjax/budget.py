@@ -10,6 +10,7 @@ set-up, and the examination of stage 1. The rest of the time is split so:
 - Of the remainder (`SHARES`) stage 1 has 0.4, since every later stage uses its latents, stage 2 has 0.2, and PPO,
   online and from scratch at the same frames, has 0.4. No stage gets more than the preset gives it. Time that a stage
   does not use goes to the others.
+- The oracle is trained if there is time left when all others have theirs.
 
 Settings other than lengths stay as they are: batches, networks, learning rates. Schedules are fractions and scale by
 themselves; this module scales warm-up steps and the decoder's `every`.
@@ -169,7 +170,7 @@ def _protocols(config: RunConfig) -> Iterator[RunConfig]:
         settings = _with_labels(settings, labels)
         yield dataclasses.replace(config, offline=settings)
     methods = tuple(method for method in settings.methods if method in ("policy", "bc"))
-    settings = dataclasses.replace(settings, methods=methods, play=("sampled",), oracle=False)
+    settings = dataclasses.replace(settings, methods=methods, play=("sampled",))
     yield dataclasses.replace(config, offline=settings)
     settings = dataclasses.replace(settings, episodes=settings.num_envs)
     yield dataclasses.replace(config, offline=settings, eval_episodes=min(64, config.eval_episodes))
@@ -310,9 +311,11 @@ def fit_budget(config: RunConfig, rates: Rates, seconds: float) -> RunConfig:
     Raises:
       BudgetError: if not even the shortest stages fit; the message says how much time they need.
     """
-    config = with_frames(config, rates.frame, seconds)
+    oracle = config.offline.oracle
+    config = _with_oracle(with_frames(config, rates.frame, seconds), False)
     if fitting := _fit(config, rates, seconds):
-        return fitting
+        whole = _with_oracle(fitting, oracle)
+        return whole if sum(predict(whole, rates).values()) <= (1 - RESERVE) * seconds else fitting
     needed = seconds
     while _fit(config, rates, needed) is None:
         needed *= 1.05
@@ -320,6 +323,10 @@ def fit_budget(config: RunConfig, rates: Rates, seconds: float) -> RunConfig:
         f"A run of these settings does not fit into {format_duration(seconds)} on this machine, of which measuring "
         f"took {format_duration(rates.spent)}: give it {format_duration(needed)}, or smaller settings."
     )
+
+
+def _with_oracle(config: RunConfig, oracle: bool) -> RunConfig:
+    return dataclasses.replace(config, offline=dataclasses.replace(config.offline, oracle=oracle))
 
 
 def _fit(config: RunConfig, rates: Rates, seconds: float) -> RunConfig | None:
@@ -377,8 +384,7 @@ def _fewest_steps(steps: int, log_every: int) -> int:
 
 
 def _playing(config: RunConfig, rates: Rates) -> float:
-    """Seconds of all evaluations, and of the oracle, which goes where comparisons go."""
+    """Seconds of all evaluations."""
     seconds = predict(config, rates)
     finals = 2 * (config.eval_episodes // min(64, config.eval_episodes)) * rates.episode
-    offline = seconds["decode_offline"] + seconds.get("oracle", 0.0)
-    return seconds["nulls"] + offline + finals + rates.player
+    return seconds["nulls"] + seconds["decode_offline"] + finals + rates.player
