@@ -64,7 +64,8 @@ def _settings(env: str, settings: dict[str, Any]) -> RunConfig:
     preset = presets[default_preset(presets)]
     config = checkpoint.from_json(RunConfig, settings) if settings else preset
     analysis = config.analysis
-    if "information" not in settings.get("analysis", {}):  # a run of an older version, or none
+    measured = settings.get("analysis", {}).get("information", {}).get("frames")
+    if not measured:  # no run, or one that did not measure it
         analysis = dataclasses.replace(analysis, information=preset.analysis.information)
     record = dataclasses.replace(config.record, num_levels=0, start_level=0)
     return dataclasses.replace(config, analysis=analysis, record=record)
