@@ -88,7 +88,7 @@ def information_table(information: dict[str, Any], discrete: bool) -> list[tuple
         "supervised": ("the same IDM, trained on the actions themselves", text(1.0 if known else None, "mean")),
         "majority": (f"the {'most frequent' if discrete else 'mean'} action", text(0.0, "mean")),
     }
-    measure = "accuracy, aliases merged" if discrete else "R²"
+    measure = "accuracy, aliases merged" if discrete else "R² of continuous actions"
     key = "accuracy" if discrete else "mean"
     scores = [(label, text(information.get(name), key), held) for name, (label, held) in rows.items()]
     return [("the action is read by", measure, "share of what frames tell"), *scores]
