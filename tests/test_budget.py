@@ -143,6 +143,24 @@ def test_a_store_needs_no_recording(rates):
     assert (config.record, config.analysis.probe_train) == (PRESETS["cpu"].record, PRESETS["cpu"].analysis.probe_train)
 
 
+def test_the_oracle_is_counted_and_has_the_time_that_nothing_else_needs(rates):
+    config = PRESETS["cpu"]
+    without = dataclasses.replace(config, offline=dataclasses.replace(config.offline, oracle=False))
+    more = sum(predict(config, rates).values()) - sum(predict(without, rates).values())
+    assert more == pytest.approx(config.cloning.steps * rates.cloning.step + rates.episode + rates.player)
+    fitted = [fit.offline.oracle for _, fit in budgets(config, RATES["slow"])]
+    assert fitted[0] is False and fitted[-1] is True
+    assert not budgets(without, rates)[-1][1].offline.oracle
+
+
+def test_random_play_shrinks_with_the_recording():
+    config = budget.with_frames(PRESETS["cpu"], 1 / 2048, 100)  # 20,480 frames, which are ten dispatches
+    information, full = config.analysis.information, PRESETS["cpu"].analysis.information
+    assert config.record.frames == 20_480
+    assert (information.frames, information.steps) == (12_800, 313)
+    assert (information.batch_size, information.num_envs) == (full.batch_size, full.num_envs)
+
+
 def test_the_pseudo_label_stage_is_shortened_too():
     settings = dataclasses.replace(PRESETS["cpu"].named, frames=65_536)
     config = fit_budget(dataclasses.replace(PRESETS["cpu"], named=settings), RATES["slow"], 900)

@@ -10,6 +10,7 @@ set-up, and the examination of stage 1. The rest of the time is split so:
 - Of the remainder (`SHARES`) stage 1 has 0.4, since every later stage uses its latents, stage 2 has 0.2, and PPO,
   online and from scratch at the same frames, has 0.4. No stage gets more than the preset gives it. Time that a stage
   does not use goes to the others.
+- The oracle is trained if there is time left when all others have theirs.
 
 Settings other than lengths stay as they are: batches, networks, learning rates. Schedules are fractions and scale by
 themselves; this module scales warm-up steps and the decoder's `every`.
@@ -130,11 +131,14 @@ def with_frames(config: RunConfig, frame: float, seconds: float) -> RunConfig:
         return config
     windows = {name: getattr(config.analysis, name) for name in ("probe_train", "probe_test")}
     windows = {name: min(count, _up(max(1, count * frames // full), 128)) for name, count in windows.items()}
+    information = config.analysis.information
+    play = {name: getattr(information, name) for name in ("frames", "steps")}
+    play = {name: -(-count * frames // full) for name, count in play.items()}
     labels = tuple(n for n in config.offline.labels if n <= frames // 4) or config.offline.labels[:1]
     return dataclasses.replace(
         config,
         record=dataclasses.replace(config.record, frames=frames),
-        analysis=dataclasses.replace(config.analysis, **windows),
+        analysis=dataclasses.replace(config.analysis, **windows, information=dataclasses.replace(information, **play)),
         offline=_with_labels(config.offline, labels),
     )
 
@@ -208,6 +212,10 @@ def predict(config: RunConfig, rates: Rates) -> dict[str, float]:
         + play(config.eval_episodes)
         + rates.player,
     }
+    if settings.oracle:
+        # A step of stage 2 also infers latents, so this is an upper bound.
+        training = config.cloning.steps * rates.cloning.step
+        seconds["oracle"] = training + play(settings.episodes, settings.num_envs) + rates.player
     if config.named.frames:
         seconds["decode_named"] = (
             config.named.frames * rates.frame
@@ -303,9 +311,11 @@ def fit_budget(config: RunConfig, rates: Rates, seconds: float) -> RunConfig:
     Raises:
       BudgetError: if not even the shortest stages fit; the message says how much time they need.
     """
-    config = with_frames(config, rates.frame, seconds)
+    oracle = config.offline.oracle
+    config = _with_oracle(with_frames(config, rates.frame, seconds), False)
     if fitting := _fit(config, rates, seconds):
-        return fitting
+        whole = _with_oracle(fitting, oracle)
+        return whole if sum(predict(whole, rates).values()) <= (1 - RESERVE) * seconds else fitting
     needed = seconds
     while _fit(config, rates, needed) is None:
         needed *= 1.05
@@ -313,6 +323,10 @@ def fit_budget(config: RunConfig, rates: Rates, seconds: float) -> RunConfig:
         f"A run of these settings does not fit into {format_duration(seconds)} on this machine, of which measuring "
         f"took {format_duration(rates.spent)}: give it {format_duration(needed)}, or smaller settings."
     )
+
+
+def _with_oracle(config: RunConfig, oracle: bool) -> RunConfig:
+    return dataclasses.replace(config, offline=dataclasses.replace(config.offline, oracle=oracle))
 
 
 def _fit(config: RunConfig, rates: Rates, seconds: float) -> RunConfig | None:

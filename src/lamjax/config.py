@@ -62,6 +62,32 @@ class RecordConfig(PlayConfig):
 
 
 @dataclasses.dataclass(frozen=True)
+class InformationConfig:
+    """How the action information of latents is measured on random play (`lamjax.analysis.action_information`).
+
+    Attributes:
+      frames: frames of random play, recorded once for all runs of an environment; 0 leaves the measure out.
+      num_envs: environments that play them. The more there are, the more levels there are, and the sooner they are cut.
+      steps: optimizer steps of the inverse network that is trained on the actions, the ceiling.
+      batch_size: windows in a step.
+      learning_rate: the peak; warmed up over a twentieth of the steps, then linear down to zero.
+    """
+
+    frames: int = 163_840
+    num_envs: int = 256
+    steps: int = 2_500
+    batch_size: int = 128
+    learning_rate: float = 5e-4
+
+    def __post_init__(self):
+        if self.frames < 0:
+            raise ValueError(f"analysis.information.frames must not be negative, not {self.frames}.")
+        for name in ("num_envs", "steps", "batch_size"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"analysis.information.{name} must be at least 1, not {getattr(self, name)}.")
+
+
+@dataclasses.dataclass(frozen=True)
 class AnalysisConfig:
     """How stage 1 is examined.
 
@@ -71,6 +97,7 @@ class AnalysisConfig:
       eval_every: steps between evaluations on held-out windows.
       mask_boundaries: False lets training windows cross episode ends, as the reference does.
       mask_probes: False lets the probes' and held-out windows cross them too, as the reference does.
+      information: how the action information is measured, on `probe_train` and `probe_test` windows of random play.
     """
 
     probe_train: int = 65_536
@@ -78,6 +105,7 @@ class AnalysisConfig:
     eval_every: int = 500
     mask_boundaries: bool = True
     mask_probes: bool = True
+    information: InformationConfig = InformationConfig()
 
 
 @dataclasses.dataclass(frozen=True)

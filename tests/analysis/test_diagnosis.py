@@ -5,7 +5,14 @@ import copy
 import pytest
 
 from lamjax.analysis import diagnosis
-from lamjax.analysis.diagnosis import diagnose, judge_cloning, judge_dynamics, judge_offline, judge_online
+from lamjax.analysis.diagnosis import (
+    diagnose,
+    judge_cloning,
+    judge_dynamics,
+    judge_information,
+    judge_offline,
+    judge_online,
+)
 
 DYNAMICS = {
     "fdm_mse": 0.004,
@@ -48,6 +55,62 @@ def test_latents_must_beat_each_baseline(baseline, lead, fails):
 
 def test_stage_1_says_by_how_much():
     assert judge_dynamics(DYNAMICS)["verdict"] == "error 0.40 of copying; merged actions 20 points above baselines"
+
+
+INFORMATION = {
+    **{"share": 0.62, "share_stderr": 0.03, "untrained_share": 0.1, "windows": 4096},
+    **{"trained": 0.67, "untrained": 0.563, "supervised": 0.746, "majority": 0.543},
+}
+
+
+@pytest.mark.parametrize(
+    ("share", "untrained", "fails"),
+    [(0.5, 0.1, False), (0.499, 0.1, True), (0.6, 0.539, False), (0.6, 0.541, True), (1.02, 0.9, False)],
+)
+def test_latents_must_hold_half_of_the_action_and_more_than_an_untrained_models(share, untrained, fails):
+    information = INFORMATION | {"share": share, "untrained_share": untrained}
+    results = DYNAMICS | {"action_information": information, "probe_accuracy_merged": 0.1}  # that probe is no judge now
+    assert failed(judge_dynamics(results)) == failed(judge_information(information)) == fails
+    names = [item["name"] for item in diagnose({"stages": {"dynamics": results}})]
+    assert names == ["information"] * fails
+    assert failed(judge_dynamics(results | {"fdm_mse": 0.01}))
+
+
+def test_the_verdict_says_how_much_the_latents_hold():
+    held = "the latents hold 0.62 ± 0.03 of what frames tell of the action (untrained 0.10)"
+    verdict = judge_dynamics(DYNAMICS | {"action_information": INFORMATION})["verdict"]
+    assert verdict == f"error 0.40 of copying; {held}"
+    assert judge_information(INFORMATION)["verdict"] == held
+
+
+def test_actions_that_frames_do_not_show_cannot_be_known():
+    information = INFORMATION | {"supervised": 0.562, "share": 0.0}
+    (message,) = diagnose({"stages": {"dynamics": DYNAMICS | {"action_information": information}}})
+    assert message["name"] == "unknowable" and "hardly better (merged actions: 0.56) than" in message["text"]
+
+
+@pytest.mark.parametrize(
+    ("oracle", "best", "expert", "names"),
+    [
+        (9.0, 6.5, 10.0, []),
+        (9.0, 5.3, 10.0, ["latent_gap"]),  # from 2.7 the half of the way is 5.85, two standard errors above
+        (9.0, 5.6, 10.0, []),
+        (5.9, 5.9, 10.0, ["policy_gap"]),
+        (6.1, 5.9, 10.0, []),
+        (2.0, 2.8, 10.0, ["policy_gap"]),
+        (5.9, 5.9, None, []),
+    ],
+)
+def test_an_oracle_says_where_the_gap_is(oracle, best, expert, names):
+    offline = {"ok": True, "verdict": "", "curve": [[16, best - 1, 0.3], [256, best, 0.3]]}
+    offline |= {"oracle": {"return_mean": oracle, "return_stderr": 0.3, "episodes": 64}}
+    baselines = BASELINES | ({"expert_return": {"mean": expert}} if expert else {})
+    messages = diagnose({"stages": {"decode_offline": offline}, "nulls": baselines})
+    assert [item["name"] for item in messages] == names
+    assert diagnose({"stages": {"decode_offline": offline}}) == []  # nothing to hold it against
+    assert judge_offline({**OFFLINE, "oracle": offline["oracle"]}, BASELINES)["verdict"].endswith(
+        f"BC on the same labels 4.00, BC on all labels {oracle:.2f})"
+    )
 
 
 @pytest.mark.parametrize(("ratio", "fails"), [(0.99, False), (1.0, True), (1.3, True)])

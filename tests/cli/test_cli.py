@@ -257,6 +257,25 @@ def test_a_damaged_policy_is_named(fails, folder):
     assert fails("eval", "--checkpoint", "p").startswith("p does not hold a policy of ours, or is damaged (")
 
 
+# Models
+
+
+def test_the_action_information_needs_a_model_and_an_environment_that_fits(fails, folder):
+    assert fails("information", "mine") == (
+        "mine has no config.json, so it does not say what it was trained on: give --env."
+    )
+    sentence = "There is no stage 1 in mine: give a run folder, or one that holds checkpoints/dynamics."
+    assert fails("information", "mine", "--env", "coinrun") == sentence
+    (folder / "mine").mkdir()
+    run_folder.write_json(folder / "mine" / "config.json", {"env": "coinrun", **checkpoint.as_json(SMOKE)})
+    assert fails("information", "mine") == sentence
+    assert fails("information", "mine", "--env", "cartpole") == (
+        "mine was trained on coinrun, whose observations have another shape than those of cartpole: choose another "
+        "--env."
+    )
+    assert fails("information", "mine", "--env", "coinrum").startswith("There is no environment called 'coinrum'")
+
+
 # Stores
 
 

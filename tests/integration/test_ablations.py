@@ -175,9 +175,9 @@ def test_offline_decoding_resumes_where_it_stopped(recorded, tmp_path, play_brie
     monkeypatch.setattr(pipeline.evaluation, "evaluate_all", fingerprints)
     stopping = False
     whole = stage(tmp_path / "whole")
-    assert chunks == [2] * 8  # each policy sampled and greedy
+    assert chunks == [1] + [2] * 8  # the oracle, then each policy sampled and greedy
     stopping = True
-    for _ in range(8):
+    for _ in range(9):
         with pytest.raises(InterruptedRunError):
             stage(tmp_path / "stopped")
     found = stage(tmp_path / "stopped")
@@ -189,7 +189,7 @@ def test_offline_decoding_resumes_where_it_stopped(recorded, tmp_path, play_brie
     chunks.clear()
     monkeypatch.setattr(pipeline.offline, "most_together", lambda num_envs: 4)
     together = stage(tmp_path / "together")
-    assert chunks == [4] * 4  # of each draw the decoded policies, then the cloned ones
+    assert chunks == [1] + [4] * 4  # of each draw the decoded policies, then the cloned ones
     assert together["by_seed"].keys() == whole["by_seed"].keys()
     for name, rows in together["by_seed"].items():
         np.testing.assert_allclose(rows, whole["by_seed"][name], rtol=1e-3)

@@ -27,16 +27,18 @@ STAGE_KEYS = {
         *("untrained_probe_accuracy", "untrained_probe_accuracy_merged"),
         *("still_probe_accuracy", "still_probe_accuracy_merged"),
         *("codebook_perplexity", "dead_codes", "num_codes", "ok", "verdict"),
+        *("action_information", "information_seconds"),
         *(f"code_{measure}{kind}" for measure in ("nmi", "purity") for kind in AGREEMENT),
     },
     "cloning": {"steps", "windows_per_s", "seconds", "mse", "null_mse", "ratio", "ok", "verdict"},
-    "decode_offline": {"curve", "bc_curve", "episodes", "normalised", "seconds", "ok", "verdict"},
+    "decode_offline": {"curve", "bc_curve", "oracle", "episodes", "normalised", "seconds", "ok", "verdict"},
     "decode_online": {
         *("frames", "curve", "return_mean", "return_stderr", "episodes", "normalised"),
         *("seconds", "frames_per_s", "ok", "verdict"),
     },
 }
 STAGE_KEYS["ppo_scratch"] = STAGE_KEYS["decode_online"]
+TRAINED = STAGE_KEYS.keys() - {"record", "decode_offline"} | {"oracle"}  # what has checkpoints and rows of metrics
 
 
 @pytest.fixture(scope="module")
@@ -89,7 +91,16 @@ def test_figures_fit_together(summary):
     for kind in AGREEMENT:
         assert 0 <= dynamics[f"code_nmi{kind}"] <= 1 and 0 < dynamics[f"code_purity{kind}"] <= 1
     assert dynamics["code_purity_merged"] >= dynamics["code_purity"]  # a union of classes is met no less often
+    information = dynamics["action_information"]
+    assert information.keys() == {
+        *("share", "share_stderr", "untrained_share", "trained", "untrained", "supervised", "majority", "windows"),
+    }
+    ceiling = max(information["supervised"] - information["majority"], 0.02)
+    assert information["share"] == pytest.approx((information["trained"] - information["majority"]) / ceiling)
+    assert information["windows"] == SMOKE.analysis.probe_test
     offline = stages["decode_offline"]
+    assert offline["oracle"].keys() == {"return_mean", "return_stderr", "episodes"}
+    assert offline["oracle"]["episodes"] == SMOKE.offline.episodes
     for curve in (offline["curve"], offline["bc_curve"]):
         assert [n for n, *_ in curve] == list(SMOKE.offline.labels)
     for name in ("greedy_curve", "bc_greedy_curve", "idm_curve", "idm_greedy_curve"):
@@ -109,16 +120,17 @@ def test_the_folder_holds_what_the_design_says(whole):
     assert {"config.json", "metrics.jsonl", "summary.json", "report.html", "checkpoints", "tensorboard"} <= names
     config = json.loads((whole / "config.json").read_text())
     assert config == {"env": "coinrun", "source": "random", **checkpoint.as_json(SMOKE)}
-    assert {path.name for path in (whole / "checkpoints").iterdir()} == STAGE_KEYS.keys() - {"record", "decode_offline"}
+    assert {path.name for path in (whole / "checkpoints").iterdir()} == TRAINED
     assert list((whole / "tensorboard").glob("events.out.tfevents.*"))
 
 
 def test_metrics_of_every_stage_are_finite(whole):
     rows = read_metrics(whole / "metrics.jsonl")
-    assert rows.keys() == STAGE_KEYS.keys() - {"record", "decode_offline"}
+    assert rows.keys() == TRAINED
     for stage, last in (
         ("dynamics", SMOKE.dynamics.steps),
         ("cloning", SMOKE.cloning.steps),
+        ("oracle", SMOKE.cloning.steps),
         ("ppo_scratch", FRAMES),
         ("decode_online", FRAMES),
     ):
@@ -189,6 +201,24 @@ def test_the_report_can_be_written_again(whole, capsys):
     page.unlink()
     assert main(["report", "--env", "coinrun", "--runs", str(whole.parents[1])]) == 0
     assert capsys.readouterr().out.strip() == str(page) and page.stat().st_size > 10_000
+
+
+def test_the_action_information_of_a_run_on_fresh_levels(whole, tmp_path, capsys):
+    argv = ["information", str(whole), "--data", str(tmp_path)]
+    assert main([*argv, "--json"]) == 0
+    results = json.loads(capsys.readouterr().out)
+    assert (
+        results.keys()
+        == run_folder.read_json(whole / "summary.json")["stages"]["dynamics"]["action_information"].keys()
+    )
+    fresh = open_store(tmp_path / "coinrun" / f"fresh-{SMOKE.analysis.information.frames}-s0")
+    recorded = open_store(run_folder.read_json(whole / "summary.json")["stages"]["record"]["store"])
+    assert not set(fresh.episodes.level_seed) & set(recorded.episodes.level_seed)
+    assert main(argv) == 0  # another time with words, and nothing is recorded or trained again
+    out, err = capsys.readouterr()
+    assert "recording" not in err and "training" not in err
+    assert f"fresh levels of coinrun, {results['windows']} held-out windows" in out
+    assert f"{100 * results['supervised']:.1f} %" in out and "of what frames tell of the action" in out
 
 
 def test_a_policy_of_the_run_can_be_evaluated_and_recorded(whole, tmp_path, capfd):

@@ -3,6 +3,8 @@
 Discrete actions are classified: the scores are accuracies, raw and with aliased actions merged. Continuous actions are
 regressed: the scores are shares of their variance. Both classes have the same methods.
 
+`targets`, `guess`, `constant_guess` and `scores` serve `action_information`, which needs a score of each window.
+
 Dimension keys: S training windows, E test windows, Z latent size, A discrete actions, D numbers of a continuous one,
 N codebooks, H latents of a codebook.
 """
@@ -14,7 +16,7 @@ import numpy as np
 
 from lamjax import envs
 from lamjax.analysis import probes
-from lamjax.spaces import ActionSpace, Box
+from lamjax.spaces import ActionSpace, Box, Discrete
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,6 +61,28 @@ class DiscreteActions:
     def head(self, outputs: np.ndarray, test_y: np.ndarray) -> dict[str, float]:
         """How well stage 1's own action head predicts actions; `outputs` are logits float32 ``[E, A]``."""
         return probes.head_scores(outputs, test_y, self.merged)
+
+    @property
+    def target_space(self) -> Discrete:
+        """The merged classes, as a space: what `targets` are elements of."""
+        return Discrete(int(self.merged.max()) + 1)
+
+    def targets(self, actions: np.ndarray) -> np.ndarray:
+        """The classes int32 ``[E]`` of actions ``[E]``, aliases merged: what frames can tell of them at best."""
+        return self.merged[actions].astype(np.int32)
+
+    def guess(self, key: jax.Array, train_z: np.ndarray, train_y: np.ndarray, test_z: np.ndarray) -> np.ndarray:
+        """Reads targets int32 ``[E]`` from latents ``[E, Z]`` by a probe, fitted on ``[S, Z]`` and targets ``[S]``."""
+        return np.asarray(probes.fit_probe(key, train_z, train_y, test_z, self.target_space.n))
+
+    def constant_guess(self, train_y: np.ndarray, count: int) -> np.ndarray:
+        """The most frequent of the targets ``[S]``, `count` times."""
+        return np.full(count, np.bincount(train_y).argmax())
+
+    def scores(self, guesses: np.ndarray, train_y: np.ndarray, test_y: np.ndarray) -> np.ndarray:
+        """1 where a target ``[E]`` was guessed, else 0: float64 ``[E]``, whose mean is the accuracy."""
+        del train_y
+        return (guesses == test_y).astype(np.float64)
 
     def arrays(self, test_y: np.ndarray) -> dict[str, np.ndarray]:
         """What figures colour latents by: actions, their merged classes, and the names of both."""
@@ -105,6 +129,27 @@ class ContinuousActions:
             f"action_{self.space.score_name}": float(np.mean(self.space.score(predicted, test_y))),
             "action_r2": probes.explained(predicted, test_y, test_y.std(0)),
         }
+
+    @property
+    def target_space(self) -> Box:
+        """What `targets` are elements of: the actions' bounds."""
+        return self.space
+
+    def targets(self, actions: np.ndarray) -> np.ndarray:
+        """The actions themselves."""
+        return actions
+
+    def guess(self, key: jax.Array, train_z: np.ndarray, train_y: np.ndarray, test_z: np.ndarray) -> np.ndarray:
+        """Reads targets ``[E, D]`` from latents ``[E, Z]`` by a probe, fitted on ``[S, Z]`` and targets ``[S, D]``."""
+        return probes.regress(key, train_z, train_y, test_z)
+
+    def constant_guess(self, train_y: np.ndarray, count: int) -> np.ndarray:
+        """The mean of the targets ``[S, D]``, `count` times."""
+        return np.broadcast_to(train_y.mean(0), (count, train_y.shape[1]))
+
+    def scores(self, guesses: np.ndarray, train_y: np.ndarray, test_y: np.ndarray) -> np.ndarray:
+        """Numbers float64 ``[E]`` whose mean is the guesses' R^2 (`probes.explained_by_row`) on targets ``[E, D]``."""
+        return probes.explained_by_row(guesses, test_y, train_y.std(0))
 
     def arrays(self, test_y: np.ndarray) -> dict[str, np.ndarray]:
         """What figures colour latents by: the actions."""

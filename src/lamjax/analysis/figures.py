@@ -243,6 +243,7 @@ def return_by_labels(
     random: float | None = None,
     expert: float | None = None,
     others: dict[str, np.ndarray] | None = None,
+    oracle: float | None = None,
 ) -> Figure:
     """Return of the decoded latent policy against the number of labelled transitions.
 
@@ -251,7 +252,8 @@ def return_by_labels(
         cloned: the same for behaviour cloning on the same labels; may be empty.
         random: return of a random policy.
         expert: return of the demonstrator.
-        others: the same for other ways from labels to a policy, by name.
+        others: as `decoded`, for other ways from labels to a policy, by name.
+        oracle: return of a policy cloned from all true actions.
     """
     fig, ax = drawing.panel("Return against labels", "labelled transitions", "episode return")
     ax.set_xscale("log", base=2)
@@ -265,6 +267,7 @@ def return_by_labels(
             ax.plot(x, y, color=colour, lw=width, marker=marker, ms=4, label=label)
             ax.errorbar(x, y, np.nan_to_num(error), fmt="none", ecolor=colour, elinewidth=1.2, capsize=2)
     drawing.reference(ax, expert, "expert", "--")
+    drawing.reference(ax, oracle, "all actions cloned", "-.")
     drawing.reference(ax, random, "random policy", ":")
     ticks = np.unique(np.concatenate([np.asarray(points, float)[:, 0] for points, *_ in series if len(points)]))
     ax.xaxis.set_major_locator(FixedLocator(ticks[:: -(-len(ticks) // 10)]))

@@ -4,6 +4,8 @@ Dimension keys: B batch, A latent actions, T steps, K strips, Z latent size.
 """
 
 import functools
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -30,14 +32,24 @@ def latents_of(state: DynamicsState, windows: np.ndarray) -> tuple[np.ndarray, n
 
     Windows in host memory go to the device batch by batch; no batch waits for the results of another.
     """
+    latents = in_batches(lambda batch: _infer(state, batch), windows)
+    return latents.continuous, latents.codes
+
+
+def in_batches(function: Callable[[np.ndarray], Any], rows: np.ndarray) -> Any:
+    """Applies a jitted function to rows ``[E, ...]`` in host memory, `BATCH` of them at a time.
+
+    The last batch is filled up, so that all have one shape. No batch waits for the results of another.
+
+    Returns:
+      The function's arrays ``[E, ...]`` in host memory.
+    """
     pieces = []
-    for start in range(0, len(windows), BATCH):
-        batch = windows[start : start + BATCH]
-        missing = BATCH - len(batch) if len(windows) > BATCH else 0
-        latents = _infer(state, np.concatenate([batch, batch[:1].repeat(missing, 0)]))
-        pieces.append((latents.continuous, latents.codes))
-    continuous, codes = zip(*jax.device_get(pieces), strict=True)
-    return np.concatenate(continuous)[: len(windows)], np.concatenate(codes)[: len(windows)]
+    for start in range(0, len(rows), BATCH):
+        batch = rows[start : start + BATCH]
+        missing = BATCH - len(batch) if len(rows) > BATCH else 0
+        pieces.append(function(np.concatenate([batch, batch[:1].repeat(missing, 0)])))
+    return jax.tree.map(lambda *parts: np.concatenate(parts)[: len(rows)], *jax.device_get(pieces))
 
 
 def latents_of_batches(state: DynamicsState, batches: jax.Array) -> tuple[np.ndarray, np.ndarray]:

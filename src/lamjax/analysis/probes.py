@@ -85,6 +85,36 @@ def _regress(
     return _fit_and_predict(key, train_x, train_y, test_x, sizes, optax.squared_error)
 
 
+def regress(
+    key: jax.Array, train_z: np.ndarray, train_y: np.ndarray, test_z: np.ndarray, hidden: tuple[int, ...] = HIDDEN
+) -> np.ndarray:
+    """Fits a probe of numbers, each divided by its deviation on the training set, and predicts those of the test set.
+
+    Args:
+      key: a typed PRNG key.
+      train_z: float32 ``[S, Z]``.
+      train_y: float32 ``[S, D]``; of a number that does not vary, the prediction is its mean.
+      test_z: float32 ``[E, Z]``.
+      hidden: widths of the probe's hidden layers; without any the probe is the exact least-squares one.
+
+    Returns:
+      Predictions ``[E, D]`` in the units of `train_y`.
+    """
+    mean, scale = train_y.mean(0), train_y.std(0)
+    varies = scale > 1e-6
+    predicted = np.broadcast_to(mean, (len(test_z), len(mean))).astype(np.float64)
+    if not varies.any():
+        return predicted
+    scaled = (train_y[:, varies] - mean[varies]) / scale[varies]
+    if hidden:
+        outputs = np.asarray(_regress(key, train_z, scaled, test_z, hidden))
+    else:
+        ones = lambda z: np.concatenate([z, np.ones((len(z), 1))], axis=1, dtype=np.float64)  # noqa: E731
+        outputs = ones(test_z) @ np.linalg.lstsq(ones(train_z), scaled, rcond=1e-6)[0]
+    predicted[:, varies] += outputs * scale[varies]
+    return predicted
+
+
 def r_squared(
     key: jax.Array,
     train_z: np.ndarray,
@@ -107,17 +137,10 @@ def r_squared(
       test_y: float32 ``[E, D]``.
       hidden: widths of the probe's hidden layers; without any the probe is the exact least-squares one.
     """
-    varies = train_y.std(0) > 1e-6
-    if not varies.any():
+    scale = train_y.std(0)
+    if not (scale > 1e-6).any():
         return 0.0
-    mean, scale = train_y[:, varies].mean(0), train_y[:, varies].std(0)
-    train_y, test_y = ((y[:, varies] - mean) / scale for y in (train_y, test_y))
-    if hidden:
-        predicted = np.asarray(_regress(key, train_z, train_y, test_z, hidden))
-    else:
-        ones = lambda z: np.concatenate([z, np.ones((len(z), 1))], axis=1, dtype=np.float64)  # noqa: E731
-        predicted = ones(test_z) @ np.linalg.lstsq(ones(train_z), train_y, rcond=1e-6)[0]
-    return explained(predicted, test_y, np.ones(1))
+    return explained(regress(key, train_z, train_y, test_z, hidden), test_y, scale)
 
 
 def explained(predicted: np.ndarray, true: np.ndarray, scale: np.ndarray) -> float:
@@ -128,9 +151,14 @@ def explained(predicted: np.ndarray, true: np.ndarray, scale: np.ndarray) -> flo
       true: float ``[E, D]``.
       scale: float ``[D]``, deviations; numbers of deviation 0 do not count.
     """
+    return float(np.mean(explained_by_row(predicted, true, scale)))
+
+
+def explained_by_row(predicted: np.ndarray, true: np.ndarray, scale: np.ndarray) -> np.ndarray:
+    """Numbers float64 ``[E]`` whose mean is what `explained` returns: ``1 - |y - y^|^2 / mean |y - mean y|^2``."""
     weight = np.where(scale > 1e-6, 1 / np.maximum(scale, 1e-6), 0.0)
-    error, spread = ((true - other) * weight for other in (predicted, true.mean(0)))
-    return float(1 - np.square(error).sum() / max(np.square(spread).sum(), 1e-12))
+    error, spread = (np.square((true - other) * weight).sum(1) for other in (predicted, true.mean(0)))
+    return 1 - error / max(spread.mean(), 1e-12)
 
 
 def distractor_scores(

@@ -15,7 +15,7 @@ import jinja2
 
 from lamjax.analysis import diagnosis
 from lamjax.analysis.report_figures import PROBES, Embedded, draw_figures
-from lamjax.analysis.report_text import EN_DASH, short_count, text, with_error
+from lamjax.analysis.report_text import EN_DASH, information_table, short_count, text, with_error
 from lamjax.analysis.run_results import RunResults, load, number, points_of, replace_file
 
 STAGES = {
@@ -85,12 +85,27 @@ def _headline_dynamics(run: RunResults) -> Headline:
 
 def _headline_probe(run: RunResults) -> Headline:
     stage = run.stage("dynamics")
+    if information := stage.get("action_information"):
+        share, untrained, stderr = (number(information.get(k)) for k in ("share", "untrained_share", "share_stderr"))
+        baselines = [("untrained IDM", text(untrained, "mean")), ("needed", text(diagnosis.MIN_SHARE, "mean"))]
+        beaten = _beats(share, [untrained + diagnosis.SHARE_STDERRS * stderr, diagnosis.MIN_SHARE])
+        unit = "of what frames tell of actions"
+        return Headline("Action information", with_error(share, stderr), unit, baselines, beaten)
     names = diagnosis.score_names(stage)
     view, value = PROBES[names.probe], stage.get(names.probe)
     labels = ("untrained IDM", "o_t alone", view.constant.removesuffix(" action"))
     baselines = [(label, text(stage.get(key), key)) for label, key in zip(labels, names.baselines, strict=True)]
     beaten = _beats(value, [stage.get(key) for key in names.baselines])
     return Headline("Actions read from latents", text(value, names.probe), view.unit, baselines, beaten)
+
+
+def _information(run: RunResults) -> dict[str, Any] | None:
+    """The table of the action information: its number of windows, headings and rows; None without a measurement."""
+    stage = run.stage("dynamics")
+    if not (information := stage.get("action_information")):
+        return None
+    headings, *rows = information_table(information, diagnosis.score_names(stage) is diagnosis.DISCRETE)
+    return {"windows": text(information.get("windows")), "headings": headings, "rows": rows}
 
 
 def _distractor(run: RunResults) -> list[tuple[str, list[str]]]:
@@ -132,7 +147,10 @@ def _headline_online(run: RunResults) -> Headline:
 
 def _reference_texts(run: RunResults) -> list[tuple[str, str]]:
     random, expert = run.reference_returns()
-    return [("random policy", text(random, "mean")), ("expert", text(expert, "mean"))]
+    texts = [("random policy", text(random, "mean")), ("expert", text(expert, "mean"))]
+    if oracle := run.stage("decode_offline").get("oracle"):
+        texts.append(("all actions cloned", with_error(oracle.get("return_mean"), oracle.get("return_stderr"))))
+    return texts
 
 
 @dataclasses.dataclass(frozen=True)
@@ -244,6 +262,7 @@ def render(run: RunResults, embedded: dict[str, Embedded]) -> str:
         outcomes=outcomes,
         headlines=[f(run) for f in (_headline_dynamics, _headline_probe, _headline_offline, _headline_online)],
         figures=embedded,
+        information=_information(run),
         distractor=_distractor(run),
         cloning_numbers=_stage_numbers(run, "cloning"),
         tables=_tables(run.summary),

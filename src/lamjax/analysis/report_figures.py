@@ -158,7 +158,8 @@ def _by_labels(run: RunResults) -> Figure | None:
     stage = run.stage("decode_offline") or partial
     decoded, cloned = points_of(stage.get("curve"), 3), points_of(stage.get("bc_curve"), 3)
     others = {label: points_of(stage.get(name), 3) for name, label in OFFLINE_CURVES.items() if stage.get(name)}
-    return figures.return_by_labels(decoded, cloned, *run.reference_returns(), others) if len(decoded) else None
+    oracle = number((stage.get("oracle") or {}).get("return_mean"))
+    return figures.return_by_labels(decoded, cloned, *run.reference_returns(), others, oracle) if len(decoded) else None
 
 
 def _by_frames(run: RunResults) -> Figure | None:
@@ -196,10 +197,10 @@ FIGURES = {
     "probe": Plot(
         _probe,
         "Action probe",
-        "Accuracy with which a probe reads the true action from the latent, on held-out levels, beside the same probe "
-        "on an untrained IDM, on an untrained IDM that sees o_t alone (what the recorded policy gives away), and "
-        "beside always guessing the most frequent action. Merged: actions that do the same in this game count as one. "
-        "Of continuous actions: the share of their variance that is explained.",
+        "On the run's own recording: accuracy with which a probe reads the true action from the latent, on held-out "
+        "levels, beside the same probe on an untrained IDM, on an untrained IDM that sees o_t alone (what the recorded "
+        "policy gives away), and beside always guessing the most frequent action. Merged: actions that do the same in "
+        "this game count as one. Of continuous actions: the share of their variance that is explained.",
         "the result of stage 1",
     ),
     "code_usage": Plot(
@@ -244,7 +245,8 @@ FIGURES = {
         _by_labels,
         "Return against labels",
         "Return of the policy whose decoder was fitted on that many labelled transitions, of behaviour cloning on the "
-        "same labels, and of other ways from these labels to a policy if the run measured them. Bars: one standard "
+        "same labels, and of other ways from these labels to a policy if the run measured them. The dash-dotted line, "
+        "if there is one, is the oracle: all true actions cloned, for as long as stage 2 takes. Bars: one standard "
         "error, over draws of the labels if there are several, else over episodes.",
         "the result of offline decoding",
     ),

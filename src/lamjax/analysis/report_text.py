@@ -70,3 +70,25 @@ def with_error(mean: Any, stderr: Any) -> str:
     """Formats a mean and its standard error, if that is known."""
     error = f" ± {stderr:.2f}" if math.isfinite(number(stderr)) else ""
     return text(number(mean), "mean") + error
+
+
+def information_table(information: dict[str, Any], discrete: bool) -> list[tuple[str, str, str]]:
+    """The action information (`lamjax.analysis.action_information`) as rows of text, the headings first.
+
+    Args:
+      information: the results.
+      discrete: whether its scores are accuracies; otherwise they are R^2.
+    """
+    share = with_error(information.get("share"), information.get("share_stderr"))
+    known = number(information.get("supervised")) > number(information.get("majority"))
+    untrained_share = text(information.get("untrained_share"), "mean")
+    rows = {
+        "trained": ("a probe on the latents", share),
+        "untrained": ("the same probe on an untrained IDM's latents", untrained_share),
+        "supervised": ("the same IDM, trained on the actions themselves", text(1.0 if known else None, "mean")),
+        "majority": (f"the {'most frequent' if discrete else 'mean'} action", text(0.0, "mean")),
+    }
+    measure = "accuracy, aliases merged" if discrete else "R² of continuous actions"
+    key = "accuracy" if discrete else "mean"
+    scores = [(label, text(information.get(name), key), held) for name, (label, held) in rows.items()]
+    return [("the action is read by", measure, "share of what frames tell"), *scores]

@@ -10,7 +10,7 @@ from typing import Any, get_args
 import tyro
 
 import lamjax
-from lamjax.cli import doctor, files, linear, play, train
+from lamjax.cli import doctor, files, information, linear, play, train
 from lamjax.cli.options import Dtype
 from lamjax.presets import PRESET_NOTES, with_dtype
 
@@ -19,6 +19,7 @@ VERBS: dict[str, tuple[type, Callable[[Any], None]]] = {
     "record": (play.Record, play.record),
     "expert": (play.Expert, play.expert),
     "eval": (play.Eval, play.evaluate),
+    "information": (information.Information, information.information),
     "report": (files.Report, files.report),
     "import-lapo": (files.ImportLapo, files.import_lapo),
     "import-parquet": (files.ImportParquet, files.import_parquet),

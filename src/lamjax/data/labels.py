@@ -1,4 +1,4 @@
-"""The only door to the actions of a trajectory store: counted labels for training, all of them for probes."""
+"""The only door to the actions of a trajectory store: counted labels for training, all for probes and the oracle."""
 
 import functools
 
@@ -66,6 +66,11 @@ def evaluation_actions(store: Store, starts: np.ndarray, length: int = 3) -> np.
     """
     reader = ArrayReader(store.path, "actions", store.manifest, store.verify)
     return reader.take(np.asarray(starts) + length - 2)
+
+
+def oracle_actions(store: Store) -> np.ndarray:
+    """True actions of all frames of a store, int32 [N] or float32 [N, A]: for the oracle, which is no method."""
+    return ArrayReader(store.path, "actions", store.manifest, store.verify).take(np.arange(store.num_frames))
 
 
 def evaluation_distractor(store: Store, starts: np.ndarray, length: int = 3) -> np.ndarray:

@@ -51,6 +51,7 @@ class Buffer:
         phase: int32 scalar, for frames that come and go: which filling this is. Its windows come
             in an order drawn from `fold_in(key, phase)`; None means that nothing changes.
         first_step: int32 scalar, the step at which the phase began; None with `phase`.
+        places: int32 [N], the place of each frame in the store, 0 where a frame is filling; None without a store.
     """
 
     frames: jax.Array
@@ -58,6 +59,7 @@ class Buffer:
     num_starts: jax.Array | None = None
     phase: jax.Array | None = None
     first_step: jax.Array | None = None
+    places: jax.Array | None = None
 
 
 def sample(
@@ -286,8 +288,9 @@ class ObservationStream:
         buffers = [
             Buffer(
                 frames=_upload(store, shards[shard], (*lead, size), device),
-                starts=jax.device_put(np.pad(s, (0, size - len(s))).reshape(*lead, size), device),
+                starts=jax.device_put(_filled(s, size).reshape(*lead, size), device),
                 num_starts=jax.device_put(np.full(lead, len(s), np.int32), device),
+                places=jax.device_put(_filled(shards[shard], size).reshape(*lead, size), device),
             )
             for shard, device in _shards(devices)
             for s in [starts[shard]]
@@ -362,9 +365,10 @@ class _Ring:
         for frames, resident, (_, device) in zip(self._frames, self._resident, self._shards, strict=True):
             offsets = np.arange(ring.SLOTS) * self._capacity
             starts = np.concatenate([block.starts + offset for block, offset in zip(resident, offsets, strict=True)])
-            padded = np.pad(starts, (0, self._most_starts - len(starts))).astype(np.int32)
+            places = np.concatenate([_filled(block.frames, self._capacity) for block in resident])
             scalars = (np.full(self._lead, value, np.int32) for value in (len(starts), phase, first_step))
-            host = (padded.reshape(*self._lead, -1), *scalars)
+            host = (_filled(starts, self._most_starts).reshape(*self._lead, -1), *scalars)
+            host = (*host, places.reshape(*self._lead, -1))
             buffers.append(Buffer(frames, *(jax.device_put(array, device) for array in host)))
         return buffers[0] if self._devices is None else _joined(buffers, self._devices)
 
@@ -431,6 +435,11 @@ def shard_episodes(lengths: np.ndarray, num_shards: int) -> np.ndarray:
     # Twice the middle of each episode, so that the arithmetic stays in integers.
     middle = 2 * np.cumsum(lengths) - lengths
     return middle * num_shards // max(2 * int(lengths.sum()), 1)
+
+
+def _filled(numbers: np.ndarray, size: int) -> np.ndarray:
+    """Fills numbers [n] up with zeros, int32 [size]."""
+    return np.pad(numbers, (0, size - len(numbers))).astype(np.int32)
 
 
 def _starts_in(store: Store, frames: np.ndarray, length: int, mask_boundaries: bool) -> np.ndarray:

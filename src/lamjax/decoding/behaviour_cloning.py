@@ -24,7 +24,7 @@ from lamjax.decoding.offline import OfflineConfig
 from lamjax.dynamics import DynamicsState
 from lamjax.optim import grads_as, unpack_groups
 from lamjax.ppo import ActorCriticAgent
-from lamjax.preprocess import ObsStats, normalise_obs, with_stats
+from lamjax.preprocess import ObsStats, with_stats
 from lamjax.schedules import warmup_linear
 from lamjax.spaces import ActionSpace, as_space
 
@@ -37,7 +37,8 @@ class ActionState:
       params: the agent's parameters, float32.
       opt_state: AdamW's moments, float32.
       step: int32 ``[]``, steps done.
-      agent: the actor-critic, whose value head is not trained (static).
+      agent: what is cloned into, ``(params, obs) -> outputs`` of its ``space`` (static): an actor-critic, whose value
+        head is not trained, or any other `lamjax.policies.Policy`.
       config: stage 2's settings (static).
       decays: True if the learning rate warms up and decays as in stage 2, False if it stays at its peak (static).
       obs_stats: how observations that are not uint8 are standardised (see `normalise_obs`); constant.
@@ -46,7 +47,7 @@ class ActionState:
     params: Any
     opt_state: Any
     step: jax.Array
-    agent: ActorCriticAgent = struct.field(pytree_node=False)
+    agent: Any = struct.field(pytree_node=False)
     config: CloningConfig = struct.field(pytree_node=False)
     decays: bool = struct.field(pytree_node=False)
     obs_stats: ObsStats = None
@@ -83,7 +84,11 @@ def init(
       obs_stats: see `ActionState`.
     """
     agent = ActorCriticAgent(config.trunk, space, getattr(jnp, config.dtype))
-    params = agent.init(key, obs_shape)
+    return start(agent, agent.init(key, obs_shape), config, decays, obs_stats)
+
+
+def start(agent: Any, params: Any, config: CloningConfig, decays: bool, obs_stats: ObsStats) -> ActionState:
+    """Starts behaviour cloning into `agent` from `params`; see `ActionState`."""
     stats = jax.tree.map(jnp.copy, obs_stats)  # a copy: states are donated
     opt_state = _optimizer(config, decays).init(params)
     return ActionState(params, opt_state, jnp.zeros((), jnp.int32), agent, config, decays, stats)
@@ -106,7 +111,7 @@ def train_step(
     space = state.agent.space
 
     def loss_fn(params: Any) -> tuple[jax.Array, jax.Array]:
-        outputs, _ = state.agent.network.apply({"params": params}, normalise_obs(obs, state.obs_stats))
+        outputs = state.agent(with_stats(params, state.obs_stats), obs)
         return space.loss(outputs, actions).mean(), jnp.mean(space.score(space.mode(outputs), actions))
 
     params = parallel.vary(unpack_groups(state.params), axis_name)

@@ -53,6 +53,8 @@ class OfflineConfig:
       episodes: evaluation episodes, a multiple of `num_envs`.
       num_envs: environments that evaluate.
       bc_steps: optimizer steps of behaviour cloning from scratch on the same labels, the null.
+      oracle: also clones all true actions of the recording, for as long as stage 2 takes: what a policy of this size
+        can do whose labels are perfect.
     """
 
     labels: tuple[int, ...] = (16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192)
@@ -69,11 +71,12 @@ class OfflineConfig:
     episodes: int = 128
     num_envs: int = 64
     bc_steps: int = 3_000
+    oracle: bool = True
 
     @property
     def program(self) -> "OfflineConfig":
         """The settings that fits and decoded policies depend on; the protocol's numbers are neutral."""
-        protocol = {"labels": (), "label_shares": (), "seeds": 1, "compare_at": (), "bc_steps": 1}
+        protocol = {"labels": (), "label_shares": (), "seeds": 1, "compare_at": (), "bc_steps": 1, "oracle": False}
         return dataclasses.replace(self, **protocol, episodes=self.num_envs)
 
     def __post_init__(self):

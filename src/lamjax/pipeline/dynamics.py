@@ -1,11 +1,13 @@
 """Stage 1 of a run: latent dynamics, trained by prediction and examined on held-out levels."""
 
 import sys
+from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 
-from lamjax import dynamics, parallel
+from lamjax import dynamics, envs, parallel
 from lamjax.analysis import diagnosis
 from lamjax.analysis.action_probes import action_probe
 from lamjax.analysis.examine import Examined, examine
@@ -14,6 +16,7 @@ from lamjax.data.labels import LabelledSubset, evaluation_actions, evaluation_di
 from lamjax.data.reader import Store
 from lamjax.data.stream import EvaluationWindows, upload_labels
 from lamjax.dynamics import DynamicsState
+from lamjax.pipeline import information
 from lamjax.pipeline.windows import (
     TrainingFrames,
     buffer_devices,
@@ -23,20 +26,26 @@ from lamjax.pipeline.windows import (
     training_stats,
 )
 from lamjax.training import driver
-from lamjax.training.run_folder import Run, Saver, restore
+from lamjax.training.run_folder import Run, Saver, restore, timed
 from lamjax.training.steps import dynamics_step, traced
 
-_init = driver.jit_once(dynamics.init, static_argnums=(1, 2, 4))
+init_model = driver.jit_once(dynamics.init, static_argnums=(1, 2, 4))
 
 
 def init_dynamics(run: Run, store: Store) -> DynamicsState:
     """Initialises stage 1, which is also the probe's baseline: the same for the same seed."""
     config = run.config.dynamics.program
-    return _init(run.key("dynamics"), config, store.obs_shape, training_stats(store), store.action_space)
+    return init_model(run.key("dynamics"), config, store.obs_shape, training_stats(store), store.action_space)
 
 
-def dynamics_stage(run: Run, store: Store, frames: TrainingFrames | None = None) -> DynamicsState:
-    """Trains stage 1 and examines it on held-out levels; by default it uploads its own `frames`."""
+def dynamics_stage(
+    run: Run, store: Store, frames: TrainingFrames | None = None, data: Path | None = None
+) -> DynamicsState:
+    """Trains stage 1 and examines it on held-out levels.
+
+    By default it uploads its own `frames`. `data` is the folder of recorded trajectories, which holds random play, too;
+    without it the action information is not measured.
+    """
     config = run.config.dynamics
     untrained = init_dynamics(run, store)
     if run.done("dynamics"):
@@ -72,15 +81,50 @@ def dynamics_stage(run: Run, store: Store, frames: TrainingFrames | None = None)
         "windows_per_s": config.steps * config.batch_size / seconds,
         "seconds": seconds,
     }
-    run.finish("dynamics", results | examine_dynamics(run, store, untrained, state, held_out))
+    run.finish("dynamics", results | examine_dynamics(run, store, untrained, state, held_out, data))
     return state
 
 
 def examine_dynamics(
+    run: Run,
+    store: Store,
+    untrained: DynamicsState,
+    state: DynamicsState,
+    held_out: EvaluationWindows,
+    data: Path | None = None,
+) -> dict[str, Any]:
+    """Measures stage 1 beside its baselines; see `dynamics_stage`."""
+    print("examining stage 1 on held-out levels", file=sys.stderr)
+    results = examine_on_recording(run, store, untrained, state, held_out)
+    if data is not None and (play := random_play(run, data)):
+        with timed() as seconds:
+            results["action_information"] = information.measure(
+                run.env, run.config.analysis, play, state, untrained, run.check_stop
+            )
+            results["information_seconds"] = seconds()
+    return results | diagnosis.judge_dynamics(results)
+
+
+def random_play(run: Run, data: Path) -> Store | None:
+    """The recording of random play in `data`; None if the run measures no action information or has no simulator."""
+    if not run.config.analysis.information.frames or jax.process_count() > 1:
+        return None
+    try:
+        return information.random_play(run.env, run.config, data, run.check_stop)
+    except envs.ProcgenNotInstalledError:
+        return None
+
+
+def prepare_information(run: Run, data: Path) -> None:
+    """Makes those parts of the action information that runs share: the recording of random play, and its ceiling."""
+    if play := random_play(run, data):
+        information.ceiling(run.env, run.config.analysis, play, run.config.dynamics, run.check_stop)
+
+
+def examine_on_recording(
     run: Run, store: Store, untrained: DynamicsState, state: DynamicsState, held_out: EvaluationWindows
 ) -> dict[str, Any]:
-    """Measures stage 1 beside its baselines; writes the arrays that the report draws."""
-    print("examining stage 1 on held-out levels", file=sys.stderr)
+    """Measures stage 1 on the run's own trajectories; writes the arrays that the report draws."""
     length = state.config.window
     fitting = evaluation_windows(run, store, run.config.analysis.probe_train, 1, "train")
     fit, test = (
@@ -94,4 +138,4 @@ def examine_dynamics(
     probe, seed = action_probe(run.env, store.action_space), run.config.seed
     results, arrays = examine(run.key("probe"), state, untrained, fit, test, held_out.batches, probe, seed)
     np.savez_compressed(run.folder / "analysis.npz", **arrays)
-    return results | diagnosis.judge_dynamics(results)
+    return results

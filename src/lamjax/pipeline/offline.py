@@ -17,13 +17,13 @@ from lamjax.decoding import behaviour_cloning, offline
 from lamjax.dynamics import DynamicsState
 from lamjax.envs.evaluate import most_together
 from lamjax.pipeline.evaluation import evaluate_policies
+from lamjax.pipeline.labelled import train_on_labels
+from lamjax.pipeline.oracle import measure_oracle
 from lamjax.pipeline.pseudo_labels import clone_pseudo_labels, init_clone
 from lamjax.pipeline.windows import TrainingFrames
 from lamjax.preprocess import ObsStats
 from lamjax.spaces import ActionSpace
-from lamjax.training import driver
 from lamjax.training.run_folder import Run, RunError, timed
-from lamjax.training.steps import labelled_step
 
 LABEL_SEEDS = 100_003  # between the seeds of two draws of labels: runs of neighbouring seeds share none
 LABELS_USED = {
@@ -97,6 +97,11 @@ def offline_stage(
         if not counts:
             raise RunError(f"The store has {available} labelled windows, fewer than any of --offline.labels.")
         partial = run.summary.setdefault("partial", {}).setdefault("decode_offline", {"by_seed": {}})
+        if config.oracle and "oracle" not in partial:
+            partial["oracle"] = measure_oracle(run, store, policy.obs_stats, space, frames)
+            run.write_summary()
+        if "relabel" not in config.methods:
+            frames.free()
         by_seed: dict[str, list[list[float]]] = partial["by_seed"]
         labelled = functools.lru_cache(1)(lambda draw: draw_labels(run, store, model, policy, counts[-1], draw))
         for chunk in offline.chunks(offline.candidates(config, counts, by_seed), most_together(config.num_envs)):
@@ -194,12 +199,5 @@ def clone_labels(
     state = init_clone(key, config.program, space, obs.shape[1:], False, stats)
     rng = np.random.default_rng(run.config.seed)
     rows = np.array([rng.integers(count, size=config.batch_size) for _ in range(steps)], np.int32)
-    labels = jax.device_put((obs, actions, rows))  # the same size for all counts, so that steps compile once
-    fuse = driver.steps_per_dispatch(config.trunk)
-    advance = driver.compile_steps(labelled_step, run.devices[:1], (None,) * 4)
-    for number, first in enumerate(range(0, steps, fuse)):
-        state, _ = advance(state, *labels, min(fuse, steps - first))
-        if number % run.config.max_in_flight == 0:
-            jax.block_until_ready(state)
-            run.check_stop()
-    return state
+    options = {"max_in_flight": run.config.max_in_flight, "check_stop": run.check_stop}
+    return train_on_labels(state, obs, actions, rows, run.devices, **options)  # one size for all counts

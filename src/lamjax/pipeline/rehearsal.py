@@ -25,7 +25,7 @@ from lamjax.decoding import offline, online
 from lamjax.envs.evaluate import CHUNK as PLAYED
 from lamjax.envs.evaluate import evaluate
 from lamjax.pipeline.cloning import cloning_stage
-from lamjax.pipeline.dynamics import dynamics_stage, examine_dynamics, init_dynamics
+from lamjax.pipeline.dynamics import dynamics_stage, examine_dynamics, init_dynamics, prepare_information
 from lamjax.pipeline.evaluation import make_env
 from lamjax.pipeline.offline import draw_labels, offline_policies
 from lamjax.pipeline.record import record, record_stage
@@ -128,7 +128,7 @@ def measure(env: str, config: RunConfig, source: Source, seconds: float, data: P
         header = {"env": env}
         with Run(Path(folder) / "run", env, settings, header, source.name) as run:
             store = record_stage(run, source, data)
-            rates = _rates(run, store)
+            rates = _rates(run, store, data)
     spent = time.monotonic() - started
     return Rates(spent=spent, frame=frame, compile=_Compilation.seconds - compiled, **rates)
 
@@ -143,15 +143,16 @@ def _frame(env: str, config: RunConfig, source: Source, folder: Path) -> float:
     return passed() / some.frames
 
 
-def _rates(run: Run, store: Any) -> dict[str, Any]:
+def _rates(run: Run, store: Any, data: Path) -> dict[str, Any]:
     """The rates of every stage after the recording."""
     config, space = run.config, store.action_space
     untrained, frames = init_dynamics(run, store), TrainingFrames(run, store)
     dynamics = _rehearse(run, lambda: dynamics_stage(run, store, frames))
     model = dynamics.state
     held_out = held_out_windows(run, store)
+    prepare_information(run, data)  # in `data`, where the run will find it
     with _stopwatch() as passed:
-        examine_dynamics(run, store, untrained, model, held_out)
+        examine_dynamics(run, store, untrained, model, held_out, data)
     examine = passed()
     cloning = _rehearse(run, lambda: cloning_stage(run, store, model, frames))
     policy = cloning.state

@@ -117,11 +117,11 @@ def run_stages(run: Run, source: Source, data: Path) -> Path:
     store = record_stage(run, source, data)
     space, frames = store.action_space, TrainingFrames(run, store)
     checkpoint()
-    model = dynamics_stage(run, store, frames)
+    model = dynamics_stage(run, store, frames, data)
     checkpoint()
     policy = cloning_stage(run, store, model, frames)
     checkpoint()
-    if "relabel" not in run.config.offline.methods:
+    if not run.config.offline.oracle and "relabel" not in run.config.offline.methods:
         frames.free()
     if jax.process_count() > 1:
         print("stages 1 and 2 have ended; the others run on one host: start the same command there", file=sys.stderr)

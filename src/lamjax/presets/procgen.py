@@ -3,7 +3,15 @@
 import dataclasses
 
 from lamjax.cloning import CloningConfig
-from lamjax.config import CLONED_RATES, AnalysisConfig, NamedConfig, RecordConfig, RunConfig, ScratchConfig
+from lamjax.config import (
+    CLONED_RATES,
+    AnalysisConfig,
+    InformationConfig,
+    NamedConfig,
+    RecordConfig,
+    RunConfig,
+    ScratchConfig,
+)
 from lamjax.decoding.offline import OfflineConfig
 from lamjax.decoding.online import LEARNING_RATES, DecoderConfig, OnlineConfig
 from lamjax.dynamics import DynamicsConfig
@@ -62,7 +70,12 @@ CPU = RunConfig(
         _CPU_TRUNK,
         dataclasses.replace(_CPU_PPO, total_frames=3_000_000, num_epochs=1, gamma=0.995, entropy_coef=0.003),
     ),
-    analysis=AnalysisConfig(probe_train=16_384, probe_test=4_096, eval_every=250),
+    analysis=AnalysisConfig(
+        probe_train=16_384,
+        probe_test=4_096,
+        eval_every=250,
+        information=InformationConfig(frames=40_960, steps=1_000, batch_size=64, learning_rate=1e-3),
+    ),
     eval_episodes=128,
     log_every=25,
 )
@@ -101,7 +114,12 @@ SMOKE = RunConfig(
     named=NamedConfig(ppo=dataclasses.replace(_SMOKE_PPO, learning_rates=CLONED_RATES)),
     scratch=ScratchConfig(_SMOKE_TRUNK, _SMOKE_PPO),
     expert=ScratchConfig(_SMOKE_TRUNK, _SMOKE_PPO),
-    analysis=AnalysisConfig(probe_train=512, probe_test=64, eval_every=10),
+    analysis=AnalysisConfig(
+        probe_train=512,
+        probe_test=64,
+        eval_every=10,
+        information=InformationConfig(frames=2048, num_envs=64, steps=20, batch_size=16, learning_rate=1e-3),
+    ),
     eval_episodes=16,
     log_every=5,
     checkpoint_every=1.0,

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 from lamjax import cloning, dynamics, parallel
 from lamjax.cloning import CloningState
-from lamjax.data.stream import Buffer, Labels, sample, sample_labelled
+from lamjax.data.stream import Buffer, Labels, gather, sample, sample_labelled, sample_starts
 from lamjax.decoding import behaviour_cloning
 from lamjax.decoding.behaviour_cloning import ActionState
 from lamjax.decoding.offline import OfflineConfig
@@ -82,6 +82,26 @@ def pseudo_label_step(
     windows = _windows(state, buffer, key, model, axis_name)
     actions = behaviour_cloning.pseudo_labels(model, decoder, windows, config, state.agent.space)
     return behaviour_cloning.train_step(state, windows[:, -2], actions, axis_name=axis_name)
+
+
+def oracle_step(
+    state: ActionState,
+    buffer: Buffer,
+    key: jax.Array,
+    actions: jax.Array,
+    length: int,
+    *,
+    axis_name: str | None = None,
+) -> tuple[ActionState, Metrics]:
+    """A step of behaviour cloning on the true actions of a store's frames; see `dynamics_step`.
+
+    It draws the windows of `length` frames that stage 2 would draw with this key, and clones the action at o_t.
+    `actions` ``[F, *space.shape]`` holds those of all F frames of the store.
+    """
+    batch, place = state.config.batch_size, parallel.place(axis_name)
+    now = sample_starts(buffer, key, state.step, batch, **place) + length - 2
+    obs = gather(buffer.frames, now, 1)[:, 0]
+    return behaviour_cloning.train_step(state, obs, actions[buffer.places[now]], axis_name=axis_name)
 
 
 def labelled_step(

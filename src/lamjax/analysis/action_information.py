@@ -1,0 +1,96 @@
+"""How much of what frames tell of the action is in the latents.
+
+A probe on the recording cannot show it: an expert's actions follow from what it sees, so latents that hold o_t alone
+tell them too. Here the actions are those of *uniform random play*, which no single frame gives away, and the measure
+runs from what is known without looking (the majority class) to what the same inverse network tells when it is trained
+on the actions themselves:
+
+    share = (S(probe on latents) - S(majority)) / (S(supervised) - S(majority))
+
+S is the accuracy on held-out levels, with actions that do the same merged, or R^2 for continuous actions. Random
+features of the frames hold some of it too, so the share of an untrained model stands beside it.
+
+Dimension keys: E held-out windows.
+"""
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+
+# A ceiling that is less than this above the majority class counts as this much: nothing can be known there, and noise
+# over noise would be any number.
+MIN_KNOWABLE = 0.02
+
+
+@dataclasses.dataclass(frozen=True)
+class WindowScores:
+    """Scores of held-out windows, float64 ``[E]``, whose means are accuracies or R^2.
+
+    Attributes:
+      trained: a probe on the latents.
+      untrained: the same probe on those of an untrained model.
+      supervised: the inverse network that was trained on the actions.
+      majority: the most frequent action, or the mean of continuous ones.
+    """
+
+    trained: np.ndarray
+    untrained: np.ndarray
+    supervised: np.ndarray
+    majority: np.ndarray
+
+
+def share_of_knowable(
+    scores: np.ndarray, supervised: np.ndarray, majority: np.ndarray, episodes: np.ndarray
+) -> tuple[float, float]:
+    """The share of what can be known that some scores hold, and its standard error.
+
+    The share is a ratio of two means, ``mean(s - m) / mean(c - m)``. To first order a window moves it by
+
+        phi_e = ((s_e - m_e) - share * (c_e - m_e)) / mean(c - m),
+
+    so that errors which the three scores have in common cancel. Windows of one episode resemble each other: the sums
+    of phi over the K episodes count as independent, not the windows,
+
+        stderr = sqrt(K / (K - 1) * sum_k (sum_{e in k} phi_e)^2) / E.
+
+    This is the error that a finite number of held-out windows makes; neither the network nor the probe is trained anew.
+    If there is one episode alone, its windows count as independent.
+
+    Args:
+      scores: s, float ``[E]``.
+      supervised: c, float ``[E]``. Where its mean is less than `MIN_KNOWABLE` above m's, that number stands in.
+      majority: m, float ``[E]``.
+      episodes: int ``[E]``, the episode of each window.
+    """
+    gain, knowable = scores - majority, supervised - majority
+    ceiling = max(knowable.mean(), MIN_KNOWABLE)
+    share = gain.mean() / ceiling
+    influence = gain - gain.mean()
+    if knowable.mean() > MIN_KNOWABLE:
+        influence = influence - share * (knowable - knowable.mean())
+    groups = np.unique(episodes, return_inverse=True)[1].reshape(-1)
+    sums = np.bincount(groups, influence / ceiling) if groups.max() else influence / ceiling
+    return float(share), float(np.sqrt(len(sums) / max(len(sums) - 1, 1) * np.square(sums).sum()) / len(scores))
+
+
+def action_information(scores: WindowScores, episodes: np.ndarray) -> dict[str, Any]:
+    """The action information of stage 1.
+
+    Args:
+      scores: those of the held-out windows.
+      episodes: int ``[E]``, the episode of each window.
+
+    Returns:
+      ``share`` and ``share_stderr`` of the trained model and the ``untrained_share`` (see `share_of_knowable`); the
+      mean scores ``trained``, ``untrained``, ``supervised`` and ``majority``; and E as ``windows``.
+    """
+    share, stderr = share_of_knowable(scores.trained, scores.supervised, scores.majority, episodes)
+    untrained_share, _ = share_of_knowable(scores.untrained, scores.supervised, scores.majority, episodes)
+    return {
+        "share": share,
+        "share_stderr": stderr,
+        "untrained_share": untrained_share,
+        **{field.name: float(getattr(scores, field.name).mean()) for field in dataclasses.fields(scores)},
+        "windows": len(episodes),
+    }

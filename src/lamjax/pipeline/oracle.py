@@ -1,0 +1,57 @@
+"""The oracle: behaviour cloning on all true actions of the recording, for as long as stage 2 takes.
+
+It has the trunk, the steps, the batch and the schedule of stage 2, and labels without error. So what a decoded policy
+lacks of the oracle's return is lost in the latents, or for want of labels; what the oracle lacks of the demonstrator's
+is lost by cloning itself.
+"""
+
+from typing import Any
+
+import jax
+
+from lamjax.data.labels import oracle_actions
+from lamjax.data.reader import Store
+from lamjax.decoding.behaviour_cloning import ActionState
+from lamjax.pipeline.evaluation import evaluate_policies
+from lamjax.pipeline.pseudo_labels import init_clone
+from lamjax.pipeline.windows import TrainingFrames, train_on_windows
+from lamjax.preprocess import ObsStats
+from lamjax.spaces import ActionSpace
+from lamjax.training import driver
+from lamjax.training.run_folder import Run
+from lamjax.training.steps import oracle_step
+
+
+def train_oracle(run: Run, store: Store, stats: ObsStats, space: ActionSpace, frames: TrainingFrames) -> ActionState:
+    """Clones the actions of all training windows; `stats` standardise observations as stage 2 does."""
+    config = run.config.cloning
+    fuse = driver.steps_per_dispatch(config.trunk)
+    state = init_clone(run.key("oracle"), config, space, store.obs_shape, True, stats)
+    state, _ = train_on_windows(
+        run,
+        "oracle",
+        oracle_step,
+        state,
+        frames.stream(config.batch_size, run.config.seed + 1, fuse),  # stage 2's windows, in its order
+        (jax.device_put(oracle_actions(store)),),
+        config=config,
+        fuse=fuse,
+        static=(run.config.dynamics.window,),
+        show=("loss", state.agent.space.score_name),
+    )
+    return state
+
+
+def measure_oracle(
+    run: Run, store: Store, stats: ObsStats, space: ActionSpace, frames: TrainingFrames
+) -> dict[str, Any]:
+    """Trains the oracle and plays it as the decoded policies of the first draw of labels are played.
+
+    Returns:
+      ``return_mean``, ``return_stderr`` and ``episodes``.
+    """
+    state, config = train_oracle(run, store, stats, space, frames), run.config.offline
+    label, params = "the oracle, cloned from all true actions", [state.policy_params]
+    episodes = {"episodes": config.episodes, "num_envs": config.num_envs, "greedy": [False]}
+    (results,) = evaluate_policies(run, label, state.agent, params, **episodes)
+    return {name: results[name] for name in ("return_mean", "return_stderr", "episodes")}
