@@ -15,6 +15,7 @@ import optax
 from flax import struct
 
 from lamjax import parallel
+from lamjax.checks import check_fields
 from lamjax.models.impala import ImpalaConfig
 from lamjax.models.policy import LatentPolicy
 from lamjax.models.trunk import TrunkConfig
@@ -45,6 +46,15 @@ class CloningConfig:
     weight_decay: float = 0.01
     trunk: TrunkConfig = ImpalaConfig()
     dtype: Literal["float32", "bfloat16"] = "float32"
+
+    def __post_init__(self):
+        check_fields(
+            self,
+            "cloning",
+            at_least_1=("batch_size",),
+            at_least_0=("steps", "warmup_steps"),
+            finite=("learning_rate", "weight_decay"),
+        )
 
     @property
     def lengths(self) -> tuple[int, int]:

@@ -22,6 +22,7 @@ import optax
 from flax import struct
 
 from lamjax import parallel
+from lamjax.checks import check_fields
 from lamjax.models import quantizer
 from lamjax.models.fdm import FDMConfig, make_fdm
 from lamjax.models.idm import IDM
@@ -97,18 +98,18 @@ class DynamicsConfig:
     dtype: Literal["float32", "bfloat16"] = "float32"
 
     def __post_init__(self):
-        if self.context < 0:
-            raise ValueError(f"dynamics.context must not be negative, not {self.context}.")
-        if self.augment_pixels < 1:
-            raise ValueError(f"dynamics.augment_pixels must be at least 1, not {self.augment_pixels}.")
-        if not 0 <= self.action_weight < float("inf"):
-            raise ValueError(f"dynamics.action_weight must not be negative or infinite, not {self.action_weight}.")
+        check_fields(
+            self,
+            "dynamics",
+            at_least_1=("batch_size", "augment_pixels", "labelled_batch"),
+            at_least_0=("steps", "warmup_steps", "context"),
+            above_0=("max_grad_norm",),
+            finite=("learning_rate", "weight_decay", "action_weight"),
+        )
         if not self.labelled > 0 or (self.labelled > 1 and self.labelled != int(self.labelled)):
             raise ValueError(
                 f"dynamics.labelled must be a share between 0 and 1, or a whole number of windows, not {self.labelled}."
             )
-        if self.labelled_batch < 1:
-            raise ValueError(f"dynamics.labelled_batch must be at least 1, not {self.labelled_batch}.")
 
     @property
     def lengths(self) -> tuple[int, int]:

@@ -12,6 +12,7 @@ from typing import Any
 import tyro
 from tyro.conf import Positional
 
+from lamjax.checks import check_path_name
 from lamjax.cli.options import DATA, RUNS, Settings
 from lamjax.data.importers.common import Done
 from lamjax.data.importers.parquet import Columns
@@ -135,7 +136,7 @@ def import_lapo(args: ImportLapo) -> None:
     """`lamjax import-lapo`."""
     from lamjax.data.importers.lapo import import_lapo as write_store
 
-    env = args.env or args.source.resolve().name
+    env = check_path_name("--env", args.env or args.source.resolve().name, nested=True)
     out = args.out or args.data / env / "lapo"
     with _importing(out, f"importing {args.source}", "frame") as tell:
         write_store(args.source, out, env=env, done=args.done, max_files=args.max_files, **tell)
@@ -146,7 +147,7 @@ def import_parquet(args: ImportParquet) -> None:
     """`lamjax import-parquet`."""
     from lamjax.data.importers.parquet import import_parquet as write_store
 
-    env = args.env or args.source.resolve().stem
+    env = check_path_name("--env", args.env or args.source.resolve().stem, nested=True)
     out = args.out or args.data / env / "parquet"
     options = {name: getattr(args, name) for name in ("columns", "shape", "num_actions", "done")}
     with _importing(out, f"importing {args.source}", "row") as tell:
@@ -185,9 +186,10 @@ def import_torch(args: ImportTorch) -> None:
     """`lamjax import-torch`."""
     from lamjax import envs
     from lamjax.interop import torch_runs
+    from lamjax.training.run_folder import run_path
 
     envs.check_name(args.env)
-    folder = args.runs / args.env / args.name
+    folder = run_path(args.runs, args.env, args.name)
     imported = torch_runs.import_torch(args.source, folder, args.config)
     words = ["lamjax", "train", "--env", args.env, "--preset", args.preset, "--name", args.name]
     words += ["--runs", str(args.runs)] if args.runs != RUNS else []

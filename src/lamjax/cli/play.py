@@ -8,6 +8,7 @@ from typing import Annotated
 
 from tyro.conf import arg
 
+from lamjax.checks import check_fields
 from lamjax.cli.options import DATA, RUNS, Dtype, Settings, typed_command
 from lamjax.config import PlayConfig, RecordConfig, RunConfig
 from lamjax.presets import PRESETS
@@ -93,6 +94,7 @@ class Experts:
 
 def record(args: Record) -> None:
     """`lamjax record`."""
+    check_fields(args, seeds=("seed",))
     import jax
 
     from lamjax import pipeline
@@ -110,6 +112,7 @@ def record(args: Record) -> None:
 
 def expert(args: Expert) -> None:
     """`lamjax expert`."""
+    check_fields(args, at_least_1=("frames",))
     from lamjax import envs, pipeline
 
     results = pipeline.train_expert(
@@ -128,6 +131,7 @@ def expert(args: Expert) -> None:
 
 def evaluate(args: Eval) -> None:
     """`lamjax eval`."""
+    check_fields(args, at_least_1=("episodes",), seeds=("seed",))
     import jax
 
     from lamjax import pipeline

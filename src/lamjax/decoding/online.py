@@ -23,6 +23,7 @@ import optax
 from flax import struct
 
 from lamjax import dynamics, parallel, ppo
+from lamjax.checks import check_fields
 from lamjax.cloning import CloningState
 from lamjax.decoding.hybrid import HybridAgent
 from lamjax.dynamics import DynamicsState
@@ -74,6 +75,15 @@ class DecoderConfig:
     capacity: int = 400_000
     mask_boundaries: bool = True
 
+    def __post_init__(self):
+        check_fields(
+            self,
+            "online.decoder",
+            at_least_1=("hidden", "every", "epochs", "batch_size", "capacity"),
+            finite=("learning_rate",),
+            shares=("start", "dense_until", "stop", "label_smoothing"),
+        )
+
 
 @dataclasses.dataclass(frozen=True)
 class OnlineConfig:
@@ -91,6 +101,9 @@ class OnlineConfig:
     decoder: DecoderConfig = DecoderConfig()
     train: Literal["head", "all"] = "head"
     dtype: Literal["float32", "bfloat16"] = "float32"
+
+    def __post_init__(self):
+        check_fields(self, "online")
 
 
 def ppo_config(config: OnlineConfig) -> PPOConfig:

@@ -9,6 +9,7 @@ import difflib
 import functools
 from typing import Any
 
+from lamjax.checks import check_path_name
 from lamjax.envs.api import VectorEnv
 from lamjax.envs.gymnax import Gymnax
 from lamjax.envs.procgen import Procgen
@@ -151,9 +152,10 @@ def register(env: Any, *, name: str | None = None, params: Any = None) -> str:
     default its own, becomes part of paths. Registering a name again replaces the object.
 
     Raises:
-      ValueError: if the name belongs to an environment of the package, or `Gymnax` refuses the environment.
+      ValueError: if the name belongs to an environment of the package or is no name of a folder, or `Gymnax` refuses
+        the environment.
     """
-    name = name or env.name
+    name = check_path_name("An environment's name", name or getattr(env, "name", None), nested=True)
     if name in PROCGEN_GAMES or name in GYMNAX_ENVS:
         raise ValueError(f"{name!r} is an environment of the package: register yours under another name.")
     params = env.default_params if params is None else params

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from lamjax.checks import check_fields
 from lamjax.models.conv import unfused
 from lamjax.models.layers import Conv, Dense
 
@@ -39,6 +40,7 @@ class ImpalaConfig:
     pool: bool = True
 
     def __post_init__(self):
+        check_fields(self, "trunk", at_least_1=("channels", "strides", "features", "stem"), at_least_0=("blocks",))
         if len(self.channels) != len(self.strides):
             raise ValueError(f"channels {self.channels} and strides {self.strides} must have the same length.")
 

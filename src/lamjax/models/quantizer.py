@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from flax import struct
 
 from lamjax import parallel
+from lamjax.checks import check_fields
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,6 +45,16 @@ class QuantizerConfig:
     commitment: float = 0.05
     start: Literal["corrected", "reference"] = "corrected"
     revive: float = 0.0
+
+    def __post_init__(self):
+        check_fields(
+            self,
+            "quantizer",
+            at_least_1=("codebooks", "latents", "dim", "codes"),
+            above_0=("smoothing",),
+            finite=("commitment", "revive"),
+            shares=("decay",),
+        )
 
     @property
     def latent_dim(self) -> int:

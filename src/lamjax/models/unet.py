@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from lamjax.checks import check_fields
 from lamjax.models.impala import ResidualBlock, depth_to_space, max_pool, space_to_depth
 from lamjax.models.layers import BatchNorm, Conv, ConvTranspose, Dense, TiledConv
 
@@ -43,6 +44,9 @@ class UNetConfig:
     shift: int = 0
 
     def __post_init__(self):
+        check_fields(
+            self, "fdm", at_least_1=("channels", "bottleneck", "stem"), at_least_0=("shift",), not_empty=("channels",)
+        )
         if self.shift and self.predict != "change":
             raise ValueError('A U-Net with a shift predicts a change: set predict="change" or shift=0.')
 

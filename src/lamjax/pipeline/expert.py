@@ -11,7 +11,7 @@ from lamjax.pipeline.evaluation import make_env
 from lamjax.pipeline.reinforcement import scratch_stage
 from lamjax.pipeline.sources import Source, find_source, has_expert, store_source
 from lamjax.training.provenance import describe_run
-from lamjax.training.run_folder import Run
+from lamjax.training.run_folder import Run, run_path
 
 
 def train_expert(
@@ -50,7 +50,7 @@ def train_expert(
         folder = str(experts.folder(env)) if start == "expert" else start
         first = find_source(env, folder, runs, envs.make(env, 1).action_space)
     header = describe_run(env, preset, name, command, config.seed)
-    with Run(runs / env / name, env, config, header, first and first.name) as run:
+    with Run(run_path(runs, env, name), env, config, header, first and first.name) as run:
         scratch_stage(run, "expert", config.expert, first)
         return run.summary["stages"]["expert"] | {"policy": str(run.folder / "policies" / "expert")}
 

@@ -30,7 +30,7 @@ from lamjax.pipeline.windows import TrainingFrames
 from lamjax.pipeline.within import check_within, fit_within
 from lamjax.presets import default_preset, presets_for
 from lamjax.training.provenance import describe_run
-from lamjax.training.run_folder import Run, RunError
+from lamjax.training.run_folder import Run, RunError, run_path
 
 RUNS, DATA = Path("runs"), Path("data")
 
@@ -79,10 +79,11 @@ def train(
     config = config or settings
     if within is not None:
         check_within(env, config, policy, store, expert_frames, runs)
+    name = name or f"{preset}-s{config.seed}"
+    folder = run_path(runs, env, name)
     options = {"preset": preset, "policy": policy, "store": store, "expert_frames": expert_frames}
     source, notice = choose_source(env, config, **options, runs=runs, command=command)
-    name = name or f"{preset}-s{config.seed}"
-    folder, notes = runs / env / name, {"banner": notice}
+    notes: dict[str, Any] = {"banner": notice}
     if within is not None:
         config, notes["within"] = fit_within(folder, env, config, source, within, data)
     header = describe_run(env, preset, name, command, config.seed) | notes

@@ -20,6 +20,7 @@ import jax
 import numpy as np
 
 from lamjax import parallel
+from lamjax.checks import check_path_name
 from lamjax.training import checkpoint
 from lamjax.training.logging import MetricLog, NonFiniteError, Progress
 
@@ -45,6 +46,15 @@ class InterruptedRunError(Exception):
         """Remembers the signal for the exit code."""
         super().__init__(f"stopped by {signal.Signals(signum).name}; everything is saved, the same command goes on")
         self.signum = signum
+
+
+def run_path(runs: Path, env: str, name: str) -> Path:
+    """The folder of a run, ``runs/<env>/<name>``.
+
+    Raises:
+      ValueError: if the name is not that of a folder in there.
+    """
+    return runs / env / check_path_name("--name", name)
 
 
 def write_json(path: Path, value: Any) -> None:
