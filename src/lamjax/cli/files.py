@@ -3,7 +3,6 @@
 import contextlib
 import dataclasses
 import shlex
-import signal
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -160,6 +159,7 @@ def _importing(out: Path, label: str, unit: str) -> Iterator[dict[str, Callable]
     """Gives an import its `progress` and `say`; a signal stops it, and what is checkpointed stays."""
     from lamjax.training.logging import Progress
     from lamjax.training.run_folder import InterruptedRunError
+    from lamjax.training.signals import handled_by
 
     def stop(signum: int, _: Any) -> None:
         raise InterruptedRunError(signum)
@@ -172,12 +172,10 @@ def _importing(out: Path, label: str, unit: str) -> Iterator[dict[str, Callable]
         bar[0].to(position)
 
     out.parent.mkdir(parents=True, exist_ok=True)
-    handlers = {s: signal.signal(s, stop) for s in (signal.SIGTERM, signal.SIGINT)}
     try:
-        yield {"progress": progress, "say": lambda sentence: print(sentence, file=sys.stderr)}
+        with handled_by(stop):
+            yield {"progress": progress, "say": lambda sentence: print(sentence, file=sys.stderr)}
     finally:
-        for signum, handler in handlers.items():
-            signal.signal(signum, handler)
         for each in bar:
             each.close()
 

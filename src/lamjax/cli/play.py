@@ -158,7 +158,7 @@ def evaluate(args: Eval) -> None:
         return
     normalised = "" if results["normalised"] is None else f", normalised {results['normalised']:.3f}"
     print(
-        f"return {results['return_mean']:.2f} ± {results['return_stderr']:.2f} over {results['episodes']} episodes"
+        f"return {results['return_mean']:.2f} +- {results['return_stderr']:.2f} over {results['episodes']} episodes"
         f"{normalised}, mean length {lengths.mean():.0f}"
     )
 
@@ -172,6 +172,6 @@ def list_experts(args: Experts) -> None:
         game = envs.PROCGEN_GAMES.get(env)
         paper = game.expert_return if game else float("nan")
         print(
-            f"{env:12s} return {info['return_mean']:.2f} ± {info['return_stderr']:.2f} over {info['episodes']} "
+            f"{env:12s} return {info['return_mean']:.2f} +- {info['return_stderr']:.2f} over {info['episodes']} "
             f"episodes, {info['frames']} frames (the paper's expert: {paper:.2f})"
         )

@@ -23,6 +23,7 @@ from lamjax import parallel
 from lamjax.checks import check_path_name
 from lamjax.training import checkpoint
 from lamjax.training.logging import MetricLog, NonFiniteError, Progress
+from lamjax.training.signals import handled_by
 
 # Metrics of events that may not happen in an interval; NaN stands for that and is no failure.
 OCCASIONAL = ("episode_return", "episode_length", "decoder_accuracy", "decoder_mse")
@@ -138,19 +139,17 @@ class Run:
         return read_json(summary) if summary.exists() else {}
 
     def __enter__(self) -> "Run":
-        """Handles SIGTERM and SIGINT from now on: loops save and end at the next step."""
-        self._handlers = {s: signal.signal(s, self._on_signal) for s in (signal.SIGTERM, signal.SIGINT)}
+        """Handles SIGTERM and SIGINT from now on: loops save and end at the next step (in the main thread)."""
+        self._resources.enter_context(handled_by(self._on_signal))
         return self
 
     def __exit__(self, *_: object) -> None:
         """Restores the signal handlers and closes everything."""
-        for signum, handler in self._handlers.items():
-            signal.signal(signum, handler)
         self._resources.close()
 
     def _on_signal(self, signum: int, _: Any) -> None:
         if self.signum is not None:
-            raise KeyboardInterrupt  # the second signal does not wait for the step
+            raise KeyboardInterrupt(signum)  # the second signal does not wait for the step
         self.signum = signum
 
     def stopping(self) -> bool:
