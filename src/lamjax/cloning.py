@@ -20,7 +20,7 @@ from lamjax.models.impala import ImpalaConfig
 from lamjax.models.policy import LatentPolicy
 from lamjax.models.trunk import TrunkConfig
 from lamjax.optim import grads_as, unpack_groups
-from lamjax.preprocess import ObsStats, normalise_obs
+from lamjax.preprocess import ObsStats, check_images, normalise_obs
 from lamjax.schedules import Lengths, check_lengths, warmup_linear
 
 
@@ -141,6 +141,7 @@ def train_step(
     """
     check_lengths(state.config.steps, lengths)
     chex.assert_shape(latents, (obs.shape[0], state.latent_dim))
+    check_images(obs, state.obs_stats, 4)
     latents = jax.lax.stop_gradient(latents)
 
     def loss_fn(params: Any) -> jax.Array:
@@ -162,5 +163,6 @@ def train_step(
 
 def predict_latents(state: CloningState, obs: jax.Array) -> jax.Array:
     """The policy's latent actions at observations ``[B, *obs_shape]``: float32 ``[B, Z]``."""
+    check_images(obs, state.obs_stats, 4)
     inputs = normalise_obs(obs, state.obs_stats)
     return _policy(state.config, state.latent_dim).apply({"params": state.params}, inputs)[0]

@@ -32,7 +32,7 @@ from lamjax.models.quantizer import Codebooks, QuantizerConfig
 from lamjax.models.trunk import TrunkConfig
 from lamjax.models.unet import UNetConfig
 from lamjax.optim import grads_as, unpack_groups
-from lamjax.preprocess import Cleaning, ObsStats, clean, normalise_obs
+from lamjax.preprocess import Cleaning, ObsStats, check_images, clean, normalise_obs
 from lamjax.schedules import Lengths, check_lengths, warmup_linear
 from lamjax.spaces import ActionSpace, as_space
 
@@ -365,6 +365,7 @@ def loss_fn(
             windows = shift_windows(keys, windows, config.augment_pixels)
         return normalise_obs(windows, state.obs_stats)
 
+    check_images(windows, state.obs_stats, 5)
     windows = clean_frames(config, windows)
     frames = normalise_obs(windows, state.obs_stats)
     idm_input = augmented(windows, _AUGMENT)
@@ -425,7 +426,7 @@ def train_step(
       weighted) and ``action_accuracy``, or of continuous actions ``action_mse``.
 
     Raises:
-      ValueError: if there are labels and the state has no action head.
+      ValueError: if there are labels and the state has no action head, or images that are not uint8 and no statistics.
     """
     config = state.config
     check_lengths(config.steps, lengths)
@@ -461,6 +462,7 @@ def train_step(
 def infer_latents(state: DynamicsState, windows: jax.Array) -> Latents:
     """The latent actions of windows ``[B, k + 2, *S, C]`` (see `loss_fn`), in evaluation mode."""
     chex.assert_rank(windows, {3, 5})
+    check_images(windows, state.obs_stats, 5)
     frames = normalise_obs(clean_frames(state.config, windows), state.obs_stats)
     return _infer(state.params, state.codebooks, frames, state.config)
 
@@ -494,9 +496,10 @@ def evaluate(state: DynamicsState, windows: jax.Array) -> dict[str, jax.Array]:
     Returns:
       ``fdm_mse`` and ``copy_last_mse`` float32 ``[]``, and ``code_counts`` float32 ``[N, M]``.
     """
+    check_images(windows, state.obs_stats, 5)
     frames = normalise_obs(clean_frames(state.config, windows), state.obs_stats)
     state = state.replace(obs_stats=None)  # the frames are normalised already
-    latents = infer_latents(state, frames)
+    latents = _infer(state.params, state.codebooks, frames, state.config)
     prediction = predict_next(state, frames[:, :-1], latents.quantized)
     last, target = frames[:, -2], frames[:, -1]
     return {
@@ -512,7 +515,9 @@ def evaluate_swapped(state: DynamicsState, windows: jax.Array) -> jax.Array:
     Each window gets the latent of the window half a batch away. If the error is no larger than `evaluate`'s, the
     forward model ignores the latents.
     """
+    check_images(windows, state.obs_stats, 5)
     frames = normalise_obs(clean_frames(state.config, windows), state.obs_stats)
     state = state.replace(obs_stats=None)  # the frames are normalised already
-    latents = jnp.roll(infer_latents(state, frames).quantized, len(windows) // 2, axis=0)
+    latents = _infer(state.params, state.codebooks, frames, state.config)
+    latents = jnp.roll(latents.quantized, len(windows) // 2, axis=0)
     return jnp.mean(jnp.square(predict_next(state, frames[:, :-1], latents) - frames[:, -1]))
