@@ -99,11 +99,13 @@ def record(args: Record) -> None:
 
     from lamjax import pipeline
     from lamjax.pipeline import evaluation
+    from lamjax.pipeline.checks import check_policy
     from lamjax.pipeline.record import record, recording_name
 
     config = args.config
-    space = evaluation.make_env(args.env, config.num_envs, RunConfig(record=config)).action_space
-    source = pipeline.find_source(args.env, args.policy, args.runs, space)
+    env = evaluation.make_env(args.env, config.num_envs, RunConfig(record=config))
+    source = pipeline.find_source(args.env, args.policy, args.runs, env.action_space)
+    check_policy(env, source)
     label = args.policy if source.kind != "checkpoint" else f"checkpoint-{source.digest}"
     path = args.out or args.data / args.env / recording_name(label, config, args.seed)
     record(path, args.env, source, config, jax.random.key(args.seed))
@@ -136,11 +138,13 @@ def evaluate(args: Eval) -> None:
 
     from lamjax import pipeline
     from lamjax.pipeline import evaluation
+    from lamjax.pipeline.checks import check_policy
     from lamjax.training.run_folder import finite
 
     config = RunConfig(record=RecordConfig(**dataclasses.asdict(args.config)))
-    space = evaluation.make_env(args.env, args.config.num_envs, config).action_space
-    source = pipeline.find_source(args.env, args.checkpoint, args.runs, space)
+    env = evaluation.make_env(args.env, args.config.num_envs, config)
+    source = pipeline.find_source(args.env, args.checkpoint, args.runs, env.action_space)
+    check_policy(env, source)
     returns, lengths = evaluation.play(
         args.env,
         config,

@@ -22,7 +22,7 @@ from lamjax.pipeline.windows import TrainingFrames
 from lamjax.preprocess import ObsStats
 from lamjax.spaces import ActionSpace
 from lamjax.training import driver
-from lamjax.training.run_folder import Run, RunError, timed
+from lamjax.training.run_folder import Run, timed
 from lamjax.training.steps import labelled_step
 
 LABEL_SEEDS = 100_003  # between the seeds of two draws of labels: runs of neighbouring seeds share none
@@ -94,8 +94,6 @@ def offline_stage(
     with timed() as seconds:
         available = len(store.starts("train", model.config.window))
         counts = offline.label_counts(config, available)
-        if not counts:
-            raise RunError(f"The store has {available} labelled windows, fewer than any of --offline.labels.")
         partial = run.summary.setdefault("partial", {}).setdefault("decode_offline", {"by_seed": {}})
         by_seed: dict[str, list[list[float]]] = partial["by_seed"]
         labelled = functools.lru_cache(1)(lambda draw: draw_labels(run, store, model, policy, counts[-1], draw))
