@@ -134,7 +134,7 @@ class Pairs:
     def init(cls, capacity: int, latent_dim: int, space: ActionSpace) -> "Pairs":
         """An empty ring."""
         return cls(
-            jnp.zeros((capacity, latent_dim)),
+            jnp.zeros((capacity, latent_dim), jnp.float32),
             jnp.zeros((capacity, *space.shape), space.dtype),
             jnp.zeros(capacity, jnp.bool_),
             jnp.zeros((), jnp.int32),
@@ -258,7 +258,7 @@ def fit_decoder(key: jax.Array, pairs: Pairs, agent: HybridAgent, config: Decode
         return index + 1, optax.apply_updates(params, updates), opt_state, score
 
     steps = config.epochs * jnp.minimum(pairs.written, capacity) // batch
-    carry = (jnp.zeros((), jnp.int32), params, tx.init(params), jnp.zeros(()))
+    carry = (jnp.zeros((), jnp.int32), params, tx.init(params), jnp.zeros((), jnp.float32))
     _, params, _, score = jax.lax.while_loop(lambda c: c[0] < steps, step, carry)
     return params, score
 
