@@ -84,6 +84,8 @@ def test_stages_without_labels_or_updates_are_refused():
         RunConfig(offline=offline)
     with pytest.raises(ValueError, match=r"total_frames \(100\) must hold an update"):
         PPOConfig(total_frames=100)
+    with pytest.raises(ValueError, match="must leave at least 2 of num_envs \\* num_steps = 8 transitions to each"):
+        PPOConfig(num_envs=4, num_steps=2, num_minibatches=8)
     with pytest.raises(ValueError, match="hidden must not be empty"):
         MLPConfig(hidden=())
     for points in ((), ((0.5, 1e-3), (0.1, 1e-3)), ((0.0, 1e-3), (2.0, 1e-3))):

@@ -202,6 +202,7 @@ class Shown:
         pytest.param(np.full((2, 3, 1), 0.5, np.float32), (0, 2), np.float32(0.5), id="other images"),
         pytest.param(np.full((2, 3, 1), 7, np.int32), (0, 255), np.uint8(7), id="pixels as integers"),
         pytest.param(np.full((2, 3, 1), 254.6, np.float32), (0, 255), np.uint8(255), id="pixels as floats"),
+        pytest.param(np.full((2, 3, 1), 1.2, np.float32), (0, 1), np.uint8(255), id="beyond their bounds"),
         pytest.param(np.full((4,), 0.5, np.float32), (0, 1), np.float32(0.5), id="vectors"),
         pytest.param(np.full((4,), 3, np.int32), (0, 9), np.float32(3), id="vectors of integers"),
     ],

@@ -63,7 +63,8 @@ class Gymnax:
 
     def _show(self, obs: jax.Array) -> jax.Array:
         if self._pixel_scale:
-            return jnp.round(self._pixel_scale * obs.astype(jnp.float32)).astype(jnp.uint8)
+            # Environments leave their own bounds by a little, and a cast would wrap.
+            return jnp.clip(jnp.round(self._pixel_scale * obs.astype(jnp.float32)), 0, 255).astype(jnp.uint8)
         return obs if obs.dtype == jnp.uint8 else obs.astype(jnp.float32)
 
     def reset(self, key: jax.Array, params: Any = None):

@@ -59,6 +59,11 @@ class PPOConfig:
         for group, points in self.learning_rates:
             check_schedule(f"ppo.learning_rates of {group!r}", points)
         batch = self.num_envs * self.num_steps
+        if batch < 2 * self.num_minibatches:
+            raise ValueError(
+                f"num_minibatches ({self.num_minibatches}) must leave at least 2 of num_envs * num_steps = {batch} "
+                "transitions to each: the advantages of one cannot be normalised."
+            )
         if self.total_frames < batch:
             raise ValueError(
                 f"ppo.total_frames ({self.total_frames}) must hold an update, num_envs * num_steps = {batch} frames."
