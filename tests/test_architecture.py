@@ -7,6 +7,7 @@ import lamjax
 
 ROOT = Path(lamjax.__file__).parent
 LAYERS = (
+    "checks",
     "parallel optim schedules spaces preprocess statistics archives linear",
     "models training acting",
     "envs dynamics cloning",

@@ -153,11 +153,20 @@ def test_changes_are_what_the_inverse_model_sees(state, windows):
     """Frames whose own values are the changes of others give the same latents."""
     changes = state.replace(config=dataclasses.replace(CONFIG, idm_input="changes"))
     frames = np.array(windows[:2], np.float32) / 255 - 0.5
+    state = state.replace(obs_stats={"mean": jnp.zeros(()), "scale": jnp.ones(())})  # the frames are standardised
     by_hand = np.stack([frames[:, 1] - frames[:, 0], frames[:, 1], frames[:, 2] - frames[:, 1]], 1)
     np.testing.assert_allclose(
         infer(changes, windows[:2]).continuous, infer(state, jnp.asarray(by_hand)).continuous, rtol=1e-4, atol=1e-5
     )
     assert not np.allclose(infer(changes, windows[:2]).continuous, infer(state, windows[:2]).continuous, atol=1e-3)
+
+
+@pytest.mark.parametrize("dtype", [np.int32, np.float32, np.int8, bool])
+def test_frames_of_another_type_do_not_pass_for_standardised_ones(tiny, windows, dtype):
+    frames = np.asarray(windows[:2]).astype(dtype)
+    for step in (dynamics.train_step, dynamics.infer_latents, dynamics.evaluate, dynamics.evaluate_swapped):
+        with pytest.raises(ValueError, match="convert pixels in \\[0, 255\\] to uint8, or give `init` the obs_stats"):
+            jax.eval_shape(step, tiny, frames)
 
 
 # Augmentation

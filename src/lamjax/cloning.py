@@ -15,11 +15,12 @@ import optax
 from flax import struct
 
 from lamjax import parallel
+from lamjax.checks import check_fields
 from lamjax.models.impala import ImpalaConfig
 from lamjax.models.policy import LatentPolicy
 from lamjax.models.trunk import TrunkConfig
 from lamjax.optim import grads_as, unpack_groups
-from lamjax.preprocess import ObsStats, normalise_obs
+from lamjax.preprocess import ObsStats, check_images, normalise_obs
 from lamjax.schedules import Lengths, check_lengths, warmup_linear
 
 
@@ -45,6 +46,15 @@ class CloningConfig:
     weight_decay: float = 0.01
     trunk: TrunkConfig = ImpalaConfig()
     dtype: Literal["float32", "bfloat16"] = "float32"
+
+    def __post_init__(self):
+        check_fields(
+            self,
+            "cloning",
+            at_least_1=("batch_size",),
+            at_least_0=("steps", "warmup_steps"),
+            finite=("learning_rate", "weight_decay"),
+        )
 
     @property
     def lengths(self) -> tuple[int, int]:
@@ -131,6 +141,7 @@ def train_step(
     """
     check_lengths(state.config.steps, lengths)
     chex.assert_shape(latents, (obs.shape[0], state.latent_dim))
+    check_images(obs, state.obs_stats, 4)
     latents = jax.lax.stop_gradient(latents)
 
     def loss_fn(params: Any) -> jax.Array:
@@ -152,5 +163,6 @@ def train_step(
 
 def predict_latents(state: CloningState, obs: jax.Array) -> jax.Array:
     """The policy's latent actions at observations ``[B, *obs_shape]``: float32 ``[B, Z]``."""
+    check_images(obs, state.obs_stats, 4)
     inputs = normalise_obs(obs, state.obs_stats)
     return _policy(state.config, state.latent_dim).apply({"params": state.params}, inputs)[0]

@@ -5,6 +5,7 @@ from typing import Literal
 
 import jax.numpy as jnp
 
+from lamjax.checks import check_fields
 from lamjax.cloning import CloningConfig
 from lamjax.decoding.offline import OfflineConfig
 from lamjax.decoding.online import OnlineConfig
@@ -40,6 +41,7 @@ class PlayConfig:
     distractor_strength: float = 0.1
 
     def __post_init__(self):
+        check_fields(self, "record", at_least_1=("num_envs",), at_least_0=("num_levels", "start_level"))
         check_distractor(self.distractor, self.distractor_strength)
 
 
@@ -57,8 +59,7 @@ class RecordConfig(PlayConfig):
 
     def __post_init__(self):
         super().__post_init__()
-        if not 0 <= self.random_share <= 1:
-            raise ValueError(f"random_share must be a probability, between 0 and 1, not {self.random_share}.")
+        check_fields(self, "record", at_least_1=("frames",), shares=("random_share",))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,11 +81,13 @@ class InformationConfig:
     learning_rate: float = 5e-4
 
     def __post_init__(self):
-        if self.frames < 0:
-            raise ValueError(f"analysis.information.frames must not be negative, not {self.frames}.")
-        for name in ("num_envs", "steps", "batch_size"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"analysis.information.{name} must be at least 1, not {getattr(self, name)}.")
+        check_fields(
+            self,
+            "analysis.information",
+            at_least_1=("num_envs", "steps", "batch_size"),
+            at_least_0=("frames",),
+            finite=("learning_rate",),
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,6 +110,9 @@ class AnalysisConfig:
     mask_probes: bool = True
     information: InformationConfig = InformationConfig()
 
+    def __post_init__(self):
+        check_fields(self, "analysis", at_least_1=("probe_train", "probe_test", "eval_every"))
+
 
 @dataclasses.dataclass(frozen=True)
 class ScratchConfig:
@@ -121,6 +127,9 @@ class ScratchConfig:
     trunk: TrunkConfig = ImpalaConfig()
     ppo: PPOConfig = PPOConfig()
     dtype: Literal["float32", "bfloat16"] = "float32"
+
+    def __post_init__(self):
+        check_fields(self, "scratch")
 
     def agent(self, space: ActionSpace) -> ActorCriticAgent:
         """What is trained, with these actions."""
@@ -148,10 +157,12 @@ class NamedConfig:
     ppo: PPOConfig = PPOConfig(learning_rates=CLONED_RATES)
 
     def __post_init__(self):
-        if not 0 <= self.frames < self.ppo.total_frames:
+        check_fields(self, "named", at_least_0=("frames",))
+        update = self.ppo.num_envs * self.ppo.num_steps
+        if self.frames and self.ppo.total_frames - self.frames < update:
             raise ValueError(
                 f"named.frames ({self.frames}) must be fewer than the frames that PPO shares with it "
-                f"(named.ppo.total_frames, {self.ppo.total_frames})."
+                f"(named.ppo.total_frames, {self.ppo.total_frames}), by an update ({update}) at least."
             )
 
     @property
@@ -213,13 +224,16 @@ class RunConfig:
     train_expert: bool = False
 
     def __post_init__(self):
-        counts = {name: getattr(self, name) for name in ("eval_episodes", "log_every", "max_in_flight")}
-        counts |= {"analysis.eval_every": self.analysis.eval_every}
-        counts |= {"dynamics.steps": self.dynamics.steps, "cloning.steps": self.cloning.steps}
-        for name, count in counts.items():
-            if count < 1:
-                raise ValueError(f"{name} must be at least 1, not {count}.")
-        if self.ring_frames < 0:
-            raise ValueError(f"ring_frames must not be negative, not {self.ring_frames}.")
+        check_fields(
+            self,
+            seeds=("seed",),
+            at_least_1=("eval_episodes", "log_every", "max_in_flight"),
+            at_least_0=("checkpoint_every", "ring_frames"),
+        )
+        for name, stage in (("dynamics", self.dynamics), ("cloning", self.cloning)):
+            if not stage.steps:  # only `program` has none
+                raise ValueError(f"{name}.steps must be at least 1, not 0.")
+        if not (self.offline.labels or self.offline.label_shares):
+            raise ValueError("offline.labels and offline.label_shares are both empty: give a number of labels.")
         if self.eval_episodes % min(64, self.eval_episodes):
             raise ValueError(f"eval_episodes ({self.eval_episodes}) must be a multiple of 64, or less.")

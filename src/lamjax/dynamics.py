@@ -22,6 +22,7 @@ import optax
 from flax import struct
 
 from lamjax import parallel
+from lamjax.checks import check_fields
 from lamjax.models import quantizer
 from lamjax.models.fdm import FDMConfig, make_fdm
 from lamjax.models.idm import IDM
@@ -31,7 +32,17 @@ from lamjax.models.quantizer import Codebooks, QuantizerConfig
 from lamjax.models.trunk import TrunkConfig
 from lamjax.models.unet import UNetConfig
 from lamjax.optim import grads_as, unpack_groups
-from lamjax.preprocess import Cleaning, ObsStats, clean, cut_squares, join_tiles, moving_squares, normalise_obs, tiles
+from lamjax.preprocess import (
+    Cleaning,
+    ObsStats,
+    check_images,
+    clean,
+    cut_squares,
+    join_tiles,
+    moving_squares,
+    normalise_obs,
+    tiles,
+)
 from lamjax.schedules import Lengths, check_lengths, warmup_linear
 from lamjax.spaces import ActionSpace, as_space
 
@@ -108,24 +119,20 @@ class DynamicsConfig:
     dtype: Literal["float32", "bfloat16"] = "float32"
 
     def __post_init__(self):
-        if self.context < 0:
-            raise ValueError(f"dynamics.context must not be negative, not {self.context}.")
-        if self.augment_pixels < 1:
-            raise ValueError(f"dynamics.augment_pixels must be at least 1, not {self.augment_pixels}.")
-        if self.focus < 0 or self.focus % 4:
+        check_fields(
+            self,
+            "dynamics",
+            at_least_1=("batch_size", "augment_pixels", "labelled_batch"),
+            at_least_0=("steps", "warmup_steps", "context", "focus", "focus_jitter"),
+            above_0=("max_grad_norm",),
+            finite=("learning_rate", "weight_decay", "decorrelation", "action_weight"),
+        )
+        if self.focus % 4:
             raise ValueError(f"dynamics.focus must be a multiple of 4 pixels, or 0 for whole frames, not {self.focus}.")
-        if self.focus_jitter < 0:
-            raise ValueError(f"dynamics.focus_jitter must not be negative, not {self.focus_jitter}.")
-        if not 0 <= self.decorrelation < float("inf"):
-            raise ValueError(f"dynamics.decorrelation must not be negative or infinite, not {self.decorrelation}.")
-        if not 0 <= self.action_weight < float("inf"):
-            raise ValueError(f"dynamics.action_weight must not be negative or infinite, not {self.action_weight}.")
         if not self.labelled > 0 or (self.labelled > 1 and self.labelled != int(self.labelled)):
             raise ValueError(
                 f"dynamics.labelled must be a share between 0 and 1, or a whole number of windows, not {self.labelled}."
             )
-        if self.labelled_batch < 1:
-            raise ValueError(f"dynamics.labelled_batch must be at least 1, not {self.labelled_batch}.")
 
     @property
     def lengths(self) -> tuple[int, int]:
@@ -433,6 +440,7 @@ def loss_fn(
             windows = shift_windows(keys, windows, config.augment_pixels)
         return normalise_obs(windows, state.obs_stats)
 
+    check_images(windows, state.obs_stats, 5)
     windows = clean_frames(config, windows)
     frames = normalise_obs(windows, state.obs_stats)
     idm_input = augmented(windows, _AUGMENT)
@@ -498,7 +506,7 @@ def train_step(
       ``action_mse``.
 
     Raises:
-      ValueError: if there are labels and the state has no action head.
+      ValueError: if there are labels and the state has no action head, or images that are not uint8 and no statistics.
     """
     config = state.config
     check_lengths(config.steps, lengths)
@@ -534,6 +542,7 @@ def train_step(
 def infer_latents(state: DynamicsState, windows: jax.Array) -> Latents:
     """The latent actions of windows ``[B, k + 2, *S, C]`` (see `loss_fn`), in evaluation mode."""
     chex.assert_rank(windows, {3, 5})
+    check_images(windows, state.obs_stats, 5)
     frames = normalise_obs(clean_frames(state.config, windows), state.obs_stats)
     return _infer(state.params, state.codebooks, frames, state.config)
 
@@ -577,9 +586,10 @@ def evaluate(state: DynamicsState, windows: jax.Array) -> dict[str, jax.Array]:
     Returns:
       ``fdm_mse`` and ``copy_last_mse`` float32 ``[]``, and ``code_counts`` float32 ``[N, M]``.
     """
+    check_images(windows, state.obs_stats, 5)
     frames = normalise_obs(clean_frames(state.config, windows), state.obs_stats)
     state = state.replace(obs_stats=None)  # the frames are normalised already
-    latents = infer_latents(state, frames)
+    latents = _infer(state.params, state.codebooks, frames, state.config)
     frames = forward_squares(state.config, frames, 0)
     prediction = _predict(state, frames[:, :-1], latents.quantized)
     last, target = frames[:, -2], frames[:, -1]
@@ -596,8 +606,10 @@ def evaluate_swapped(state: DynamicsState, windows: jax.Array) -> jax.Array:
     Each window gets the latent of the window half a batch away. If the error is no larger than `evaluate`'s, the
     forward model ignores the latents.
     """
+    check_images(windows, state.obs_stats, 5)
     frames = normalise_obs(clean_frames(state.config, windows), state.obs_stats)
     state = state.replace(obs_stats=None)  # the frames are normalised already
-    latents = jnp.roll(infer_latents(state, frames).quantized, len(windows) // 2, axis=0)
+    latents = _infer(state.params, state.codebooks, frames, state.config)
+    latents = jnp.roll(latents.quantized, len(windows) // 2, axis=0)
     frames = forward_squares(state.config, frames, 0)
     return jnp.mean(jnp.square(_predict(state, frames[:, :-1], latents) - frames[:, -1]))

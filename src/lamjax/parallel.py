@@ -25,8 +25,19 @@ T = TypeVar("T")
 
 
 def devices() -> tuple[jax.Device, ...]:
-    """The devices that training uses: all devices of all hosts."""
-    return tuple(jax.devices())
+    """The devices that training uses: all devices of all hosts.
+
+    Raises:
+      ValueError: if JAX cannot use the platform that it was told to.
+    """
+    try:
+        return tuple(jax.devices())
+    except (RuntimeError, AssertionError) as error:  # without a plugin for CUDA, JAX asserts and says nothing
+        reason = str(error).partition("\n")[0]
+        raise ValueError(
+            f"JAX finds no device of JAX_PLATFORMS={jax.config.jax_platforms}{reason and f' ({reason})'}: "
+            "unset it, or install the JAX of that platform."
+        ) from error
 
 
 def share(count: int, devices: Sequence[jax.Device], name: str) -> int:

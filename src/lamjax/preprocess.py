@@ -32,10 +32,33 @@ def obs_stats(obs: np.ndarray) -> ObsStats:
     return {"mean": jnp.asarray(mean, jnp.float32), "scale": jnp.asarray(scale, jnp.float32)}
 
 
+_NOT_PIXELS = (
+    "Observations are {dtype} and nothing says how to standardise them: convert pixels in [0, 255] to uint8, or give "
+    "`init` the obs_stats of lamjax.preprocess."
+)
+
+
+def check_images(obs: jax.Array, stats: ObsStats, rank: int) -> None:
+    """Raises `ValueError` if images, arrays of this rank, are neither uint8 pixels nor can be standardised.
+
+    Floats may be pixels in [0, 255] as well as in [0, 1], and inside ``jit`` nobody sees which.
+    """
+    if len(obs.shape) == rank and obs.dtype != jnp.uint8 and stats is None:
+        raise ValueError(_NOT_PIXELS.format(dtype=obs.dtype))
+
+
 def normalise_obs(obs: jax.Array, stats: ObsStats = None) -> jax.Array:
-    """uint8 pixels in [0, 255] to float32 in [-0.5, 0.5]; other observations to float32, standardised by `stats`."""
+    """uint8 pixels in [0, 255] to float32 in [-0.5, 0.5]; other observations to float32, standardised by `stats`.
+
+    Without `stats`, floats stay as they are: they are standardised already.
+
+    Raises:
+      ValueError: if observations are integers of another type and there are no `stats`.
+    """
     if obs.dtype == jnp.uint8:
         return obs.astype(jnp.float32) / 255.0 - 0.5
+    if stats is None and not jnp.issubdtype(obs.dtype, jnp.floating):
+        raise ValueError(_NOT_PIXELS.format(dtype=obs.dtype))
     obs = obs.astype(jnp.float32)
     if stats is None:
         return obs

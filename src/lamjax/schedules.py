@@ -17,6 +17,15 @@ def check_lengths(steps: int, lengths: Lengths | None) -> None:
         raise ValueError("These settings have no lengths (`program`): give the step `lengths`, or a config with steps.")
 
 
+def check_schedule(name: str, points: Schedule) -> None:
+    """Raises `ValueError`, which calls the schedule `name`, unless its points are in order and its rates are rates."""
+    places, rates = [place for place, _ in points], [rate for _, rate in points]
+    if not points or places != sorted(places) or not 0 <= places[0] <= places[-1] <= 1:
+        raise ValueError(f"{name} must hold points in order of their fraction of training, from 0 to 1, not {points}.")
+    if not all(0 <= rate < float("inf") for rate in rates):
+        raise ValueError(f"{name} must hold rates that are not negative or infinite, not {rates}.")
+
+
 def warmup_linear(
     peak: float, start: float, end: float, warmup_steps: int | jax.Array, steps: int | jax.Array
 ) -> optax.Schedule:

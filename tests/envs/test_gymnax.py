@@ -188,6 +188,10 @@ class Shown:
     def reset(self, key, params):
         return jnp.asarray(self.obs), jnp.zeros(())
 
+    def step(self, key, state, action, params):
+        obs, ends = jnp.asarray(self.obs), jnp.zeros((), bool)
+        return obs, state, jnp.zeros(()), ends, ends, {"final_observation": obs}
+
 
 @pytest.mark.parametrize(
     ("obs", "bounds", "expected"),
@@ -196,6 +200,9 @@ class Shown:
         pytest.param(np.full((2, 3, 1), 0.5, np.float32), (0, 1), np.uint8(128), id="unit images"),
         pytest.param(np.full((2, 3, 1), 7, np.uint8), (0, 1), np.uint8(7), id="pixels"),
         pytest.param(np.full((2, 3, 1), 0.5, np.float32), (0, 2), np.float32(0.5), id="other images"),
+        pytest.param(np.full((2, 3, 1), 7, np.int32), (0, 255), np.uint8(7), id="pixels as integers"),
+        pytest.param(np.full((2, 3, 1), 254.6, np.float32), (0, 255), np.uint8(255), id="pixels as floats"),
+        pytest.param(np.full((2, 3, 1), 1.2, np.float32), (0, 1), np.uint8(255), id="beyond their bounds"),
         pytest.param(np.full((4,), 0.5, np.float32), (0, 1), np.float32(0.5), id="vectors"),
         pytest.param(np.full((4,), 3, np.int32), (0, 9), np.float32(3), id="vectors of integers"),
     ],
@@ -229,3 +236,91 @@ def test_batches_of_one_environment_are_equal_and_compile_once():
     others = (Gymnax(toy, 3, params=params), Gymnax(Counter([3]), 2, params=params))
     others += (Gymnax(toy, 2, params=Counter([4]).default_params), Gymnax(toy, 2, params=params, name="another"))
     assert all(first != other for other in others)
+
+
+# Interfaces
+
+
+class Five(Counter):
+    """`Counter` with the five values of older gymnax."""
+
+    name = "five"
+
+    def step(self, key, state, action, params):
+        obs, state, reward, terminated, truncated, _ = super().step(key, state, action, params)
+        return obs, state, reward, terminated | truncated, {"discount": jnp.ones(())}
+
+
+def test_five_values_become_six():
+    five, six = Gymnax(Five([3, 2], [False, True]), 2), Gymnax(Counter([3, 2], [False, True]), 2)
+    key, steps = jax.random.key(0), (jax.random.split(jax.random.key(1), 6), np.ones((6, 2), np.int32))
+    (obs, state), (first, begun) = five.reset(key), six.reset(key)
+    np.testing.assert_array_equal(obs, first)
+    _, (obs_t, reward, terminated, truncated, info) = jax.device_get(play(five, state, *steps))
+    _, (same, same_reward, ended, cut, _) = jax.device_get(play(six, begun, *steps))
+    np.testing.assert_array_equal(obs_t, same)
+    np.testing.assert_array_equal(reward, same_reward)
+    # A time-out is an end like any other, and the observation before it stands for the last one.
+    np.testing.assert_array_equal(terminated, ended | cut)
+    assert cut.any() and not truncated.any() and not info["final_is_exact"].any()
+    np.testing.assert_array_equal(info["final_observation"], np.concatenate([np.asarray(obs)[None], obs_t[:-1]]))
+    saved = five.get_state(state)
+    jax.tree.map(np.testing.assert_array_equal, five.set_state(saved), state)
+
+
+def altered(**changes):
+    """A `Counter` with other methods."""
+    toy = Counter([3])
+    for name, change in changes.items():
+        setattr(toy, name, change)
+    return toy
+
+
+def step_with(change):
+    """A `Counter` whose step returns other values."""
+    return altered(step=lambda *args: change(*Counter.step(Counter([3]), *args)))
+
+
+def space(**fields):
+    """A `Counter` with another action space."""
+    return altered(action_space=lambda params: SimpleNamespace(**fields))
+
+
+@pytest.mark.parametrize(
+    ("toy", "message"),
+    [
+        (space(n=2, shape=(2,)), r"takes actions of shape \(2,\): make them discrete"),  # MultiBinary
+        (space(shape=(2,), nvec=np.array([2, 3])), r"takes actions of shape \(2,\)"),  # MultiDiscrete
+        (space(n=0), "has 0 actions"),
+        (space(n=1), "has 1 actions: there is nothing to infer"),
+        (space(n=3, start=1), "counts its actions from 1"),
+        (altered(action_space=None), "has no action_space"),
+        (altered(reset=lambda key, params: {"a": 0}), "reset must return an observation and a state"),
+        (
+            altered(reset=lambda key, params: ({"a": jnp.zeros(2), "b": 0}, 0)),
+            "shows a dict of a, b as an observation: join",
+        ),
+        (altered(reset=lambda key, params: ((jnp.zeros(2), 0), 0)), "shows a tuple as an observation"),
+        (altered(reset=lambda key, params: (jnp.zeros((3, 64, 64)), 0)), "which have the channels first"),
+        (altered(reset=lambda key, params: (jnp.zeros((0,)), 0)), "make them numbers, at least one"),
+        (altered(reset=lambda key, params: (key, 0)), "make them numbers"),
+        (altered(reset=lambda key, params: (np.random.default_rng(key), 0)), "JAX cannot trace reset"),
+        (step_with(lambda obs, state, *_: (obs, state)), "step must return six values"),
+        (step_with(lambda o, s, r, a, b, info: (o, s, r, a, b, {})), 'has no "final_observation": add'),
+        (step_with(lambda o, s, r, a, b, info: (o[:2], s, r, a, b, info)), "the observation that step returns is"),
+        (step_with(lambda o, s, r, a, b, info: (o, (s, 0), r, a, b, info)), "the state that step returns has another"),
+        (
+            step_with(lambda o, s, r, a, b, info: (o, s.replace(time=1.0), r, a, b, info)),
+            r"step returns \(.time\) is float",
+        ),
+        (
+            step_with(lambda o, s, r, a, b, info: (o, s, jnp.ones(2), a, b, info)),
+            "the reward of a step must be one number",
+        ),
+        (step_with(lambda o, s, r, a, b, info: (o, s, r, jnp.zeros(2), info)), "the done of a step must be one number"),
+    ],
+)
+def test_environments_that_cannot_work_are_refused_with_a_remedy(toy, message):
+    with pytest.raises(ValueError, match=message):
+        envs.register(toy, name="odd")
+    assert "odd" not in envs.env_names()

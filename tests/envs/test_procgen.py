@@ -388,11 +388,23 @@ def test_without_procgen_one_sentence_names_the_extra(monkeypatch):
         ({"num_envs": 2, "groups": 3}, "groups must be 1 or 2, not 3"),
         ({"num_envs": 5, "groups": 2}, "5 environments do not split into two groups: make their number even"),
         ({"num_envs": 2, "distribution_mode": "medium"}, "distribution_mode must be one of .* not 'medium'"),
+        ({"num_envs": 2, "distribution_mode": "memory"}, "no distribution_mode 'memory': .* easy, hard, exploration"),
+        ({"num_envs": 2, "start_level": 2**31}, r"must be at most 2\*\*31"),
+        ({"num_envs": 2, "num_levels": 2**31}, r"must be at most 2\*\*31"),
+        ({"num_envs": 2, "start_level": 2**31 - 9, "num_levels": 10}, r"must be at most 2\*\*31"),
+        ({"num_envs": 2, "num_threads": -1}, "num_threads must not be negative"),
     ],
 )
 def test_bad_arguments_are_refused(kwargs, message):
     with pytest.raises(ValueError, match=message):
         envs.make("coinrun", **kwargs)
+
+
+@pytest.mark.parametrize("levels", [(2**31 - 8, 8), (0, 2**31 - 1), (2**31 - 1, 1)])
+def test_the_last_levels_can_be_played(levels):
+    with contextlib.closing(envs.make("coinrun", 4, start_level=levels[0], num_levels=levels[1])) as env:
+        seeds = np.asarray(env.reset(jax.random.key(0))[1].level_seed, np.int64)
+    assert (seeds >= levels[0]).all() and (seeds < sum(levels)).all()
 
 
 def test_a_gym3_without_the_buffers_is_refused(monkeypatch):

@@ -97,6 +97,11 @@ def reinforcement():
 CASES = (images, labelled_vectors, latent_cloning, action_cloning, reinforcement)
 
 
+def x64():
+    """What ``JAX_ENABLE_X64=1`` switches on, inside a block; its name depends on JAX's version."""
+    return jax.enable_x64(True) if hasattr(jax, "enable_x64") else jax.experimental.enable_x64()
+
+
 def mesh():
     return Mesh(jax.local_devices()[:2], (AXIS,))
 
@@ -179,6 +184,21 @@ def test_steps_can_be_scanned_inside_shard_map(case):
     new, metrics = jax.eval_shape(sharded(scanned, batch), state, *batch)
     chex.assert_trees_all_equal_shapes_and_dtypes(new, state)
     assert {metric.shape for metric in metrics.values()} == {(2,)}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_states_keep_their_types_in_a_process_with_64_bits(case):
+    step, state, batch, _ = on_one_device(case)
+    with x64():
+        new, _ = jax.eval_shape(step, state, *batch)
+    chex.assert_trees_all_equal_shapes_and_dtypes(new, state)
+
+
+def test_states_begin_with_the_same_types_in_a_process_with_64_bits():
+    begin = functools.partial(dynamics.init, KEY, IMAGES, (4, 4, 3))
+    narrow = jax.eval_shape(begin)
+    with x64():
+        chex.assert_trees_all_equal_shapes_and_dtypes(jax.eval_shape(begin), narrow)
 
 
 @pytest.mark.parametrize("case", CASES)

@@ -1,3 +1,4 @@
+import dataclasses
 import functools
 
 import jax
@@ -12,6 +13,7 @@ from lamjax.models.impala import (
     ResidualBlock,
     depth_to_space,
     max_pool,
+    pad_to_multiple,
     space_to_depth,
 )
 from lamjax.models.mlp import MLPConfig, MLPTrunk
@@ -90,6 +92,20 @@ def test_gradient_of_max_pool_goes_to_the_first_of_the_largest():
 
 
 # Space to depth
+
+
+def test_images_are_padded_to_whole_blocks_by_their_edges():
+    x = jnp.arange(6.0).reshape(1, 2, 3, 1)
+    assert pad_to_multiple(x, 1) is x and pad_to_multiple(x[:, :, :2], 2).shape == (1, 2, 2, 1)
+    assert pad_to_multiple(x, 4)[0, :, :, 0].tolist() == [[0, 1, 2, 2], [0, 1, 2, 2], [3, 4, 5, 5], [3, 4, 5, 5]]
+
+
+@pytest.mark.parametrize("shape", [(84, 84, 3), (50, 37, 1), (128, 128, 4)], ids=str)
+def test_a_trunk_takes_images_of_every_size(shape):
+    trunk = ImpalaConfig(channels=(2, 3), strides=(2, 2), blocks=0, features=5, stem=4, pool=False)
+    for config in (trunk, dataclasses.replace(trunk, stem=1, pool=True)):
+        out, _ = jax.eval_shape(lambda c=config: Impala(c).init_with_output(jax.random.key(0), jnp.zeros((1, *shape))))
+        assert out.shape == (1, 5)
 
 
 def test_space_to_depth_by_hand():

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from lamjax.models.unet import UNet, UNetConfig
+from lamjax.presets import PRESETS
 from lamjax.training import driver
 
 SMALL = UNetConfig(channels=(4,), bottleneck=8)  # 4 x 4 images
@@ -146,18 +147,34 @@ def test_a_change_is_added_to_the_last_frame():
     np.testing.assert_allclose(out, frames[..., 3:] + np.float32([0.1, 0.2, -0.3]), atol=1e-6)
 
 
-@pytest.mark.parametrize(
-    ("config", "size", "message"),
-    [
-        (DEEP, 16, "A U-Net of 2 levels needs 8 x 8 images after its stem, not 16 x 16"),
-        (VARIANTS["stem"], 4, "A U-Net of 1 levels needs 4 x 4 images after its stem, not 2 x 2"),
-        (UNetConfig(), 32, "A U-Net of 5 levels needs 64 x 64 images after its stem, not 32 x 32"),
-    ],
-)
-def test_images_of_another_size_are_refused(config, size, message):
-    frames, latent = jnp.zeros((1, size, size, 6)), jnp.zeros((1, Z))
-    with pytest.raises(ValueError, match=message):
-        jax.eval_shape(UNet(config).init, jax.random.key(0), frames, latent)
+@pytest.mark.parametrize("config", [VARIANTS["stem"], VARIANTS["change, stem, bias"]], ids=["frame", "change"])
+def test_images_of_another_size_are_padded_and_the_prediction_cut(config):
+    frames, latent = inputs(config)
+    variables, apply, _ = compiled(config)
+    small = frames[:, 1:, 1:-1]  # 7 x 6
+    # One row below; one column on each side.
+    padded = np.pad(small, ((0, 0), (0, 1), (1, 1), (0, 0)), mode="edge")
+    assert padded.shape == frames.shape
+    out = apply(variables, small, latent)
+    assert out.shape == (*small.shape[:3], 3)
+    np.testing.assert_allclose(out, apply(variables, padded, latent)[:, :-1, 1:-1], atol=1e-6)
+
+
+@pytest.mark.parametrize("shape", [(84, 84, 3), (96, 96, 3), (50, 37, 3), (128, 128, 3), (64, 64, 1)], ids=str)
+@pytest.mark.parametrize("preset", ["cpu", "smoke"])
+def test_every_size_of_image_has_a_forward_model(preset, shape):
+    network = UNet(PRESETS[preset].dynamics.fdm, shape[-1])
+    frames, latent = jnp.zeros((1, *shape[:2], 2 * shape[-1])), jnp.zeros((1, Z))
+    out, _ = jax.eval_shape(lambda: network.init_with_output(jax.random.key(0), frames, latent))
+    assert out.shape == (1, *shape) and out.dtype == jnp.float32
+
+
+def test_the_bottleneck_sees_the_whole_last_level():
+    network = UNet(DEEP)
+    for (height, width), kernel in {(8, 8): (2, 2), (9, 8): (3, 2), (16, 4): (4, 1)}.items():
+        frames, latent = jnp.zeros((1, height, width, 6)), jnp.zeros((1, Z))
+        params = jax.eval_shape(network.init, jax.random.key(0), frames, latent)["params"]
+        assert params["bottleneck"]["conv"]["kernel"].shape[:2] == kernel
 
 
 def test_two_devices_compute_what_one_does_on_the_joined_batch():

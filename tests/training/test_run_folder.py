@@ -8,6 +8,7 @@ import re
 import signal
 import subprocess
 import sys
+from concurrent import futures
 
 import jax
 import jax.numpy as jnp
@@ -415,3 +416,17 @@ def test_flight_is_bounded(tmp_path, monkeypatch):
     train_toy(tmp_path / "run", 40, advance, log_every=1000, config=Config(max_in_flight=4))
     gaps = np.flatnonzero(np.diff(counts)) + 1
     assert len(waits) >= 9 and np.diff(gaps).max() <= 4
+
+
+def test_a_run_works_in_any_thread(tmp_path):
+    def in_thread():
+        with open_run(tmp_path / "run") as opened:
+            return opened.folder
+
+    before = signal.getsignal(signal.SIGINT)
+    with futures.ThreadPoolExecutor(1) as pool:
+        assert pool.submit(in_thread).result() == tmp_path / "run"
+    assert signal.getsignal(signal.SIGINT) is before
+    with open_run(tmp_path / "run"):  # its lock is free
+        assert signal.getsignal(signal.SIGINT) is not before
+    assert signal.getsignal(signal.SIGINT) is before

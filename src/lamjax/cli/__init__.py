@@ -1,8 +1,10 @@
 """The command line: ``lamjax <verb> --help``. Parses, calls the library, turns a user's mistakes into a sentence."""
 
 import dataclasses
+import io
 import logging
 import os
+import signal
 import sys
 from collections.abc import Callable
 from typing import Any, get_args
@@ -29,6 +31,7 @@ VERBS: dict[str, tuple[type, Callable[[Any], None]]] = {
     "linear": (linear.Linear, linear.run),
     "doctor": (doctor.Doctor, doctor.doctor),
 }
+WITHOUT_DEVICES = ("experts", "import-lapo", "import-parquet")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,6 +88,9 @@ def keep_compiled() -> None:
 def main(argv: list[str] | None = None) -> int:
     """Runs a verb; returns the exit code: 0, 2 for a user's mistake, 128 + n after signal n."""
     argv = sys.argv[1:] if argv is None else argv
+    for stream in (sys.stdout, sys.stderr):  # a terminal that cannot show a letter must not cost the result
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
     if not argv or argv[0] in ("-h", "--help"):
         print(_usage())
         return 0 if argv else 2
@@ -95,13 +101,15 @@ def main(argv: list[str] | None = None) -> int:
     if verb not in VERBS:
         print(f"lamjax: there is no verb {verb!r}: choose one of {', '.join(VERBS)}.", file=sys.stderr)
         return 2
-    logging.getLogger("absl").setLevel(logging.ERROR)  # orbax tells every step of every save
+    logging.getLogger("absl").setLevel(logging.CRITICAL)  # orbax tells every step of a save, and its errors twice
     from lamjax import parallel
     from lamjax.training.run_folder import InterruptedRunError
 
     try:
         if verb == "train" and not {"-h", "--help"} & set(rest):
             parallel.join_hosts("--distributed" in rest)  # options have defaults that look at the devices
+        if verb not in WITHOUT_DEVICES:
+            parallel.devices()  # raises an error that says what to do, if there is none
         args = parse(verb, rest)
         if verb in ("train", "expert"):
             keep_compiled()
@@ -109,12 +117,29 @@ def main(argv: list[str] | None = None) -> int:
     except InterruptedRunError as stop:
         print(f"lamjax: {stop}", file=sys.stderr)
         return 128 + stop.signum
-    except (ValueError, ImportError, OSError) as error:
-        if os.environ.get("LAMJAX_TRACEBACK"):
+    except KeyboardInterrupt as stop:
+        print("lamjax: stopped at once; the same command goes on from what was saved before", file=sys.stderr)
+        return 128 + (stop.args[0] if stop.args else signal.SIGINT)
+    except (ValueError, ImportError, OSError, RuntimeError) as error:
+        sentence = _sentence(error)
+        if sentence is None or os.environ.get("LAMJAX_TRACEBACK"):
             raise
-        sentence = error
-        if isinstance(error, OSError):
-            sentence = f"{error.strerror or error}: {error.filename or 'no file named'}"
         print(f"lamjax: {sentence}", file=sys.stderr)
         return 2
     return 0
+
+
+def _sentence(error: Exception) -> str | None:
+    """What to tell the user of an error, and what to do; None if it is no mistake of a user but a fault."""
+    from lamjax.training.disk import FULL
+
+    if isinstance(error, OSError):
+        if error.errno in FULL:
+            return f"The disk is full: free some space for {error.filename or 'the run'}, and start the command again."
+        return f"{error.strerror or error}: {error.filename or 'no file named'}"
+    if not isinstance(error, RuntimeError):
+        return str(error)
+    first = str(error).partition("\n")[0]
+    if "RESOURCE_EXHAUSTED" in first:
+        return f"The device has too little memory ({first}): lower batch sizes or numbers of environments."
+    return None

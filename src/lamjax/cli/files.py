@@ -5,7 +5,6 @@ import dataclasses
 import functools
 import os
 import shlex
-import signal
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import Any
 import tyro
 from tyro.conf import Positional
 
+from lamjax.checks import check_path_name
 from lamjax.cli.options import DATA, RUNS, Settings
 from lamjax.data.importers.common import Done
 from lamjax.data.importers.parquet import Columns
@@ -142,7 +142,7 @@ def import_lapo(args: ImportLapo) -> None:
     """`lamjax import-lapo`."""
     from lamjax.data.importers.lapo import import_lapo as write_store
 
-    env = args.env or _named(args.source).name
+    env = check_path_name("--env", args.env or _named(args.source).name, nested=True)
     out = args.out or args.data / env / "lapo"
     with _importing(out, f"importing {args.source}", "frame") as tell:
         options = {name: getattr(args, name) for name in ("done", "max_files", "skip_damaged")}
@@ -154,7 +154,7 @@ def import_parquet(args: ImportParquet) -> None:
     """`lamjax import-parquet`."""
     from lamjax.data.importers.parquet import import_parquet as write_store
 
-    env = args.env or _named(args.source).stem
+    env = check_path_name("--env", args.env or _named(args.source).stem, nested=True)
     out = args.out or args.data / env / "parquet"
     options = {name: getattr(args, name) for name in ("columns", "shape", "num_actions", "done", "skip_damaged")}
     with _importing(out, f"importing {args.source}", "row") as tell:
@@ -172,6 +172,7 @@ def _importing(out: Path, label: str, unit: str) -> Iterator[dict[str, Callable]
     """Gives an import its `progress`, `say` and `announce`; a signal stops it, and what is checkpointed stays."""
     from lamjax.training.logging import Progress
     from lamjax.training.run_folder import InterruptedRunError
+    from lamjax.training.signals import handled_by
 
     def stop(signum: int, _: Any) -> None:
         raise InterruptedRunError(signum)
@@ -184,13 +185,11 @@ def _importing(out: Path, label: str, unit: str) -> Iterator[dict[str, Callable]
         bar[0].to(position)
 
     out.parent.mkdir(parents=True, exist_ok=True)
-    handlers = {s: signal.signal(s, stop) for s in (signal.SIGTERM, signal.SIGINT)}
     try:
         tell = functools.partial(print, file=sys.stderr)
-        yield {"progress": progress, "say": tell, "announce": tell}
+        with handled_by(stop):
+            yield {"progress": progress, "say": tell, "announce": tell}
     finally:
-        for signum, handler in handlers.items():
-            signal.signal(signum, handler)
         for each in bar:
             each.close()
 
@@ -199,9 +198,10 @@ def import_torch(args: ImportTorch) -> None:
     """`lamjax import-torch`."""
     from lamjax import envs
     from lamjax.interop import torch_runs
+    from lamjax.training.run_folder import run_path
 
     envs.check_name(args.env)
-    folder = args.runs / args.env / args.name
+    folder = run_path(args.runs, args.env, args.name)
     imported = torch_runs.import_torch(args.source, folder, args.config)
     words = ["lamjax", "train", "--env", args.env, "--preset", args.preset, "--name", args.name]
     words += ["--runs", str(args.runs)] if args.runs != RUNS else []

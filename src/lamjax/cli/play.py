@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 from tyro.conf import arg
 
+from lamjax.checks import check_fields
 from lamjax.cli.options import DATA, RUNS, Dtype, Settings, typed_command
 from lamjax.config import PlayConfig, RecordConfig, RunConfig
 from lamjax.presets import PRESETS
@@ -102,15 +103,18 @@ class Experts:
 
 def record(args: Record) -> None:
     """`lamjax record`."""
+    check_fields(args, seeds=("seed",))
     import jax
 
     from lamjax import pipeline
     from lamjax.pipeline import evaluation
+    from lamjax.pipeline.checks import check_policy
     from lamjax.pipeline.record import record, recording_name
 
     config = args.config
-    space = evaluation.make_env(args.env, config.num_envs, RunConfig(record=config)).action_space
-    source = pipeline.find_source(args.env, args.policy, args.runs, space)
+    env = evaluation.make_env(args.env, config.num_envs, RunConfig(record=config))
+    source = pipeline.find_source(args.env, args.policy, args.runs, env.action_space)
+    check_policy(env, source)
     label = args.policy if source.kind != "checkpoint" else f"checkpoint-{source.digest}"
     path = args.out or args.data / args.env / recording_name(label, config, args.seed)
     record(path, args.env, source, config, jax.random.key(args.seed))
@@ -119,6 +123,7 @@ def record(args: Record) -> None:
 
 def expert(args: Expert) -> None:
     """`lamjax expert`."""
+    check_fields(args, at_least_1=("frames",))
     from lamjax import envs, pipeline
 
     results = pipeline.train_expert(
@@ -137,15 +142,18 @@ def expert(args: Expert) -> None:
 
 def evaluate(args: Eval) -> None:
     """`lamjax eval`."""
+    check_fields(args, at_least_1=("episodes",), seeds=("seed",))
     import jax
 
     from lamjax import pipeline
     from lamjax.pipeline import evaluation
+    from lamjax.pipeline.checks import check_policy
     from lamjax.training.run_folder import finite
 
     config = RunConfig(record=RecordConfig(**dataclasses.asdict(args.config)))
-    space = evaluation.make_env(args.env, args.config.num_envs, config).action_space
-    source = pipeline.find_source(args.env, args.checkpoint, args.runs, space)
+    env = evaluation.make_env(args.env, args.config.num_envs, config)
+    source = pipeline.find_source(args.env, args.checkpoint, args.runs, env.action_space)
+    check_policy(env, source)
     returns, lengths = evaluation.play(
         args.env,
         config,
@@ -163,7 +171,7 @@ def evaluate(args: Eval) -> None:
         return
     normalised = "" if results["normalised"] is None else f", normalised {results['normalised']:.3f}"
     print(
-        f"return {results['return_mean']:.2f} ± {results['return_stderr']:.2f} over {results['episodes']} episodes"
+        f"return {results['return_mean']:.2f} +- {results['return_stderr']:.2f} over {results['episodes']} episodes"
         f"{normalised}, mean length {lengths.mean():.0f}"
     )
 
@@ -180,7 +188,7 @@ def list_experts(args: Experts) -> None:
         game = envs.PROCGEN_GAMES.get(env)
         paper = game.expert_return if game else float("nan")
         return (
-            f"{env:12s} {kind} return {info['return_mean']:.2f} ± {info['return_stderr']:.2f} over {info['episodes']} "
+            f"{env:12s} {kind} return {info['return_mean']:.2f} +- {info['return_stderr']:.2f} over {info['episodes']} "
             f"episodes, {effort} (the paper's expert: {paper:.2f})"
         )
 

@@ -3,6 +3,7 @@
 import dataclasses
 from pathlib import Path
 
+from lamjax.checks import SEEDS, check_fields
 from lamjax.cli.options import DATA, RUNS, Dtype, Settings, typed_command
 from lamjax.presets import PRESETS
 
@@ -49,6 +50,9 @@ class Train:
 
 def train(args: Train) -> None:
     """`lamjax train`."""
+    check_fields(args, at_least_1=("seeds", "expert_frames"))
+    if args.config.seed + args.seeds > SEEDS:
+        raise ValueError(f"seed + seeds must be at most {SEEDS}, not {args.config.seed + args.seeds}.")
     import jax
 
     from lamjax import budget, pipeline

@@ -24,7 +24,7 @@ from lamjax.decoding.offline import OfflineConfig
 from lamjax.dynamics import DynamicsState
 from lamjax.optim import grads_as, unpack_groups
 from lamjax.ppo import ActorCriticAgent
-from lamjax.preprocess import ObsStats, with_stats
+from lamjax.preprocess import ObsStats, check_images, with_stats
 from lamjax.schedules import warmup_linear
 from lamjax.spaces import ActionSpace, as_space
 
@@ -108,6 +108,7 @@ def train_step(
     Returns:
       The new state and metrics, float32 ``[]``: ``loss`` (nats) and ``accuracy``, or ``mse`` for continuous actions.
     """
+    check_images(obs, state.obs_stats, 4)
     space = state.agent.space
 
     def loss_fn(params: Any) -> tuple[jax.Array, jax.Array]:

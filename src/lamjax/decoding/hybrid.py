@@ -60,7 +60,7 @@ class HybridAgent:
         shape = (self.trunk.features, self.space.num_outputs)
         params = {
             "fc": jax.tree.map(jnp.copy, trunk["fc"]),
-            "policy_head": {"kernel": jnp.zeros(shape), "bias": jnp.zeros(shape[1:])},
+            "policy_head": {"kernel": jnp.zeros(shape, jnp.float32), "bias": jnp.zeros(shape[1:], jnp.float32)},
             "value_head": jax.tree.map(jnp.copy, policy.params["value_head"]),
         }
         frozen = {}

@@ -21,6 +21,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from lamjax.checks import check_fields
 from lamjax.models.mlp import MLP
 from lamjax.schedules import warmup_linear
 from lamjax.spaces import ActionSpace, as_space
@@ -80,10 +81,24 @@ class OfflineConfig:
         return dataclasses.replace(self, **protocol, episodes=self.num_envs)
 
     def __post_init__(self):
+        check_fields(
+            self,
+            "offline",
+            at_least_1=(
+                "labels",
+                "seeds",
+                "compare_at",
+                "steps",
+                "batch_size",
+                "hidden",
+                "episodes",
+                "num_envs",
+                "bc_steps",
+            ),
+            finite=("learning_rate", "weight_decay"),
+        )
         if self.episodes % self.num_envs:
             raise ValueError(f"episodes ({self.episodes}) must be a multiple of num_envs ({self.num_envs}).")
-        if self.seeds < 1:
-            raise ValueError(f"offline.seeds must be at least 1, not {self.seeds}.")
         if not all(0 < share <= 1 for share in self.label_shares):
             raise ValueError(f"offline.label_shares must lie in (0, 1], not {self.label_shares}.")
         if "policy" not in self.methods or "sampled" not in self.play:

@@ -23,6 +23,7 @@ import optax
 from flax import struct
 
 from lamjax import dynamics, parallel, ppo
+from lamjax.checks import check_fields
 from lamjax.cloning import CloningState
 from lamjax.decoding.hybrid import HybridAgent
 from lamjax.dynamics import DynamicsState
@@ -74,6 +75,15 @@ class DecoderConfig:
     capacity: int = 400_000
     mask_boundaries: bool = True
 
+    def __post_init__(self):
+        check_fields(
+            self,
+            "online.decoder",
+            at_least_1=("hidden", "every", "epochs", "batch_size", "capacity"),
+            finite=("learning_rate",),
+            shares=("start", "dense_until", "stop", "label_smoothing"),
+        )
+
 
 @dataclasses.dataclass(frozen=True)
 class OnlineConfig:
@@ -91,6 +101,9 @@ class OnlineConfig:
     decoder: DecoderConfig = DecoderConfig()
     train: Literal["head", "all"] = "head"
     dtype: Literal["float32", "bfloat16"] = "float32"
+
+    def __post_init__(self):
+        check_fields(self, "online")
 
 
 def ppo_config(config: OnlineConfig) -> PPOConfig:
@@ -121,7 +134,7 @@ class Pairs:
     def init(cls, capacity: int, latent_dim: int, space: ActionSpace) -> "Pairs":
         """An empty ring."""
         return cls(
-            jnp.zeros((capacity, latent_dim)),
+            jnp.zeros((capacity, latent_dim), jnp.float32),
             jnp.zeros((capacity, *space.shape), space.dtype),
             jnp.zeros(capacity, jnp.bool_),
             jnp.zeros((), jnp.int32),
@@ -245,7 +258,7 @@ def fit_decoder(key: jax.Array, pairs: Pairs, agent: HybridAgent, config: Decode
         return index + 1, optax.apply_updates(params, updates), opt_state, score
 
     steps = config.epochs * jnp.minimum(pairs.written, capacity) // batch
-    carry = (jnp.zeros((), jnp.int32), params, tx.init(params), jnp.zeros(()))
+    carry = (jnp.zeros((), jnp.int32), params, tx.init(params), jnp.zeros((), jnp.float32))
     _, params, _, score = jax.lax.while_loop(lambda c: c[0] < steps, step, carry)
     return params, score
 

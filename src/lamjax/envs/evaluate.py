@@ -104,7 +104,7 @@ def _start(env: VectorEnv, key: jax.Array, count: int, per_env: int, wide: Vecto
     key_reset, key = jax.random.split(key)
     start = env.reset(key_reset)
     position = jax.tree.map(lambda leaf: leaf[None], start) if wide is None else _alike(env, wide, *start)
-    zeros, table = (jnp.zeros((count, env.num_envs, *shape)) for shape in ((), (per_env,)))
+    zeros, table = (jnp.zeros((count, env.num_envs, *shape), jnp.float32) for shape in ((), (per_env,)))
     none = zeros.astype(jnp.int32)
     return Games(position, (zeros, none), none, (table, table.astype(jnp.int32))), key
 

@@ -39,6 +39,13 @@ Frames = tuple[np.ndarray, ...]
 OBS_SHAPE = (64, 64, 3)
 NUM_ACTIONS = 15
 DISTRIBUTION_MODES = ("easy", "hard", "extreme", "memory", "exploration")
+# The games that have the modes which not all have; in another one the engine ends the process.
+MODE_GAMES = {
+    "extreme": ("chaser", "dodgeball", "leaper", "starpilot"),
+    "memory": ("caveflyer", "dodgeball", "heist", "jumper", "maze", "miner"),
+    "exploration": ("caveflyer", "climber", "coinrun", "heist", "jumper", "leaper", "maze", "ninja"),
+}
+MOST_LEVELS = 2**31  # the engine holds level seeds, and their number, as int32
 
 # Attributes of gym3.libenv.CEnv: a step reads them without the copies and dictionaries that gym3's `observe` makes.
 _BUFFERS = ("_ob", "_rew", "_first", "_info")
@@ -263,7 +270,7 @@ class Procgen:
             the device computes the policy of the other; results are the same. By default see `default_groups`.
 
         Raises:
-          ValueError: if an argument is out of range, or N is odd and there are two groups.
+          ValueError: if an argument is out of range, the game lacks the mode, or N is odd and there are two groups.
           ProcgenNotInstalledError: if the ``procgen`` extra is absent.
         """
         if num_envs < 1:
@@ -272,6 +279,17 @@ class Procgen:
             raise ValueError(f"num_levels and start_level must not be negative, not {num_levels} and {start_level}.")
         if distribution_mode not in DISTRIBUTION_MODES:
             raise ValueError(f"distribution_mode must be one of {DISTRIBUTION_MODES}, not {distribution_mode!r}.")
+        if game not in MODE_GAMES.get(distribution_mode, (game,)):
+            modes = [mode for mode in DISTRIBUTION_MODES if game in MODE_GAMES.get(mode, (game,))]
+            raise ValueError(
+                f"{game} has no distribution_mode {distribution_mode!r}: choose one of {', '.join(modes)}."
+            )
+        if max(num_levels, start_level) >= MOST_LEVELS or start_level + num_levels > MOST_LEVELS:
+            raise ValueError(
+                f"start_level ({start_level}) + num_levels ({num_levels}) must be at most 2**31, and each of them less."
+            )
+        if num_threads is not None and num_threads < 0:
+            raise ValueError(f"num_threads must not be negative, not {num_threads}.")
         groups = default_groups(num_envs) if groups is None else groups
         if groups not in (1, 2):
             raise ValueError(f"groups must be 1 or 2, not {groups}.")

@@ -9,6 +9,7 @@ import difflib
 import functools
 from typing import Any
 
+from lamjax.checks import check_path_name
 from lamjax.envs.api import VectorEnv
 from lamjax.envs.gymnax import Gymnax
 from lamjax.envs.procgen import Procgen
@@ -147,18 +148,17 @@ _REGISTERED: dict[str, tuple[Any, Any]] = {}
 def register(env: Any, *, name: str | None = None, params: Any = None) -> str:
     """Registers an environment object for `make` and everything that takes a name, and returns its name.
 
-    The object has gymnax's ``reset``, six-value ``step``, ``default_params`` and spaces (see `Gymnax`). Its name, by
+    The object has gymnax's ``reset``, ``step`` and spaces (see `Gymnax`). Its name, by
     default its own, becomes part of paths. Registering a name again replaces the object.
 
     Raises:
-      ValueError: if the name belongs to an environment of the package, or `Gymnax` refuses the environment.
+      ValueError: if the name belongs to an environment of the package or is no name of a folder, or `Gymnax` refuses
+        the environment.
     """
-    name = name or env.name
+    name = check_path_name("An environment's name", name or getattr(env, "name", None), nested=True)
     if name in PROCGEN_GAMES or name in GYMNAX_ENVS:
         raise ValueError(f"{name!r} is an environment of the package: register yours under another name.")
-    params = env.default_params if params is None else params
-    Gymnax(env, 1, params=params, name=name)
-    _REGISTERED[name] = env, params
+    _REGISTERED[name] = env, Gymnax(env, 1, params=params, name=name).params
     return name
 
 

@@ -14,6 +14,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from lamjax.checks import check_fields
 from lamjax.models.layers import Dense
 
 
@@ -33,6 +34,9 @@ class GridConfig:
     hidden: tuple[int, ...] = ()
     features: int = 128
 
+    def __post_init__(self):
+        check_fields(self, "trunk", at_least_1=("channels", "hidden", "features"))
+
 
 @dataclasses.dataclass(frozen=True)
 class GridFDMConfig:
@@ -47,6 +51,9 @@ class GridFDMConfig:
 
     channels: int = 32
     blocks: int = 2
+
+    def __post_init__(self):
+        check_fields(self, "fdm", at_least_1=("channels",), at_least_0=("blocks",))
 
 
 def patches(x: jax.Array) -> jax.Array:

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from lamjax.checks import check_fields
 from lamjax.models.conv import unfused
 from lamjax.models.layers import Conv, Dense
 
@@ -24,7 +25,8 @@ class ImpalaConfig:
       strides: by how much each stage shrinks the image.
       blocks: residual blocks in a stage.
       features: width F of the fully connected layer.
-      stem: pixels of a side that are folded into channels first (space to depth); 1 leaves the image as it is.
+      stem: pixels of a side that are folded into channels first (space to depth); 1 leaves the image as it is. If it
+        does not divide the image, the edges are repeated until it does.
       pool: True shrinks by a max-pool after the stage's convolution, as IMPALA does; False by the convolution's own
         stride, which costs a quarter.
     """
@@ -39,8 +41,17 @@ class ImpalaConfig:
     pool: bool = True
 
     def __post_init__(self):
+        check_fields(self, "trunk", at_least_1=("channels", "strides", "features", "stem"), at_least_0=("blocks",))
         if len(self.channels) != len(self.strides):
             raise ValueError(f"channels {self.channels} and strides {self.strides} must have the same length.")
+
+
+def pad_to_multiple(x: jax.Array, of: int) -> jax.Array:
+    """Repeats the edges of images ``[B, H, W, C]``, alike on both sides, until H and W are multiples of `of`."""
+    rest = [-size % of for size in x.shape[1:3]]
+    if not any(rest):
+        return x
+    return jnp.pad(x, ((0, 0), *((each // 2, each - each // 2) for each in rest), (0, 0)), mode="edge")
 
 
 def space_to_depth(x: jax.Array, block: int) -> jax.Array:
@@ -145,7 +156,7 @@ class ImpalaConvs(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """Maps images ``[B, H, W, C]``, floats in ``[-0.5, 0.5]``, to ``[B, H' * W' * C']``, non-negative."""
-        x = space_to_depth(x, self.config.stem)
+        x = space_to_depth(pad_to_multiple(x, self.config.stem), self.config.stem)
         for channels, stride in zip(self.config.channels, self.config.strides, strict=True):
             if self.config.pool:
                 x = Conv(channels, (3, 3), dtype=self.dtype)(x)

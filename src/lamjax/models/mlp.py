@@ -7,6 +7,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from lamjax.checks import check_fields
 from lamjax.models.layers import Dense
 
 
@@ -24,6 +25,9 @@ class MLPConfig:
     hidden: tuple[int, ...] = (256,)
     features: int = 256
 
+    def __post_init__(self):
+        check_fields(self, "trunk", at_least_1=("hidden", "features"), not_empty=("hidden",))
+
 
 @dataclasses.dataclass(frozen=True)
 class MLPFDMConfig:
@@ -36,6 +40,9 @@ class MLPFDMConfig:
     convolves: ClassVar[bool] = False
 
     hidden: tuple[int, ...] = (256, 256)
+
+    def __post_init__(self):
+        check_fields(self, "fdm", at_least_1=("hidden",), not_empty=("hidden",))
 
 
 class MLP(nn.Module):

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from flax import struct
 
 from lamjax import parallel
+from lamjax.checks import check_fields
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,6 +45,16 @@ class QuantizerConfig:
     commitment: float = 0.05
     start: Literal["corrected", "reference"] = "corrected"
     revive: float = 0.0
+
+    def __post_init__(self):
+        check_fields(
+            self,
+            "quantizer",
+            at_least_1=("codebooks", "latents", "dim", "codes"),
+            above_0=("smoothing",),
+            finite=("commitment", "revive"),
+            shares=("decay",),
+        )
 
     @property
     def latent_dim(self) -> int:
@@ -120,7 +131,7 @@ def commitment_loss(z: jax.Array, z_q: jax.Array) -> jax.Array:
 
 def hits(codes: jax.Array, config: QuantizerConfig) -> jax.Array:
     """How often each code was used: codes int32 ``[B, N, H]`` to float32 ``[N, M]``."""
-    return jax.nn.one_hot(codes, config.codes).sum((0, 2))
+    return jax.nn.one_hot(codes, config.codes, dtype=jnp.float32).sum((0, 2))
 
 
 def perplexity(counts: jax.Array) -> jax.Array:
@@ -145,7 +156,7 @@ def update(
       axis_name: devices whose hits and sums are added up.
     """
     vectors = jax.lax.stop_gradient(grouped(z.astype(jnp.float32), config))
-    one_hot = jax.nn.one_hot(codes.transpose(1, 0, 2), config.codes)
+    one_hot = jax.nn.one_hot(codes.transpose(1, 0, 2), config.codes, dtype=jnp.float32)
     sums = jnp.einsum("nbhm,nbhd->nmd", one_hot, vectors, precision=jax.lax.Precision.HIGHEST)
     counts, sums = parallel.psum((one_hot.sum((1, 2)), sums), axis_name)
     count = config.decay * books.count + (1 - config.decay) * counts

@@ -12,7 +12,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lamjax.models.impala import ResidualBlock, depth_to_space, max_pool, space_to_depth
+from lamjax.checks import check_fields
+from lamjax.models.impala import ResidualBlock, depth_to_space, max_pool, pad_to_multiple, space_to_depth
 from lamjax.models.layers import BatchNorm, Conv, ConvTranspose, Dense, TiledConv
 
 
@@ -21,8 +22,9 @@ class UNetConfig:
     """Sizes and form of the forward model; the defaults are LAPO's (base width 24).
 
     Attributes:
-      channels: channels of each level on the way down; the last level must be 2 x 2.
-      bottleneck: channels of the 1 x 1 bottleneck.
+      channels: channels of each level on the way down, each half as large as the one before. Images of any size are
+        padded inside the network, by repeating their edges, to a multiple of ``stem * 2 ** len(channels)``.
+      bottleneck: channels of the 1 x 1 bottleneck, which sees the whole last level (2 x 2 of LAPO's 64 x 64 images).
       stem: side in pixels of the blocks that become channels before the first level (space to depth); the last level's
         output is unfolded again.
       latent_input: how the latent enters, in addition to the bottleneck. "tile" repeats it over space as channels of
@@ -43,6 +45,9 @@ class UNetConfig:
     shift: int = 0
 
     def __post_init__(self):
+        check_fields(
+            self, "fdm", at_least_1=("channels", "bottleneck", "stem"), at_least_0=("shift",), not_empty=("channels",)
+        )
         if self.shift and self.predict != "change":
             raise ValueError('A U-Net with a shift predicts a change: set predict="change" or shift=0.')
 
@@ -89,11 +94,12 @@ class UpBlock(nn.Module):
     features: int
     dtype: Any = jnp.float32
     axis_name: str | None = None
+    scale: tuple[int, int] = (2, 2)
 
     @nn.compact
     def __call__(self, x: jax.Array, latent: jax.Array | None = None, *, train: bool) -> jax.Array:
-        """Maps ``[B, H, W, I]`` to ``[B, 2H, 2W, O]``; `latent` is ``[B, Z]`` or None."""
-        x = ConvTranspose(self.features, (2, 2), dtype=self.dtype)(x)
+        """Maps ``[B, H, W, I]`` to ``[B, scale H, scale W, O]``; `latent` is ``[B, Z]`` or None."""
+        x = ConvTranspose(self.features, self.scale, dtype=self.dtype)(x)
         x = BatchNorm(dtype=self.dtype, axis_name=self.axis_name)(x, train=train)
         if latent is not None:
             x = x + Dense(self.features, dtype=self.dtype)(latent)[:, None, None]
@@ -133,14 +139,11 @@ class UNet(nn.Module):
         down, up = (
             functools.partial(block, dtype=self.dtype, axis_name=self.axis_name) for block in (DownBlock, UpBlock)
         )
+        height, width = frames.shape[1:3]
+        frames = pad_to_multiple(frames, config.stem * 2 ** len(config.channels))
+        top, left = ((padded - size) // 2 for padded, size in zip(frames.shape[1:3], (height, width), strict=True))
         folded = space_to_depth(frames.astype(self.dtype), config.stem)
         latent = latent.astype(self.dtype)
-        _, h, w, _ = folded.shape
-        size = 2 ** (len(config.channels) + 1)
-        if (h, w) != (size, size):
-            raise ValueError(
-                f"A U-Net of {len(config.channels)} levels needs {size} x {size} images after its stem, not {h} x {w}."
-            )
         bias = latent if config.latent_input == "bias" else None
         tiled = latent if config.latent_input == "tile" else None
 
@@ -148,7 +151,8 @@ class UNet(nn.Module):
         for level, features in enumerate(config.channels):
             x = down(features)(x, bias, tiled if level == 0 else None, train=train)
             skips.append(x)
-        x = Conv(config.bottleneck, (2, 2), padding="VALID", dtype=self.dtype, name="bottleneck")(x)
+        last_level = x.shape[1:3]
+        x = Conv(config.bottleneck, last_level, padding="VALID", dtype=self.dtype, name="bottleneck")(x)
 
         x = jnp.concatenate([x, latent[:, None, None]], axis=-1)
         last = frames[..., -self.out_channels :]
@@ -156,20 +160,22 @@ class UNet(nn.Module):
         if config.shift:
             last = self.scroll(last, x[:, 0, 0])
             inputs.append(space_to_depth(last.astype(self.dtype), config.stem))
-        x = up(config.channels[-1])(x, bias, train=train)
+        x = up(config.channels[-1], scale=last_level)(x, bias, train=train)
         for features, skip in zip((*config.channels[-2::-1], config.channels[0]), reversed(skips), strict=True):
             x = up(features)(jnp.concatenate([x, skip], axis=-1), bias, train=train)
 
-        width = config.channels[0]
-        x = Conv(width, (3, 3), dtype=self.dtype, name="head_in")(jnp.concatenate([x, *inputs], axis=-1))
-        x = nn.relu(ResidualBlock(width // 2, dtype=self.dtype, name="head_residual")(x))
+        features = config.channels[0]
+        x = Conv(features, (3, 3), dtype=self.dtype, name="head_in")(jnp.concatenate([x, *inputs], axis=-1))
+        x = nn.relu(ResidualBlock(features // 2, dtype=self.dtype, name="head_residual")(x))
         out = self.out_channels * config.stem**2
         if config.predict == "frame":
             x = Conv(out, (1, 1), dtype=self.dtype, name="head_out")(x)
-            return jnp.tanh(depth_to_space(x, config.stem).astype(jnp.float32)) / 2
+            predicted = jnp.tanh(depth_to_space(x, config.stem).astype(jnp.float32)) / 2
+            return predicted[:, top : top + height, left : left + width]
         zero = nn.initializers.zeros
         x = nn.Conv(out, (1, 1), dtype=self.dtype, kernel_init=zero, bias_init=zero, name="head_change")(x)
-        return last + depth_to_space(x, config.stem).astype(jnp.float32)
+        predicted = last + depth_to_space(x, config.stem).astype(jnp.float32)
+        return predicted[:, top : top + height, left : left + width]
 
     def scroll(self, image: jax.Array, features: jax.Array) -> jax.Array:
         """Filters `image` ``[B, H, W, C]`` down and across by taps predicted from `features` ``[B, F]``."""

@@ -7,11 +7,13 @@ from typing import Any
 
 from lamjax import envs, experts, planners
 from lamjax.config import RunConfig
+from lamjax.data.reader import open_store
+from lamjax.pipeline.checks import check_policy, check_store_of
 from lamjax.pipeline.evaluation import make_env
 from lamjax.pipeline.reinforcement import scratch_stage
 from lamjax.pipeline.sources import Source, find_source, has_expert, store_source
 from lamjax.training.provenance import describe_run
-from lamjax.training.run_folder import Run
+from lamjax.training.run_folder import Run, run_path
 
 
 def train_expert(
@@ -50,7 +52,7 @@ def train_expert(
         folder = str(experts.folder(env)) if start == "expert" else start
         first = find_source(env, folder, runs, envs.make(env, 1).action_space)
     header = describe_run(env, preset, name, command, config.seed)
-    with Run(runs / env / name, env, config, header, first and first.name) as run:
+    with Run(run_path(runs, env, name), env, config, header, first and first.name) as run:
         scratch_stage(run, "expert", config.expert, first)
         return run.summary["stages"]["expert"] | {"policy": str(run.folder / "policies" / "expert")}
 
@@ -71,14 +73,18 @@ def choose_source(
     Trains an expert if the arguments ask for one and there is none.
 
     Raises:
-      ValueError: if both a store and a policy are given, or there is no such policy or store.
+      ValueError: if both a store and a policy are given, there is no such policy or store, or it does not fit the
+        environment.
     """
     # This fails at once if Procgen is not installed or the environment cannot be distracted.
-    space = make_env(env, 1, config).action_space
+    made = make_env(env, 1, config)
+    space = made.action_space
     if store and policy:
         raise ValueError("--store and --policy exclude each other: learn from trajectories, or record a policy.")
     if store:
-        return store_source(env, store, space), None
+        source = store_source(env, store, space)
+        check_store_of(made, open_store(store))
+        return source, None
     notice = None
     if policy is None:
         policy = "expert"
@@ -94,4 +100,6 @@ def choose_source(
                     f"random play. Train an expert first with EXPERT_FRAMES=2000000 (--expert-frames 2000000)."
                 )
                 print(notice, file=sys.stderr)
-    return find_source(env, policy, runs, space), notice
+    source = find_source(env, policy, runs, space)
+    check_policy(made, source)
+    return source, notice

@@ -23,7 +23,7 @@ from lamjax.pipeline.pseudo_labels import clone_pseudo_labels, init_clone
 from lamjax.pipeline.windows import TrainingFrames
 from lamjax.preprocess import ObsStats
 from lamjax.spaces import ActionSpace
-from lamjax.training.run_folder import Run, RunError, timed
+from lamjax.training.run_folder import Run, timed
 
 LABEL_SEEDS = 100_003  # between the seeds of two draws of labels: runs of neighbouring seeds share none
 LABELS_USED = {
@@ -94,8 +94,6 @@ def offline_stage(
     with timed() as seconds:
         available = len(store.starts("train", model.config.window))
         counts = offline.label_counts(config, available)
-        if not counts:
-            raise RunError(f"The store has {available} labelled windows, fewer than any of --offline.labels.")
         partial = run.summary.setdefault("partial", {}).setdefault("decode_offline", {"by_seed": {}})
         if config.oracle and "oracle" not in partial:
             partial["oracle"] = measure_oracle(run, store, policy.obs_stats, space, frames)

@@ -18,8 +18,10 @@ from lamjax import budget, envs, parallel
 from lamjax.analysis import diagnosis, report
 from lamjax.config import RunConfig
 from lamjax.pipeline.baselines import baselines_stage
+from lamjax.pipeline.checks import check_config, check_recording, check_store
 from lamjax.pipeline.cloning import cloning_stage
 from lamjax.pipeline.dynamics import dynamics_stage
+from lamjax.pipeline.evaluation import make_env
 from lamjax.pipeline.expert import choose_source
 from lamjax.pipeline.offline import offline_stage
 from lamjax.pipeline.pseudo_labels import pseudo_label_stage
@@ -30,7 +32,7 @@ from lamjax.pipeline.windows import TrainingFrames
 from lamjax.pipeline.within import check_within, fit_within
 from lamjax.presets import default_preset, presets_for
 from lamjax.training.provenance import describe_run
-from lamjax.training.run_folder import Run, RunError
+from lamjax.training.run_folder import Run, RunError, run_path
 
 RUNS, DATA = Path("runs"), Path("data")
 
@@ -80,10 +82,15 @@ def train(
     config = config or settings
     if within is not None:
         check_within(env, config, policy, store, expert_frames, runs)
+    name = name or f"{preset}-s{config.seed}"
+    folder = run_path(runs, env, name)
+    made = make_env(env, 1, config)
+    check_config(made, config)
+    if store is None:
+        check_recording(made, config)
     options = {"preset": preset, "policy": policy, "store": store, "expert_frames": expert_frames}
     source, notice = choose_source(env, config, **options, runs=runs, command=command)
-    name = name or f"{preset}-s{config.seed}"
-    folder, notes = runs / env / name, {"banner": notice}
+    notes: dict[str, Any] = {"banner": notice}
     if within is not None:
         config, notes["within"] = fit_within(folder, env, config, source, within, data)
     header = describe_run(env, preset, name, command, config.seed) | notes
@@ -115,6 +122,7 @@ def run_stages(run: Run, source: Source, data: Path) -> Path:
     check_shares(run)
     run.summary["source"] = {"policy": source.kind, **source.info}
     store = record_stage(run, source, data)
+    check_store(store, run.config)
     space, frames = store.action_space, TrainingFrames(run, store)
     checkpoint()
     model = dynamics_stage(run, store, frames, data)

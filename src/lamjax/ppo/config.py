@@ -2,7 +2,8 @@
 
 import dataclasses
 
-from lamjax.schedules import Schedule
+from lamjax.checks import check_fields
+from lamjax.schedules import Schedule, check_schedule
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,7 +48,26 @@ class PPOConfig:
     grad_chunks: int = 1
 
     def __post_init__(self):
+        check_fields(
+            self,
+            "ppo",
+            at_least_1=("total_frames", "num_envs", "num_steps", "num_epochs", "num_minibatches", "grad_chunks"),
+            above_0=("clip", "max_grad_norm"),
+            finite=("entropy_coef", "value_coef", "reward_limit", "adam_eps"),
+            shares=("gamma", "gae_lambda"),
+        )
+        for group, points in self.learning_rates:
+            check_schedule(f"ppo.learning_rates of {group!r}", points)
         batch = self.num_envs * self.num_steps
+        if batch < 2 * self.num_minibatches:
+            raise ValueError(
+                f"num_minibatches ({self.num_minibatches}) must leave at least 2 of num_envs * num_steps = {batch} "
+                "transitions to each: the advantages of one cannot be normalised."
+            )
+        if self.total_frames < batch:
+            raise ValueError(
+                f"ppo.total_frames ({self.total_frames}) must hold an update, num_envs * num_steps = {batch} frames."
+            )
         if batch % (self.num_minibatches * self.grad_chunks):
             raise ValueError(
                 f"num_envs * num_steps = {batch} must divide into num_minibatches * grad_chunks = "

@@ -34,7 +34,9 @@ class RewardScale:
     @classmethod
     def init(cls, num_envs: int) -> "RewardScale":
         """The start: mean 0, variance 1, count 1e-4."""
-        return cls(jnp.zeros(num_envs), jnp.zeros(()), jnp.ones(()), jnp.full((), 1e-4, jnp.float32))
+        return cls(
+            *(jnp.full(shape, start, jnp.float32) for shape, start in ((num_envs, 0), ((), 0), ((), 1), ((), 1e-4)))
+        )
 
 
 def scale_reward(
@@ -87,7 +89,7 @@ def init_actor(env: VectorEnv, key: jax.Array) -> ActorState:
     """Starts N episodes."""
     obs, env_state = env.reset(key)
     n = env.num_envs
-    return ActorState(env_state, obs, jnp.zeros(n), jnp.zeros(n, jnp.int32), RewardScale.init(n))
+    return ActorState(env_state, obs, jnp.zeros(n, jnp.float32), jnp.zeros(n, jnp.int32), RewardScale.init(n))
 
 
 @struct.dataclass

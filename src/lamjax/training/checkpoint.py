@@ -23,6 +23,7 @@ import orbax.checkpoint as ocp
 from flax import traverse_util
 
 from lamjax import parallel
+from lamjax.training.disk import FULL, disk_is_full, require_space
 
 KEEP = 2  # one to use, one to fall back to
 _HOST = "host:"
@@ -175,6 +176,9 @@ def save(
       config: the dataclass that the tree belongs to; `restore` compares it.
       host: arrays of any shape to save beside the tree, such as native environments.
       meta: anything that JSON can hold.
+
+    Raises:
+      OSError: if the disk is full.
     """
     arrays = flatten(tree) | {_HOST + name: np.asarray(array) for name, array in (host or {}).items()}
     note = {
@@ -184,12 +188,21 @@ def save(
     }
     note["sha256"] = _note_digest(note)
     folder = folder.absolute()
+    folder.mkdir(parents=True, exist_ok=True)
+    # Orbax would write a traceback for each of its threads.
+    require_space(folder, sum(array.nbytes for array in arrays.values()))
     with _manager(folder) as manager:
         for old in manager.all_steps():
             if old >= step:  # orbax would not save a step below the newest, and would not say so
                 manager.delete(old)
-        manager.save(step, args=ocp.args.Composite(arrays=ocp.args.PyTreeSave(arrays), note=ocp.args.JsonSave(note)))
-        manager.wait_until_finished()
+        try:
+            parts = ocp.args.Composite(arrays=ocp.args.PyTreeSave(arrays), note=ocp.args.JsonSave(note))
+            manager.save(step, args=parts)
+            manager.wait_until_finished()
+        except Exception as error:  # tensorstore's errors hold the system's words alone
+            if any(os.strerror(code) in str(error) for code in FULL):
+                raise disk_is_full(folder) from None
+            raise
 
 
 def restore(folder: Path, template: Any, *, config: Any) -> Restored | None:

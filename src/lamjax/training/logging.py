@@ -11,6 +11,8 @@ from pathlib import Path
 from tensorboardX import SummaryWriter
 from tqdm import tqdm
 
+from lamjax.training.disk import require_space
+
 LINE_SECONDS = 10.0  # between lines of progress, at least, if the output is not a terminal
 
 
@@ -27,6 +29,8 @@ class MetricLog:
     def __init__(self, folder: Path):
         """Opens the sinks in `folder`."""
         folder.mkdir(parents=True, exist_ok=True)
+        require_space(folder)
+        self._folder = folder
         self._file = (folder / "metrics.jsonl").open("a+b")
         if self._file.tell():
             self._file.seek(-1, os.SEEK_END)
@@ -45,7 +49,9 @@ class MetricLog:
         Raises:
           NonFiniteError: if a value is not finite; the row is written and flushed first.
           ValueError: if a metric has the name of one of the row's own fields.
+          OSError: if the disk is full.
         """
+        require_space(self._folder)  # the events' thread would die of a full disk, and then block the run
         row = {"stage": stage, "step": step, "time": round(time.time(), 3)}
         if clashes := row.keys() & metrics.keys():
             raise ValueError(f"A metric may not be called {min(clashes)!r}: the row has a field of this name.")

@@ -20,8 +20,10 @@ import jax
 import numpy as np
 
 from lamjax import parallel
+from lamjax.checks import check_path_name
 from lamjax.training import checkpoint
 from lamjax.training.logging import MetricLog, NonFiniteError, Progress
+from lamjax.training.signals import handled_by
 
 # Metrics of events that may not happen in an interval; NaN stands for that and is no failure.
 OCCASIONAL = ("episode_return", "episode_length", "decoder_accuracy", "decoder_mse")
@@ -45,6 +47,15 @@ class InterruptedRunError(Exception):
         """Remembers the signal for the exit code."""
         super().__init__(f"stopped by {signal.Signals(signum).name}; everything is saved, the same command goes on")
         self.signum = signum
+
+
+def run_path(runs: Path, env: str, name: str) -> Path:
+    """The folder of a run, ``runs/<env>/<name>``.
+
+    Raises:
+      ValueError: if the name is not that of a folder in there.
+    """
+    return runs / env / check_path_name("--name", name)
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -128,19 +139,17 @@ class Run:
         return read_json(summary) if summary.exists() else {}
 
     def __enter__(self) -> "Run":
-        """Handles SIGTERM and SIGINT from now on: loops save and end at the next step."""
-        self._handlers = {s: signal.signal(s, self._on_signal) for s in (signal.SIGTERM, signal.SIGINT)}
+        """Handles SIGTERM and SIGINT from now on: loops save and end at the next step (in the main thread)."""
+        self._resources.enter_context(handled_by(self._on_signal))
         return self
 
     def __exit__(self, *_: object) -> None:
         """Restores the signal handlers and closes everything."""
-        for signum, handler in self._handlers.items():
-            signal.signal(signum, handler)
         self._resources.close()
 
     def _on_signal(self, signum: int, _: Any) -> None:
         if self.signum is not None:
-            raise KeyboardInterrupt  # the second signal does not wait for the step
+            raise KeyboardInterrupt(signum)  # the second signal does not wait for the step
         self.signum = signum
 
     def stopping(self) -> bool:
@@ -298,9 +307,13 @@ def train(
                 try:
                     run.log.write(stage, position * unit, row)
                 except NonFiniteError as error:
+                    # The NaN of an event that did not happen would stop a healthy run under this switch.
+                    switch = (
+                        "" if set(OCCASIONAL) & metrics.keys() else ", or look at these steps with JAX_DEBUG_NANS=1"
+                    )
                     raise RunError(
                         f"{stage}: {error} somewhere in steps {logged + 1} to {position}; the checkpoint of step "
-                        f"{saved} is kept. Lower the learning rate, or look at these steps with JAX_DEBUG_NANS=1."
+                        f"{saved} is kept. Lower the learning rate{switch}."
                     ) from None
                 logged = position
                 progress.to(position * unit, ", ".join(f"{k} {row[k]:.3g}" for k in show if k in row))

@@ -1,0 +1,20 @@
+"""Room on the disk, checked before it is needed: libraries that write in threads of their own fail late, or wait."""
+
+import errno
+import os
+import shutil
+from pathlib import Path
+
+FULL = (errno.ENOSPC, errno.EDQUOT)
+SPARE = 2**20  # bytes that stay free: rows of metrics, events and JSON take far less between two checks
+
+
+def disk_is_full(path: Path) -> OSError:
+    """The error of a full disk, with the path that there is no room for."""
+    return OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+
+
+def require_space(folder: Path, size: int = 0) -> None:
+    """Raises the `OSError` of a full disk unless an existing folder has room for `size` bytes and a little more."""
+    if shutil.disk_usage(folder).free < size + SPARE:
+        raise disk_is_full(folder)

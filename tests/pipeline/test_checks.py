@@ -1,0 +1,124 @@
+"""What does not fit is refused before anything is recorded or trained."""
+
+import dataclasses
+from types import SimpleNamespace
+
+import jax
+import numpy as np
+import pytest
+
+from lamjax import envs, policies
+from lamjax.config import RecordConfig
+from lamjax.models.mlp import MLPConfig, MLPFDMConfig
+from lamjax.pipeline.checks import check_config, check_policy, check_recording, check_store, check_store_of
+from lamjax.pipeline.sources import Source
+from lamjax.ppo import ActorCriticAgent
+from lamjax.presets import GRID_PRESETS, PRESETS, VECTOR_PRESETS
+from lamjax.training.run_folder import RunError
+
+IMAGES, GRIDS, VECTORS = PRESETS["smoke"], GRID_PRESETS["smoke"], VECTOR_PRESETS["smoke"]
+
+
+def env(shape, dtype=np.uint8, actions=2, name="toy"):
+    """All that checks look at."""
+    space = envs.make("cartpole", 1).action_space if actions == 2 else envs.make("pendulum", 1).action_space
+    return SimpleNamespace(name=name, obs_shape=shape, obs_dtype=dtype, action_space=space)
+
+
+def store(train=100, test=10, shape=(4,), dtype=np.float32):
+    windows = {"train": train, "test": test}
+    return SimpleNamespace(path="a store", obs_shape=shape, obs_dtype=dtype, starts=lambda s, n: np.arange(windows[s]))
+
+
+@pytest.mark.parametrize(
+    ("shape", "config"), [((64, 64, 3), IMAGES), ((50, 37, 1), IMAGES), ((10, 10, 4), GRIDS), ((4,), VECTORS)]
+)
+def test_presets_fit_their_observations(shape, config):
+    check_config(env(shape), config)
+    check_recording(env(shape), config)
+
+
+@pytest.mark.parametrize(
+    ("shape", "config", "message"),
+    [
+        ((4,), IMAGES, "dynamics.idm is a ImpalaConfig, and toy shows observations of shape"),
+        ((4,), GRIDS, "dynamics.idm is a GridConfig"),
+        ((64, 64, 3), VECTORS, "dynamics.fdm is a MLPFDMConfig"),
+        ((4,), dataclasses.replace(VECTORS, scratch=GRIDS.scratch), "scratch.trunk is a GridConfig"),
+        (
+            (4,),
+            dataclasses.replace(VECTORS, dynamics=dataclasses.replace(VECTORS.dynamics, augment="shift")),
+            "cannot be shifted: set --dynamics.augment none",
+        ),
+    ],
+)
+def test_networks_that_do_not_fit_are_named(shape, config, message):
+    with pytest.raises(RunError, match=message):
+        check_config(env(shape), config)
+
+
+def test_an_mlp_takes_every_observation_but_predicts_vectors():
+    trunk = MLPConfig(hidden=(4,), features=4)
+    config = dataclasses.replace(GRIDS, cloning=dataclasses.replace(GRIDS.cloning, trunk=trunk))
+    check_config(env((10, 10, 4)), config)
+    with pytest.raises(RunError, match="MLPFDMConfig"):
+        dynamics = dataclasses.replace(GRIDS.dynamics, fdm=MLPFDMConfig(hidden=(4,)))
+        check_config(env((10, 10, 4)), dataclasses.replace(GRIDS, dynamics=dynamics))
+
+
+def test_recordings_that_cannot_be_enough_are_refused():
+    offline = dataclasses.replace(VECTORS.offline, labels=(10**6,))
+    with pytest.raises(RunError, match=r"asks for 1000000 labels at least, and --record.frames gives 2048 frames"):
+        check_recording(env((4,)), dataclasses.replace(VECTORS, offline=offline))
+    for levels, missing in ((RecordConfig(num_levels=1, frames=2048), "test"), (RecordConfig(num_levels=9), None)):
+        config = dataclasses.replace(IMAGES, record=levels)
+        check_recording(env((64, 64, 3)), config)  # an environment without levels has episodes instead
+        if missing:
+            with pytest.raises(RunError, match=f"None of the 1 levels from 0 on is in the {missing} split"):
+                check_recording(env((64, 64, 3), name="coinrun"), config)
+    check_recording(env((64, 64, 3), name="coinrun"), dataclasses.replace(IMAGES, record=RecordConfig(num_levels=200)))
+
+
+def policy(obs_shape, space):
+    agent = ActorCriticAgent(MLPConfig(hidden=(3,), features=3), space)
+    params = jax.eval_shape(lambda: agent.init(jax.random.key(0), obs_shape))
+    return Source("checkpoint", agent, params, {}, "01234567")
+
+
+def test_policies_are_of_the_environment():
+    discrete, continuous = env((4,), np.float32), env((3,), np.float32, actions=None)
+    for one in (discrete, continuous):
+        check_policy(one, Source("random", policies.UniformPolicy(one.action_space), {}, {}))
+        check_policy(one, Source("store", None, {}, {}))
+        check_policy(one, policy(one.obs_shape, one.action_space))
+    with pytest.raises(RunError, match=r"checkpoint-01234567 does not fit toy, which shows float32 of shape \(4,\)"):
+        check_policy(discrete, policy((5,), discrete.action_space))
+    with pytest.raises(RunError, match="it gives 3 outputs, not 2"):
+        check_policy(discrete, policy((4,), 3))
+
+
+def test_stores_show_what_the_environment_shows():
+    check_store_of(env((4,), np.float32), store())
+    for wrong in (store(shape=(5,)), store(dtype=np.uint8)):
+        with pytest.raises(RunError, match=r"a store holds observations .*, and toy shows float32\[4\]"):
+            check_store_of(env((4,), np.float32), wrong)
+
+
+@pytest.mark.parametrize(
+    ("trajectories", "change", "message"),
+    [
+        (store(test=0), {}, "a store has no windows in its test split"),
+        (store(train=0), {}, "a store has no windows in its train split"),
+        (store(train=15), {}, "The store has 15 labelled windows, fewer than any of --offline.labels"),
+        (
+            store(),
+            {"action_weight": 0.1, "labelled": 101},
+            "--dynamics.labelled asks for 101 windows, and the store has 100",
+        ),
+    ],
+)
+def test_stores_are_enough(trajectories, change, message):
+    check_store(store(), VECTORS)
+    config = dataclasses.replace(VECTORS, dynamics=dataclasses.replace(VECTORS.dynamics, **change))
+    with pytest.raises(RunError, match=message):
+        check_store(trajectories, config)
