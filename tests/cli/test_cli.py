@@ -236,7 +236,7 @@ def test_a_planner_is_offered_where_there_is_one(fails, folder):
 
 
 def test_a_random_share_is_a_probability(fails):
-    assert fails("record", "--random-share", "1.5") == ("random_share must be a probability, between 0 and 1, not 1.5.")
+    assert fails("record", "--random-share", "1.5") == ("record.random_share must lie in [0, 1], not 1.5.")
 
 
 def test_a_planner_is_recorded_with_a_share_of_random_moves(capfd, folder):

@@ -50,5 +50,5 @@ def test_a_planner_records_no_game_that_it_does_not_know(tmp_path):
 def test_random_moves_are_part_of_the_settings():
     record = dataclasses.replace(SMOKE.record, random_share=0.1)
     assert record != SMOKE.record and SMOKE.record.random_share == 0
-    with pytest.raises(ValueError, match=r"^random_share must be a probability, between 0 and 1, not -0\.1\.$"):
+    with pytest.raises(ValueError, match=r"^record.random_share must lie in \[0, 1\], not -0\.1\.$"):
         dataclasses.replace(SMOKE.record, random_share=-0.1)
