@@ -59,6 +59,11 @@ class PPOConfig:
         for group, points in self.learning_rates:
             check_schedule(f"ppo.learning_rates of {group!r}", points)
         batch = self.num_envs * self.num_steps
+        if batch % (self.num_minibatches * self.grad_chunks):
+            raise ValueError(
+                f"num_envs * num_steps = {batch} must divide into num_minibatches * grad_chunks = "
+                f"{self.num_minibatches} * {self.grad_chunks} pieces."
+            )
         if batch < 2 * self.num_minibatches:
             raise ValueError(
                 f"num_minibatches ({self.num_minibatches}) must leave at least 2 of num_envs * num_steps = {batch} "
@@ -67,11 +72,6 @@ class PPOConfig:
         if self.total_frames < batch:
             raise ValueError(
                 f"ppo.total_frames ({self.total_frames}) must hold an update, num_envs * num_steps = {batch} frames."
-            )
-        if batch % (self.num_minibatches * self.grad_chunks):
-            raise ValueError(
-                f"num_envs * num_steps = {batch} must divide into num_minibatches * grad_chunks = "
-                f"{self.num_minibatches} * {self.grad_chunks} pieces."
             )
 
     @property
