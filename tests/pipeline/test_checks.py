@@ -131,8 +131,8 @@ def test_stores_show_what_the_environment_shows():
     ("trajectories", "change", "message"),
     [
         (store(test=0), {}, "a store has no windows in its test split"),
-        (store(train=0), {}, "a store has no windows in its train split"),
-        (store(train=15), {}, "The store has 15 labelled windows, fewer than any of --offline.labels"),
+        (store(train=15), {}, "a store has 15 windows in its train split, too few for a batch of 16"),
+        (store(train=12), {"batch_size": 4}, "too few for a batch of 16"),  # of stage 2
         (
             store(),
             {"action_weight": 0.1, "labelled": 101},
@@ -142,6 +142,9 @@ def test_stores_show_what_the_environment_shows():
 )
 def test_stores_are_enough(trajectories, change, message):
     check_store(store(), VECTORS)
+    few = dataclasses.replace(VECTORS.offline, labels=(64, 128))
+    with pytest.raises(RunError, match="The store has 63 labelled windows, fewer than any of --offline.labels"):
+        check_store(store(train=63), dataclasses.replace(VECTORS, offline=few))
     config = dataclasses.replace(VECTORS, dynamics=dataclasses.replace(VECTORS.dynamics, **change))
     with pytest.raises(RunError, match=message):
         check_store(trajectories, config)

@@ -103,9 +103,13 @@ def check_store(store: Store, config: RunConfig) -> None:
       RunError: if they are not; the message says what is missing.
     """
     counts = {split: len(store.starts(split, config.dynamics.window)) for split in SPLITS}
-    for split, count in counts.items():
-        if not count:
-            raise RunError(f"{store.path} has no windows in its {split} split: record more episodes, or more levels.")
+    batch = max(config.dynamics.batch_size, config.cloning.batch_size)
+    if counts["train"] < batch:
+        raise RunError(
+            f"{store.path} has {counts['train']} windows in its train split, too few for a batch of {batch}: record more."
+        )
+    if not counts["test"]:
+        raise RunError(f"{store.path} has no windows in its test split: record more episodes, or more levels.")
     if not offline.label_counts(config.offline, counts["train"]):
         raise RunError(f"The store has {counts['train']} labelled windows, fewer than any of --offline.labels.")
     if np.all(store.episodes.ending == "cut"):
