@@ -12,6 +12,7 @@ from lamjax.config import RecordConfig
 from lamjax.models.mlp import MLPConfig, MLPFDMConfig
 from lamjax.pipeline.checks import check_config, check_policy, check_recording, check_store, check_store_of
 from lamjax.pipeline.sources import Source
+from lamjax.pipeline.windows import training_stats
 from lamjax.ppo import ActorCriticAgent
 from lamjax.presets import GRID_PRESETS, PRESETS, VECTOR_PRESETS
 from lamjax.training.run_folder import RunError
@@ -25,9 +26,31 @@ def env(shape, dtype=np.uint8, actions=2, name="toy"):
     return SimpleNamespace(name=name, obs_shape=shape, obs_dtype=dtype, action_space=space)
 
 
-def store(train=100, test=10, shape=(4,), dtype=np.float32):
+def store(train=100, test=10, shape=(4,), dtype=np.float32, ending="terminated", obs=0.0):
     windows = {"train": train, "test": test}
-    return SimpleNamespace(path="a store", obs_shape=shape, obs_dtype=dtype, starts=lambda s, n: np.arange(windows[s]))
+    return SimpleNamespace(
+        path="a store",
+        obs_shape=shape,
+        obs_dtype=dtype,
+        starts=lambda split, length: np.arange(windows[split]),
+        observations_at=lambda starts: np.full((len(starts), *shape), obs, dtype),
+        episodes=SimpleNamespace(ending=np.array(["cut", ending])),
+    )
+
+
+def test_a_recording_without_an_end_is_told(capsys):
+    check_store(store(), VECTORS)
+    assert capsys.readouterr().err == ""
+    check_store(store(ending="cut"), VECTORS)
+    assert capsys.readouterr().err.startswith("none of the 2 recorded episodes has ended: ")
+
+
+def test_observations_are_finite():
+    assert training_stats(store(dtype=np.uint8)) is None
+    np.testing.assert_array_equal(training_stats(store(obs=3.0))["mean"], np.full(4, 3.0))
+    for obs in (np.nan, np.inf):
+        with pytest.raises(RunError, match="a store holds observations that are NaN or infinite"):
+            training_stats(store(obs=obs))
 
 
 @pytest.mark.parametrize(
@@ -108,8 +131,8 @@ def test_stores_show_what_the_environment_shows():
     ("trajectories", "change", "message"),
     [
         (store(test=0), {}, "a store has no windows in its test split"),
-        (store(train=0), {}, "a store has no windows in its train split"),
-        (store(train=15), {}, "The store has 15 labelled windows, fewer than any of --offline.labels"),
+        (store(train=15), {}, "a store has 15 windows in its train split, too few for a batch of 16"),
+        (store(train=12), {"batch_size": 4}, "too few for a batch of 16"),  # of stage 2
         (
             store(),
             {"action_weight": 0.1, "labelled": 101},
@@ -119,6 +142,9 @@ def test_stores_show_what_the_environment_shows():
 )
 def test_stores_are_enough(trajectories, change, message):
     check_store(store(), VECTORS)
+    few = dataclasses.replace(VECTORS.offline, labels=(64, 128))
+    with pytest.raises(RunError, match="The store has 63 labelled windows, fewer than any of --offline.labels"):
+        check_store(store(train=63), dataclasses.replace(VECTORS, offline=few))
     config = dataclasses.replace(VECTORS, dynamics=dataclasses.replace(VECTORS.dynamics, **change))
     with pytest.raises(RunError, match=message):
         check_store(trajectories, config)

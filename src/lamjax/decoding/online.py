@@ -80,8 +80,8 @@ class DecoderConfig:
             self,
             "online.decoder",
             at_least_1=("hidden", "every", "epochs", "batch_size", "capacity"),
-            finite=("learning_rate",),
-            shares=("start", "dense_until", "stop", "label_smoothing"),
+            finite=("start", "dense_until", "stop", "learning_rate"),  # above 1 is after the end
+            shares=("label_smoothing",),
         )
 
 

@@ -1,5 +1,7 @@
 """What a run needs of its environment, policy and trajectories, checked before hours have gone into other stages."""
 
+import sys
+
 import jax
 import numpy as np
 
@@ -95,17 +97,27 @@ def check_store_of(env: envs.VectorEnv, store: Store) -> None:
 
 
 def check_store(store: Store, config: RunConfig) -> None:
-    """Checks that trajectories are enough for every stage.
+    """Checks that trajectories are enough for every stage; says so if none of their episodes has ended.
 
     Raises:
       RunError: if they are not; the message says what is missing.
     """
     counts = {split: len(store.starts(split, config.dynamics.window)) for split in SPLITS}
-    for split, count in counts.items():
-        if not count:
-            raise RunError(f"{store.path} has no windows in its {split} split: record more episodes, or more levels.")
+    batch = max(config.dynamics.batch_size, config.cloning.batch_size)
+    if counts["train"] < batch:
+        raise RunError(
+            f"{store.path} has {counts['train']} windows in its train split, too few for a batch of {batch}: record more."
+        )
+    if not counts["test"]:
+        raise RunError(f"{store.path} has no windows in its test split: record more episodes, or more levels.")
     if not offline.label_counts(config.offline, counts["train"]):
         raise RunError(f"The store has {counts['train']} labelled windows, fewer than any of --offline.labels.")
+    if np.all(store.episodes.ending == "cut"):
+        print(
+            f"none of the {len(store.episodes.ending)} recorded episodes has ended: evaluations play until episodes "
+            "end, and for ever if the environment has no time limit",
+            file=sys.stderr,
+        )
     labels = config.dynamics.num_labelled(counts["train"])
     if labels > counts["train"]:
         raise RunError(

@@ -13,7 +13,7 @@ from lamjax.data.reader import Store
 from lamjax.data.stream import EvaluationWindows, ObservationStream
 from lamjax.preprocess import ObsStats, obs_stats
 from lamjax.training import driver
-from lamjax.training.run_folder import Run, Saver, train
+from lamjax.training.run_folder import Run, RunError, Saver, train
 
 
 def training_stream(
@@ -87,7 +87,10 @@ def training_stats(store: Store) -> ObsStats:
     """Statistics of the training levels that standardise observations; None for uint8."""
     if store.obs_dtype == np.uint8:
         return None
-    return obs_stats(store.observations_at(store.starts("train", 1)))
+    obs = store.observations_at(store.starts("train", 1))
+    if not np.isfinite(obs).all():
+        raise RunError(f"{store.path} holds observations that are NaN or infinite: no network can learn from them.")
+    return obs_stats(obs)
 
 
 def train_on_windows(
