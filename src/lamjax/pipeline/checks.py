@@ -106,7 +106,8 @@ def check_store(store: Store, config: RunConfig) -> None:
     batch = max(config.dynamics.batch_size, config.cloning.batch_size)
     if counts["train"] < batch:
         raise RunError(
-            f"{store.path} has {counts['train']} windows in its train split, too few for a batch of {batch}: record more."
+            f"{store.path} has {counts['train']} windows in its train split, too few for a batch of {batch}: record "
+            "more."
         )
     if not counts["test"]:
         raise RunError(f"{store.path} has no windows in its test split: record more episodes, or more levels.")
