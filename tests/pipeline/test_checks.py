@@ -73,6 +73,11 @@ def test_presets_fit_their_observations(shape, config):
             dataclasses.replace(VECTORS, dynamics=dataclasses.replace(VECTORS.dynamics, augment="shift")),
             "cannot be shifted: set --dynamics.augment none",
         ),
+        (
+            (24, 40, 3),
+            dataclasses.replace(IMAGES, dynamics=dataclasses.replace(IMAGES.dynamics, focus=32)),
+            "No 32 x 32 square fits into observations of shape",
+        ),
     ],
 )
 def test_networks_that_do_not_fit_are_named(shape, config, message):
