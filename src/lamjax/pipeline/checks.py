@@ -44,9 +44,8 @@ def check_config(env: envs.VectorEnv, config: RunConfig) -> None:
             )
     if config.dynamics.augment == "shift" and len(shape) != 3:
         raise RunError(f"Observations of shape {shape} cannot be shifted: set --dynamics.augment none.")
-    if side := config.dynamics.focus:
-        if len(shape) != 3 or side > min(shape[:2]):
-            raise RunError(f"No {side} x {side} square fits into observations of shape {shape}: set --dynamics.focus 0.")
+    if (side := config.dynamics.focus) and (len(shape) != 3 or side > min(shape[:2])):
+        raise RunError(f"No {side} x {side} square fits into observations of shape {shape}: set --dynamics.focus 0.")
 
 
 def check_recording(env: envs.VectorEnv, config: RunConfig) -> None:
