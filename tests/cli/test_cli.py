@@ -436,7 +436,8 @@ def test_a_full_disk_is_a_sentence(fails, monkeypatch):
         raise OSError(errno.ENOSPC, "No space left on device", str(path))
 
     monkeypatch.setattr(run_folder, "write_json", write_json)
-    assert fails(*TRAIN) == "No space left on device: runs/coinrun/smoke-s0/config.json"
+    sentence = "The disk is full: free some space for runs/coinrun/smoke-s0/config.json, and start the command again."
+    assert fails(*TRAIN) == sentence
 
 
 def test_a_folder_that_cannot_be_made_is_a_sentence(fails, folder):
@@ -496,7 +497,7 @@ def test_experts_lists_what_is_shipped(capsys):
         *([env, "planner"] for env in PLANS),
     ]
     maze = next(line for line in lines if line.startswith("maze"))
-    assert "return 10.00 ± 0.00 over " in maze and "random play " in maze
+    assert "return 10.00 +- 0.00 over " in maze and "random play " in maze
     assert maze.endswith("(the paper's expert: 9.97)")
 
 
