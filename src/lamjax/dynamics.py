@@ -110,7 +110,7 @@ class DynamicsConfig:
     augment: Literal["none", "shift"] = "none"
     augment_pixels: int = 4
     focus: int = 0
-    focus_jitter: int = 8
+    focus_jitter: int = 4
     loss_scale: Literal["none", "copy_last"] = "none"
     decorrelation: float = 0.0
     action_weight: float = 0.0

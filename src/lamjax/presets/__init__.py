@@ -24,7 +24,11 @@ GRID_PRESETS: dict[str, RunConfig] = {"cpu": grid.CPU, "smoke": grid.SMOKE}
 VECTOR_PRESETS: dict[str, RunConfig] = {"cpu": vector.CPU, "smoke": vector.SMOKE}
 
 # What takes the place of the presets for the shape, by the environment's name.
-OWN_PRESETS: dict[str, dict[str, RunConfig]] = {"pendulum": {"cpu": vector.PENDULUM_CPU}}
+OWN_PRESETS: dict[str, dict[str, RunConfig]] = {
+    "fruitbot": {"cpu": procgen.CPU_WHOLE_FRAMES},
+    "pendulum": {"cpu": vector.PENDULUM_CPU},
+    "starpilot": {"cpu": procgen.CPU_WHOLE_FRAMES},
+}
 
 PRESET_NOTES: dict[str, str] = {
     "paper": "LAPO's networks and budgets with the reference's defects mended; for a GPU or TPU, in bfloat16 there.",

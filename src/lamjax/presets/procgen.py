@@ -80,6 +80,17 @@ CPU = RunConfig(
     log_every=25,
 )
 
+# Where the view moves by itself the agent is not in its middle, so both models see whole frames.
+CPU_WHOLE_FRAMES = dataclasses.replace(
+    CPU,
+    dynamics=dataclasses.replace(
+        CPU.dynamics,
+        focus=0,
+        idm=_CPU_TRUNK,
+        fdm=dataclasses.replace(CPU.dynamics.fdm, channels=(32, 48, 64), stem=4),
+    ),
+)
+
 # Seconds, for tests: the same path with small numbers.
 _SMOKE_TRUNK = ImpalaConfig(channels=(8, 16), strides=(2, 2), blocks=0, features=32, stem=4, pool=False)
 _SMOKE_PPO = PPOConfig(total_frames=4096, num_envs=16, num_steps=64, num_epochs=1, num_minibatches=2)
