@@ -499,7 +499,8 @@ def focused() -> dynamics.DynamicsState:
 def test_both_models_see_a_square_around_what_moves(focused, windows):
     frames = np.asarray(windows, np.float32) / 255 - 0.5
     around = jax.jit(lambda x: cut_squares(x, moving_squares(x, 8), 8))(frames)
-    whole = focused.replace(config=dataclasses.replace(FOCUSED, focus=0))
+    stats = {"mean": jnp.zeros(()), "scale": jnp.ones(())}  # the squares are standardised already
+    whole = focused.replace(config=dataclasses.replace(FOCUSED, focus=0), obs_stats=stats)
     close(infer(focused, windows).continuous, infer(whole, around).continuous, atol=1e-5)
     # predict="change" starts as o_t, so the error shows which square the forward model sees.
     squares = np.asarray(forward_squares(FOCUSED, frames, 3))
