@@ -152,14 +152,10 @@ def train(
       the outputs of ``agent.space`` and values.
 
     Raises:
-      ValueError: if the frames do not make an update, or `env` has another number of environments.
+      ValueError: if `env` has another number of environments.
       UnknownEnvError: if there is no environment of this name.
     """
     frames = config.num_envs * config.num_steps
-    if not config.num_updates:
-        raise ValueError(
-            f"total_frames ({config.total_frames}) is less than an update's num_envs * num_steps = {frames}."
-        )
     vector = envs.make(env, config.num_envs) if isinstance(env, str) else env
     try:
         agent = ActorCriticAgent(trunk or default_trunk(vector.obs_shape), vector.action_space)
