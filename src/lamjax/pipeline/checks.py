@@ -20,7 +20,7 @@ from lamjax.training.run_folder import RunError
 
 # The rank of the observations that a network takes; an MLP takes all.
 RANKS = {ImpalaConfig: 3, UNetConfig: 3, GridConfig: 3, GridFDMConfig: 3, MLPFDMConfig: 1}
-FEW_LEVELS = 1000  # so many levels are in both splits; fewer are looked at
+FEW_LEVELS = 1000  # this many levels always fall into both splits; only fewer need a check
 
 
 def check_config(env: envs.VectorEnv, config: RunConfig) -> None:
