@@ -501,6 +501,13 @@ def test_experts_lists_what_is_shipped(capsys):
     assert maze.endswith("(the paper's expert: 9.97)")
 
 
+def test_only_planners_that_exist_are_measured(fails):
+    assert "There is no planner for coinrun (there are: bigfish, " in fails(
+        "experts", "--measure", "64", "--env", "coinrun"
+    )
+    assert fails("experts", "--measure", "0") == "measure must be at least 1, not 0."
+
+
 def test_expert_starts_from_a_policy(capfd, folder):
     agent = ActorCriticAgent(SMOKE.expert.trunk, 15)
     params = agent.init(jax.random.key(3), (64, 64, 3))

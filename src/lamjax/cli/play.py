@@ -181,6 +181,7 @@ def list_experts(args: Experts) -> None:
     from lamjax import envs, planners
     from lamjax import experts as shipped
 
+    check_fields(args, at_least_1=("measure",))
     if args.measure is not None:
         measure_planners(args.measure, [args.env] if args.env else list(planners.PLANS))
 
@@ -202,7 +203,7 @@ def measure_planners(episodes: int, games: list[str]) -> None:
     """Plays the planners of games, and random play on the same levels, and writes their returns into the package."""
     import jax
 
-    from lamjax import planners, policies
+    from lamjax import pipeline, planners, policies
     from lamjax.pipeline import evaluation
 
     def play(game: str, policy: Any) -> dict[str, Any]:
@@ -211,8 +212,9 @@ def measure_planners(episodes: int, games: list[str]) -> None:
         )
         return evaluation.returns_summary(game, returns[0]) | {"length_mean": float(lengths.mean())}
 
-    table, planner = planners.returns(), planners.Planner()
+    table, space = planners.returns(), planners.Planner().space
     for game in games:
-        random = play(game, policies.UniformPolicy(planner.space))
+        planner = pipeline.find_source(game, "planner", RUNS, space).policy  # one sentence if there is none
+        random = play(game, policies.UniformPolicy(space))
         table[game] = play(game, planner) | {"version": planners.VERSION, "random": random}
         planners.RETURNS.write_text(json.dumps(dict(sorted(table.items())), indent=2) + "\n")
