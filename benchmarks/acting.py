@@ -44,6 +44,7 @@ def start(name: str, settings: Settings, config: PPOConfig, env: envs.VectorEnv)
         policy = init_cloning(key, preset.cloning, OBS, preset.dynamics.latent_dim)
         agent = online.make_agent(policy, preset.online, env.action_space)
         params, frozen = agent.init(key, policy)
+        config = config.without_rates("convs")  # they are frozen
     else:
         agent, frozen = preset.scratch.agent(env.action_space), None
         params = agent.init(key, env.obs_shape)

@@ -133,7 +133,8 @@ def test_all_layers_start_as_the_last_ones_and_have_gradients(policy, supervised
     every = dataclasses.replace(head, train="all")
     obs = jnp.asarray(np.random.default_rng(0).integers(0, 256, (6, 64, 64, 3), np.uint8))
     (params, frozen), (last, last_frozen) = every.init(jax.random.key(2), policy), head.init(jax.random.key(2), policy)
-    assert set(params) == {"fc", "policy_head", "value_head", "convs"}
+    assert set(params) == {"fc", "policy_head", "value_head", "convs"} == set(every.groups)
+    assert set(last) == set(head.groups)
     features = every.encode(frozen, obs)
     assert features["obs"].dtype == jnp.uint8
     close(every.apply(params, features), head.apply(last, head.encode(last_frozen, obs)), rtol=1e-6)

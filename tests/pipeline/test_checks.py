@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import pytest
 
-from lamjax import envs, policies
+from lamjax import envs, parallel, pipeline, policies
 from lamjax.config import RecordConfig
 from lamjax.models.mlp import MLPConfig, MLPFDMConfig
 from lamjax.pipeline.checks import check_config, check_policy, check_recording, check_store, check_store_of
@@ -83,6 +83,77 @@ def test_presets_fit_their_observations(shape, config):
 def test_networks_that_do_not_fit_are_named(shape, config, message):
     with pytest.raises(RunError, match=message):
         check_config(env(shape), config)
+
+
+def with_rates(config, stage, *groups):
+    """A config whose PPO of a stage has schedules for these groups."""
+    part = getattr(config, stage)
+    ppo = dataclasses.replace(part.ppo, learning_rates=tuple((group, ((0.0, 1e-3),)) for group in groups))
+    return dataclasses.replace(config, **{stage: dataclasses.replace(part, ppo=ppo)})
+
+
+NAMED = dataclasses.replace(VECTORS, named=dataclasses.replace(VECTORS.named, frames=64))
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        (
+            with_rates(VECTORS, "scratch", "", "value"),
+            r"^scratch.ppo.learning_rates has a schedule for 'value', and the parameter groups are \w+, policy_head, ",
+        ),
+        (
+            with_rates(VECTORS, "online", "fc", "value_head"),
+            "^online.ppo.learning_rates has no schedule .* 'policy_head'",
+        ),
+        (
+            with_rates(VECTORS, "online", "", "conv"),
+            "the parameter groups are fc, policy_head, value_head: correct the",
+        ),
+        (with_rates(NAMED, "named", "policy_head"), "^named.ppo.learning_rates has no schedule for"),
+    ],
+)
+def test_learning_rates_are_of_the_networks_groups(config, message):
+    with pytest.raises(ValueError, match=message):
+        check_config(env((4,)), config)
+
+
+def test_learning_rates_of_what_a_run_does_not_train_may_wait():
+    check_config(env((4,)), with_rates(VECTORS, "online", "", "convs"))  # as the presets have them, for --online.train
+    check_config(env((4,)), with_rates(VECTORS, "named", "nobody"))
+    check_config(env((4,)), with_rates(VECTORS, "expert", "nobody"))
+
+
+def with_online(ppo=None, **decoder):
+    online = VECTORS.online
+    changes = {"decoder": dataclasses.replace(online.decoder, **decoder), "ppo": dataclasses.replace(online.ppo, **ppo)}
+    return dataclasses.replace(VECTORS, online=dataclasses.replace(online, **changes))
+
+
+def test_the_online_decoder_has_transitions_and_keeps_those_of_an_update():
+    sizes = {"num_envs": 4, "num_steps": 8, "num_minibatches": 2}
+    check_config(env((4,)), with_online(sizes, capacity=24))
+    with pytest.raises(RunError, match=r"^--online.decoder.capacity \(23\) is smaller than the 24 transitions"):
+        check_config(env((4,)), with_online(sizes, capacity=23))
+    few = sizes | {"num_steps": 2}
+    with pytest.raises(RunError, match=r"^--online.ppo.num-steps \(2\) is less than a window of stage 1 \(3 frames\)"):
+        check_config(env((4,)), with_online(few))
+    check_config(env((4,)), with_online(few, enabled=False))
+
+
+def test_an_expert_is_trained_after_everything_that_needs_no_data_is_checked(tmp_path, monkeypatch):
+    """Its hours would be lost: nothing is written before a setting of a later stage is refused."""
+    monkeypatch.setattr(parallel, "devices", lambda: tuple(jax.local_devices()[:2]))
+    odd = dataclasses.replace(VECTORS.cloning, batch_size=5)
+    for config, message in (
+        (dataclasses.replace(VECTORS, cloning=odd), "^--cloning.batch-size is 5 over all devices"),
+        (with_rates(VECTORS, "online", "", "nobody"), "^online.ppo.learning_rates has a schedule for 'nobody'"),
+        (with_rates(VECTORS, "expert", "", "nobody"), "^expert.ppo.learning_rates has a schedule for 'nobody'"),
+    ):
+        options = {"config": config, "expert_frames": 10**6, "runs": tmp_path / "runs", "data": tmp_path / "data"}
+        with pytest.raises(ValueError, match=message):
+            pipeline.train("cartpole", preset="smoke", **options)
+    assert not (tmp_path / "runs").exists()
 
 
 def test_an_mlp_takes_every_observation_but_predicts_vectors():

@@ -23,7 +23,7 @@ from lamjax.decoding import online as online_decoding
 from lamjax.decoding.online import DecoderConfig, OnlineConfig
 from lamjax.models.impala import ImpalaConfig
 from lamjax.pipeline import pseudo_labels, windows
-from lamjax.pipeline.train import check_shares
+from lamjax.pipeline.checks import check_shares
 from lamjax.ppo import PPOConfig
 from lamjax.presets import PRESETS, VECTOR_PRESETS
 from lamjax.training import checkpoint, driver, steps
@@ -260,9 +260,9 @@ def with_ppo(config: RunConfig, stage: str, **changes) -> RunConfig:
         ),
     ],
 )
-def test_what_does_not_divide_by_the_devices_is_refused_at_once(config, message, tmp_path):
-    with open_run(tmp_path, config, 2) as run, pytest.raises(ValueError, match=message):
-        check_shares(run)
+def test_what_does_not_divide_by_the_devices_is_refused_at_once(config, message):
+    with pytest.raises(ValueError, match=message):
+        check_shares(config, jax.local_devices()[:2])
 
 
 PPO = PPOConfig(total_frames=4 * 64, num_envs=8, num_steps=8, num_epochs=2, num_minibatches=2)

@@ -470,3 +470,31 @@ def test_a_group_without_a_schedule_is_refused():
     config = PPOConfig(learning_rates=(("policy_head", ((0.0, 1.0), (1.0, 0.0))),))
     with pytest.raises(ValueError, match="no schedule for the parameter group 'value_head'"):
         ppo.learning_rates(config, {"policy_head": jnp.zeros(1), "value_head": jnp.zeros(1)}, jnp.int32(0))
+
+
+@pytest.mark.parametrize(
+    ("groups", "message"),
+    [
+        (
+            ("", "polcy_head"),
+            "^learning_rates has a schedule for 'polcy_head', and the parameter groups are head, tail: ",
+        ),
+        (
+            ("head",),
+            r"^learning_rates has no schedule for the parameter group 'tail' \(the parameter groups are head, ta",
+        ),
+        ((), "^learning_rates has no schedule for the parameter group 'head' "),
+        (("head", "tail", "head"), "^learning_rates has 2 schedules for 'head': keep one.$"),
+    ],
+)
+def test_rates_of_other_groups_than_there_are_end_training_before_it_begins(groups, message, bench):
+    config = dataclasses.replace(CONFIG, learning_rates=tuple((group, ((0.0, 1e-3),)) for group in groups))
+    with pytest.raises(ValueError, match=message):
+        ppo.init(jax.random.key(0), config, {"head": jnp.zeros(1), "tail": jnp.zeros(1)}, bench.env)
+
+
+def test_rates_of_all_groups_and_of_the_others():
+    for groups in (("head", "tail"), ("",), ("tail", "")):
+        config = PPOConfig(learning_rates=tuple((group, ((0.0, 1e-3),)) for group in groups))
+        ppo.check_groups(config, ("head", "tail"))
+        assert [group for group, _ in config.without_rates("tail").learning_rates] == [g for g in groups if g != "tail"]

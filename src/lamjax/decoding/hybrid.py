@@ -48,6 +48,11 @@ class HybridAgent:
         """Latents ``[B, Z]`` to outputs ``[B, O]`` of `space`."""
         return MLP((*self.decoder_hidden, self.space.num_outputs))
 
+    @property
+    def groups(self) -> tuple[str, ...]:
+        """The parameter groups that PPO trains."""
+        return ("fc", "policy_head", "value_head", *(("convs",) if self.train == "all" else ()))
+
     def init(self, key: jax.Array, policy: CloningState) -> tuple[dict[str, Any], dict[str, Any]]:
         """The surgery on stage 2's policy.
 

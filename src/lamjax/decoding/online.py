@@ -114,6 +114,12 @@ def ppo_config(config: OnlineConfig) -> PPOConfig:
     return dataclasses.replace(config.ppo, learning_rates=rates)
 
 
+def effective_ppo(config: OnlineConfig) -> PPOConfig:
+    """`ppo_config` without the schedule of the convolutions where these are frozen: presets have it for both."""
+    settings = ppo_config(config)
+    return settings if config.train == "all" else settings.without_rates("convs")
+
+
 @struct.dataclass
 class Pairs:
     """A ring of (latent, action) pairs of the agent's own transitions.
@@ -173,7 +179,7 @@ def init(
     params, frozen = agent.init(key_agent, policy)
     capacity = min(config.decoder.capacity, config.ppo.total_frames) if config.decoder.enabled else 1
     pairs = Pairs.init(capacity, policy.latent_dim, env.action_space)
-    state = ppo.init(key_ppo, ppo_config(config), params, env, devices)
+    state = ppo.init(key_ppo, effective_ppo(config), params, env, devices)
     return OnlineState(state, *parallel.replicate((frozen, pairs), devices), config)
 
 

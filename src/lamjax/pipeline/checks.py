@@ -1,21 +1,26 @@
 """What a run needs of its environment, policy and trajectories, checked before hours have gone into other stages."""
 
 import sys
+from collections.abc import Sequence
+from typing import Any
 
 import jax
 import numpy as np
 
-from lamjax import envs
-from lamjax.config import RunConfig
+from lamjax import envs, parallel
+from lamjax.config import RunConfig, ScratchConfig
 from lamjax.data.format import SPLITS, split_of_level
 from lamjax.data.reader import Store
 from lamjax.data.record import CHUNK
-from lamjax.decoding import offline
+from lamjax.decoding import offline, online
+from lamjax.decoding.hybrid import HybridAgent
 from lamjax.models.grid import GridConfig, GridFDMConfig
 from lamjax.models.impala import ImpalaConfig
 from lamjax.models.mlp import MLPFDMConfig
 from lamjax.models.unet import UNetConfig
+from lamjax.pipeline.reinforcement import ppo_share
 from lamjax.pipeline.sources import Source
+from lamjax.ppo import check_groups
 from lamjax.training.run_folder import RunError
 
 # The rank of the observations that a network takes; an MLP takes all.
@@ -24,28 +29,75 @@ FEW_LEVELS = 1000  # this many levels always fall into both splits; only fewer n
 
 
 def check_config(env: envs.VectorEnv, config: RunConfig) -> None:
-    """Checks that the networks fit the environment.
+    """Checks that the networks fit the environment, and PPO's settings the networks.
 
     Raises:
-      RunError: if they do not; the message names the field.
+      ValueError: if they do not; the message names the field, and for learning rates the parameter groups.
     """
     shape = tuple(env.obs_shape)
-    networks = {
-        "dynamics.idm": config.dynamics.idm,
-        "dynamics.fdm": config.dynamics.fdm,
-        "cloning.trunk": config.cloning.trunk,
-        "scratch.trunk": config.scratch.trunk,
-    }
-    for name, network in networks.items():
-        if RANKS.get(type(network), len(shape)) != len(shape):
-            raise RunError(
-                f"{name} is a {type(network).__name__}, and {env.name} shows observations of shape {shape}: use the "
-                "networks of the preset for this shape."
-            )
+    check_network(env, "dynamics.idm", config.dynamics.idm)
+    check_network(env, "dynamics.fdm", config.dynamics.fdm)
+    check_network(env, "cloning.trunk", config.cloning.trunk)
+    check_scratch(env, "scratch", config.scratch)
+    if config.named.frames:
+        check_scratch(env, "named", ScratchConfig(config.cloning.trunk, config.named.after))
+    check_online(env, config)
     if config.dynamics.augment == "shift" and len(shape) != 3:
         raise RunError(f"Observations of shape {shape} cannot be shifted: set --dynamics.augment none.")
     if (side := config.dynamics.focus) and (len(shape) != 3 or side > min(shape[:2])):
         raise RunError(f"No {side} x {side} square fits into observations of shape {shape}: set --dynamics.focus 0.")
+
+
+def check_network(env: envs.VectorEnv, name: str, network: Any) -> None:
+    """Raises `RunError` unless a network takes the environment's observations; the message calls it `name`."""
+    shape = tuple(env.obs_shape)
+    if RANKS.get(type(network), len(shape)) != len(shape):
+        raise RunError(
+            f"{name} is a {type(network).__name__}, and {env.name} shows observations of shape {shape}: use the "
+            "networks of the preset for this shape."
+        )
+
+
+def check_scratch(env: envs.VectorEnv, name: str, config: ScratchConfig) -> None:
+    """Checks the settings of an actor-critic that PPO trains, which are called `name`; raises as `check_config`."""
+    check_network(env, f"{name}.trunk", config.trunk)
+    agent = config.agent(env.action_space)
+    groups = jax.eval_shape(lambda key: agent.init(key, tuple(env.obs_shape)), jax.random.key(0))
+    check_groups(config.ppo, groups, f"{name}.ppo.learning_rates")
+
+
+def check_online(env: envs.VectorEnv, config: RunConfig) -> None:
+    """Checks the settings of online decoding; raises as `check_config`."""
+    settings, ppo, window = config.online, config.online.ppo, config.dynamics.window
+    agent = HybridAgent(config.cloning.trunk, config.dynamics.latent_dim, env.action_space, (), train=settings.train)
+    check_groups(online.effective_ppo(settings), agent.groups, "online.ppo.learning_rates")
+    if not settings.decoder.enabled:
+        return
+    if ppo.num_steps < window:
+        raise RunError(
+            f"--online.ppo.num-steps ({ppo.num_steps}) is less than a window of stage 1 ({window} frames), so that the "
+            "decoder would see no transition: play more steps in an update."
+        )
+    if settings.decoder.capacity < (transitions := (ppo.num_steps - window + 1) * ppo.num_envs):
+        raise RunError(
+            f"--online.decoder.capacity ({settings.decoder.capacity}) is smaller than the {transitions} transitions of "
+            "an update: enlarge it."
+        )
+
+
+def check_shares(config: RunConfig, devices: Sequence[jax.Device]) -> None:
+    """Raises `ValueError` if a setting does not divide by the devices; the message names the option."""
+    sizes = {"--dynamics.batch-size": config.dynamics.batch_size, "--cloning.batch-size": config.cloning.batch_size}
+    if config.dynamics.action_weight:
+        sizes["--dynamics.labelled-batch"] = config.dynamics.labelled_batch
+    for option, size in sizes.items():
+        parallel.share(size, devices, option)
+    if jax.process_count() == 1:
+        settings = {"--online.ppo": config.online.ppo, "--scratch.ppo": config.scratch.ppo}
+        if config.named.frames:
+            settings["--named.ppo"] = config.named.ppo
+        for option, ppo in settings.items():
+            ppo_share(ppo, devices, option)
 
 
 def check_recording(env: envs.VectorEnv, config: RunConfig) -> None:

@@ -5,10 +5,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from lamjax import envs, experts, planners
+from lamjax import experts, planners
 from lamjax.config import RunConfig
 from lamjax.data.reader import open_store
-from lamjax.pipeline.checks import check_policy, check_store_of
+from lamjax.pipeline.checks import check_policy, check_scratch, check_store_of
 from lamjax.pipeline.evaluation import make_env
 from lamjax.pipeline.reinforcement import scratch_stage
 from lamjax.pipeline.sources import Source, find_source, has_expert, store_source
@@ -47,10 +47,11 @@ def train_expert(
     if frames:
         ppo = dataclasses.replace(config.expert.ppo, total_frames=frames)
         config = dataclasses.replace(config, expert=dataclasses.replace(config.expert, ppo=ppo))
-    first = None
+    made, first = make_env(env, 1, config), None
+    check_scratch(made, "expert", config.expert)
     if start:
         folder = str(experts.folder(env)) if start == "expert" else start
-        first = find_source(env, folder, runs, envs.make(env, 1).action_space)
+        first = find_source(env, folder, runs, made.action_space)
     header = describe_run(env, preset, name, command, config.seed)
     with Run(run_path(runs, env, name), env, config, header, first and first.name) as run:
         scratch_stage(run, "expert", config.expert, first)

@@ -2,7 +2,7 @@
 
 import contextlib
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -30,13 +30,13 @@ LABELS = {
 }
 
 
-def ppo_share(run: Run, config: PPOConfig, option: str) -> int:
+def ppo_share(config: PPOConfig, devices: Sequence[jax.Device], option: str) -> int:
     """Returns the number of environments on each device.
 
     Raises:
       ValueError: if the settings (`option` on the command line) do not divide by the devices.
     """
-    each = parallel.share(config.num_envs, run.devices, f"{option}.num-envs")
+    each = parallel.share(config.num_envs, devices, f"{option}.num-envs")
     if each * config.num_steps % (config.num_minibatches * config.grad_chunks):
         raise ValueError(
             f"{option}: the {each} environments of a device, times num-steps ({config.num_steps}), do not divide into "
@@ -81,7 +81,8 @@ def online_stage(run: Run, model: DynamicsState, policy: CloningState) -> None:
     config, stage = run.config.online, "decode_online"
     if run.done(stage):
         return
-    with contextlib.closing(make_env(run.env, ppo_share(run, config.ppo, "--online.ppo"), run.config)) as env:
+    each = ppo_share(config.ppo, run.devices, "--online.ppo")
+    with contextlib.closing(make_env(run.env, each, run.config)) as env:
         agent = online.make_agent(policy, config, env.action_space)
         learner = ppo.Driver(agent, env, run.devices)
         state = online.init(run.key("online"), config, policy, env, run.devices)
@@ -114,7 +115,8 @@ def scratch_stage(run: Run, stage: str, config: ScratchConfig, start: Source | N
     if run.done(stage):
         return
     option = {"expert": "--expert.ppo", "decode_named": "--named.ppo"}.get(stage, "--scratch.ppo")
-    with contextlib.closing(make_env(run.env, ppo_share(run, config.ppo, option), run.config)) as env:
+    each = ppo_share(config.ppo, run.devices, option)
+    with contextlib.closing(make_env(run.env, each, run.config)) as env:
         agent = config.agent(env.action_space)
         learner = ppo.Driver(agent, env, run.devices)
         key_params, key = jax.random.split(run.key(stage))

@@ -18,7 +18,7 @@ from lamjax import budget, envs, parallel
 from lamjax.analysis import diagnosis, report
 from lamjax.config import RunConfig
 from lamjax.pipeline.baselines import baselines_stage
-from lamjax.pipeline.checks import check_config, check_recording, check_store
+from lamjax.pipeline.checks import check_config, check_recording, check_shares, check_store
 from lamjax.pipeline.cloning import cloning_stage
 from lamjax.pipeline.dynamics import dynamics_stage
 from lamjax.pipeline.evaluation import make_env
@@ -26,7 +26,7 @@ from lamjax.pipeline.expert import choose_source
 from lamjax.pipeline.offline import offline_stage
 from lamjax.pipeline.pseudo_labels import pseudo_label_stage
 from lamjax.pipeline.record import record_stage
-from lamjax.pipeline.reinforcement import online_stage, ppo_share, scratch_stage
+from lamjax.pipeline.reinforcement import online_stage, scratch_stage
 from lamjax.pipeline.sources import Source
 from lamjax.pipeline.windows import TrainingFrames
 from lamjax.pipeline.within import check_within, fit_within
@@ -88,6 +88,8 @@ def train(
     check_config(made, config)
     if store is None:
         check_recording(made, config)
+    if not parallel.from_first((folder / "report.html").exists):  # a finished run does nothing, on whatever devices
+        check_shares(config, parallel.devices())
     options = {"preset": preset, "policy": policy, "store": store, "expert_frames": expert_frames}
     source, notice = choose_source(env, config, **options, runs=runs, command=command)
     notes: dict[str, Any] = {"banner": notice}
@@ -119,7 +121,7 @@ def run_stages(run: Run, source: Source, data: Path) -> Path:
         run.note("total_seconds", before + time.monotonic() - started)
         run.check_stop()
 
-    check_shares(run)
+    check_shares(run.config, run.devices)
     run.summary["source"] = {"policy": source.kind, **source.info}
     store = record_stage(run, source, data)
     check_store(store, run.config)
@@ -161,19 +163,3 @@ def choose_preset(env: str, preset: str | None = None) -> tuple[str, RunConfig]:
         kind = "" if shape == envs.PROCGEN_SHAPE else f" for observations of shape {shape}"
         raise RunError(f"There is no preset called {preset!r}{kind}: choose one of {', '.join(presets)}.")
     return preset, presets[preset]
-
-
-def check_shares(run: Run) -> None:
-    """Raises `ValueError` if a setting does not divide by the devices, before hours have gone into other stages."""
-    config = run.config
-    sizes = {"--dynamics.batch-size": config.dynamics.batch_size, "--cloning.batch-size": config.cloning.batch_size}
-    if config.dynamics.action_weight:
-        sizes["--dynamics.labelled-batch"] = config.dynamics.labelled_batch
-    for option, size in sizes.items():
-        parallel.share(size, run.devices, option)
-    if jax.process_count() == 1:
-        settings = {"--online.ppo": config.online.ppo, "--scratch.ppo": config.scratch.ppo}
-        if config.named.frames:
-            settings["--named.ppo"] = config.named.ppo
-        for option, ppo in settings.items():
-            ppo_share(run, ppo, option)

@@ -1,7 +1,7 @@
 """Proximal policy optimisation, usable alone: `train` for a whole run, `update` and `learn` inside ``jit``."""
 
 from lamjax.ppo.agent import ActorCriticAgent, Agent
-from lamjax.ppo.config import PPOConfig
+from lamjax.ppo.config import PPOConfig, check_groups
 from lamjax.ppo.driver import Driver, train
 from lamjax.ppo.learner import (
     Batch,
@@ -28,6 +28,7 @@ __all__ = [
     "PPOConfig",
     "PPOState",
     "Rollout",
+    "check_groups",
     "collect",
     "improve",
     "init",

@@ -1,6 +1,7 @@
 """PPO's settings."""
 
 import dataclasses
+from collections.abc import Collection
 
 from lamjax.checks import check_fields
 from lamjax.schedules import Schedule, check_schedule
@@ -74,6 +75,10 @@ class PPOConfig:
                 f"ppo.total_frames ({self.total_frames}) must hold an update, num_envs * num_steps = {batch} frames."
             )
 
+    def without_rates(self, group: str) -> "PPOConfig":
+        """The settings without the schedule of a parameter group that is not trained."""
+        return dataclasses.replace(self, learning_rates=tuple(pair for pair in self.learning_rates if pair[0] != group))
+
     @property
     def program(self) -> "PPOConfig":
         """The settings that programs depend on: neutral where runs may differ and still share what is compiled."""
@@ -83,3 +88,29 @@ class PPOConfig:
     def num_updates(self) -> int:
         """Whole updates in `total_frames`."""
         return self.total_frames // (self.num_envs * self.num_steps)
+
+
+def check_groups(config: PPOConfig, groups: Collection[str], name: str = "learning_rates") -> None:
+    """Checks that each parameter group has one schedule, and that each schedule has a group.
+
+    Args:
+      config: the settings.
+      groups: the names of the parameter groups.
+      name: what messages call the schedules.
+
+    Raises:
+      ValueError: if not; the message names the groups that exist.
+    """
+    scheduled = [group for group, _ in config.learning_rates]
+    there_are = f"the parameter groups are {', '.join(sorted(groups))}"
+    for group in scheduled:
+        if group and group not in groups:
+            raise ValueError(f"{name} has a schedule for {group!r}, and {there_are}: correct the name.")
+        if scheduled.count(group) > 1:
+            raise ValueError(f"{name} has {scheduled.count(group)} schedules for {group!r}: keep one.")
+    missing = [group for group in groups if group not in scheduled]
+    if missing and "" not in scheduled:
+        raise ValueError(
+            f"{name} has no schedule for the parameter group {missing[0]!r} ({there_are}): add one, or one named '' "
+            "for all others."
+        )

@@ -22,7 +22,7 @@ from lamjax.envs.api import VectorEnv
 from lamjax.optim import grads_as, pack_groups, unpack_groups
 from lamjax.ppo import losses
 from lamjax.ppo.agent import Agent
-from lamjax.ppo.config import PPOConfig
+from lamjax.ppo.config import PPOConfig, check_groups
 from lamjax.ppo.gae import gae
 from lamjax.ppo.rollout import ActorState, EpisodeStats, init_actor, rollout
 from lamjax.schedules import piecewise
@@ -94,16 +94,14 @@ def learning_rates(config: PPOConfig, groups: Sequence[str], update: jax.Array) 
     """The learning rate of each parameter group at an update, float32 ``[]`` (constant within it, as the reference).
 
     Raises:
-      ValueError: if a group has no schedule.
+      ValueError: if a group has no schedule, or a schedule no group.
     """
+    check_groups(config, groups)
     schedules = dict(config.learning_rates)
     fraction = update * (config.num_envs * config.num_steps) / config.total_frames
     rates = {}
     for group in groups:
-        points = schedules.get(group, schedules.get(""))
-        if points is None:
-            raise ValueError(f"learning_rates names no schedule for the parameter group {group!r}.")
-        rates[group] = piecewise(points, fraction)
+        rates[group] = piecewise(schedules[group if group in schedules else ""], fraction)
     return rates
 
 
@@ -120,8 +118,9 @@ def init(
       devices: D of them; `actor` then has a leading axis D, and everything else is laid out on each.
 
     Raises:
-      ValueError: if there are not N environments.
+      ValueError: if there are not N environments, or the learning rates do not fit the groups of `params`.
     """
+    check_groups(config, params)
     count = max(len(devices), 1)
     if env.num_envs * count != config.num_envs:
         each = f" on each of {count} devices" if count > 1 else ""
