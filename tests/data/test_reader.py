@@ -326,6 +326,11 @@ def forge_array(store, array, **metadata):
     return {"files": store.manifest["files"] | {f"{array}/zarr.json": [len(content), format.digest(content)]}}
 
 
+def forged(store):
+    """What the manifest says now."""
+    return json.loads((store.path / "manifest.json").read_text())
+
+
 def grid(*shape):
     return {"chunk_grid": {"name": "regular", "configuration": {"chunk_shape": list(shape)}}}
 
@@ -342,6 +347,35 @@ def test_metadata_that_claim_more_than_memory_holds_are_refused(store):
         forge(store, **further, **forge_array(store, "observations", **metadata))
         with pytest.raises(data.StoreError, match="has other chunks than the manifest says"):
             data.open_store(store.path)
+
+
+def test_a_chunk_of_few_bytes_claims_no_memory_that_it_cannot_fill(store):
+    forge(store, **forge_array(store, "observations", shape=[40, 4], **grid(2**30, 4)))  # 4 GiB a chunk
+    for file in list(store.manifest["files"]):
+        if file.startswith("observations/c.") and file != "observations/c.0.0":
+            (store.path / file).unlink()
+    kept = {name: value for name, value in forged(store)["files"].items() if (store.path / name).exists()}
+    forge(store, **forged(store) | {"files": kept})
+    with pytest.raises(
+        data.StoreError, match=r"^chunk 0 of observations .* bytes, which cannot hold the 4294967296 that"
+    ):
+        data.open_store(store.path)
+
+
+def test_chunks_are_compressed_in_the_one_way_whose_sizes_are_known(store):
+    codecs = [{"name": "bytes", "configuration": {"endian": "little"}}, {"name": "gzip", "configuration": {"level": 9}}]
+    forge(store, **forge_array(store, "observations", codecs=codecs))
+    with pytest.raises(data.StoreError, match="has other chunks than the manifest says"):
+        data.open_store(store.path)
+
+
+def test_frames_that_compress_best_are_read(tmp_path):
+    """512 black frames in one chunk: 6 MB in a few hundred bytes."""
+    with data.StoreWriter(tmp_path / "black", env="toy", obs_shape=(64, 64, 3), num_actions=2) as writer:
+        writer.append_episode(np.zeros((512, 64, 64, 3), np.uint8), np.zeros(512, int), np.zeros(512), 0, "terminated")
+    black = data.open_store(tmp_path / "black")
+    assert black.manifest["files"]["observations/c.0.0.0.0"][0] < 1000
+    assert not black.observations(510).any()
 
 
 def test_a_file_that_the_manifest_forgets_is_missed(store):

@@ -37,7 +37,9 @@ METADATA = "zarr.json"  # of each array
 FRAMES_PER_CHUNK = 512
 SCALARS_PER_CHUNK = 65536  # of is_first, actions, rewards: 512 would make thousands of tiny files
 MAX_FRAMES = 2**31 - 1  # where windows start is kept in int32
-MAX_CHUNK_BYTES = 2**32  # of a chunk in memory
+MAX_CHUNK_BYTES = 2**32  # of a chunk in memory, and of all chunks that are read at a time
+CODECS = ("bytes", "zstd", "crc32c")  # of each chunk
+ZSTD_RATIO = 2**15  # bytes that a byte of zstd can become: its blocks of 128 KiB take at least 4
 _BITS = {"int": (8, 16, 32, 64), "uint": (8, 16, 32, 64), "float": (16, 32, 64)}
 OBS_DTYPES = ("bool", "bfloat16", *(f"{kind}{bits}" for kind, sizes in _BITS.items() for bits in sizes))
 

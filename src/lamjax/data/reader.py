@@ -16,12 +16,14 @@ import tensorstore
 
 from lamjax.data import windows
 from lamjax.data.format import (
+    CODECS,
     FORMAT,
     MANIFEST,
     MAX_CHUNK_BYTES,
     METADATA,
     SPLITS,
     VERSIONS,
+    ZSTD_RATIO,
     Episodes,
     Split,
     StoreError,
@@ -167,19 +169,28 @@ class ArrayReader:
         chunks = self._array.chunk_layout
         read_chunk, write_chunk = (each.shape for each in (chunks.read_chunk, chunks.write_chunk))
         self._rows_per_chunk = read_chunk[0]
+        self._chunk_bytes = math.prod(read_chunk) * dtype.itemsize
+        codecs = tuple(codec["name"] for codec in self._array.spec().to_json()["metadata"]["codecs"])
         num_chunks = -(-manifest["num_frames"] // self._rows_per_chunk)
         names = [chunk_file(name, chunk, self._array.rank) for chunk in range(min(num_chunks, len(self._files)))]
         if (
             read_chunk != write_chunk
             or read_chunk[1:] != shape
-            or math.prod(read_chunk) * dtype.itemsize > MAX_CHUNK_BYTES
+            or codecs != CODECS
+            or self._chunk_bytes > MAX_CHUNK_BYTES
             or len(names) != num_chunks
             or not all(file in self._files for file in names)
         ):
             raise StoreError(f"{root / name} has other chunks than the manifest says; {_REMEDY}")
+        for each in names:  # before memory is asked for
+            if self._chunk_bytes > ZSTD_RATIO * (size := self._files[each][0]):
+                raise StoreError(
+                    f"{_described(root, each)} has {size} bytes, which cannot hold the {self._chunk_bytes} that the "
+                    f"metadata claim; {_REMEDY}"
+                )
 
     def take(self, rows: np.ndarray) -> np.ndarray:
-        """Rows at indices [...], as [..., *row_shape]; threads each read whole chunks."""
+        """Rows at indices [...], as [..., *row_shape]; threads each read whole chunks, as many as memory allows."""
         rows = np.asarray(rows)
         num_rows, *row_shape = self._array.shape
         flat = rows.reshape(-1).astype(np.int64)
@@ -194,7 +205,8 @@ class ArrayReader:
             values[where] = self._read_chunk(chunk)[flat[where] - chunk * self._rows_per_chunk]
 
         groups = np.split(by_chunk, np.cumsum(counts)[:-1]) if flat.size else []
-        with concurrent.futures.ThreadPoolExecutor(min(os.cpu_count() or 1, 16)) as pool:
+        together = max(1, min(os.cpu_count() or 1, 16, MAX_CHUNK_BYTES // self._chunk_bytes))
+        with concurrent.futures.ThreadPoolExecutor(together) as pool:
             list(pool.map(read, chunks.tolist(), groups))  # list: raises what a thread raised
         return values.reshape(*rows.shape, *row_shape)
 

@@ -18,6 +18,7 @@ import numpy as np
 import tensorstore
 
 from lamjax.data.format import (
+    CODECS,
     ENDINGS,
     FORMAT,
     FRAMES_PER_CHUNK,
@@ -40,6 +41,7 @@ from lamjax.data.format import (
 
 _JOURNAL = "journal.json"  # of a store that is still being written
 _WRITES_IN_FLIGHT = 3
+_CODEC_OPTIONS = {"bytes": {"configuration": {"endian": "little"}}, "zstd": {"configuration": {"level": 1}}}
 _UNBOUNDED = 2**40  # length of an array while it is written; cut to size at the end
 
 
@@ -397,11 +399,7 @@ class ArrayWriter:
                     "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": chunk_shape}},
                     # "c.7.0.0.0": one flat folder of chunks.
                     "chunk_key_encoding": {"name": "default", "configuration": {"separator": "."}},
-                    "codecs": [
-                        {"name": "bytes", "configuration": {"endian": "little"}},
-                        {"name": "zstd", "configuration": {"level": 1}},
-                        {"name": "crc32c"},
-                    ],
+                    "codecs": [{"name": name, **_CODEC_OPTIONS.get(name, {})} for name in CODECS],
                 },
             },
             create=written is None,
