@@ -9,7 +9,7 @@ from lamjax import data, envs, policies
 from lamjax.data import evaluation_actions
 from lamjax.data.reader import ArrayReader
 from lamjax.data.record import CHUNK, record
-from tests.envs.toys import Aim
+from tests.envs.toys import Aim, Counter
 
 GAME, NUM_ENVS, STEPS, ACTIONS = "fruitbot", 8, 4 * CHUNK, 15
 KEY = jax.random.key(3)
@@ -170,6 +170,35 @@ def test_environments_without_levels_are_split_by_episode(tmp_path):
     # A pole falls after 8 steps at the earliest, and each step until then is worth 1.
     assert store.episodes.length[complete].min() >= 8
     np.testing.assert_array_equal(store.episodes.returns[complete], store.episodes.length[complete])
+
+
+class Broken(Counter):
+    """`Counter` whose reward or observation is no number in the 40th step of each of its copies."""
+
+    def __init__(self, what, value):
+        super().__init__([1000])
+        self.what, self.value = what, value
+
+    def step(self, key, state, action, params):
+        obs, after, reward, *ends, info = super().step(key, state, action, params)
+        now = after.time == 40
+        if self.what == "reward":
+            reward = jnp.where(now, self.value, reward)
+        else:
+            obs = jnp.where(now, self.value, obs)
+        return obs, after, reward, *ends, info
+
+
+@pytest.mark.parametrize(("what", "step"), [("reward", 39), ("observation", 40)])
+@pytest.mark.parametrize("value", [np.nan, -np.inf])
+def test_an_environment_that_returns_no_number_is_refused_in_that_step(tmp_path, what, step, value):
+    env = envs.Gymnax(Broken(what, value), 4)
+    message = (
+        f"^counter returned {value} in the {what} of step {step} of its copy 0, both counted from 0: .*mend the env"
+    )
+    with pytest.raises(ValueError, match=message):
+        record(tmp_path / "store", env, policies.UniformPolicy(2), {}, 10**9, KEY, source={"kind": "random"})
+    assert not list(tmp_path.iterdir())
 
 
 def test_the_policy_decides(tmp_path):

@@ -34,6 +34,16 @@ def _actions(space: ActionSpace) -> dict[str, Any]:
     return {"num_actions": space.n}
 
 
+def _check_finite(env: str, what: str, values: np.ndarray, first: int) -> None:
+    """Raises `ValueError` if ``[T, N, ...]`` of the steps from `first` on holds what is NaN or infinite."""
+    if values.dtype.kind == "f" and (bad := ~np.isfinite(values)).any():
+        step, number, *_ = np.argwhere(bad)[0]
+        raise ValueError(
+            f"{env} returned {values[bad][0]} in the {what} of step {first + step} of its copy {number}, both counted "
+            "from 0: only finite numbers can be learned from, so mend the environment."
+        )
+
+
 def record(
     path: Path,
     env: VectorEnv,
@@ -68,6 +78,7 @@ def record(
 
     Raises:
       StoreError: if the path exists or the disk is full.
+      ValueError: if the environment returns an observation or a reward that is NaN or infinite; it says in which step.
     """
     num_envs, distractor_dim, numbers = env.num_envs, acting.distractor_dim(env), itertools.count()
     running: list[list[tuple[np.ndarray, ...]]] = [[] for _ in range(num_envs)]
@@ -95,8 +106,10 @@ def record(
             position, *steps = _play(
                 stepper(env), policy, params, position, jax.random.fold_in(key, chunk), random_share
             )
-            chunk += 1
             (obs, action, read), (reward, terminated, truncated) = jax.device_get(steps)
+            for what, values in (("observation", obs), ("reward", reward)):
+                _check_finite(env.name, what, values, chunk * CHUNK)
+            chunk += 1
             done = terminated | truncated
             for n in range(num_envs):
                 for rows in np.split(np.arange(CHUNK), np.flatnonzero(done[:, n]) + 1):
