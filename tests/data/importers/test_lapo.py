@@ -175,6 +175,16 @@ def test_other_layouts_are_refused_by_name(tmp_path):
     assert "has frames of" in fails(game)
 
 
+def test_files_without_rows_are_passed_over_unless_all_are(tmp_path):
+    empty = {"obs": np.zeros((0, *SHAPE), np.uint8), "ta": np.zeros(0, int), "rewards": np.zeros(0, np.float32)}
+    path = tmp_path / "maze" / "train" / "0.npz"
+    lapo_file(path, [3], **empty, done=np.zeros(0, bool))
+    assert fails(tmp_path / "maze") == f"{path} holds no rows: check the path."
+    lapo_file(path.with_name("1.npz"), [5, 9])
+    lapo.import_lapo(tmp_path / "maze", tmp_path / "store")
+    assert data.open_store(tmp_path / "store").num_frames == 14
+
+
 @pytest.mark.parametrize("compressed", [True, False])
 def test_damaged_files_are_refused_by_name(tmp_path, compressed):
     game = tmp_path / "maze"

@@ -1,5 +1,6 @@
 """Parquet files of transitions become stores that hold exactly what they held."""
 
+import os
 import struct
 import sys
 import zlib
@@ -182,6 +183,16 @@ def test_what_does_not_fit_is_refused_by_name(pa, tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(common.ImportDataError, match=r"holds no \.parquet files"):
         run(tmp_path / "empty", tmp_path / "store")
+
+
+def test_a_name_that_arrow_cannot_open_is_no_damage(pa, tmp_path):
+    write(pa, tmp_path / "toy" / "a.parquet")
+    (tmp_path / "toy" / "a.parquet").rename(tmp_path / "toy" / os.fsdecode(b"\xff.parquet"))
+    with pytest.raises(
+        common.ImportDataError, match="has a name that is not UTF-8, as Arrow needs: rename it"
+    ) as error:
+        run(tmp_path / "toy", tmp_path / "store")
+    assert "damaged" not in str(error.value)
 
 
 def test_damaged_files_are_refused_by_name(pa, tmp_path):

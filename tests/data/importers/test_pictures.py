@@ -82,6 +82,8 @@ def test_a_picture_becomes_what_it_shows(data, want):
             "an animation of 2 pictures",
         ),
         *((saved(RGB, kind), 3, f"has a {kind}, and only PNG") for kind in ("JPEG", "GIF", "WebP", "BMP", "TIFF")),
+        (b"\0\0\0\x20ftypavif" + bytes(40), 3, "has a AVIF or HEIF, and only PNG"),
+        (b"\xff\x0a" + bytes(40), 3, "has a JPEG XL, and only PNG"),
         (RGB.tobytes(), 3, "bytes that are no PNG, but as many as a frame has"),
     ],
 )

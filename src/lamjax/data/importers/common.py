@@ -151,10 +151,10 @@ def describe(
       skip_damaged: read each file to its end, and leave out the damaged ones.
 
     Returns:
-      The files, and those that were left out with what is wrong with each.
+      The files that have rows, and the damaged ones with what is wrong with each.
 
     Raises:
-      ImportDataError: if a file does not fit, or is damaged and must not be left out, or if all are damaged.
+      ImportDataError: if a file does not fit, or is damaged and must not be left out, or if all are damaged or empty.
     """
     files: list[SourceFile] = []
     skipped: dict[Path, str] = {}
@@ -171,7 +171,10 @@ def describe(
             skipped[path] = error.reason
     if skipped and not files:
         raise ImportDataError(f"All {len(paths)} files are damaged, {paths[0]} for one ({skipped[paths[0]]}).")
-    return files, skipped
+    if not any(file.rows for file in files):
+        others = f", and neither do the other {len(files) - 1} files" if len(files) > 1 else ""
+        raise ImportDataError(f"{files[0].path} holds no rows{others}: check the path.")
+    return [file for file in files if file.rows], skipped
 
 
 def find_meaning(source: Source) -> tuple[Literal["first", "last"], str]:

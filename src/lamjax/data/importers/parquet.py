@@ -66,6 +66,8 @@ def _open(path: Path) -> Any:
         return parquet.ParquetFile(path, pre_buffer=False, buffer_size=_BUFFER, page_checksum_verification=True)
     except (FileNotFoundError, PermissionError, IsADirectoryError):
         raise
+    except UnicodeEncodeError:
+        raise ImportDataError(f"{path} has a name that is not UTF-8, as Arrow needs: rename it.") from None
     except Exception as error:  # Arrow raises its own errors and OSError, whatever its readers meet
         raise _explained(path, error, "or is no Parquet file: ") from None
 
@@ -223,9 +225,6 @@ def import_parquet(
     paths, hidden, root = _find(path)
     read = checked(_reader(columns, shape), names, num_actions)
     files, skipped = describe(paths, lambda each: _describe(each, root, columns, shape), read, skip_damaged)
-    files = [file for file in files if file.rows]
-    if not files:
-        raise ImportDataError(f"{path} holds no rows.")
     if any(file.split for file in files) and not all(file.split for file in files):
         odd = next(file.path for file in files if file.split is None)
         raise ImportDataError(f"{odd} belongs neither to train nor to test by its name, as others do: rename it.")

@@ -18,6 +18,8 @@ _OTHERS = {
     b"MM\0*": "TIFF",
     b"\x93NUMPY": "numpy array",
     b"\x00\x00\x00\x0cjP": "JPEG 2000",
+    b"\xff\x0a": "JPEG XL",
+    b"qoif": "QOI",
 }
 _NAMES = {1: "grey", 2: "grey and alpha", 3: "RGB", 4: "RGBA"}
 
@@ -54,6 +56,7 @@ def read_png(data: bytes, shape: tuple[int, int, int]) -> np.ndarray:
     height, width, channels = shape
     if not data.startswith(_SIGNATURE):
         kind = next((name for start, name in _OTHERS.items() if data.startswith(start)), None)
+        kind = "AVIF or HEIF" if data[4:8] == b"ftyp" else kind
         if kind is None and len(data) == height * width * channels:
             raise PictureError("has bytes that are no PNG, but as many as a frame has: save them as a list of uint8")
         if kind is None:
