@@ -143,13 +143,15 @@ def test_counts_of_the_command_line_are_at_least_1(verb, option, capsys):
 # Names
 
 
-@pytest.mark.parametrize("name", ["../x", "..", ".", ".hidden", "a/b", "/tmp/x", "a\\b", "a\nb", "", " ", "x" * 300])
+@pytest.mark.parametrize(
+    "name", ["../x", "..", ".", ".hidden", "a/b", "/tmp/x", "a\\b", "a\nb", "", " ", "x" * 300, "a.", "a ", "\udcff"]
+)
 def test_names_that_are_no_folder_are_refused(name):
     with pytest.raises(ValueError, match="--name must be the name of a folder"):
         check_path_name("--name", name)
 
 
-@pytest.mark.parametrize("name", ["cpu-s0", "a run", "läuft", "v1.2"])
+@pytest.mark.parametrize("name", ["cpu-s0", "a run", "läuft", "v1.2", "x", "é" * 100])
 def test_names_of_folders(name):
     assert check_path_name("--name", name) == name
 

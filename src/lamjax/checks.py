@@ -3,6 +3,7 @@
 import dataclasses
 import math
 import numbers
+import os
 import re
 import types
 from collections.abc import Callable, Sequence
@@ -10,7 +11,7 @@ from typing import Any, Literal, Union, get_args, get_origin
 
 SEEDS = 2**32  # a key of JAX holds 32 bits of a seed: a larger one would repeat the run of a smaller one
 
-_FOLDER = re.compile(r"[^./\\\s\x00-\x1f][^/\\\x00-\x1f]*")
+_FOLDER = re.compile(r"[^./\\\s\x00-\x1f](?:[^/\\\x00-\x1f]*[^./\\\s\x00-\x1f])?")
 _BOUNDS: dict[str, tuple[str, Callable[[float], bool]]] = {
     "at_least_1": ("must be at least 1", lambda x: x >= 1),
     "at_least_0": ("must not be negative", lambda x: x >= 0),
@@ -113,7 +114,21 @@ def check_path_name(option: str, name: str, *, nested: bool = False) -> str:
         calls the name `option`.
     """
     words = name.split("/") if isinstance(name, str) and nested else [name]
-    if not all(isinstance(word, str) and _FOLDER.fullmatch(word) and len(word.encode()) <= 200 for word in words):
+    if not all(
+        isinstance(word, str) and is_utf8(word) and _FOLDER.fullmatch(word) and len(word.encode()) <= 200
+        for word in words
+    ):
         slashes = "" if nested else " or slashes"
-        raise ValueError(f"{option} must be the name of a folder, without a dot at its start{slashes}, not {name!r}.")
+        raise ValueError(
+            f"{option} must be the name of a folder, without dots or spaces at its ends{slashes}, not {name!r}."
+        )
     return name
+
+
+def is_utf8(path: str | os.PathLike) -> bool:
+    """Whether UTF-8 can write a path; libraries that open files by their path's UTF-8 cannot open the others."""
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:  # bytes of the file system that are no text
+        return False
+    return True

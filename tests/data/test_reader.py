@@ -254,6 +254,16 @@ def test_other_folders_and_versions_are_refused(store, tmp_path):
         data.open_store(store.path)
 
 
+def test_a_path_that_is_no_text_is_refused_before_anything_is_written(store, stores):
+    path = store.path.parent / os.fsdecode(b"\xff")
+    message = "is not UTF-8, as a store's path must be; choose another path"
+    with pytest.raises(data.StoreError, match=message):
+        stores.writer(path)
+    store.path.rename(path)
+    with pytest.raises(data.StoreError, match=message):
+        data.open_store(path)
+
+
 # What a store says of itself
 
 

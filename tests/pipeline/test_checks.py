@@ -169,6 +169,9 @@ def test_recordings_that_cannot_be_enough_are_refused():
     offline = dataclasses.replace(VECTORS.offline, labels=(10**6,))
     with pytest.raises(RunError, match=r"asks for 1000000 labels at least, and --record.frames gives 2048 frames"):
         check_recording(env((4,)), dataclasses.replace(VECTORS, offline=offline))
+    cloning = dataclasses.replace(VECTORS.cloning, batch_size=2049)
+    with pytest.raises(RunError, match=r"^--record.frames gives 2048 frames, too few for a batch of 2049: record more"):
+        check_recording(env((4,)), dataclasses.replace(VECTORS, cloning=cloning))
     for levels, missing in ((RecordConfig(num_levels=1, frames=2048), "test"), (RecordConfig(num_levels=9), None)):
         config = dataclasses.replace(IMAGES, record=levels)
         check_recording(env((64, 64, 3)), config)  # an environment without levels has episodes instead

@@ -55,6 +55,10 @@ class RunResults:
 def load(run_dir: Path) -> RunResults:
     """Reads a run folder; what is absent stays empty."""
     summary = _read_json(run_dir / "summary.json")
+    for field in ("stages", "nulls"):
+        entries = summary.get(field) or {}
+        if not isinstance(entries, dict) or not all(isinstance(entry, dict | None) for entry in entries.values()):
+            raise ValueError(f"{run_dir / 'summary.json'} is not of a run: {field} must hold an object for each name.")
     return RunResults(
         name=summary.get("name") or run_dir.resolve().name,
         config=_read_json(run_dir / "config.json"),

@@ -22,10 +22,12 @@ import hashlib
 import json
 import math
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
+from lamjax.checks import is_utf8
 from lamjax.spaces import Box
 
 FORMAT = "lamjax-trajectories"
@@ -185,6 +187,13 @@ def check_manifest(manifest: Mapping) -> None:
         raise ValueError("returns are not finite")
     if not (np.isin(episodes.ending, ENDINGS).all() and np.isin(episodes.split, SPLITS).all()):
         raise ValueError("an episode has an unknown ending or split")
+
+
+def check_path(path: Path) -> Path:
+    """Returns a store's path; raises a StoreError if it is not UTF-8, as tensorstore needs."""
+    if not is_utf8(path.absolute()):
+        raise StoreError(f"{path} is not UTF-8, as a store's path must be; choose another path")
+    return path
 
 
 def chunk_file(name: str, chunk: int, rank: int) -> str:

@@ -28,6 +28,7 @@ from lamjax.data.format import (
     Split,
     StoreError,
     check_manifest,
+    check_path,
     chunk_file,
     digest,
     layout,
@@ -58,7 +59,7 @@ def open_store(path: str | os.PathLike, verify: bool = True) -> "Store":
     Raises:
         StoreError: the folder is not a store, is of another version, or is damaged.
     """
-    path = Path(path)
+    path = check_path(Path(path))
     manifest = _read_manifest(path)
     _check_files(path, manifest)
     return Store(path, manifest, verify)

@@ -30,6 +30,7 @@ from lamjax.data.format import (
     Episodes,
     StoreError,
     check_description,
+    check_path,
     check_sizes,
     chunk_file,
     digest,
@@ -81,7 +82,7 @@ class StoreWriter:
     Raises:
         ValueError: no store can have such sizes or bounds, or JSON cannot hold a description.
         TypeError: a description is not of the kind that JSON or a store needs.
-        StoreError: the path exists or cannot be written, another process is writing to it, or the
+        StoreError: the path exists, is not UTF-8 or cannot be written, another process is writing to it, or the
             disk is full.
     """
 
@@ -102,7 +103,7 @@ class StoreWriter:
         resumable: bool = False,
     ):
         check_sizes(obs_shape, obs_dtype, num_actions, action_dim, distractor_dim or None, frames_per_chunk)
-        self.path = Path(path).absolute()
+        self.path = check_path(Path(path).absolute())
         self.num_frames = 0
         self.position: Any = None
         self._resumable = resumable

@@ -108,6 +108,12 @@ def check_recording(env: envs.VectorEnv, config: RunConfig) -> None:
     """
     record, dispatch = config.record, CHUNK * config.record.num_envs
     most = -(-record.frames // dispatch) * dispatch
+    batch = max(config.dynamics.batch_size, config.cloning.batch_size)
+    if batch > most:
+        raise RunError(
+            f"--record.frames gives {most} frames, too few for a batch of {batch}: record more, or lower the batch "
+            "sizes."
+        )
     if not config.offline.label_shares and min(config.offline.labels) > most:
         raise RunError(
             f"--offline.labels asks for {min(config.offline.labels)} labels at least, and --record.frames gives {most} "

@@ -20,7 +20,7 @@ import jax
 import numpy as np
 
 from lamjax import parallel
-from lamjax.checks import check_path_name
+from lamjax.checks import check_path_name, is_utf8
 from lamjax.training import checkpoint
 from lamjax.training.logging import MetricLog, NonFiniteError, Progress
 from lamjax.training.signals import handled_by
@@ -53,9 +53,12 @@ def run_path(runs: Path, env: str, name: str) -> Path:
     """The folder of a run, ``runs/<env>/<name>``.
 
     Raises:
-      ValueError: if the name is not that of a folder in there.
+      ValueError: if the name is not that of a folder in there, or the path is not UTF-8.
     """
-    return runs / env / check_path_name("--name", name)
+    folder = runs / env / check_path_name("--name", name)
+    if not is_utf8(folder.absolute()):
+        raise RunError(f"{folder} is not UTF-8, as checkpoints need: choose another --runs.")
+    return folder
 
 
 def write_json(path: Path, value: Any) -> None:
