@@ -73,6 +73,26 @@ def test_results_are_printed_on_every_terminal(monkeypatch, encoding):
     assert terminal.buffer.getvalue().decode(encoding).startswith("return 1.0 ")
 
 
+def test_a_reader_that_has_left_ends_a_command_without_a_word(monkeypatch, capfd):
+    """``lamjax experts | head -1``: not a mistake of the user, and no complaint at Python's end."""
+    read, write = os.pipe()
+    os.close(read)
+    with open(write, "w") as pipe:
+        monkeypatch.setattr(sys, "stdout", pipe)
+        monkeypatch.setitem(cli.VERBS, "experts", (Experts, lambda _: print("the first line")))
+        assert cli.main(["experts"]) == 128 + 13
+        pipe.flush()  # as Python does at its end
+    assert capfd.readouterr().err == ""
+
+
+@pytest.mark.parametrize("stream", ["stdout", "stderr"])
+def test_a_process_without_a_stream_runs(monkeypatch, stream):
+    monkeypatch.setattr(sys, stream, None)
+    monkeypatch.setitem(cli.VERBS, "experts", (Experts, lambda _: print("the result")))
+    assert cli.main(["experts"]) == 0
+    getattr(sys, stream).close()
+
+
 # Full disks
 
 

@@ -1,5 +1,6 @@
 """Rows of metrics in JSON lines and TensorBoard events, and what the terminal shows."""
 
+import errno
 import io
 import json
 import struct
@@ -161,6 +162,25 @@ def test_a_bar_on_a_terminal(monkeypatch):
     text = terminal.getvalue()
     assert "\r" in text and "10/10" in text and "loss 0.5" in text
     assert "steps/s" not in text  # the line of other outputs
+
+
+@pytest.mark.parametrize("is_terminal", [True, False])
+def test_a_terminal_that_was_closed_does_not_end_the_work(monkeypatch, is_terminal):
+    class Closed(io.StringIO):
+        def isatty(self):
+            return is_terminal
+
+        def write(self, text):
+            raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(logging, "LINE_SECONDS", 0.0)
+    progress = Progress("dynamics", 10)
+    monkeypatch.setattr("sys.stderr", Closed())
+    progress.to(5, "loss 0.5")
+    progress.close()
+    progress = Progress("dynamics", 10)
+    progress.to(10)
+    progress.close()
 
 
 @pytest.mark.parametrize("name", ["stage", "step", "time"])

@@ -86,10 +86,16 @@ def keep_compiled() -> None:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Runs a verb; returns the exit code: 0, 2 for a user's mistake, 128 + n after signal n."""
+    """Runs a verb; returns the exit code: 0, 2 for a user's mistake, 128 + n after signal n.
+
+    If the output's reader has left, as ``head`` does, the command ends without a word, as if by SIGPIPE.
+    """
     argv = sys.argv[1:] if argv is None else argv
-    for stream in (sys.stdout, sys.stderr):  # a terminal that cannot show a letter must not cost the result
-        if isinstance(stream, io.TextIOWrapper):
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # closed by the shell (``>&-``)
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115
+        stream = getattr(sys, name)
+        if isinstance(stream, io.TextIOWrapper):  # a terminal that cannot show a letter must not cost the result
             stream.reconfigure(errors="replace")
     if not argv or argv[0] in ("-h", "--help"):
         print(_usage())
@@ -114,6 +120,9 @@ def main(argv: list[str] | None = None) -> int:
         if verb in ("train", "expert"):
             keep_compiled()
         VERBS[verb][1](args)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        return _end_of_pipe()
     except InterruptedRunError as stop:
         print(f"lamjax: {stop}", file=sys.stderr)
         return 128 + stop.signum
@@ -127,6 +136,18 @@ def main(argv: list[str] | None = None) -> int:
         print(f"lamjax: {sentence}", file=sys.stderr)
         return 2
     return 0
+
+
+def _end_of_pipe() -> int:
+    """Sends what is still in a broken pipe's buffer nowhere, where Python would complain of it at its end."""
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except BrokenPipeError:
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, stream.fileno())
+            os.close(nowhere)
+    return 128 + signal.SIGPIPE
 
 
 def _sentence(error: Exception) -> str | None:

@@ -1,5 +1,6 @@
 """Logs metrics to JSON lines and TensorBoard, and progress to the terminal."""
 
+import contextlib
 import json
 import math
 import os
@@ -72,7 +73,10 @@ class MetricLog:
 
 
 class Progress:
-    """Shows progress on stderr: a bar on a terminal, else a line now and then. Results go to stdout."""
+    """Shows progress on stderr: a bar on a terminal, else a line now and then. Results go to stdout.
+
+    Where stderr cannot be written any more, because its terminal was closed or its disk is full, work goes on unseen.
+    """
 
     def __init__(self, label: str, total: int, initial: int = 0, unit: str = "step"):
         """Starts at `initial` of `total` units."""
@@ -81,14 +85,18 @@ class Progress:
         self._started = self._spoke = time.monotonic()
         self._note = ""
         self._terminal = sys.stderr.isatty()
-        self._bar = tqdm(desc=label, total=total, initial=initial, unit=unit, disable=not self._terminal)
+        try:
+            self._bar = tqdm(desc=label, total=total, initial=initial, unit=unit, disable=not self._terminal)
+        except OSError:
+            self._bar = tqdm(disable=True)
 
     def to(self, position: int, note: str = "") -> None:
         """Moves to `position` and shows `note`, or the last note, beside it."""
         self._note = note or self._note
-        self._bar.update(position - self._position)
-        if note:
-            self._bar.set_postfix_str(note)
+        with contextlib.suppress(OSError):
+            self._bar.update(position - self._position)
+            if note:
+                self._bar.set_postfix_str(note)
         self._position = position
         now = time.monotonic()
         if not self._terminal and now - self._spoke >= LINE_SECONDS:
@@ -100,11 +108,13 @@ class Progress:
         percent = 100 * self._position / max(self._total, 1)
         text = f"{self._label}: {self._position}/{self._total} {self._unit}s ({percent:.0f} %), "
         text += f"{rate:.3g} {self._unit}s/s" + (f", {self._note}" if self._note else "")
-        print(text, file=sys.stderr, flush=True)
+        with contextlib.suppress(OSError):
+            print(text, file=sys.stderr, flush=True)
 
     def close(self) -> None:
         """Ends the bar, or writes the last line if there was any progress."""
-        self._bar.close()
+        with contextlib.suppress(OSError):
+            self._bar.close()
         if not self._terminal and self._position != self._first:
             self._line()
 
