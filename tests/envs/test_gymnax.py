@@ -293,6 +293,12 @@ def space(**fields):
         (space(shape=(2,), nvec=np.array([2, 3])), r"takes actions of shape \(2,\)"),  # MultiDiscrete
         (space(n=0), "has 0 actions"),
         (space(n=1), "has 1 actions: there is nothing to infer"),
+        *((space(n=n), f"has {n} actions: make it a whole number") for n in (3.5, np.nan, np.inf, 2**31)),
+        (
+            space(shape=(1,), low=-1e39, high=1e39),
+            "takes actions without bounds: give its action space finite ones of f",
+        ),
+        (space(shape=(1,), low=1, high=-1), "takes actions that cannot be: A box needs"),
         (space(n=3, start=1), "counts its actions from 1"),
         (altered(action_space=None), "has no action_space"),
         (altered(reset=lambda key, params: {"a": 0}), "reset must return an observation and a state"),
@@ -316,6 +322,10 @@ def space(**fields):
         (
             step_with(lambda o, s, r, a, b, info: (o, s, jnp.ones(2), a, b, info)),
             "the reward of a step must be one number",
+        ),
+        (
+            step_with(lambda o, s, r, a, b, info: (o, s, jnp.complex64(1), a, b, info)),
+            r"the reward of a step must be one number, not complex64\[\]",
         ),
         (step_with(lambda o, s, r, a, b, info: (o, s, r, jnp.zeros(2), info)), "the done of a step must be one number"),
     ],

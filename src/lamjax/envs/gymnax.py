@@ -179,7 +179,7 @@ def _inspect(env: Any, params: Any, name: str) -> Interface:
     _check_same(f"{name}: the state that step returns", after, state)
     words = ("reward", "terminated", "truncated") if len(values) == 6 else ("reward", "done")
     for word, value in zip(words, (reward, *ends), strict=True):
-        if getattr(value, "shape", None) != ():
+        if getattr(value, "shape", None) != () or not _is_real(value.dtype):
             raise ValueError(f"{name}: the {word} of a step must be one number, not {_words(value)}.")
     if len(values) == 6:
         if not isinstance(info, Mapping) or "final_observation" not in info:
@@ -216,13 +216,16 @@ def _words(value: Any) -> str:
     return f"{value.dtype}{list(value.shape)}"
 
 
+def _is_real(dtype: Any) -> bool:
+    return any(jnp.issubdtype(dtype, kind) for kind in (jnp.bool_, jnp.integer, jnp.floating))
+
+
 def _check_obs(obs: Any, name: str) -> None:
     if not hasattr(obs, "shape"):
         raise ValueError(
             f"{name} shows {_words(obs)} as an observation: join its parts into one array in reset and step."
         )
-    numeric = any(jnp.issubdtype(obs.dtype, kind) for kind in (jnp.bool_, jnp.integer, jnp.floating))
-    if not numeric or 0 in obs.shape:
+    if not _is_real(obs.dtype) or 0 in obs.shape:
         raise ValueError(f"{name} shows observations {_words(obs)}: make them numbers, at least one.")
     if len(obs.shape) not in (1, 3):
         raise ValueError(
@@ -266,12 +269,17 @@ def _action_space(space: Any, name: str) -> ActionSpace:
     if hasattr(space, "n") and not shape:
         if getattr(space, "start", 0):
             raise ValueError(f"{name} counts its actions from {space.start}: count them from 0.")
+        if not space.n // 1 == space.n < 2**31:
+            raise ValueError(f"{name} has {space.n} actions: make it a whole number of int32.")
         if int(space.n) < 2:
             raise ValueError(f"{name} has {int(space.n)} actions: there is nothing to infer below two.")
         return Discrete(int(space.n))
     if shape is None or len(shape) != 1 or not hasattr(space, "low") or hasattr(space, "n"):
         raise ValueError(f"{name} takes actions of shape {shape}: make them discrete, or vectors [D].")
     low, high = (np.broadcast_to(np.asarray(bound, np.float64), shape) for bound in (space.low, space.high))
-    if not np.isfinite([low, high]).all():
-        raise ValueError(f"{name} takes actions without bounds: give its action space finite ones.")
-    return Box(tuple(low.tolist()), tuple(high.tolist()))
+    if not (np.abs([low, high]) <= np.finfo(np.float32).max).all():
+        raise ValueError(f"{name} takes actions without bounds: give its action space finite ones of float32.")
+    try:
+        return Box(tuple(low.tolist()), tuple(high.tolist()))
+    except ValueError as error:
+        raise ValueError(f"{name} takes actions that cannot be: {error}") from None
