@@ -335,7 +335,7 @@ def test_an_error_says_which_file_is_damaged(tmp_path):
             report.write(tmp_path)
     for content in ('{"stages": 3}', '{"stages": {"dynamics": [1]}}', '{"nulls": "none"}'):
         (tmp_path / "summary.json").write_text(content)
-        with pytest.raises(ValueError, match=r"summary\.json is not of a run: (stages|nulls) must hold an object"):
+        with pytest.raises(ValueError, match=r"summary\.json is not of a run: (stages|nulls) must hold an object f"):
             report.write(tmp_path)
     (tmp_path / "summary.json").unlink()
     (tmp_path / "analysis.npz").write_bytes(b"PK\x03\x04 cut")

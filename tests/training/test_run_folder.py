@@ -161,6 +161,23 @@ def test_another_configuration_names_the_field(tmp_path, config, env, field):
         pass
 
 
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("config.json", "[]", r"config\.json is damaged \(it holds no object\): delete the run folder, or"),
+        ("summary.json", "[3]", r"summary\.json is damaged \(it holds no object\)"),
+        ("summary.json", '{"stages": 3}', r"summary\.json is not of a run: stages must hold an object for each name"),
+        ("summary.json", '{"nulls": {"random_return": 1.5}}', r"summary\.json is not of a run: nulls must hold"),
+    ],
+)
+def test_files_that_hold_something_else_are_refused(tmp_path, name, content, message):
+    with open_run(tmp_path / "run"):
+        pass
+    (tmp_path / "run" / name).write_text(content)
+    with pytest.raises(RunError, match=message):
+        open_run(tmp_path / "run")
+
+
 @pytest.mark.parametrize("name", ["config.json", "summary.json"])
 def test_an_error_says_which_file_is_damaged(tmp_path, name):
     with open_run(tmp_path / "a") as opened:

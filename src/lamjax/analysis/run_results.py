@@ -12,6 +12,7 @@ import numpy as np
 from lamjax import archives
 from lamjax.analysis.drawing import Curve
 from lamjax.training.logging import read_metrics
+from lamjax.training.run_folder import check_summary
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,10 +56,7 @@ class RunResults:
 def load(run_dir: Path) -> RunResults:
     """Reads a run folder; what is absent stays empty."""
     summary = _read_json(run_dir / "summary.json")
-    for field in ("stages", "nulls"):
-        entries = summary.get(field) or {}
-        if not isinstance(entries, dict) or not all(isinstance(entry, dict | None) for entry in entries.values()):
-            raise ValueError(f"{run_dir / 'summary.json'} is not of a run: {field} must hold an object for each name.")
+    check_summary(run_dir / "summary.json", summary)
     return RunResults(
         name=summary.get("name") or run_dir.resolve().name,
         config=_read_json(run_dir / "config.json"),

@@ -73,7 +73,26 @@ def read_json(path: Path) -> Any:
     try:
         return json.loads(path.read_text())
     except (ValueError, RecursionError) as error:
-        raise RunError(f"{path} is damaged ({error}): delete the run folder, or choose another --name.") from error
+        raise _damaged(path, error) from error
+
+
+def _damaged(path: Path, reason: Any) -> RunError:
+    return RunError(f"{path} is damaged ({reason}): delete the run folder, or choose another --name.")
+
+
+def _read_object(path: Path) -> dict[str, Any]:
+    content = read_json(path)
+    if not isinstance(content, dict):
+        raise _damaged(path, "it holds no object")
+    return content
+
+
+def check_summary(path: Path, summary: Mapping[str, Any]) -> None:
+    """Raises `RunError` unless a summary, read from `path`, holds an object for each stage and each baseline."""
+    for field in ("stages", "nulls"):
+        entries = summary.get(field) or {}
+        if not isinstance(entries, dict) or not all(isinstance(entry, dict | None) for entry in entries.values()):
+            raise RunError(f"{path} is not of a run: {field} must hold an object for each name.")
 
 
 class Run:
@@ -136,10 +155,12 @@ class Run:
         path = self.folder / "config.json"
         if not path.exists():
             write_json(path, settings)
-        elif field := checkpoint.differing_field(settings, checkpoint.completed(self.config, read_json(path))):
+        elif field := checkpoint.differing_field(settings, checkpoint.completed(self.config, _read_object(path))):
             raise another_configuration(self.folder, field)
-        summary = self.folder / "summary.json"
-        return read_json(summary) if summary.exists() else {}
+        path = self.folder / "summary.json"
+        summary = _read_object(path) if path.exists() else {}
+        check_summary(path, summary)
+        return summary
 
     def __enter__(self) -> "Run":
         """Handles SIGTERM and SIGINT from now on: loops save and end at the next step (in the main thread)."""
