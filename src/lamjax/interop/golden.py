@@ -184,8 +184,8 @@ def _train(state: DynamicsState, windows: jax.Array) -> tuple[dict[str, jax.Arra
 
 
 def _gradients(state: DynamicsState, windows: jax.Array) -> Any:
-    """The clipped gradients of a first step, up to a factor: Adam's first moments after it."""
-    return optax.tree_utils.tree_get(_train_step(state, windows)[0].opt_state, "mu")
+    """The clipped gradients of a first step, up to a factor, on the host: Adam's first moments after it."""
+    return jax.device_get(optax.tree_utils.tree_get(_train_step(state, windows)[0].opt_state, "mu"))
 
 
 def _stripped(arrays: Mapping[str, np.ndarray], prefix: str) -> dict[str, np.ndarray]:
@@ -266,8 +266,8 @@ def rounding(
     config, windows = config_of(golden), jnp.asarray(golden["obs_u8"])
     state = pytorch.dynamics_state(_stripped(golden, "before/"), config)
     spread = {name: np.zeros(array.shape) for name, array in computed.items() if _is_trained(name)}
-    full = STEPS * config.learning_rate
-    starts = []
+    params, full = jax.device_get(state.params), STEPS * config.learning_rate
+    starts: list[tuple[DynamicsState, Any]] = []
 
     def train(start: DynamicsState) -> dict[str, np.ndarray]:
         outputs, end = _train(start, windows)
@@ -277,20 +277,21 @@ def rounding(
         for draw in range(draws):
             rng = np.random.default_rng(draw)
 
-            def jitter(w: jax.Array, rng: np.random.Generator = rng) -> jax.Array:
-                return w * jnp.asarray(1 + rng.uniform(-1, 1, w.shape) * 2.0**-23, jnp.float32)
+            def jitter(w: np.ndarray, rng: np.random.Generator = rng) -> np.ndarray:
+                return w * np.float32(1 + rng.uniform(-1, 1, w.shape) * 2.0**-23)
 
-            start = state.replace(params=jax.tree.map(jitter, state.params))
+            start = state.replace(params=jax.tree.map(jitter, params))
             starts.append((start, _gradients(start, windows)))
         is_rounding = jax.tree.map(
-            lambda own, *others: jnp.abs(own) < 3 * jnp.max(jnp.abs(jnp.stack(others) - own[None]), axis=0),
+            lambda own, *others: np.abs(own) < 3 * np.max([np.abs(other - own) for other in others], axis=0),
             _gradients(state, windows),
             *(gradients for _, gradients in starts),
         )
         for start, gradients in starts:
-            along = jax.tree.map(lambda g, moves: jnp.where(moves, full * jnp.sign(g), 0), gradients, is_rounding)
-            moved = start.replace(params=jax.tree.map(jnp.subtract, start.params, along))
-            jittered, pushed = train(start), train(moved)
+            along = jax.tree.map(lambda g, moves: np.float32(moves * full) * np.sign(g), gradients, is_rounding)
+            jittered, pushed = (
+                train(begin) for begin in (start, start.replace(params=jax.tree.map(np.subtract, start.params, along)))
+            )
             for name in spread:
                 end = pushed if ".running_" in name else jittered
                 spread[name] = np.maximum(spread[name], np.abs(end[name] - computed[name]))
