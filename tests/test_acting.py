@@ -2,16 +2,18 @@
 
 import functools
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lamjax import acting, data, envs, jitted
+from lamjax import acting, data, envs, jitted, policies
 from lamjax.data.labels import evaluation_actions
 from lamjax.data.record import record
 from lamjax.envs import Distracted, Gymnax
 from tests.envs.toys import Aim, Counter, Halves, Painter
+from tests.trees import x64
 
 N, T = 4, 30
 KEY = jax.random.key(7)
@@ -180,3 +182,25 @@ def test_demonstrated_actions_lie_within_their_bounds():
     _, (_, action, nothing), (reward, *_) = jax.jit(lambda: acting.demonstrate(env, far_out, {}, start, KEY, T))()
     assert nothing is None and np.isfinite(reward).all()  # the toy's reward is NaN beyond the bounds
     assert 0.3 < np.mean(np.asarray(action) == Aim.high) < 0.7
+
+
+@pytest.mark.parametrize("name", ["cartpole", "pendulum", "minatar/breakout"])
+def test_a_process_with_64_bits_acts_with_the_same_types(name):
+    """What records, evaluates and trains PPO: a step whose carry changed its type would end the scan."""
+    with x64():
+        env = envs.make(name, N)
+        policy = policies.UniformPolicy(env.action_space)
+
+        def play(key):
+            position = env.reset(key)
+            after, (obs, action, _), (reward, terminated, truncated) = acting.demonstrate(
+                env, policy, {}, position, key, T, random_share=0.5
+            )
+            running = jnp.zeros(N, jnp.float32), jnp.zeros(N, jnp.int32)
+            running, _ = jax.lax.scan(acting.count, running, (reward, terminated | truncated))
+            return position, after, running, (obs, action, reward)
+
+        start, after, running, (obs, action, reward) = jax.eval_shape(play, jax.random.key(0))
+        chex.assert_trees_all_equal_shapes_and_dtypes(start, after)
+    assert (obs.dtype, action.dtype, reward.dtype) == (env.obs_dtype, env.action_space.dtype, jnp.float32)
+    assert [leaf.dtype for leaf in running] == [jnp.float32, jnp.int32]

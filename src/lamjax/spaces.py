@@ -53,7 +53,7 @@ class Discrete:
 
     def uniform(self, batch: int) -> jax.Array:
         """Outputs ``[B, K]`` of the policy that takes every action equally often."""
-        return jnp.zeros((batch, self.n))
+        return jnp.zeros((batch, self.n), jnp.float32)
 
     def certain(self, action: jax.Array) -> jax.Array:
         """Outputs ``[B, K]`` of the policy that always takes these actions ``[B]``."""
@@ -163,14 +163,14 @@ class Box:
 
     def uniform(self, batch: int) -> jax.Array:
         """Outputs ``[B, K]`` of the uniform policy, which is no Gaussian: infinite deviations stand for it."""
-        return jnp.concatenate([jnp.zeros((batch, self.size)), jnp.full((batch, self.size), jnp.inf)], axis=-1)
+        return jnp.concatenate([jnp.zeros((batch, self.size)), jnp.full((batch, self.size), jnp.inf)], -1, jnp.float32)
 
     def sample(self, key: jax.Array, outputs: jax.Array) -> jax.Array:
         """Draws actions ``[B, D]``, which may lie outside the box."""
         mean, log_std = self._gaussian(outputs)
         key_normal, key_uniform = jax.random.split(key)
-        drawn = mean + jnp.exp(log_std) * jax.random.normal(key_normal, mean.shape)
-        anywhere = jax.random.uniform(key_uniform, mean.shape, minval=-1.0, maxval=1.0)
+        drawn = mean + jnp.exp(log_std) * jax.random.normal(key_normal, mean.shape, jnp.float32)
+        anywhere = jax.random.uniform(key_uniform, mean.shape, jnp.float32, -1.0, 1.0)
         return self._unscaled(jnp.where(jnp.isposinf(outputs[..., self.size :]), anywhere, drawn))
 
     def mode(self, outputs: jax.Array) -> jax.Array:

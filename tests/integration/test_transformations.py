@@ -20,7 +20,7 @@ from lamjax.ppo import ActorCriticAgent, PPOConfig
 from lamjax.ppo.learner import Batch, Rollout, optimizer
 from lamjax.ppo.rollout import EpisodeStats
 from lamjax.training.driver import jit_once
-from tests.trees import close
+from tests.trees import close, x64
 
 AXIS = "shards"
 B = 8
@@ -95,11 +95,6 @@ def reinforcement():
 
 
 CASES = (images, labelled_vectors, latent_cloning, action_cloning, reinforcement)
-
-
-def x64():
-    """What ``JAX_ENABLE_X64=1`` switches on, inside a block; its name depends on JAX's version."""
-    return jax.enable_x64(True) if hasattr(jax, "enable_x64") else jax.experimental.enable_x64()
 
 
 def mesh():

@@ -77,6 +77,7 @@ class Gymnax:
         """See `VectorEnv.step`; here ``final_observation`` is the true last observation, except of `FiveValues`."""
         params = self.params if params is None else params
         keys = jax.random.split(key, self.num_envs)
+        action = action.astype(_action_dtype(self.action_space))
         obs, state, reward, terminated, truncated, info = jax.vmap(self._six.step, in_axes=(0, 0, 0, None))(
             keys, state, action, params
         )
@@ -167,7 +168,7 @@ def _inspect(env: Any, params: Any, name: str) -> Interface:
         raise ValueError(f"{name}: reset must return an observation and a state.")
     obs, state = first
     _check_obs(obs, name)
-    action = jax.ShapeDtypeStruct(actions.shape, actions.dtype)
+    action = jax.ShapeDtypeStruct(actions.shape, _action_dtype(actions))
     values = _traced(name, "step(key, state, action, params)", env.step, jax.random.key(0), state, action, params)
     if not isinstance(values, tuple | list) or len(values) not in (5, 6):
         raise ValueError(
@@ -214,6 +215,14 @@ def _words(value: Any) -> str:
     if not hasattr(value, "shape"):
         return f"a {type(value).__name__}"
     return f"{value.dtype}{list(value.shape)}"
+
+
+def _action_dtype(space: ActionSpace) -> Any:
+    """The type of the actions that an environment gets: continuous ones have that of its own floats.
+
+    Pendulum keeps the last action in its state. With ``JAX_ENABLE_X64`` its floats are float64.
+    """
+    return jnp.result_type(float) if isinstance(space, Box) else space.dtype
 
 
 def _is_real(dtype: Any) -> bool:
