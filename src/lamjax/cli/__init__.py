@@ -12,7 +12,7 @@ from typing import Any, get_args
 import tyro
 
 import lamjax
-from lamjax.cli import doctor, files, information, linear, play, train
+from lamjax.cli import doctor, files, information, linear, models, play, train
 from lamjax.cli.options import Dtype
 from lamjax.presets import PRESET_NOTES, with_dtype
 
@@ -23,6 +23,7 @@ VERBS: dict[str, tuple[type, Callable[[Any], None]]] = {
     "eval": (play.Eval, play.evaluate),
     "information": (information.Information, information.information),
     "report": (files.Report, files.report),
+    "export": (models.Export, models.export),
     "import-lapo": (files.ImportLapo, files.import_lapo),
     "import-parquet": (files.ImportParquet, files.import_parquet),
     "import-torch": (files.ImportTorch, files.import_torch),
