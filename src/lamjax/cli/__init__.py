@@ -26,13 +26,14 @@ VERBS: dict[str, tuple[type, Callable[[Any], None]]] = {
     "export": (models.Export, models.export),
     "import-lapo": (files.ImportLapo, files.import_lapo),
     "import-parquet": (files.ImportParquet, files.import_parquet),
+    "import-video": (files.ImportVideo, files.import_video),
     "import-torch": (files.ImportTorch, files.import_torch),
     "export-torch": (files.ExportTorch, files.export_torch),
     "experts": (play.Experts, play.list_experts),
     "linear": (linear.Linear, linear.run),
     "doctor": (doctor.Doctor, doctor.doctor),
 }
-WITHOUT_DEVICES = ("experts", "import-lapo", "import-parquet")
+WITHOUT_DEVICES = ("experts", "import-lapo", "import-parquet", "import-video")
 
 
 @dataclasses.dataclass(frozen=True)
