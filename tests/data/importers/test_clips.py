@@ -116,6 +116,17 @@ def test_a_clip_can_be_read_from_any_row(tmp_path, start):
     assert (part.split, part.rows, part.seconds[0]) == ("test", 5, clip.seconds[4])
 
 
+@pytest.mark.parametrize(
+    ("name", "codec", "options"),
+    [("a.mp4", "libx264", {"g": 7, "bf": 3}), ("a.ts", "libx264", {"g": 7}), ("a.avi", "mpeg4", {"g": 7})],
+)
+def test_where_reading_begins_changes_no_pixel(tmp_path, name, codec, options):
+    write_video(tmp_path / name, noise(40), codec, "yuv420p", **options)
+    frames = frames_of(tmp_path / name)
+    for start in (1, 7, 20, 39):
+        np.testing.assert_array_equal(frames_of(tmp_path / name, start=start), frames[start:])
+
+
 # Pictures
 
 
@@ -168,14 +179,13 @@ def test_damaged_files_are_named(tmp_path, name, codec, pixels):
         assert str(error.value).startswith(f"{path} is damaged (") and "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize(("codec", "name", "pixels"), [("libvpx-vp9", "a.webm", "yuv420p"), ("ffv1", "a.mkv", "bgr0")])
-def test_a_hole_in_the_middle_is_named(tmp_path, codec, name, pixels):
-    path = tmp_path / name
-    write_video(path, noise(40, 48, 64), codec, pixels)
+def test_a_hole_in_the_middle_is_named(tmp_path):
+    path = tmp_path / "a.webm"
+    write_video(path, noise(40, 48, 64), "libvpx-vp9", "yuv420p")
     whole = path.read_bytes()
     middle = len(whole) // 2
     path.write_bytes(whole[:middle] + bytes(1000) + whole[middle + 1000 :])
-    with pytest.raises(DamagedFileError, match=rf"{name} is damaged \(.*frame"):
+    with pytest.raises(DamagedFileError, match=r"a\.webm is damaged \("):
         frames_of(path)
 
 

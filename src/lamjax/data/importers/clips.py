@@ -7,6 +7,7 @@ transparent pixels are laid over black. Nothing larger than a block of frames is
 Dimension keys: T frames of a clip, R frames of a block, H, W of a frame.
 """
 
+import contextlib
 import dataclasses
 import fractions
 import functools
@@ -152,22 +153,39 @@ def read_frames(clip: Clip, start: int = 0) -> Iterator[np.ndarray]:
 
 def _pixels(clip: Clip, start: int) -> Iterator[np.ndarray]:
     """The frames from row `start` one by one; a row's frame is the last one at or before its place."""
+    if start >= clip.rows:
+        return
     convert = _converter(clip)
-    row, previous, pixels, reached = 0, None, None, None
-    for place, frame in _pictures_of(clip) if clip.path.is_dir() else _decoded(clip):
+    row, previous, pixels = start, None, None
+    for place, frame in _shown(clip, int(clip.places[start])):
         while row < clip.rows and previous is not None and clip.places[row] < place:
-            if row >= start:
-                pixels = convert(previous) if pixels is None else pixels
-                yield pixels
+            pixels = convert(previous) if pixels is None else pixels
+            yield pixels
             row += 1
         if row == clip.rows:
             return
         previous, pixels, reached = frame, None, place
-    if reached is None or reached < clip.places[-1]:
+    if previous is None or reached < clip.places[-1]:
         raise DamagedFileError(clip.path, "its last frames cannot be decoded")
     pixels = convert(previous) if pixels is None else pixels
-    for _ in range(max(row, start), clip.rows):
+    for _ in range(row, clip.rows):
         yield pixels
+
+
+def _shown(clip: Clip, place: int) -> Iterator[tuple[int, Any]]:
+    """The frames of a clip and their places, in the order in which they are shown, from `place` or before it on."""
+    if clip.path.is_dir():
+        yield from _pictures_of(clip)
+        return
+    if clip.expected is not None and place > clip.expected[0]:
+        frames = _decoded(clip, place)
+        first = next(frames, None)
+        if first is not None and first[0] <= place:
+            yield first
+            yield from frames
+            return
+        frames.close()  # the file's index is of no use
+    yield from _decoded(clip, None)
 
 
 def _av() -> Any:
@@ -230,23 +248,31 @@ def _time_stamps(path: Path) -> tuple[np.ndarray, np.ndarray, bool]:
         return places, times, True
 
 
-def _decoded(clip: Clip) -> Iterator[tuple[int, Any]]:
-    """Each frame of a file and its place, in the order in which they are shown."""
+def _decoded(clip: Clip, place: int | None) -> Iterator[tuple[int, Any]]:
+    """The frames of a file and their places, from the last key frame before `place` on if the file can be searched."""
     av = _av()
     count = 0
     with _opened(clip.path) as container:
         stream = container.streams.video[0]
         # Packets of VP8 may show nothing; of the others each shows a frame.
         expected = None if stream.codec_context.name in _HIDES_FRAMES else clip.expected
+        begun = place is None
+        if place is not None:
+            with contextlib.suppress(av.FFmpegError):
+                container.seek(place, stream=stream)
         try:
             for frame in container.decode(stream):
-                place = count if clip.expected is None else frame.pts
-                if clip.expected is not None and (place is None or place < clip.expected[0]):
+                shown = count if clip.expected is None else frame.pts
+                # Before the first key frame a frame may lack those that it is predicted from.
+                begun = begun or bool(frame.key_frame)
+                if not begun or (clip.expected is not None and (shown is None or shown < clip.expected[0])):
                     continue
-                if frame.is_corrupt or (expected is not None and place != expected[min(count, len(expected) - 1)]):
+                if place is not None and not count:
+                    count = int(np.searchsorted(clip.expected, shown))
+                if frame.is_corrupt or (expected is not None and shown != expected[min(count, len(expected) - 1)]):
                     raise DamagedFileError(clip.path, f"frame {count} cannot be decoded")
                 count += 1
-                yield place, frame
+                yield shown, frame
         except av.FFmpegError as error:
             raise DamagedFileError(clip.path, f"frame {count}: {_reason(error)}") from None
 
