@@ -23,6 +23,7 @@ VERBS: dict[str, tuple[type, Callable[[Any], None]]] = {
     "eval": (play.Eval, play.evaluate),
     "information": (information.Information, information.information),
     "report": (files.Report, files.report),
+    "label": (models.Label, models.label),
     "export": (models.Export, models.export),
     "import-lapo": (files.ImportLapo, files.import_lapo),
     "import-parquet": (files.ImportParquet, files.import_parquet),

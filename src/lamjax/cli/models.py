@@ -1,8 +1,9 @@
-"""``lamjax export``: what is done with a model that is trained."""
+"""``lamjax export`` and ``lamjax label``: what is done with a model that is trained."""
 
 import dataclasses
+import sys
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import tyro
 from tyro.conf import Positional
@@ -21,10 +22,61 @@ class Export:
     folder: Positional[Path] = tyro.MISSING
 
 
+@dataclasses.dataclass(frozen=True)
+class Label:
+    """Writes the latent action of every frame of videos, or of a store, and the action that it decodes to.
+
+    Attributes:
+      source: a run folder, or a model that was shared.
+      clips: videos, folders with videos or pictures in them, or one trajectory store.
+      out: the file to write; its name ends in .parquet, .npz or .safetensors. The first and the last frames of a clip,
+        around which no window fits, have nulls: NaN, -1 and a mask where the format has none.
+      fps: so many frames of a video a second; by default as the model learned.
+      stride: every so many of these; by default as the model learned.
+      crop: top, left, height and width of the part to keep of a video; by default as the model learned.
+      square: keeps the largest square in the middle; by default as the model learned.
+    """
+
+    source: Positional[Path] = tyro.MISSING
+    clips: Positional[tuple[Path, ...]] = tyro.MISSING
+    out: Annotated[Path, tyro.conf.arg(aliases=("-o",))] = tyro.MISSING
+    fps: float | None = None
+    stride: int | None = None
+    crop: tuple[int, ...] | None = None
+    square: bool | None = None
+
+
 def export(args: Export) -> None:
     """`lamjax export`."""
     load_run(args.source).export(args.folder)
     print(args.folder)
+
+
+def label(args: Label) -> None:
+    """`lamjax label`."""
+    from lamjax.data import latent_files
+    from lamjax.pipeline.label import footage_of, label
+    from lamjax.training.logging import Progress
+
+    latent_files.check_name(args.out)  # before anything is loaded
+    run = load_run(args.source)
+    settings = {name: getattr(args, name) for name in ("fps", "stride", "crop", "square")}
+    footage = footage_of(run, args.clips, **settings)
+    frames = sum(len(each.seconds) for each in footage)
+    print(f"labelling {len(footage)} clip{'s' * (len(footage) != 1)} with {frames} frames", file=sys.stderr)
+    bar: list[Progress] = []
+
+    def progress(position: int, total: int) -> None:
+        if not bar:
+            bar.append(Progress("labelling", total, unit="latent"))
+        bar[0].to(position)
+
+    try:
+        label(run, footage, args.out, progress)
+    finally:
+        for each in bar:
+            each.close()
+    print(args.out)
 
 
 def load_run(path: Path) -> Any:
