@@ -156,6 +156,28 @@ class ContinuousActions:
         return {"action_values": test_y}
 
 
+class NoActions:
+    """The scores of trajectories without actions: there are none."""
+
+    def probe(
+        self, key: jax.Array, train_z: np.ndarray, train_y: np.ndarray, test_z: np.ndarray, test_y: np.ndarray
+    ) -> dict[str, float]:
+        """Nothing."""
+        return {}
+
+    def constant(self, train_y: np.ndarray, test_y: np.ndarray) -> dict[str, float]:
+        """Nothing."""
+        return {}
+
+    def codes(self, codes: np.ndarray, test_y: np.ndarray, seed: int) -> dict[str, float]:
+        """Nothing."""
+        return {}
+
+    def arrays(self, test_y: np.ndarray) -> dict[str, np.ndarray]:
+        """Nothing by which figures could colour latents."""
+        return {}
+
+
 ActionProbe = DiscreteActions | ContinuousActions
 
 

@@ -1,5 +1,6 @@
 """What a run needs of its environment, policy and trajectories, checked before hours have gone into other stages."""
 
+import dataclasses
 import sys
 
 import jax
@@ -23,7 +24,15 @@ RANKS = {ImpalaConfig: 3, UNetConfig: 3, GridConfig: 3, GridFDMConfig: 3, MLPFDM
 FEW_LEVELS = 1000  # this many levels always fall into both splits; only fewer need a check
 
 
-def check_config(env: envs.VectorEnv, config: RunConfig) -> None:
+@dataclasses.dataclass(frozen=True)
+class Recorded:
+    """What there is to know of an environment that nobody can play: its name, and the shape of an observation."""
+
+    name: str
+    obs_shape: tuple[int, ...]
+
+
+def check_config(env: envs.VectorEnv | Recorded, config: RunConfig) -> None:
     """Checks that the networks fit the environment.
 
     Raises:
@@ -98,8 +107,10 @@ def check_store_of(env: envs.VectorEnv, store: Store) -> None:
         )
 
 
-def check_store(store: Store, config: RunConfig) -> None:
+def check_store(store: Store, config: RunConfig, *, played: bool = True) -> None:
     """Checks that trajectories are enough for every stage; says so if none of their episodes has ended.
+
+    `played` is False for a run without a simulator: there episodes need not end, and actions may be missing.
 
     Raises:
       RunError: if they are not; the message says what is missing.
@@ -113,9 +124,12 @@ def check_store(store: Store, config: RunConfig) -> None:
         )
     if not counts["test"]:
         raise RunError(f"{store.path} has no windows in its test split: record more episodes, or more levels.")
-    if not offline.label_counts(config.offline, counts["train"]):
+    has_actions = played or store.has_actions
+    if not has_actions and config.dynamics.action_weight:
+        raise RunError(f"{store.path} has no actions for stage 1 to learn: set --dynamics.action-weight 0.")
+    if has_actions and not offline.label_counts(config.offline, counts["train"]):
         raise RunError(f"The store has {counts['train']} labelled windows, fewer than any of --offline.labels.")
-    if np.all(store.episodes.ending == "cut"):
+    if played and np.all(store.episodes.ending == "cut"):
         print(
             f"none of the {len(store.episodes.ending)} recorded episodes has ended: evaluations play until episodes "
             "end, and for ever if the environment has no time limit",
