@@ -40,7 +40,8 @@ def model_card(summary: Mapping[str, Any], name: str, facts: Mapping[str, str]) 
     ]
     if banner := summary.get("banner"):
         parts.append(f"**{banner}**")
-    frames = f"uint8 [B, {facts['window'].split()[0]}, {facts['observation']}], or a clip [T, {facts['observation']}]"
+    shape = facts["observation"].replace(" x ", ", ")
+    frames = f"uint8 [B, {facts['window'].split()[0]}, {shape}], or a clip [T, {shape}]"
     parts += ["## Use", _USE.format(name=name, frames=frames), "## The model", _table(("", ""), facts.items())]
     if rows := _results(summary):
         parts += [
@@ -93,4 +94,5 @@ def _data(summary: Mapping[str, Any]) -> str:
     episodes = f" of {record['episodes']:,} episodes" if "episodes" in record else ""
     kinds = {"store": "existing trajectories", "random": "a random policy", "expert": "an expert"}
     origin = kinds.get(source.get("policy"), source.get("policy") or "a source that the run does not state")
+    origin = "videos" if source.get("format") == "video" else origin
     return f"{frames}{episodes} of {summary.get('env')}, from {origin}. The test split was held out."
