@@ -26,14 +26,18 @@ class DiscreteActions:
     Attributes:
       env: the environment; it knows which actions do the same.
       num_actions: A.
+      classes: the class of each action instead, A numbers from 0 on.
     """
 
     env: str
     num_actions: int
+    classes: tuple[int, ...] | None = None
 
     @property
     def merged(self) -> np.ndarray:
         """The class of each action, int ``[A]``: aliases share one."""
+        if self.classes is not None:
+            return np.asarray(self.classes)
         return np.asarray(envs.merged_actions(self.env, self.num_actions))
 
     def probe(

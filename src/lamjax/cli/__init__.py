@@ -25,6 +25,7 @@ VERBS: dict[str, tuple[type, Callable[[Any], None]]] = {
     "information": (information.Information, information.information),
     "report": (files.Report, files.report),
     "label": (models.Label, models.label),
+    "probe": (models.Probe, models.probe),
     "export": (models.Export, models.export),
     "import-lapo": (files.ImportLapo, files.import_lapo),
     "import-parquet": (files.ImportParquet, files.import_parquet),

@@ -1,6 +1,7 @@
-"""``lamjax export`` and ``lamjax label``: what is done with a model that is trained."""
+"""``lamjax export``, ``label`` and ``probe``: what is done with a model that is trained."""
 
 import dataclasses
+import json
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -46,6 +47,25 @@ class Label:
     square: bool | None = None
 
 
+@dataclasses.dataclass(frozen=True)
+class Probe:
+    """Measures how well actions can be read from the latents of a file, of any model, beside baselines.
+
+    Attributes:
+      source: a file of latents, as `lamjax label` writes it: columns episode, t and z, and codes if there are some.
+      actions: the store that was labelled, or a file with a column action, and episode and t if its rows are others.
+      run: the run that labelled its own store: the same windows and random numbers as in the run's own probes.
+      merged: the class of each action, where several do the same, such as 0 0 1 2.
+      json: prints JSON alone.
+    """
+
+    source: Positional[Path] = tyro.MISSING
+    actions: Path = tyro.MISSING
+    run: Path | None = None
+    merged: tuple[int, ...] = ()
+    json: bool = False
+
+
 def export(args: Export) -> None:
     """`lamjax export`."""
     load_run(args.source).export(args.folder)
@@ -77,6 +97,21 @@ def label(args: Label) -> None:
         for each in bar:
             each.close()
     print(args.out)
+
+
+def probe(args: Probe) -> None:
+    """`lamjax probe`."""
+    from lamjax.pipeline.probe import probe_file, table
+    from lamjax.training.run_folder import finite
+
+    run = load_run(args.run) if args.run else None
+    actions, results = probe_file(args.source, args.actions, run, args.merged)
+    if args.json:
+        print(json.dumps(finite(results)))
+        return
+    print(f"{args.source}: probes fitted on {results['fit']:,} latents, tested on {results['windows']:,}\n")
+    for label, value in table(actions, results):
+        print(f"{label:60s}{value:>20s}")
 
 
 def load_run(path: Path) -> Any:

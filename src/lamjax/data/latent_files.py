@@ -112,21 +112,29 @@ def read(path: Path) -> tuple[LatentRows, dict[str, Any]]:
     Raises:
       LatentFileError: if it is missing, damaged, or lacks a column.
     """
+    columns, about = read_columns(path)
+    return _rows(path, columns), about
+
+
+def read_columns(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """Reads all columns of a file, whatever they are called; returns them, and what else the file says.
+
+    Raises:
+      LatentFileError: if it is damaged, or its name has another ending than `ENDINGS`.
+    """
     with _explained(path):
         if path.suffix == ".parquet":
             return _read_parquet(path)
         if path.suffix == ".npz":
             columns = archives.read(path)
-            about = json.loads(str(columns.pop("about", "{}")))
-        elif path.suffix == ".safetensors":
+            return columns, json.loads(str(columns.pop("about", "{}")))
+        if path.suffix == ".safetensors":
             import safetensors
 
             with safetensors.safe_open(path, "numpy") as file:
                 columns = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-                about = json.loads((file.metadata() or {}).get(_KEY, "{}"))
-        else:
-            raise LatentFileError(f"{path} must end in {', '.join(ENDINGS[:-1])} or {ENDINGS[-1]}.")
-        return _rows(path, columns), about
+                return columns, json.loads((file.metadata() or {}).get(_KEY, "{}"))
+    raise LatentFileError(f"{path} must end in {', '.join(ENDINGS[:-1])} or {ENDINGS[-1]}.")
 
 
 def _rows(path: Path, columns: Mapping[str, np.ndarray]) -> LatentRows:
@@ -203,7 +211,7 @@ def _table(rows: LatentRows, about: Mapping[str, Any]) -> Any:
     return pa.table(columns).replace_schema_metadata({_KEY: json.dumps(about)})
 
 
-def _read_parquet(path: Path) -> tuple[LatentRows, dict[str, Any]]:
+def _read_parquet(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     table = _parquet().read_table(path)
     columns: dict[str, np.ndarray] = {}
     for name in table.column_names:
@@ -222,7 +230,7 @@ def _read_parquet(path: Path) -> tuple[LatentRows, dict[str, Any]]:
         if name == "z":
             columns["mask"] = ~absent
     about = json.loads((table.schema.metadata or {}).get(_KEY.encode(), b"{}"))
-    return _rows(path, columns), about
+    return columns, about
 
 
 def _is_integer(array: Any) -> bool:
