@@ -95,12 +95,12 @@ class Clip(SourceFile):
 
 
 def look_at(path: Path, config: ClipConfig) -> Clip:
-    """Chooses the frames of a video file, or of a folder of pictures, without decoding more than one.
+    """Chooses the frames of a video file, or of a folder of pictures, without decoding any.
 
     Raises:
       ImportError: if PyAV is absent.
       DamagedFileError: if the file cannot be opened, or ends before it says.
-      ImportDataError: if it holds no video.
+      ImportDataError: if it holds no video, or has no time stamps by which to choose frames.
     """
     _av()
     expected = None
@@ -110,6 +110,8 @@ def look_at(path: Path, config: ClipConfig) -> Clip:
     else:
         places, times, has_times = _time_stamps(path)
         expected = places if has_times else None
+        if config.fps and not np.isfinite(times).all():
+            raise ImportDataError(f"{path} does not say when its frames are shown: leave out --fps, or convert it.")
         if config.fps:
             chosen = shown_at(times, config.fps)
             places, times = places[chosen], times[chosen]
