@@ -1,5 +1,6 @@
 """Which frames of a video are kept, when each is shown, and that their pixels are those that were written."""
 
+import dataclasses
 import sys
 
 import numpy as np
@@ -111,9 +112,9 @@ def test_a_clip_can_be_read_from_any_row(tmp_path, start):
     clip = look_at(tmp_path / "a.mkv", SMALL)
     rest = list(read_frames(clip, start))
     np.testing.assert_array_equal(np.concatenate([frames[:0], *rest]), frames[start:])
-    part = clip.part(slice(4, 9), "test")
-    np.testing.assert_array_equal(np.concatenate(list(read_frames(part, 2))), frames[6:9])
-    assert (part.split, part.rows, part.seconds[0]) == ("test", 5, clip.seconds[4])
+    halves = dataclasses.replace(clip, held_out=8)
+    assert [halves.split_at(row) for row in (0, 7, 8, 11)] == ["train", "train", "test", "test"]
+    assert [len(clip.seconds[rows]) for rows in halves.episodes] == [8, 4]
 
 
 @pytest.mark.parametrize(

@@ -81,17 +81,25 @@ class Clip(SourceFile):
       seconds: float64 ``[T]``, when each frame is shown, from the file's beginning; NaN where that is not known.
       expected: int64 ``[F]``, the places of all frames that the file must show; None where frames are counted, as in a
         file without times.
+      held_out: the row from which on the clip is an episode of its own, held out for tests; None if it is one episode.
     """
 
     config: ClipConfig
     places: np.ndarray
     seconds: np.ndarray
     expected: np.ndarray | None
+    held_out: int | None = None
 
-    def part(self, rows: slice, split: str | None) -> "Clip":
-        """The clip of some rows alone, as part of a split."""
-        places = self.places[rows]
-        return dataclasses.replace(self, rows=len(places), split=split, places=places, seconds=self.seconds[rows])
+    def split_at(self, row: int) -> str | None:
+        """The split of the episode that row `row` is in."""
+        if self.held_out is None:
+            return self.split
+        return "test" if row >= self.held_out else "train"
+
+    @property
+    def episodes(self) -> list[slice]:
+        """The rows of each episode."""
+        return [slice(self.rows)] if self.held_out is None else [slice(self.held_out), slice(self.held_out, self.rows)]
 
 
 def look_at(path: Path, config: ClipConfig) -> Clip:

@@ -67,6 +67,11 @@ class SourceFile:
     rows: int
     split: str | None
 
+    def split_at(self, row: int) -> str | None:
+        """The split of the episode that row `row` is in."""
+        del row
+        return self.split
+
 
 @dataclasses.dataclass(frozen=True)
 class Source:
@@ -314,8 +319,9 @@ def write_episodes(
         row = start_row if number == start_file else 0
         running = False  # whether an episode has begun
 
-        def end(ending: str, file: SourceFile = file) -> None:
-            writer.end_episode(None, ending, split=file.split or split_of_level(writer.num_episodes))
+        def end(ending: str, last: int, file: SourceFile = file) -> None:
+            split = file.split_at(last) or split_of_level(writer.num_episodes)
+            writer.end_episode(None, ending, split=split)
 
         for block in source.read(file, row):
             begin = 0
@@ -324,7 +330,7 @@ def write_episodes(
                 if stop > begin:
                     _append(writer, block[begin:stop], file)
                 if running or stop > begin:
-                    end("truncated" if block.truncated[mark] else "terminated")
+                    end("truncated" if block.truncated[mark] else "terminated", row + int(stop) - 1)
                 begin, running = stop, False
                 if writer.num_frames - saved >= CHECKPOINT_FRAMES:
                     writer.checkpoint([number, row + int(stop)])
@@ -336,7 +342,7 @@ def write_episodes(
             if progress:
                 progress(before + row)
         if running:
-            end("cut")
+            end("cut", row - 1)
         before += file.rows
         if number + 1 < len(source.files) and writer.num_frames - saved >= CHECKPOINT_FRAMES // 4:
             writer.checkpoint([number + 1, 0])

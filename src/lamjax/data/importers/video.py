@@ -73,8 +73,7 @@ def split_clips(clips: Sequence[Clip], root: Path) -> list[Clip]:
                 )
         return [dataclasses.replace(clip, split=split_of_name(clip.path, root)) for clip in clips]
     if len(clips) == 1:
-        middle = max(1, round((1 - HELD_OUT) * clips[0].rows))
-        return [clips[0].part(slice(middle), "train"), clips[0].part(slice(middle, None), "test")]
+        return [dataclasses.replace(clips[0], held_out=max(1, round((1 - HELD_OUT) * clips[0].rows)))]
 
     def number(clip: Clip) -> int:
         name = os.fsencode(clip.path.relative_to(root).as_posix())
@@ -89,9 +88,12 @@ def split_clips(clips: Sequence[Clip], root: Path) -> list[Clip]:
 
 def read_rows(clip: Clip, start: int) -> Iterator[Rows]:
     """The frames of a clip from row `start`, with the only action there is and without rewards."""
+    row = start
     for frames in read_frames(clip, start):
         nowhere = np.zeros(len(frames), bool)
-        yield Rows(frames, nowhere.astype(np.int32), nowhere.astype(np.float32), nowhere, nowhere)
+        ends = row + 1 + np.arange(len(frames)) == (clip.held_out or 0)
+        yield Rows(frames, nowhere.astype(np.int32), nowhere.astype(np.float32), ends, ends)
+        row += len(frames)
 
 
 def import_video(
@@ -131,7 +133,11 @@ def import_video(
     clips, skipped = describe(sources, lambda path: look_at(path, config), read_rows, skip_damaged)
     clips = split_clips(clips, root)
     video = {**dataclasses.asdict(config), "size": list(config.shape[:2])}
-    names = [{"file": str(clip.path.relative_to(root)), "seconds": timestamps.as_json(clip.seconds)} for clip in clips]
+    names = [
+        {"file": str(clip.path.relative_to(root)), "seconds": timestamps.as_json(clip.seconds[rows])}
+        for clip in clips
+        for rows in clip.episodes
+    ]
     write_store(
         out,
         Source(root, clips, read_rows, hidden, skipped, "frames"),
