@@ -13,7 +13,7 @@ from typing import Any
 import jax
 import tyro
 
-from benchmarks import acting, linear, loading, measure, ppo, table, training
+from benchmarks import acting, importing, linear, loading, measure, ppo, table, training
 from benchmarks.settings import Settings
 from lamjax.training.provenance import git_hash
 
@@ -27,6 +27,7 @@ MEASURED: dict[str, Callable[[Settings, float | None], dict[str, Any]]] = {
     "ppo_cartpole": functools.partial(ppo.compare, "ppo_cartpole", "cartpole"),
     "ppo_breakout": functools.partial(ppo.compare, "ppo_breakout", "minatar/breakout"),
     "linear": linear.sweep_row,
+    "import": importing.row,
 }
 
 

@@ -11,7 +11,7 @@ from lamjax.config import RunConfig
 from lamjax.presets import presets_for, with_dtype
 from lamjax.training import driver
 
-Row = Literal["stage1", "stage2", "stage3", "ppo", "loader", "ring", "ppo_cartpole", "ppo_breakout", "linear"]
+Row = Literal["stage1", "stage2", "stage3", "ppo", "loader", "ring", "ppo_cartpole", "ppo_breakout", "linear", "import"]
 ROWS: tuple[Row, ...] = get_args(Row)
 SCALED: tuple[Row, ...] = ("stage1", "stage2")  # rows that are measured at each of several batches
 OBS = (64, 64, 3)

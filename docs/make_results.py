@@ -26,6 +26,7 @@ PARTS = {
     "loader": "drawing windows",
     "ring": "stage 1, out of a ring",
     "linear": "linear sweep",
+    "import": "importing video of 640 x 480",
     "procgen": "Procgen alone",
     "callback": "calls of the host",
     "stage3_acting": "acting in stage 3",

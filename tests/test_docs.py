@@ -104,8 +104,8 @@ def test_links_lead_somewhere(page):
         assert not heading or heading in [h.lower().replace(" ", "-") for h in headings], heading
 
 
-# Code that another test runs: README's snippets by tests of the front door, the example of an environment as a whole.
-ELSEWHERE = {"README.md", "docs/custom_environment.md"}
+# Code that another test runs: README's snippets by tests of the front door, and two guides from end to end.
+ELSEWHERE = {"README.md", "docs/custom_environment.md", "docs/own_video.md"}
 EXAMPLES = [page for page in PAGES if "```python" in page.read_text() and str(page.relative_to(ROOT)) not in ELSEWHERE]
 
 

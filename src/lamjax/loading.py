@@ -1,17 +1,24 @@
-"""What a run left behind, loaded for use from Python."""
+"""Runs, shared models and policies, loaded for use from Python."""
 
 import dataclasses
+import functools
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 
-from lamjax import envs, policies
+from lamjax import dynamics, envs, policies, sharing
+from lamjax.analysis.latents import BATCH
 from lamjax.cloning import CloningConfig, CloningState
 from lamjax.config import RunConfig
-from lamjax.dynamics import DynamicsConfig, DynamicsState
-from lamjax.models.quantizer import Codebooks
+from lamjax.data.stream import gather
+from lamjax.decoding import offline
+from lamjax.dynamics import DynamicsConfig, DynamicsState, Latents
 from lamjax.policies import PolicyError
+from lamjax.sharing import ModelError
+from lamjax.spaces import ActionSpace
 from lamjax.training import checkpoint
 from lamjax.training.run_folder import read_json
 
@@ -35,7 +42,9 @@ class LoadedPolicy(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class LoadedRun:
-    """A run.
+    """A run, or a model that was shared.
+
+    `infer`, `predict` and `decode` are pure: put ``jit`` and ``vmap`` around them as you like.
 
     Attributes:
       folder: its folder.
@@ -45,6 +54,7 @@ class LoadedRun:
       dynamics: stage 1, or None before its first checkpoint. The optimizer's moments are left out.
       cloning: stage 2, likewise.
       policies: the policies that are there, by name.
+      obs_shape: of one observation; None where the folder does not say it.
     """
 
     folder: Path
@@ -54,19 +64,172 @@ class LoadedRun:
     dynamics: DynamicsState | None
     cloning: CloningState | None
     policies: dict[str, LoadedPolicy]
+    obs_shape: tuple[int, ...] | None = None
+
+    @property
+    def window(self) -> int:
+        """Frames of a window, k + 2."""
+        return self._stage_1().config.window
+
+    def infer(self, frames: jax.Array) -> Latents:
+        """Infers latent actions, as `dynamics.infer_latents` does.
+
+        Args:
+          frames: windows ``[B, k + 2, *obs_shape]``, o_{t-k}, ..., o_{t+1}, or a whole clip ``[T, *obs_shape]``.
+            Pixels are uint8.
+
+        Returns:
+          B latents; of a clip those of its T - k - 1 windows in order. The first describes what was done at the frame
+          number k, counted from 0.
+
+        Raises:
+          ModelError: if the frames do not fit the model.
+        """
+        state = self._stage_1()
+        return _infer(state, self._checked(frames, state.config.window))
+
+    def predict(self, frames: jax.Array, latents: Latents | jax.Array) -> jax.Array:
+        """Predicts the next frame of each window, as `dynamics.predict_next` does.
+
+        Args:
+          frames: as of `infer`, or windows ``[B, k + 1, *obs_shape]`` up to o_t. A frame o_{t+1} is not used.
+          latents: one of each window: what `infer` returned, or quantised latents float32 ``[B, Z]``.
+
+        Returns:
+          float32 ``[B, *obs_shape]``, pixels in [-0.5, 0.5], or standardised numbers.
+
+        Raises:
+          ModelError: if the frames do not fit the model, or the latents the frames.
+        """
+        state = self._stage_1()
+        frames = self._checked(frames, state.config.window, state.config.window - 1)
+        quantized = latents.quantized if isinstance(latents, Latents) else jnp.asarray(latents)
+        count = len(frames) if _is_windows(frames) else len(frames) - state.config.window + 1
+        if quantized.shape != (count, state.config.latent_dim):
+            raise ModelError(
+                f"The latents of {count} windows must have the shape {(count, state.config.latent_dim)}, not "
+                f"{quantized.shape}."
+            )
+        return _predict(state, frames, quantized)
+
+    @property
+    def decoder(self) -> str | None:
+        """What turns latents into actions: "action_head", the name of a policy, or None if there is nothing."""
+        if self.dynamics is not None and self.dynamics.space is not None:
+            return "action_head"
+        return best_decoder(self.policies)
+
+    def decode(self, latents: Latents | jax.Array) -> jax.Array:
+        """The likeliest actions ``[B, *space.shape]`` by `decoder`, at latents float32 ``[B, Z]`` before the quantiser.
+
+        Raises:
+          ModelError: if there is no decoder.
+        """
+        z = latents.continuous if isinstance(latents, Latents) else jnp.asarray(latents)
+        if self.decoder is None:
+            raise ModelError(
+                f"{self.folder} has no decoder of latents: train its stage 3, or give stage 1 labels of actions."
+            )
+        if self.decoder == "action_head":
+            return self.dynamics.space.mode(dynamics.predict_actions(self.dynamics, z))
+        network, params, _ = self.policies[self.decoder]
+        return network.space.mode(offline.decode(params["decoder"], z, network.decoder, network.space))
+
+    def export(self, folder: str | Path) -> None:
+        """Writes a model folder to share (`lamjax.sharing`); `load` reads it.
+
+        Raises:
+          ModelError: if there is no stage 1 yet, or the folder exists.
+        """
+        name = best_decoder(self.policies)
+        decoders = {name: sharing.Decoder(*self.policies[name])} if name else {}
+        model = (self.env, self.obs_shape, self.config, self.summary, self._stage_1(), self.cloning, decoders)
+        sharing.write_model(Path(folder), sharing.Model(*model))
+
+    def _stage_1(self) -> DynamicsState:
+        if self.dynamics is None:
+            raise ModelError(f"There is no stage 1 in {self.folder} yet: train it first.")
+        return self.dynamics
+
+    def _checked(self, frames: jax.Array, *lengths: int) -> jax.Array:
+        """Frames as an array; raises a `ModelError` unless they are a clip, or windows of one of these lengths."""
+        frames = jnp.asarray(frames)
+        windows = _is_windows(frames)
+        lead = 2 if windows else 1
+        shape = self.obs_shape or frames.shape[lead:]
+        long_enough = frames.shape[1:2] and frames.shape[1] in lengths if windows else frames.shape[0] >= lengths[0]
+        if frames.ndim not in (2, 3, 4, 5) or frames.shape[lead:] != shape or not long_enough:
+            raise ModelError(
+                f"Frames must be windows [B, {lengths[0]}, {', '.join(map(str, shape))}], or a clip of as many frames "
+                f"at least, not an array of shape {list(frames.shape)}."
+            )
+        return frames
+
+
+def _is_windows(frames: jax.Array) -> bool:
+    """Windows of images or vectors have an odd rank, clips an even one."""
+    return frames.ndim % 2 == 1
+
+
+@jax.jit
+def _infer(state: DynamicsState, frames: jax.Array) -> Latents:
+    infer = functools.partial(dynamics.infer_latents, state)
+    if _is_windows(frames):
+        return _in_batches(infer, frames)
+    length = state.config.window
+    return _in_batches(lambda starts: infer(gather(frames, starts, length)), jnp.arange(len(frames) - length + 1))
+
+
+@jax.jit
+def _predict(state: DynamicsState, frames: jax.Array, latents: jax.Array) -> jax.Array:
+    past = state.config.window - 1
+    if _is_windows(frames):
+        return _in_batches(lambda w, z: dynamics.predict_next(state, w[:, :past], z), frames, latents)
+    predict = lambda starts, z: dynamics.predict_next(state, gather(frames, starts, past), z)  # noqa: E731
+    return _in_batches(predict, jnp.arange(len(latents)), latents)
+
+
+def _in_batches(function: Callable[..., Any], *rows: jax.Array) -> Any:
+    """Applies a function to rows ``[E, ...]``, `BATCH` of them at a time to bound the memory; runs inside ``jit``."""
+    count = len(rows[0])
+    if count <= BATCH:
+        return function(*rows)
+    missing = -count % BATCH
+    batches = [jnp.concatenate([x, jnp.repeat(x[:1], missing, 0)]).reshape(-1, BATCH, *x.shape[1:]) for x in rows]
+    results = jax.lax.map(lambda batch: function(*batch), batches)
+    return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:])[:count], results)
+
+
+def best_decoder(policies: dict[str, LoadedPolicy]) -> str | None:
+    """The name of the policy whose decoder suits the inverse model's latents best, None if there is none.
+
+    One that was fitted on these latents comes before one that was fitted on the latent policy's, and then more labels
+    before fewer.
+    """
+    labels = {name: name.rpartition("-") for name in policies}
+    counts = {name: (kind == "idm", int(n)) for name, (kind, _, n) in labels.items() if kind in ("idm", "offline")}
+    return max(counts, key=counts.__getitem__, default=None)
 
 
 def load(path: str | Path) -> LoadedRun | LoadedPolicy:
-    """Loads a run folder, or a policy folder (``runs/<env>/<name>/policies/<policy>``).
+    """Loads a run folder, a model that was shared (`LoadedRun.export`), or a policy folder.
+
+    Policies lie in ``runs/<env>/<name>/policies/<policy>``.
 
     Raises:
-      PolicyError: if it is neither, or a policy is damaged.
+      PolicyError: if it is none of these, or a policy is damaged.
+      ModelError: if a shared model is damaged.
       CheckpointError: if a checkpoint is damaged.
       RunError: if another of the run's files is damaged.
     """
     path = Path(path)
     if (path / "policy.json").exists():
         return LoadedPolicy(*policies.load_policy(path))
+    if (path / sharing.WEIGHTS).exists():
+        model = sharing.read_model(path)
+        decoders = {name: LoadedPolicy(*decoder) for name, decoder in model.decoders.items()}
+        states = (model.dynamics, model.cloning)
+        return LoadedRun(path, model.env, model.config, model.summary, *states, decoders, model.obs_shape)
     if not (path / "config.json").exists():
         raise PolicyError(f"There is neither a run nor a policy at {path}: give the folder of one.")
     settings = read_json(path / "config.json")
@@ -74,41 +237,54 @@ def load(path: str | Path) -> LoadedRun | LoadedPolicy:
         raise PolicyError(f"{path / 'config.json'} holds no settings of a run: give the folder of one.")
     env = settings.pop("env")
     settings.pop("source", None)
-    summary = path / "summary.json"
+    summary = read_json(path / "summary.json") if (path / "summary.json").exists() else {}
     return LoadedRun(
         path,
         env,
         checkpoint.from_json(RunConfig, settings),
-        read_json(summary) if summary.exists() else {},
+        summary,
         load_dynamics(path, env),
         load_cloning(path),
         {
             folder.parent.name: LoadedPolicy(*policies.load_policy(folder.parent))
             for folder in path.glob("policies/*/policy.json")
         },
+        _obs_shape(summary, env),
     )
+
+
+def _action_space(summary: dict[str, Any], env: str | None) -> ActionSpace | None:
+    """The space of a run's actions: as its record says, or the environment; None if neither does."""
+    if space := summary.get("stages", {}).get("record", {}).get("action_space"):
+        return checkpoint.from_json(ActionSpace, space)
+    return envs.make(env, 1).action_space if env else None
+
+
+def _obs_shape(summary: dict[str, Any], env: str) -> tuple[int, ...] | None:
+    """The shape of a run's observations: as its record says, or the environment; None if neither does."""
+    if shape := summary.get("stages", {}).get("record", {}).get("obs_shape"):
+        return tuple(shape)
+    try:
+        return tuple(envs.obs_shape(env))
+    except envs.UnknownEnvError:  # somebody's own, which is not registered here
+        return None
 
 
 def load_dynamics(run: Path, env: str | None = None) -> DynamicsState | None:
     """Stage 1 of a run, from its newest good checkpoint, without the optimizer's moments; None if there is none.
 
-    Without the environment's name, a state that was trained with labels lacks their action space.
+    Where the run does not say its action space, and `env` is not given, a state that was trained with labels lacks it.
     """
     saved = checkpoint.restore_arrays(run / "checkpoints" / "dynamics")
     if saved is None:
         return None
     _, arrays, note = saved
-    tree, config = checkpoint.nest(arrays), checkpoint.from_json(DynamicsConfig, note["config"])
-    return DynamicsState(
-        tree["params"],
-        tree.get("batch_stats", {}),
-        Codebooks(**tree["codebooks"]),
-        None,
-        tree["step"],
-        config,
-        tree.get("obs_stats"),
-        envs.make(env, 1).action_space if env and config.action_weight else None,
-    )
+    config = checkpoint.from_json(DynamicsConfig, note["config"])
+    space = None
+    if config.action_weight:
+        path = run / "summary.json"
+        space = _action_space(read_json(path) if path.exists() else {}, env)
+    return sharing.dynamics_state(arrays, config, space)
 
 
 def load_cloning(run: Path) -> CloningState | None:
@@ -117,6 +293,4 @@ def load_cloning(run: Path) -> CloningState | None:
     if saved is None:
         return None
     _, arrays, note = saved
-    tree, config = checkpoint.nest(arrays), checkpoint.from_json(CloningConfig, note["config"])
-    latent_dim = tree["params"]["latent_head"]["linear"]["bias"].shape[0]
-    return CloningState(tree["params"], None, tree["step"], latent_dim, config, tree.get("obs_stats"))
+    return sharing.cloning_state(arrays, checkpoint.from_json(CloningConfig, note["config"]))

@@ -7,6 +7,7 @@ import pytest
 from lamjax.analysis import diagnosis
 from lamjax.analysis.diagnosis import (
     diagnose,
+    judge_actions,
     judge_cloning,
     judge_dynamics,
     judge_information,
@@ -377,3 +378,39 @@ def test_codes_that_tell_nothing_of_actions_that_latents_tell(summary, nmi, untr
         "quantized": quantized,
     }
     assert [item["name"] for item in diagnose(summary)] == ["codes"] * warns
+
+
+# Without a simulator
+
+
+def test_without_actions_the_forward_model_alone_is_judged():
+    alone = {name: DYNAMICS[name] for name in DYNAMICS if "accuracy" not in name}
+    assert judge_dynamics(alone) == {"ok": True, "verdict": "error 0.40 of copying; no actions to compare with"}
+    assert failed(judge_dynamics(alone | {"fdm_mse": 0.011}))
+    summary = {"stages": {"dynamics": alone, "cloning": {"ratio": 0.001}}}
+    assert [message["name"] for message in diagnose(summary)] == []
+    assert [message["name"] for message in diagnose({"stages": {"dynamics": alone | {"fdm_mse": 0.0099}}})] == [
+        "copying"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("score", "decoded", "cloned", "constant", "fails"),
+    [
+        ("accuracy", 0.8, 0.6, 0.5, False),
+        ("accuracy", 0.8, 0.9, 0.5, True),
+        ("accuracy", 0.52, 0.4, 0.5, True),  # within the standard error
+        ("mse", 0.2, 0.3, 0.4, False),
+        ("mse", 0.2, 0.1, 0.4, True),
+        ("mse", 0.39, 0.5, 0.4, True),
+    ],
+)
+def test_decoded_actions_must_beat_cloning_and_a_constant_guess(score, decoded, cloned, constant, fails):
+    worse = decoded - 0.1 if score == "accuracy" else decoded + 0.1
+    curves = {
+        "idm_curve": [[16, worse, 0.05], [64, decoded, 0.05]],
+        "bc_curve": [[16, worse, 0.05], [64, cloned, 0.05]],
+    }
+    results = {"score": score, "constant": constant, **curves}
+    assert failed(judge_actions(results)) == fails
+    assert f"{score} {decoded:.3g} with 64 labels" in judge_actions(results)["verdict"]

@@ -7,7 +7,7 @@ from benchmarks.__main__ import MEASURED
 from benchmarks.settings import Settings
 
 
-@pytest.mark.parametrize("name", ["stage2", "stage3", "loader"])
+@pytest.mark.parametrize("name", ["stage2", "stage3", "loader", "import"])
 def test_a_row_is_measured(name):
     row = MEASURED[name](Settings(samples=1), None)
     ms = row["step_ms"]

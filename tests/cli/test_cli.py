@@ -123,7 +123,7 @@ def test_help_of_each_verb(verb, capsys):
     out, err = capsys.readouterr()
     assert f"lamjax {verb}" in out and err == ""
     for field in dataclasses.fields(cli.VERBS[verb][0]):
-        if field.name == "source":
+        if field.name in ("source", "folder", "clips"):
             assert " PATH" in out  # without a name
         elif field.name not in ("config", "columns"):
             assert f"--{field.name.replace('_', '-')}" in out

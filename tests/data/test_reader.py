@@ -403,3 +403,19 @@ def test_a_pipe_is_not_waited_for(store):
     os.mkfifo(path)
     with pytest.raises(data.StoreError, match=r"chunk 1 of observations .* is missing"):
         data.open_store(store.path)
+
+
+@pytest.mark.parametrize(
+    ("actions", "says"),
+    [
+        ({"num_actions": 2}, True),
+        ({"num_actions": 1}, False),
+        ({"action_dim": 1, "action_bounds": ([-1], [1])}, True),
+        ({"action_dim": 1}, False),
+    ],
+)
+def test_whether_actions_can_say_anything(tmp_path, actions, says):
+    with data.StoreWriter(tmp_path / "store", env="toy", obs_shape=(4,), **actions) as writer:
+        frames = np.zeros((3, 4), np.uint8)
+        writer.append_episode(frames, np.zeros((3, 1) if "action_dim" in actions else 3, int), np.zeros(3), 0, "cut")
+    assert data.open_store(tmp_path / "store").has_actions == says

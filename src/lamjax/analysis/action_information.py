@@ -18,6 +18,8 @@ from typing import Any
 
 import numpy as np
 
+from lamjax.statistics import stderr_over_groups
+
 # A ceiling that is less than this above the majority class counts as this much: nothing can be known there, and noise
 # over noise would be any number.
 MIN_KNOWABLE = 0.02
@@ -69,9 +71,7 @@ def share_of_knowable(
     influence = gain - gain.mean()
     if knowable.mean() > MIN_KNOWABLE:
         influence = influence - share * (knowable - knowable.mean())
-    groups = np.unique(episodes, return_inverse=True)[1].reshape(-1)
-    sums = np.bincount(groups, influence / ceiling) if groups.max() else influence / ceiling
-    return float(share), float(np.sqrt(len(sums) / max(len(sums) - 1, 1) * np.square(sums).sum()) / len(scores))
+    return float(share), stderr_over_groups(influence / ceiling, episodes)
 
 
 def action_information(scores: WindowScores, episodes: np.ndarray) -> dict[str, Any]:

@@ -26,14 +26,18 @@ class DiscreteActions:
     Attributes:
       env: the environment; it knows which actions do the same.
       num_actions: A.
+      classes: the class of each action instead, A numbers from 0 on.
     """
 
     env: str
     num_actions: int
+    classes: tuple[int, ...] | None = None
 
     @property
     def merged(self) -> np.ndarray:
         """The class of each action, int ``[A]``: aliases share one."""
+        if self.classes is not None:
+            return np.asarray(self.classes)
         return np.asarray(envs.merged_actions(self.env, self.num_actions))
 
     def probe(
@@ -154,6 +158,28 @@ class ContinuousActions:
     def arrays(self, test_y: np.ndarray) -> dict[str, np.ndarray]:
         """What figures colour latents by: the actions."""
         return {"action_values": test_y}
+
+
+class NoActions:
+    """The scores of trajectories without actions: there are none."""
+
+    def probe(
+        self, key: jax.Array, train_z: np.ndarray, train_y: np.ndarray, test_z: np.ndarray, test_y: np.ndarray
+    ) -> dict[str, float]:
+        """Nothing."""
+        return {}
+
+    def constant(self, train_y: np.ndarray, test_y: np.ndarray) -> dict[str, float]:
+        """Nothing."""
+        return {}
+
+    def codes(self, codes: np.ndarray, test_y: np.ndarray, seed: int) -> dict[str, float]:
+        """Nothing."""
+        return {}
+
+    def arrays(self, test_y: np.ndarray) -> dict[str, np.ndarray]:
+        """Nothing by which figures could colour latents."""
+        return {}
 
 
 ActionProbe = DiscreteActions | ContinuousActions

@@ -97,9 +97,11 @@ def judge_dynamics(results: dict[str, Any]) -> Verdict:
     model's by `SHARE_STDERRS` standard errors. Without a simulator a probe on the recording must beat its baselines.
     """
     names = score_names(results)
-    lead = results[names.probe] - max(results[name] for name in names.baselines)
     if results["fdm_mse"] >= results["copy_last_mse"]:
         return {"ok": False, "verdict": "failed: the forward model is no better than copying the last frame"}
+    if names.probe not in results:
+        return {"ok": True, "verdict": f"error {results['fdm_ratio']:.2f} of copying; no actions to compare with"}
+    lead = results[names.probe] - max(results[name] for name in names.baselines)
     if information := results.get("action_information"):
         verdict = judge_information(information)
         held = verdict["verdict"]
@@ -139,6 +141,18 @@ def judge_offline(results: dict[str, Any], baselines: dict[str, Any]) -> Verdict
     if oracle := results.get("oracle"):
         against += f", BC on all labels {oracle['return_mean']:.2f}"
     return {"ok": True, "verdict": f"best {mean:.2f} with {labels} labels (random {random:.2f}{against})"}
+
+
+def judge_actions(results: dict[str, Any]) -> Verdict:
+    """A decoder of the inverse model's latents must tell held-out actions better than a guess, and than cloning."""
+    sign = 1 if results["score"] == "accuracy" else -1  # of errors less is better
+    labels, value, stderr = max(results["idm_curve"], key=lambda row: sign * row[1])
+    constant, cloned = results["constant"], {n: mean for n, mean, _ in results["bc_curve"]}.get(labels)
+    against = f"a constant guess {constant:.3g}" + ("" if cloned is None else f", cloning them {cloned:.3g}")
+    score = f"{results['score']} {value:.3g} with {labels} labels ({against})"
+    if sign * (value - constant) <= STDERRS * stderr or (cloned is not None and sign * (value - cloned) <= 0):
+        return {"ok": False, "verdict": f"failed: no better than the baselines: {score}"}
+    return {"ok": True, "verdict": score}
 
 
 def judge_online(stage: str, results: dict[str, Any], summary: dict[str, Any]) -> Verdict:
@@ -217,6 +231,8 @@ def _dynamics_messages(summary: dict[str, Any]) -> Messages:
                 f"{perplexity:.1f}.",
                 "--dynamics.quantizer.start corrected, a lower --dynamics.quantizer.decay, or more steps",
             )
+    if names.probe not in results:
+        return
     lead = results[names.probe] - results[f"untrained_{names.probe}"]
     if quantized and names.codes in results and lead >= MIN_SURE_LEAD:
         agreement = results[names.codes] - results[f"{names.codes}_shuffled"]
@@ -290,6 +306,8 @@ def _cloning_messages(summary: dict[str, Any]) -> Messages:
     if not dynamics or ratio >= MIN_CLONING_RATIO:
         return
     probe = score_names(dynamics).probe
+    if probe not in dynamics:
+        return
     gap = dynamics[probe] - dynamics.get(f"linear_{probe}", dynamics[probe])
     if gap > MAX_LINEAR_GAP:
         yield (

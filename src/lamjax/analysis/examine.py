@@ -11,7 +11,7 @@ import numpy as np
 
 from lamjax import dynamics
 from lamjax.analysis import latents, probes
-from lamjax.analysis.action_probes import ActionProbe
+from lamjax.analysis.action_probes import ActionProbe, NoActions
 from lamjax.analysis.held_out import held_out_errors, swapped_error
 from lamjax.dynamics import DynamicsState
 
@@ -43,7 +43,7 @@ def examine(
     fit: Examined,
     test: Examined,
     batches: jax.Array,
-    actions: ActionProbe,
+    actions: ActionProbe | NoActions,
     seed: int,
 ) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     """Measures stage 1: prediction errors, codebook usage, and probes of actions and of a distractor.

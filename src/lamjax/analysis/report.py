@@ -8,6 +8,7 @@ report can be written again on any machine. The figures also go to `figures/`, a
 import dataclasses
 import json
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ STAGES = {
     "decode_offline": "Stage 3: offline decoding",
     "decode_online": "Stage 3: online decoding",
     "decode_named": "Stage 3: pseudo-labels from random play, then PPO",
+    "decode_actions": "Stage 3: decoding actions",
     "ppo_scratch": "PPO from scratch",
 }
 
@@ -134,6 +136,45 @@ def _headline_offline(run: RunResults) -> Headline:
     return Headline("Return, decoded offline", with_error(mean, stderr), unit, baselines, beaten)
 
 
+def _headline_actions(run: RunResults) -> Headline:
+    stage = run.stage("decode_actions")
+    score = stage.get("score")
+    sign = -1 if score == "mse" else 1  # of errors less is better
+    decoded, cloned = points_of(stage.get("idm_curve"), 3).tolist(), points_of(stage.get("bc_curve"), 3).tolist()
+    labels, value, _ = max(decoded, key=lambda row: sign * row[1], default=(math.nan, math.nan, math.nan))
+    same = next((row[1] for row in cloned if row[0] == labels), math.nan)
+    values = {"behaviour cloning": same, "a constant guess": number(stage.get("constant"))}
+    key = str(score)
+    baselines = [(name, text(each, key)) for name, each in values.items()]
+    beaten = _beats(sign * value, [sign * each for each in values.values()])
+    unit = f"{key} at {labels:,.0f} labels" if math.isfinite(labels) else ""
+    return Headline("Actions decoded from latents", text(value, key), unit, baselines, beaten)
+
+
+def _action_curves(run: RunResults) -> list[tuple[str, ...]] | None:
+    """The table of decoded actions: headings, then a row for each number of labels; None without a result."""
+    stage = run.stage("decode_actions")
+    if not stage:
+        return None
+    names = {
+        "idm_curve": "decoder of the inverse model's latents",
+        "policy_curve": "latent policy, decoded (sees o_t alone)",
+        "bc_curve": "behaviour cloning (sees o_t alone)",
+    }
+    curves = {
+        label: {n: (mean, error) for n, mean, error in stage[name]} for name, label in names.items() if name in stage
+    }
+    rows = [("labels", *curves, "a constant guess")]
+    score, constant = stage["score"], text(stage["constant"], stage["score"])
+    for n in sorted({n for curve in curves.values() for n in curve}):
+        cells = (
+            f"{text(curve[n][0], score)} ± {text(curve[n][1], score)}" if n in curve else EN_DASH
+            for curve in curves.values()
+        )
+        rows.append((f"{n:,}", *cells, constant))
+    return rows
+
+
 def _headline_online(run: RunResults) -> Headline:
     stage, scratch = run.stage("decode_online"), run.stage("ppo_scratch")
     value, scratch_value = stage.get("return_mean"), scratch.get("return_mean")
@@ -198,6 +239,8 @@ _ELSEWHERE = {"stages", "nulls", "diagnosis", "banner", "command", "verdict"}
 def _columns(path: str, width: int) -> tuple[str, ...]:
     """The headings of a curve, by its place in `summary.json`."""
     stage, _, name = path.removeprefix(".partial.").partition(".")
+    if stage == "decode_actions":
+        return "labels", "mean", "stderr"
     if stage == "decode_offline":
         if name == "normalised":
             return "labels", "normalised"
@@ -239,11 +282,34 @@ def _stage_numbers(run: RunResults, stage: str) -> list[Row]:
     return [row for row in _rows(run.stage(stage), stage) if row.value and row.key != "ok"]
 
 
+def _is_played(run: RunResults) -> bool:
+    """Whether there is a simulator in which policies were played."""
+    return run.summary.get("simulator", True) is not False
+
+
+def _has_actions(run: RunResults) -> bool:
+    """Whether the recording has actions that say anything."""
+    return run.stage("record").get("action_space") not in (None, {"n": 1})
+
+
+def stages_of(run: RunResults) -> list[str]:
+    """The stages that the run has, or will have, in the order of the report."""
+    if not _is_played(run):
+        return ["record", "dynamics", "cloning", *(["decode_actions"] if _has_actions(run) else [])]
+    named = bool((run.config.get("named") or {}).get("frames"))  # an optional stage
+    return [stage for stage in STAGES if stage != "decode_actions" and (stage != "decode_named" or named)]
+
+
+def _headlines(run: RunResults) -> list[Callable[[RunResults], Headline]]:
+    """What stands at the top of the report."""
+    if _is_played(run):
+        return [_headline_dynamics, _headline_probe, _headline_offline, _headline_online]
+    return [_headline_dynamics, *([_headline_probe, _headline_actions] if _has_actions(run) else [])]
+
+
 def render(run: RunResults, embedded: dict[str, Embedded]) -> str:
     """Renders the report's HTML. Text from the run is escaped; only the figures go in as they are."""
-    outcomes = {stage: _outcome(run, stage) for stage in STAGES}
-    if not (run.config.get("named") or {}).get("frames"):
-        del outcomes["decode_named"]  # an optional stage
+    outcomes = {stage: _outcome(run, stage) for stage in stages_of(run)}
     state, verdict = _verdict(outcomes)
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("lamjax.analysis"),
@@ -260,7 +326,10 @@ def render(run: RunResults, embedded: dict[str, Embedded]) -> str:
         verdict=verdict,
         facts=_facts(run),
         outcomes=outcomes,
-        headlines=[f(run) for f in (_headline_dynamics, _headline_probe, _headline_offline, _headline_online)],
+        played=_is_played(run),
+        has_actions=_is_played(run) or _has_actions(run),
+        action_curves=_action_curves(run),
+        headlines=[headline(run) for headline in _headlines(run)],
         figures=embedded,
         information=_information(run),
         distractor=_distractor(run),

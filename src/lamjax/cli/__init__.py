@@ -7,12 +7,13 @@ import os
 import signal
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, get_args
 
 import tyro
 
 import lamjax
-from lamjax.cli import doctor, files, information, linear, play, train
+from lamjax.cli import doctor, files, information, linear, models, play, train
 from lamjax.cli.options import Dtype
 from lamjax.presets import PRESET_NOTES, with_dtype
 
@@ -23,15 +24,19 @@ VERBS: dict[str, tuple[type, Callable[[Any], None]]] = {
     "eval": (play.Eval, play.evaluate),
     "information": (information.Information, information.information),
     "report": (files.Report, files.report),
+    "label": (models.Label, models.label),
+    "probe": (models.Probe, models.probe),
+    "export": (models.Export, models.export),
     "import-lapo": (files.ImportLapo, files.import_lapo),
     "import-parquet": (files.ImportParquet, files.import_parquet),
+    "import-video": (files.ImportVideo, files.import_video),
     "import-torch": (files.ImportTorch, files.import_torch),
     "export-torch": (files.ExportTorch, files.export_torch),
     "experts": (play.Experts, play.list_experts),
     "linear": (linear.Linear, linear.run),
     "doctor": (doctor.Doctor, doctor.doctor),
 }
-WITHOUT_DEVICES = ("experts", "import-lapo", "import-parquet")
+WITHOUT_DEVICES = ("experts", "import-lapo", "import-parquet", "import-video")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,6 +46,7 @@ class _Choice:
     env: str | None = None
     preset: str | None = None
     dtype: str | None = None
+    store: Path | None = None
 
 
 def _usage() -> str:
@@ -62,15 +68,17 @@ def parse(verb: str, argv: list[str]) -> Any:
     prog = f"lamjax {verb}"
     default = cls()
     if hasattr(default, "preset"):
-        from lamjax.pipeline import choose_preset
+        from lamjax.pipeline import choose_preset, env_of
 
         words = [word for word in argv if word not in ("-h", "--help")]  # help lists all options
         choice, _ = tyro.cli(_Choice, args=words, prog=prog, return_unknown_args=True)
         preset = choice.preset or (default.preset if cls is files.ImportTorch else None)
-        preset, config = choose_preset(choice.env or default.env, preset)
+        store = choice.store if hasattr(default, "store") else None
+        env = env_of(choice.env or (None if store else default.env), store)
+        preset, config = choose_preset(env, preset, store)
         if hasattr(default, "dtype") and choice.dtype in get_args(Dtype):
             config = with_dtype(config, choice.dtype)
-        default = dataclasses.replace(default, preset=preset, config=config)
+        default = dataclasses.replace(default, env=env, preset=preset, config=config)
     return tyro.cli(cls, args=argv, default=default, prog=prog, config=(tyro.conf.AvoidSubcommands,))
 
 

@@ -110,11 +110,12 @@ def check_procgen() -> Check:
 
 def check_extras() -> Check:
     """Libraries that some commands need."""
-    commands = {"pyarrow": "import-parquet"}
+    commands = {"pyarrow": ("import-parquet", "import"), "av": ("import-video", "video")}
     missing = [name for name in commands if importlib.util.find_spec(name) is None]
     if missing:
-        text = f"{', '.join(missing)} missing, which {', '.join(commands[name] for name in missing)} needs"
-        return Check("extras", True, text, 'pip install "lamjax[import]"')
+        text = "; ".join(f"{name} missing, which {commands[name][0]} needs" for name in missing)
+        extras = ",".join(commands[name][1] for name in missing)
+        return Check("extras", True, text, f'pip install "lamjax[{extras}]"')
     return Check("extras", True, ", ".join(commands))
 
 

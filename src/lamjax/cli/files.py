@@ -8,13 +8,14 @@ import shlex
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import tyro
 from tyro.conf import Positional
 
 from lamjax.checks import check_path_name
 from lamjax.cli.options import DATA, RUNS, Settings
+from lamjax.data.importers.clips import ClipConfig
 from lamjax.data.importers.common import Done
 from lamjax.data.importers.parquet import Columns
 from lamjax.presets import PRESETS
@@ -82,6 +83,29 @@ class ImportParquet:
     shape: tuple[int, int, int] = (64, 64, 3)
     num_actions: int = 15
     columns: Columns = Columns()
+    skip_damaged: bool = False
+    data: Path = DATA
+
+
+@dataclasses.dataclass(frozen=True)
+class ImportVideo:
+    """Turns videos and folders of pictures into a trajectory store without actions; goes on where it was interrupted.
+
+    Attributes:
+      source: videos, and folders with videos or pictures in them. Each video is an episode, and so is each folder of
+        pictures. Names that begin with train or test say the split. Links are followed; files and folders whose names
+        begin with a dot or an underscore are left out.
+      env: what the data is called; by default as the first file or folder.
+      out: the store's folder; by default data/<env>/video.
+      config: which frames are kept, in which size.
+      skip_damaged: leave out damaged files and say so in the manifest; every file is read twice.
+      data: where trajectories lie.
+    """
+
+    source: Positional[tuple[Path, ...]] = tyro.MISSING
+    env: str | None = None
+    out: Path | None = None
+    config: Annotated[ClipConfig, tyro.conf.arg(name="")] = ClipConfig()
     skip_damaged: bool = False
     data: Path = DATA
 
@@ -159,6 +183,18 @@ def import_parquet(args: ImportParquet) -> None:
     options = {name: getattr(args, name) for name in ("columns", "shape", "num_actions", "done", "skip_damaged")}
     with _importing(out, f"importing {args.source}", "row") as tell:
         write_store(args.source, out, env=env, **options, **tell)
+    print(out)
+
+
+def import_video(args: ImportVideo) -> None:
+    """`lamjax import-video`."""
+    from lamjax.data.importers.video import import_video as write_store
+
+    first = _named(args.source[0] if args.source else Path())
+    env = check_path_name("--env", args.env or (first.name if first.is_dir() else first.stem), nested=True)
+    out = args.out or args.data / env / "video"
+    with _importing(out, f"importing {env}", "frame") as tell:
+        write_store(args.source, out, env=env, config=args.config, skip_damaged=args.skip_damaged, **tell)
     print(out)
 
 

@@ -13,14 +13,16 @@ class Train:
     """Records or finds trajectories, trains the three stages, and writes a run folder with a report.
 
     Attributes:
-      env: a Procgen game (coinrun ... starpilot), minatar/breakout ..., cartpole or pendulum.
+      env: a Procgen game (coinrun ... starpilot), minatar/breakout ..., cartpole or pendulum; by default the store's,
+        and without a store coinrun.
       preset: paper, reference, cpu or smoke; by default cpu on a CPU and paper elsewhere. MinAtar, cartpole
         and pendulum have cpu and smoke.
       name: the run folder's name; by default <preset>-s<seed>.
       seeds: trains this many seeds, one run folder each, and writes an aggregate.
       policy: whom to record: expert, planner, random, or a policy folder; by default the expert if there is one, else
         the planner if there is one.
-      store: trajectories to learn from, recorded or imported before, instead of recording a policy.
+      store: trajectories to learn from, recorded or imported before, instead of recording a policy. Those that no
+        environment stands behind, such as videos, are enough for stages 1 and 2, and for stage 3 if they have actions.
       expert_frames: where there is no expert, trains one with so many frames first.
       dtype: type of the activations in every stage, float32 or bfloat16; by default the preset's (paper: bfloat16 on
         an accelerator).

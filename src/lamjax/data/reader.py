@@ -105,6 +105,11 @@ class Store:
     def __repr__(self) -> str:
         return f"Store({str(self.path)!r}, env={self.env!r}, {self.num_frames} frames, {len(self.episodes)} episodes)"
 
+    @property
+    def has_actions(self) -> bool:
+        """Whether its actions can say anything: not if there is one alone, nor if continuous ones have no bounds."""
+        return self.action_space not in (None, Discrete(1))
+
     @functools.cached_property
     def is_first(self) -> np.ndarray:
         """True at the first frame of each episode, bool [N]."""

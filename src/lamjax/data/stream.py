@@ -373,6 +373,25 @@ class _Ring:
         return buffers[0] if self._devices is None else _joined(buffers, self._devices)
 
 
+def evaluation_starts(
+    store: Store,
+    num_windows: int,
+    batch_size: int,
+    *,
+    seed: int = 0,
+    split: Split = "test",
+    length: int = 3,
+    mask_boundaries: bool = True,
+) -> tuple[int, np.ndarray]:
+    """The size of the batches, and the first frames int32 ``[num_windows]``, of what `EvaluationWindows` holds."""
+    starts = store.starts(split, length, mask_boundaries)
+    if not len(starts):
+        raise StoreError(f"the {split} split of {store.path} has no windows; record more episodes")
+    batch_size = min(batch_size, num_windows, len(starts))
+    num_windows = min(num_windows, len(starts)) // batch_size * batch_size
+    return batch_size, np.sort(np.random.default_rng(seed).choice(starts, num_windows, replace=False))
+
+
 class EvaluationWindows:
     """A fixed set of windows, in batches of one shape.
 
@@ -405,13 +424,9 @@ class EvaluationWindows:
         length: int = 3,
         mask_boundaries: bool = True,
     ):
-        starts = store.starts(split, length, mask_boundaries)
-        if not len(starts):
-            raise StoreError(f"the {split} split of {store.path} has no windows; record more episodes")
-        self.batch_size = min(batch_size, num_windows, len(starts))
-        num_windows = min(num_windows, len(starts)) // self.batch_size * self.batch_size
-        rng = np.random.default_rng(seed)
-        self.starts = np.sort(rng.choice(starts, num_windows, replace=False))
+        self.batch_size, self.starts = evaluation_starts(
+            store, num_windows, batch_size, seed=seed, split=split, length=length, mask_boundaries=mask_boundaries
+        )
         self.windows = store.windows(self.starts, length)
 
     @functools.cached_property

@@ -102,9 +102,14 @@ def env_names() -> list[str]:
     return sorted(PROCGEN_GAMES) + sorted(GYMNAX_ENVS) + sorted(_REGISTERED)
 
 
+def is_known(name: str) -> bool:
+    """Whether `make` knows a name; of others there may be trajectories, but nobody can play them."""
+    return name in PROCGEN_GAMES or name in GYMNAX_ENVS or name in _REGISTERED
+
+
 def check_name(name: str) -> str:
     """Returns `name`, or raises `UnknownEnvError` with the names nearest to it."""
-    if name in PROCGEN_GAMES or name in GYMNAX_ENVS or name in _REGISTERED:
+    if is_known(name):
         return name
     near = difflib.get_close_matches(name, env_names(), n=3, cutoff=0.5)
     hint = f"did you mean {' or '.join(near)}?" if near else f"choose one of {', '.join(env_names())}."

@@ -34,9 +34,11 @@ def aggregate(folders: list[Path]) -> Path:
         }
         for stage, names in AVERAGED.items()
     }
-    curves = [dict((n, mean) for n, mean, _ in s["stages"]["decode_offline"]["curve"]) for s in summaries]
-    common = [n for n in curves[0] if all(n in curve for curve in curves)]
-    stages["decode_offline"] = {"curve": [[n, *over_seeds([curve[n] for curve in curves]).values()] for n in common]}
+    for stage, name in (("decode_offline", "curve"), ("decode_actions", "idm_curve")):
+        if measured(stage, name):
+            curves = [{n: mean for n, mean, _ in s["stages"][stage][name]} for s in summaries]
+            common = [n for n in curves[0] if all(n in curve for curve in curves)]
+            stages[stage] = {name: [[n, *over_seeds([curve[n] for curve in curves]).values()] for n in common]}
     path = folders[0].with_name(f"{folders[0].name.rpartition('-s')[0]}-aggregate.json")
     write_json(path, {"seeds": [summary["seed"] for summary in summaries], "stages": stages})
     return path

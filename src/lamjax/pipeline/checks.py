@@ -1,5 +1,6 @@
 """What a run needs of its environment, policy and trajectories, checked before hours have gone into other stages."""
 
+import dataclasses
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -28,8 +29,16 @@ RANKS = {ImpalaConfig: 3, UNetConfig: 3, GridConfig: 3, GridFDMConfig: 3, MLPFDM
 FEW_LEVELS = 1000  # this many levels always fall into both splits; only fewer need a check
 
 
-def check_config(env: envs.VectorEnv, config: RunConfig) -> None:
-    """Checks that the networks fit the environment, and PPO's settings the networks.
+@dataclasses.dataclass(frozen=True)
+class Recorded:
+    """What there is to know of an environment that nobody can play: its name, and the shape of an observation."""
+
+    name: str
+    obs_shape: tuple[int, ...]
+
+
+def check_config(env: envs.VectorEnv | Recorded, config: RunConfig) -> None:
+    """Checks that the networks fit the environment, and PPO's settings, if PPO can play it, the networks.
 
     Raises:
       ValueError: if they do not; the message names the field, and for learning rates the parameter groups.
@@ -38,17 +47,18 @@ def check_config(env: envs.VectorEnv, config: RunConfig) -> None:
     check_network(env, "dynamics.idm", config.dynamics.idm)
     check_network(env, "dynamics.fdm", config.dynamics.fdm)
     check_network(env, "cloning.trunk", config.cloning.trunk)
-    check_scratch(env, "scratch", config.scratch)
-    if config.named.frames:
-        check_scratch(env, "named", ScratchConfig(config.cloning.trunk, config.named.after))
-    check_online(env, config)
+    if not isinstance(env, Recorded):
+        check_scratch(env, "scratch", config.scratch)
+        if config.named.frames:
+            check_scratch(env, "named", ScratchConfig(config.cloning.trunk, config.named.after))
+        check_online(env, config)
     if config.dynamics.augment == "shift" and len(shape) != 3:
         raise RunError(f"Observations of shape {shape} cannot be shifted: set --dynamics.augment none.")
     if (side := config.dynamics.focus) and (len(shape) != 3 or side > min(shape[:2])):
         raise RunError(f"No {side} x {side} square fits into observations of shape {shape}: set --dynamics.focus 0.")
 
 
-def check_network(env: envs.VectorEnv, name: str, network: Any) -> None:
+def check_network(env: envs.VectorEnv | Recorded, name: str, network: Any) -> None:
     """Raises `RunError` unless a network takes the environment's observations; the message calls it `name`."""
     shape = tuple(env.obs_shape)
     if RANKS.get(type(network), len(shape)) != len(shape):
@@ -85,14 +95,17 @@ def check_online(env: envs.VectorEnv, config: RunConfig) -> None:
         )
 
 
-def check_shares(config: RunConfig, devices: Sequence[jax.Device]) -> None:
-    """Raises `ValueError` if a setting does not divide by the devices; the message names the option."""
+def check_shares(config: RunConfig, devices: Sequence[jax.Device], *, played: bool = True) -> None:
+    """Raises `ValueError` if a setting does not divide by the devices; the message names the option.
+
+    `played` is False for a run without a simulator, which PPO does not train.
+    """
     sizes = {"--dynamics.batch-size": config.dynamics.batch_size, "--cloning.batch-size": config.cloning.batch_size}
     if config.dynamics.action_weight:
         sizes["--dynamics.labelled-batch"] = config.dynamics.labelled_batch
     for option, size in sizes.items():
         parallel.share(size, devices, option)
-    if jax.process_count() == 1:
+    if played and jax.process_count() == 1:
         settings = {"--online.ppo": config.online.ppo, "--scratch.ppo": config.scratch.ppo}
         if config.named.frames:
             settings["--named.ppo"] = config.named.ppo
@@ -156,8 +169,10 @@ def check_store_of(env: envs.VectorEnv, store: Store) -> None:
         )
 
 
-def check_store(store: Store, config: RunConfig) -> None:
+def check_store(store: Store, config: RunConfig, *, played: bool = True) -> None:
     """Checks that trajectories are enough for every stage; says so if none of their episodes has ended.
+
+    `played` is False for a run without a simulator: there episodes need not end, and actions may be missing.
 
     Raises:
       RunError: if they are not; the message says what is missing.
@@ -171,9 +186,12 @@ def check_store(store: Store, config: RunConfig) -> None:
         )
     if not counts["test"]:
         raise RunError(f"{store.path} has no windows in its test split: record more episodes, or more levels.")
-    if not offline.label_counts(config.offline, counts["train"]):
+    has_actions = played or store.has_actions
+    if not has_actions and config.dynamics.action_weight:
+        raise RunError(f"{store.path} has no actions for stage 1 to learn: set --dynamics.action-weight 0.")
+    if has_actions and not offline.label_counts(config.offline, counts["train"]):
         raise RunError(f"The store has {counts['train']} labelled windows, fewer than any of --offline.labels.")
-    if np.all(store.episodes.ending == "cut"):
+    if played and np.all(store.episodes.ending == "cut"):
         print(
             f"none of the {len(store.episodes.ending)} recorded episodes has ended: evaluations play until episodes "
             "end, and for ever if the environment has no time limit",

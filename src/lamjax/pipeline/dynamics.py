@@ -9,7 +9,7 @@ import numpy as np
 
 from lamjax import dynamics, envs, parallel
 from lamjax.analysis import diagnosis
-from lamjax.analysis.action_probes import action_probe
+from lamjax.analysis.action_probes import NoActions, action_probe
 from lamjax.analysis.examine import Examined, examine
 from lamjax.analysis.held_out import held_out_errors
 from lamjax.data.labels import LabelledSubset, evaluation_actions, evaluation_distractor
@@ -135,7 +135,7 @@ def examine_on_recording(
         )
         for windows in (fitting, held_out)
     )
-    probe, seed = action_probe(run.env, store.action_space), run.config.seed
+    probe, seed = action_probe(run.env, store.action_space) if store.has_actions else NoActions(), run.config.seed
     results, arrays = examine(run.key("probe"), state, untrained, fit, test, held_out.batches, probe, seed)
     np.savez_compressed(run.folder / "analysis.npz", **arrays)
     return results

@@ -10,6 +10,7 @@ from lamjax.data.reader import Store, open_store
 from lamjax.data.record import record as write_store
 from lamjax.pipeline.evaluation import make_env
 from lamjax.pipeline.sources import Source
+from lamjax.training import checkpoint
 from lamjax.training.logging import Progress
 from lamjax.training.run_folder import Run
 
@@ -67,6 +68,8 @@ def record_stage(run: Run, source: Source, data: Path) -> Store:
             "record",
             {
                 "store": str(path),
+                "obs_shape": list(store.obs_shape),
+                "action_space": store.action_space and checkpoint.as_json(store.action_space),
                 "frames": store.num_frames,
                 "episodes": len(store.episodes),
                 "return_mean": float(complete.mean()) if len(complete) else None,

@@ -5,7 +5,7 @@ import hashlib
 from pathlib import Path
 from typing import Any
 
-from lamjax import experts, planners, policies
+from lamjax import envs, experts, planners, policies
 from lamjax.acting import PolicyFn
 from lamjax.data.reader import open_store
 from lamjax.policies import PolicyError
@@ -77,21 +77,43 @@ def _planner(env: str) -> Source:
     return Source("planner", planners.Planner(), {}, info, f"v{planners.VERSION}")
 
 
-def store_source(env: str, path: Path, space: ActionSpace | int) -> Source:
+def store_source(env: str, path: Path, space: ActionSpace | int | None = None) -> Source:
     """Opens existing trajectories as a source.
+
+    Args:
+      env: the environment's name, or that of the data if nobody can play it.
+      path: the store.
+      space: the environment's actions; None if nobody can play it, and any actions will do.
 
     Raises:
       RunError: if they come from another environment or have other actions.
       StoreError: if there is no store, or it is damaged.
     """
-    store, space = open_store(path), as_space(space)
+    store = open_store(path)
+    space = store.action_space if space is None else as_space(space)
     if store.env != env or store.action_space != space:
         actions = store.action_space or "continuous actions without bounds"
         raise RunError(
             f"{path} holds {store.env} with {actions}, not {env} with {space}: use --env {store.env}, or another store."
         )
-    info = {"store": str(path), **store.policy}
+    # The manifest holds what there is to say of each clip; a summary need not repeat it.
+    info = {"store": str(path), **{name: value for name, value in store.policy.items() if name != "clips"}}
     return Source("store", None, {}, info, digest=store.manifest["sha256"][:8], store=path)
+
+
+def env_of(env: str | None, store: Path | None) -> str:
+    """The name of what a run learns from: an environment that can be played, or data of which there is a store alone.
+
+    Raises:
+      RunError: if neither an environment nor a store is given.
+      UnknownEnvError: if there is no such environment, and the store is not of this name.
+      StoreError: if there is no store, or it is damaged.
+    """
+    recorded = open_store(store).env if store is not None else None
+    if env is None and recorded is None:
+        raise RunError("Say what to learn from: an environment, or a store of trajectories.")
+    env = env or recorded
+    return env if env == recorded else envs.check_name(env)
 
 
 def has_expert(env: str, runs: Path) -> bool:

@@ -17,8 +17,10 @@ import jax
 from lamjax import budget, envs, parallel
 from lamjax.analysis import diagnosis, report
 from lamjax.config import RunConfig
+from lamjax.data.reader import open_store
+from lamjax.pipeline import actions
 from lamjax.pipeline.baselines import baselines_stage
-from lamjax.pipeline.checks import check_config, check_recording, check_shares, check_store
+from lamjax.pipeline.checks import Recorded, check_config, check_recording, check_shares, check_store
 from lamjax.pipeline.cloning import cloning_stage
 from lamjax.pipeline.dynamics import dynamics_stage
 from lamjax.pipeline.evaluation import make_env
@@ -27,7 +29,7 @@ from lamjax.pipeline.offline import offline_stage
 from lamjax.pipeline.pseudo_labels import pseudo_label_stage
 from lamjax.pipeline.record import record_stage
 from lamjax.pipeline.reinforcement import online_stage, scratch_stage
-from lamjax.pipeline.sources import Source
+from lamjax.pipeline.sources import Source, env_of, store_source
 from lamjax.pipeline.windows import TrainingFrames
 from lamjax.pipeline.within import check_within, fit_within
 from lamjax.presets import default_preset, presets_for
@@ -38,7 +40,7 @@ RUNS, DATA = Path("runs"), Path("data")
 
 
 def train(
-    env: Any,
+    env: Any = None,
     *,
     preset: str | None = None,
     config: RunConfig | None = None,
@@ -53,8 +55,11 @@ def train(
 ) -> Path:
     """Runs demonstrations, all three stages, their baselines, and the report. Run again, it resumes.
 
+    A store of data that no environment stands behind, such as videos, is enough for stages 1 and 2. If it has actions,
+    stage 3 decodes them, and is judged by their error on held-out episodes instead of a return.
+
     Args:
-      env: an environment's name, or a gymnax-compatible object.
+      env: an environment's name, or a gymnax-compatible object; by default the store's.
       preset: by default the one for this machine and the environment's observations.
       config: settings instead of the preset's, with the run's seed.
       name: the run folder's name; by default ``<preset>-s<seed>``.
@@ -77,22 +82,17 @@ def train(
     if store is None and jax.process_count() > 1:
         raise RunError("On several hosts give --store, trajectories that each of them can read: make them with record.")
     started = time.monotonic()
-    env = envs.check_name(env) if isinstance(env, str) else envs.register(env)
-    preset, settings = choose_preset(env, preset)
+    env = env_of(env, store) if env is None or isinstance(env, str) else envs.register(env)
+    preset, settings = choose_preset(env, preset, store)
     config = config or settings
     if within is not None:
         check_within(env, config, policy, store, expert_frames, runs)
     name = name or f"{preset}-s{config.seed}"
     folder = run_path(runs, env, name)
-    made = make_env(env, 1, config)
-    check_config(made, config)
-    if store is None:
-        check_recording(made, config)
     if not parallel.from_first((folder / "report.html").exists):  # a finished run does nothing, on whatever devices
-        check_shares(config, parallel.devices())
+        check_shares(config, parallel.devices(), played=envs.is_known(env))
     options = {"preset": preset, "policy": policy, "store": store, "expert_frames": expert_frames}
-    source, notice = choose_source(env, config, **options, runs=runs, command=command)
-    notes: dict[str, Any] = {"banner": notice}
+    source, notes = prepare(env, config, options, runs, command)
     if within is not None:
         config, notes["within"] = fit_within(folder, env, config, source, within, data)
     header = describe_run(env, preset, name, command, config.seed) | notes
@@ -104,6 +104,27 @@ def train(
     return folder
 
 
+def prepare(
+    env: str, config: RunConfig, options: dict[str, Any], runs: Path, command: str
+) -> tuple[Source, dict[str, Any]]:
+    """Checks the settings; returns the source of the trajectories, and entries of the summary about it.
+
+    `options` and the rest are arguments of `choose_source`.
+    """
+    store = options["store"]
+    if not envs.is_known(env):
+        if options["policy"]:
+            raise RunError(f"Nobody can play {env}, so there is no policy to record: leave out --policy.")
+        check_config(Recorded(env, open_store(store).obs_shape), config)
+        return store_source(env, store), {"banner": None, "simulator": False}
+    made = make_env(env, 1, config)
+    check_config(made, config)
+    if store is None:
+        check_recording(made, config)
+    source, notice = choose_source(env, config, **options, runs=runs, command=command)
+    return source, {"banner": notice}
+
+
 def run_stages(run: Run, source: Source, data: Path) -> Path:
     """Runs every stage that has not finished yet, then writes the report, and returns its path.
 
@@ -111,7 +132,10 @@ def run_stages(run: Run, source: Source, data: Path) -> Path:
     folder of recorded ones.
     """
     page = run.folder / "report.html"
+    played = envs.is_known(run.env)
     last = "decode_named" if run.config.named.frames else "decode_online"
+    if not played:
+        last = actions.STAGE if open_store(source.store).has_actions else "cloning"
     if run.done(last) and parallel.from_first(page.exists):
         return page
     started, before = time.monotonic(), run.summary.get("total_seconds") or 0.0
@@ -121,21 +145,26 @@ def run_stages(run: Run, source: Source, data: Path) -> Path:
         run.note("total_seconds", before + time.monotonic() - started)
         run.check_stop()
 
-    check_shares(run.config, run.devices)
+    check_shares(run.config, run.devices, played=played)
     run.summary["source"] = {"policy": source.kind, **source.info}
     store = record_stage(run, source, data)
-    check_store(store, run.config)
+    check_store(store, run.config, played=played)
     space, frames = store.action_space, TrainingFrames(run, store)
     checkpoint()
-    model = dynamics_stage(run, store, frames, data)
+    model = dynamics_stage(run, store, frames, data if played else None)
     checkpoint()
     policy = cloning_stage(run, store, model, frames)
     checkpoint()
-    if not run.config.offline.oracle and "relabel" not in run.config.offline.methods:
+    if not played or (not run.config.offline.oracle and "relabel" not in run.config.offline.methods):
         frames.free()
     if jax.process_count() > 1:
         print("stages 1 and 2 have ended; the others run on one host: start the same command there", file=sys.stderr)
         return page
+    if not played:
+        if store.has_actions:
+            actions.action_stage(run, store, model, policy, frames)
+            checkpoint()
+        return report.write(run.folder)
     baselines_stage(run, source, space)
     checkpoint()
     offline_stage(run, store, model, policy, space, frames)
@@ -150,14 +179,17 @@ def run_stages(run: Run, source: Source, data: Path) -> Path:
     return report.write(run.folder)
 
 
-def choose_preset(env: str, preset: str | None = None) -> tuple[str, RunConfig]:
+def choose_preset(env: str, preset: str | None = None, store: Path | None = None) -> tuple[str, RunConfig]:
     """The name and settings of a preset for an environment; None means the default on this machine.
+
+    Of an environment that nobody can play, `store` shows the shape of an observation.
 
     Raises:
       RunError: if there is no such preset for observations of this environment's shape.
     """
-    shape = envs.obs_shape(env)
-    presets = presets_for(shape, env)
+    video = store is not None and not envs.is_known(env)
+    shape = open_store(store).obs_shape if video else envs.obs_shape(env)
+    presets = presets_for(shape, env, video=video)
     preset = preset or default_preset(presets)
     if preset not in presets:
         kind = "" if shape == envs.PROCGEN_SHAPE else f" for observations of shape {shape}"

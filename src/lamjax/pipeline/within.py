@@ -7,7 +7,7 @@ from typing import Any
 
 import jax
 
-from lamjax import budget
+from lamjax import budget, envs
 from lamjax.config import RunConfig
 from lamjax.pipeline import rehearsal
 from lamjax.pipeline.sources import Source, has_expert
@@ -19,6 +19,8 @@ def check_within(
     env: str, config: RunConfig, policy: str | None, store: Path | None, expert_frames: int | None, runs: Path
 ) -> None:
     """Raises `RunError` if a run with a time limit is impossible, before anything is recorded."""
+    if not envs.is_known(env):
+        raise RunError(f"--within measures how {env} is played, and nobody can: leave it out, and set the steps.")
     if jax.process_count() > 1:
         raise RunError("--within measures one machine: leave it out on several hosts, and set the steps instead.")
     trains = policy is None and store is None and (expert_frames or config.train_expert)

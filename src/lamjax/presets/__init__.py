@@ -13,6 +13,7 @@ import jax
 from lamjax.config import RunConfig
 from lamjax.models.trunk import is_grid
 from lamjax.presets import grid, procgen, vector
+from lamjax.presets.frames import SMALLEST, presets_for_frames
 
 PRESETS: dict[str, RunConfig] = {
     "paper": procgen.PAPER,
@@ -46,7 +47,9 @@ def with_dtype(config: RunConfig, dtype: Literal["float32", "bfloat16"]) -> RunC
     )
 
 
-def presets_for(obs_shape: tuple[int, ...], env: str | None = None, backend: str | None = None) -> dict[str, RunConfig]:
+def presets_for(
+    obs_shape: tuple[int, ...], env: str | None = None, backend: str | None = None, *, video: bool = False
+) -> dict[str, RunConfig]:
     """The presets for observations of a shape: images ``[H, W, C]``, grids (small images), or vectors ``[D]``.
 
     ``paper`` computes in bfloat16 on an accelerator, and in float32 on a CPU, whose units are no faster in bfloat16;
@@ -57,9 +60,12 @@ def presets_for(obs_shape: tuple[int, ...], env: str | None = None, backend: str
       obs_shape: the shape.
       env: the environment's name, where it may have presets of its own.
       backend: where it will run; by default JAX's.
+      video: whether frames come from somebody's own videos rather than from an environment (`lamjax.presets.frames`).
     """
     presets = VECTOR_PRESETS
-    if len(obs_shape) == 3:
+    if len(obs_shape) == 3 and video and min(obs_shape[:2]) >= SMALLEST:
+        presets = presets_for_frames(obs_shape)
+    elif len(obs_shape) == 3:
         presets = GRID_PRESETS if is_grid(obs_shape) else PRESETS
     if "paper" in presets and (backend or jax.default_backend()) != "cpu":
         presets = presets | {"paper": with_dtype(presets["paper"], "bfloat16")}

@@ -87,7 +87,8 @@ def _digest(array: np.ndarray) -> str:
     return hashlib.sha256(header + np.ascontiguousarray(array).tobytes()).hexdigest()
 
 
-def _note_digest(note: dict[str, Any]) -> str:
+def note_digest(note: Mapping[str, Any]) -> str:
+    """The digest of a note without its entry ``sha256``, where the digest itself is kept."""
     content = {key: value for key, value in note.items() if key != "sha256"}
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
@@ -186,7 +187,7 @@ def save(
         "config": as_json(config),
         "meta": meta or {},
     }
-    note["sha256"] = _note_digest(note)
+    note["sha256"] = note_digest(note)
     folder = folder.absolute()
     folder.mkdir(parents=True, exist_ok=True)
     # Orbax would write a traceback for each of its threads.
@@ -241,7 +242,7 @@ def restore_arrays(folder: Path) -> tuple[int, dict[str, np.ndarray], dict[str, 
         for step in steps:
             try:
                 note = manager.restore(step, args=ocp.args.Composite(note=ocp.args.JsonRestore()))["note"]
-                digest = _note_digest(note)
+                digest = note_digest(note)
                 if note.get("sha256", digest) != digest:
                     raise ValueError("its note is not what was written")
                 _check_memory(manager.item_metadata(step)["arrays"])

@@ -67,6 +67,11 @@ class SourceFile:
     rows: int
     split: str | None
 
+    def split_at(self, row: int) -> str | None:
+        """The split of the episode that row `row` is in."""
+        del row
+        return self.split
+
 
 @dataclasses.dataclass(frozen=True)
 class Source:
@@ -78,6 +83,7 @@ class Source:
       read: ``(file, first row)`` to its blocks, checked.
       hidden: files and folders that were left out because their names are those of hidden ones.
       skipped: damaged files that were left out, with what is wrong with each.
+      unit: what a row is called in sentences, in the plural.
     """
 
     root: Path
@@ -85,6 +91,7 @@ class Source:
     read: Reader
     hidden: Sequence[Path] = ()
     skipped: Mapping[Path, str] = dataclasses.field(default_factory=dict)
+    unit: str = "rows"
 
     @property
     def rows(self) -> int:
@@ -106,7 +113,7 @@ class Source:
             parts.append(f"left out as hidden: {list_of(list(self.hidden), self.root)}")
         if self.skipped:
             parts.append(f"left out as damaged: {list_of(list(self.skipped), self.root)}")
-        files = f"{len(self.files)} file{'s' * (len(self.files) != 1)} of {self.root} with {self.rows} rows"
+        files = f"{len(self.files)} file{'s' * (len(self.files) != 1)} of {self.root} with {self.rows} {self.unit}"
         return f"Importing {files}; {'; '.join(parts)}."
 
 
@@ -238,7 +245,7 @@ def write_store(
     obs_shape: tuple[int, ...],
     num_actions: int,
     split: str,
-    done: Done,
+    done: Done | None,
     progress: Callable[[int, int], None] | None = None,
     say: Callable[[str], None] = lambda sentence: None,
     announce: Callable[[str], None] = lambda sentence: None,
@@ -254,6 +261,7 @@ def write_store(
       num_actions: actions lie in ``[0, num_actions)``.
       split: what decided the split, in words for the manifest.
       done: what ``done`` marks: the "first" frame of an episode, its "last" one, or "auto" to decide by the frames.
+        None where the source has no marks, and a file is an episode.
       progress: called with ``(rows done, rows in all)``.
       say: called with the decision of "auto".
       announce: called with the list of files, before the first is read.
@@ -263,7 +271,7 @@ def write_store(
       StoreError: if the store exists or the disk is full.
     """
     announce(source.sentence())
-    meaning, why = (done, "the user said so") if done != "auto" else find_meaning(source)
+    meaning, why = (done or "last", "the user said so") if done != "auto" else find_meaning(source)
     if done == "auto":
         say(f"done marks the {meaning} frame of an episode: {why}.")
     splits = [file.split or "undivided" for file in source.files]
@@ -278,8 +286,7 @@ def write_store(
             "kind": "imported",
             "files": {name: splits.count(name) for name in splits},
             "digest": source.digest(),
-            "done": meaning,
-            "done_because": why,
+            **({"done": meaning, "done_because": why} if done else {}),
             **description,
             **({"skipped_as_damaged": skipped} if skipped else {}),
         },
@@ -315,8 +322,9 @@ def write_episodes(
         row = start_row if number == start_file else 0
         running = False  # whether an episode has begun
 
-        def end(ending: str, file: SourceFile = file) -> None:
-            writer.end_episode(None, ending, split=file.split or split_of_level(writer.num_episodes))
+        def end(ending: str, last: int, file: SourceFile = file) -> None:
+            split = file.split_at(last) or split_of_level(writer.num_episodes)
+            writer.end_episode(None, ending, split=split)
 
         for block in source.read(file, row):
             begin = 0
@@ -325,7 +333,7 @@ def write_episodes(
                 if stop > begin:
                     _append(writer, block[begin:stop], file)
                 if running or stop > begin:
-                    end("truncated" if block.truncated[mark] else "terminated")
+                    end("truncated" if block.truncated[mark] else "terminated", row + int(stop) - 1)
                 begin, running = stop, False
                 if writer.num_frames - saved >= CHECKPOINT_FRAMES:
                     writer.checkpoint([number, row + int(stop)])
@@ -337,7 +345,7 @@ def write_episodes(
             if progress:
                 progress(before + row)
         if running:
-            end("cut")
+            end("cut", row - 1)
         before += file.rows
         if number + 1 < len(source.files) and writer.num_frames - saved >= CHECKPOINT_FRAMES // 4:
             writer.checkpoint([number + 1, 0])

@@ -1,20 +1,24 @@
 """The files of a source: links are followed, hidden files left out, and no file counts twice."""
 
 import os
+import re
 from collections.abc import Iterable
 from pathlib import Path
 
+from lamjax.data.format import SPLITS
 from lamjax.data.importers.errors import ImportDataError
 
 _HIDDEN = (".", "_")  # as Spark, Hive and Arrow have it: ._copies of macOS, .ipynb_checkpoints, _temporary, __MACOSX
 
 
-def find_files(folders: Iterable[Path], suffix: str, deep: bool = True) -> tuple[list[Path], list[Path]]:
+def find_files(
+    folders: Iterable[Path], suffix: str | tuple[str, ...], deep: bool = True
+) -> tuple[list[Path], list[Path]]:
     """Finds the files with a suffix in some folders.
 
     Args:
       folders: where to look.
-      suffix: how a file's name ends, such as ".parquet", in small or capital letters.
+      suffix: how a file's name ends, such as ".parquet", in small or capital letters; of several, each counts.
       deep: also look into the folders within.
 
     Returns:
@@ -56,6 +60,15 @@ def find_files(folders: Iterable[Path], suffix: str, deep: bool = True) -> tuple
         if other != path:
             raise ImportDataError(f"{path} and {other} are the same file, so its rows would count twice: remove one.")
     return sorted(paths), sorted(hidden)
+
+
+def split_of_name(path: Path, root: Path) -> str | None:
+    """The split that a file's name, or a folder between it and the root, begins with; None if there is none."""
+    for part in reversed(path.relative_to(root).parts):
+        for split in SPLITS:
+            if re.match(rf"{split}(?![a-z])", part.lower()):
+                return split
+    return None
 
 
 def _identity(path: Path) -> tuple[int, int]:

@@ -6,7 +6,6 @@ perhaps ``truncated``. Files lie in a folder, in the order of their names; those
 """
 
 import dataclasses
-import re
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from lamjax.archives import brief
-from lamjax.data.format import SPLITS, check_sizes
+from lamjax.data.format import check_sizes
 from lamjax.data.importers.common import (
     BLOCK,
     Done,
@@ -27,7 +26,7 @@ from lamjax.data.importers.common import (
     write_store,
 )
 from lamjax.data.importers.errors import DamagedFileError, ImportDataError, RowError
-from lamjax.data.importers.files import find_files
+from lamjax.data.importers.files import find_files, split_of_name
 from lamjax.data.importers.frames import empty, plain, read_frames, refuse_nulls
 
 _BUFFER = 2**20  # bytes that are read of a column at once; by default Arrow keeps the whole file in memory
@@ -80,15 +79,6 @@ def _explained(path: Path, error: Exception, prefix: str = "") -> ImportDataErro
     return DamagedFileError(path, prefix + reason)
 
 
-def _split(path: Path, root: Path) -> str | None:
-    """The split that a file's name, or a folder between it and the root, begins with."""
-    for part in reversed(path.relative_to(root).parts):
-        for split in SPLITS:
-            if re.match(rf"{split}(?![a-z])", part.lower()):
-                return split
-    return None
-
-
 def _find(path: Path) -> tuple[list[Path], list[Path], Path]:
     """The Parquet files of a source in order, those left out, and the folder that they lie in."""
     if path.is_file():
@@ -121,7 +111,7 @@ def _describe(path: Path, root: Path, columns: Columns, shape: tuple[int, int, i
             _rows({name: empty(schema.field(name).type) for name in present.values()}, columns, shape)
         except RowError as error:
             raise ImportDataError(f"{path} does not fit: {error}.") from None
-        return SourceFile(path, file.metadata.num_rows, _split(path, root))
+        return SourceFile(path, file.metadata.num_rows, split_of_name(path, root))
 
 
 def _present(file: Any, columns: Columns) -> dict[str, str]:

@@ -1,0 +1,152 @@
+"""Videos and folders of pictures as a trajectory store without actions.
+
+Each file is an episode, and so is each folder of pictures. Episodes are held out by file: those whose name or folder
+begins with ``train`` or ``test`` belong to that split, else a hash of the name decides. Of a single file the end is
+held out.
+"""
+
+import dataclasses
+import hashlib
+import os
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from lamjax.data import timestamps
+from lamjax.data.format import split_of_level
+from lamjax.data.importers.clips import PICTURES, VIDEOS, Clip, ClipConfig, look_at, read_frames
+from lamjax.data.importers.common import Rows, Source, describe, write_store
+from lamjax.data.importers.errors import ImportDataError
+from lamjax.data.importers.files import find_files, split_of_name
+
+HELD_OUT = 0.1  # of a single clip
+_DEFAULTS = ClipConfig()
+
+
+def find_clips(paths: Sequence[Path]) -> tuple[list[Path], list[Path], Path]:
+    """Finds videos and folders of pictures.
+
+    Args:
+      paths: files, and folders that are searched at all depths. Links are followed; names that begin with a dot or an
+        underscore are left out. Pictures that lie beside a video are taken for its thumbnails.
+
+    Returns:
+      The videos and the folders of pictures in the order of their paths, what was left out as hidden, and the folder
+      that holds them all.
+
+    Raises:
+      ImportDataError: if there are none, or a file is none of these.
+    """
+    if not paths:
+        raise ImportDataError("Give videos, or folders with videos or pictures in them.")
+    for path in paths:
+        if not path.exists():
+            raise ImportDataError(f"There is no {path}: give videos, or folders with videos or pictures in them.")
+        if path.is_file() and path.suffix.lower() not in VIDEOS:
+            raise ImportDataError(f"{path} is no video by its name, which must end in {', '.join(VIDEOS)}.")
+    folders = [path for path in paths if path.is_dir()]
+    videos, hidden = find_files(folders, VIDEOS)
+    videos += [path for path in paths if path.is_file()]
+    pictures, hidden_pictures = find_files(folders, PICTURES)
+    with_videos = {path.parent for path in videos}
+    clips = sorted({*videos, *({path.parent for path in pictures} - with_videos)})
+    hidden = sorted({*hidden, *hidden_pictures})
+    if not clips:
+        but = f" but hidden ones, {hidden[0]} for one" if hidden else ""
+        raise ImportDataError(f"{', '.join(map(str, paths))} holds no videos and no pictures{but}: check the path.")
+    root = Path(os.path.commonpath([os.path.abspath(path if path in folders else path.parent) for path in paths]))
+    return [Path(os.path.abspath(path)) for path in clips], hidden, root
+
+
+def split_clips(clips: Sequence[Clip], root: Path) -> list[Clip]:
+    """Holds out clips, or the end of a single one; each gets its split.
+
+    The hash of a name holds out a tenth of all names, for ever the same ones. If it holds out none of these, it is the
+    clip with the smallest hash.
+    """
+    if any(split_of_name(clip.path, root) for clip in clips):
+        for clip in clips:
+            if split_of_name(clip.path, root) is None:
+                raise ImportDataError(
+                    f"{clip.path} belongs neither to train nor to test by its name, as others do: rename it."
+                )
+        return [dataclasses.replace(clip, split=split_of_name(clip.path, root)) for clip in clips]
+    if len(clips) == 1:
+        return [dataclasses.replace(clips[0], held_out=max(1, round((1 - HELD_OUT) * clips[0].rows)))]
+
+    def number(clip: Clip) -> int:
+        name = os.fsencode(clip.path.relative_to(root).as_posix())
+        return int.from_bytes(hashlib.sha256(name).digest()[:7], "big")
+
+    splits = [split_of_level(number(clip)) for clip in clips]
+    order = sorted(range(len(clips)), key=lambda i: number(clips[i]))
+    if len(set(splits)) == 1:
+        splits[order[0]] = "test" if splits[0] == "train" else "train"
+    return [dataclasses.replace(clip, split=split) for clip, split in zip(clips, splits, strict=True)]
+
+
+def read_rows(clip: Clip, start: int) -> Iterator[Rows]:
+    """The frames of a clip from row `start`, with the only action there is and without rewards."""
+    row = start
+    for frames in read_frames(clip, start):
+        nowhere = np.zeros(len(frames), bool)
+        ends = row + 1 + np.arange(len(frames)) == (clip.held_out or 0)
+        yield Rows(frames, nowhere.astype(np.int32), nowhere.astype(np.float32), ends, ends)
+        row += len(frames)
+
+
+def import_video(
+    paths: Sequence[Path],
+    out: Path,
+    *,
+    env: str,
+    config: ClipConfig = _DEFAULTS,
+    skip_damaged: bool = False,
+    progress: Callable[[int, int], None] | None = None,
+    say: Callable[[str], None] = lambda sentence: None,
+    announce: Callable[[str], None] = lambda sentence: None,
+) -> None:
+    """Writes a trajectory store from videos and folders of pictures.
+
+    The same call continues an interrupted import. Memory holds a few blocks of frames, whatever the lengths of videos.
+    The store has one action, which says nothing; its manifest keeps the settings, and of each episode the source file
+    and the time stamps.
+
+    Args:
+      paths: see `find_clips`.
+      out: folder of the store; it must not exist.
+      env: what the data is called, where others have the name of an environment.
+      config: which frames, in which size.
+      skip_damaged: leave out damaged files and say so in the manifest; every file is read twice.
+      progress: called with ``(frames done, frames in all)``.
+      say: not called; the other importers say how they understand their source.
+      announce: called with the list of files, before the first is read.
+
+    Raises:
+      ImportError: if PyAV is absent.
+      ImportDataError: if a file is missing, damaged or no video; it is named.
+      StoreError: if the store exists or the disk is full.
+    """
+    del say
+    sources, hidden, root = find_clips(paths)
+    clips, skipped = describe(sources, lambda path: look_at(path, config), read_rows, skip_damaged)
+    clips = split_clips(clips, root)
+    video = {**dataclasses.asdict(config), "size": list(config.shape[:2])}
+    names = [
+        {"file": str(clip.path.relative_to(root)), "seconds": timestamps.as_json(clip.seconds[rows])}
+        for clip in clips
+        for rows in clip.episodes
+    ]
+    write_store(
+        out,
+        Source(root, clips, read_rows, hidden, skipped, "frames"),
+        description={"format": "video", "video": video, "clips": names},
+        env=env,
+        obs_shape=config.shape,
+        num_actions=1,
+        split="the files, by their names" if len(sources) > 1 else "time: the end of the only file is held out",
+        done=None,
+        progress=progress,
+        announce=announce,
+    )

@@ -1,0 +1,227 @@
+"""Labels the frames of clips, or of a store, with the latent actions that a model infers."""
+
+import collections
+import dataclasses
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from lamjax.analysis.latents import BATCH
+from lamjax.data import latent_files, timestamps
+from lamjax.data.format import MANIFEST
+from lamjax.data.importers import clips, video
+from lamjax.data.latent_files import LatentRows
+from lamjax.data.reader import open_store
+from lamjax.loading import LoadedRun
+from lamjax.sharing import ModelError
+
+_IN_FLIGHT = 2  # batches: the host reads the next frames while the device infers latents
+_BLOCK = 512  # frames of a store that are read at once
+
+
+@dataclasses.dataclass(frozen=True)
+class Footage:
+    """Frames to label: those of one clip, or of one episode of a store.
+
+    Attributes:
+      name: of the file; empty if there is none.
+      seconds: float64 ``[T]``, when each frame is shown; NaN where that is not known.
+      blocks: reads the frames in order, in blocks ``[R, *obs_shape]``.
+    """
+
+    name: str
+    seconds: np.ndarray
+    blocks: Callable[[], Iterator[np.ndarray]]
+
+
+def footage_of(run: LoadedRun, sources: Sequence[Path], **settings: Any) -> list[Footage]:
+    """Opens a store, or looks at clips, whose frames are chosen and scaled as those that the model learned from.
+
+    Args:
+      run: the model.
+      sources: one store, or videos and folders (see `lamjax.data.importers.video.find_clips`).
+      **settings: fields of `ClipConfig` that replace the model's, without those that are None.
+
+    Raises:
+      ModelError: if the frames do not fit the model.
+      ImportDataError: if a clip is missing, damaged or no video.
+      StoreError: if the store is damaged.
+    """
+    if len(sources) == 1 and (sources[0] / MANIFEST).exists():
+        return _episodes(run, sources[0])
+    config = clip_config(run, **settings)
+    paths, _, root = video.find_clips(sources)
+    found = [clips.look_at(path, config) for path in paths]
+    return [
+        Footage(str(clip.path.relative_to(root)), clip.seconds, lambda clip=clip: clips.read_frames(clip))
+        for clip in found
+    ]
+
+
+def clip_config(run: LoadedRun, **settings: Any) -> clips.ClipConfig:
+    """How clips become frames for a model: as its own did, or scaled to its size; `settings` as of `footage_of`."""
+    trained_on = (run.summary.get("source") or {}).get("video") or {}
+    shape = run.obs_shape or ()
+    if len(shape) != 3 or shape[2] != clips.CHANNELS:
+        raise ModelError(f"{run.folder} has observations of shape {list(shape)}, and a video's are [H, W, 3].")
+    changes = {name: value for name, value in settings.items() if value is not None}
+    if changes.keys() & {"crop", "square"}:  # one takes the other's place
+        trained_on = {name: value for name, value in trained_on.items() if name not in ("crop", "square")}
+    return clips.ClipConfig(**{**trained_on, **changes, "size": shape[:2]})
+
+
+def _episodes(run: LoadedRun, path: Path) -> list[Footage]:
+    store = open_store(path)
+    if run.obs_shape is not None and store.obs_shape != run.obs_shape:
+        raise ModelError(
+            f"{path} holds observations of shape {store.obs_shape}, and {run.folder} takes {run.obs_shape}."
+        )
+    seconds, names = timestamps.seconds_of(store), timestamps.files_of(store)
+
+    def blocks(start: int, stop: int) -> Iterator[np.ndarray]:
+        return (store.observations(first, min(first + _BLOCK, stop)) for first in range(start, stop, _BLOCK))
+
+    spans = zip(store.episodes.start.tolist(), (store.episodes.start + store.episodes.length).tolist(), strict=True)
+    return [
+        Footage(name, seconds[start:stop], lambda start=start, stop=stop: blocks(start, stop))
+        for name, (start, stop) in zip(names, spans, strict=True)
+    ]
+
+
+def label(
+    run: LoadedRun,
+    footage: Sequence[Footage],
+    out: Path,
+    progress: Callable[[int, int], None] = lambda position, total: None,
+) -> None:
+    """Writes a file of latents, a row a frame (`lamjax.data.latent_files`).
+
+    The latent in the row of a frame says what is done there, between it and the next frame. It needs k frames before
+    and one after, so the first k rows of each clip and the last one have none.
+
+    Args:
+      run: the model; the file also holds the actions that its decoder gives, if it has one.
+      footage: from `footage_of`.
+      out: the file, by whose ending its format is chosen.
+      progress: called with ``(latents done, latents in all)``.
+
+    Raises:
+      ModelError: if every clip is too short for a window.
+      LatentFileError: if the file cannot have this name.
+      DamagedFileError: if a frame cannot be decoded.
+    """
+    latent_files.check_name(out)
+    quantizer = run.dynamics.config.quantizer
+    about = {
+        "model": {"env": run.env, "folder": run.folder.name, "step": int(run.dynamics.step)},
+        "files": [each.name for each in footage],
+        "latent": f"z and codes of a row say what is done from its frame to the next one; context {run.window - 2}",
+        "codes": [quantizer.codebooks, quantizer.latents] if quantizer.enabled else None,
+        "decoder": run.decoder,
+    }
+    latent_files.write(out, label_rows(run, footage, progress), about)
+
+
+def label_rows(
+    run: LoadedRun, footage: Sequence[Footage], progress: Callable[[int, int], None] = lambda position, total: None
+) -> Iterator[LatentRows]:
+    """The rows of `label`, a clip at a time."""
+    total = sum(max(len(each.seconds) - run.window + 1, 0) for each in footage)
+    if not total:
+        raise ModelError(
+            f"No clip has the {run.window} frames that a latent needs: give longer clips, or a higher fps."
+        )
+    batches = _batches(_windows(footage, run.window), min(BATCH, total))
+    latents = _Stream(_inferred(run, batches), lambda position: progress(position, total))
+    for number, each in enumerate(footage):
+        length = len(each.seconds)
+        mask = np.zeros(length, bool)
+        if length >= run.window:
+            mask[run.window - 2 : -1] = True
+        columns = {name: _spread(values, mask) for name, values in latents.take(int(mask.sum())).items()}
+        frames = np.arange(length, dtype=np.int32)
+        yield LatentRows(np.full(length, number, np.int32), frames, each.seconds, mask, **columns)
+
+
+def _windows(footage: Sequence[Footage], length: int) -> Iterator[np.ndarray]:
+    """All windows ``[n, length, *obs_shape]`` of each clip in order, as views."""
+    for each in footage:
+        tail: np.ndarray | None = None
+        for block in each.blocks():
+            frames = block if tail is None else np.concatenate([tail, block])
+            if len(frames) >= length:
+                yield np.moveaxis(np.lib.stride_tricks.sliding_window_view(frames, length, axis=0), -1, 1)
+            tail = frames[1 - length :]
+
+
+def _batches(pieces: Iterator[np.ndarray], size: int) -> Iterator[tuple[np.ndarray, int]]:
+    """Packs windows of all clips into batches of one size, so that one program infers all; the last is filled up."""
+    batch, count = None, 0
+    for piece in pieces:
+        while len(piece):
+            if batch is None:  # a new one each time: the device may still read the old one
+                batch = np.empty((size, *piece.shape[1:]), piece.dtype)
+            part = piece[: size - count]
+            batch[count : count + len(part)] = part
+            count, piece = count + len(part), piece[len(part) :]
+            if count == size:
+                yield batch, count
+                batch, count = None, 0
+    if batch is not None:
+        batch[count:] = batch[:1]
+        yield batch, count
+
+
+def _inferred(run: LoadedRun, batches: Iterator[tuple[np.ndarray, int]]) -> Iterator[dict[str, np.ndarray]]:
+    """The columns ``z``, ``codes`` and ``action`` of each batch; no batch waits for the results of another."""
+    decode = jax.jit(run.decode) if run.decoder else None
+    pending: collections.deque[tuple[dict[str, jax.Array], int]] = collections.deque()
+
+    def oldest() -> dict[str, np.ndarray]:
+        columns, count = pending.popleft()
+        return {name: array[:count] for name, array in jax.device_get(columns).items()}
+
+    for batch, count in batches:
+        latents = run.infer(batch)
+        columns = {"z": latents.continuous}
+        if run.dynamics.config.quantizer.enabled:
+            columns["codes"] = latents.codes.reshape(len(batch), -1)
+        if decode:
+            columns["action"] = decode(latents.continuous)
+        pending.append((columns, count))
+        if len(pending) > _IN_FLIGHT:
+            yield oldest()
+    while pending:
+        yield oldest()
+
+
+class _Stream:
+    """Rows that come in batches, taken in pieces of any length."""
+
+    def __init__(self, batches: Iterator[dict[str, np.ndarray]], progress: Callable[[int], None]):
+        self._batches, self._progress, self._position = batches, progress, 0
+        self._rest = next(batches)
+
+    def take(self, count: int) -> dict[str, np.ndarray]:
+        """The next rows of each column."""
+        parts = [self._rest]
+        have = len(self._rest["z"])
+        while have < count:
+            parts.append(next(self._batches))
+            have += len(parts[-1]["z"])
+            self._progress(self._position + min(have, count))
+        self._position += count
+        joined = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+        self._rest = {name: array[count:] for name, array in joined.items()}
+        self._progress(self._position)
+        return {name: array[:count] for name, array in joined.items()}
+
+
+def _spread(values: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    """Values ``[mask.sum(), ...]`` at the places of a mask ``[T]``; elsewhere NaN, or -1 of integers."""
+    rows = np.full((len(mask), *values.shape[1:]), -1 if values.dtype.kind == "i" else np.nan, values.dtype)
+    rows[mask] = values
+    return rows

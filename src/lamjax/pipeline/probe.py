@@ -1,0 +1,157 @@
+"""Judges the latents of a file by actions that lie in another file, or in a store."""
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lamjax.analysis import judge
+from lamjax.analysis.action_probes import ActionProbe, ContinuousActions, DiscreteActions, action_probe
+from lamjax.analysis.judge import Examples
+from lamjax.config import AnalysisConfig, RunConfig
+from lamjax.data import latent_files
+from lamjax.data.format import MANIFEST, SPLITS
+from lamjax.data.labels import evaluation_actions
+from lamjax.data.latent_files import LatentFileError, LatentRows
+from lamjax.data.reader import Store, open_store
+from lamjax.data.stream import evaluation_starts
+from lamjax.loading import LoadedRun
+from lamjax.spaces import Box
+from lamjax.training.run_folder import stage_key
+
+HELD_OUT = 0.2  # of the episodes, or of the only one's end
+_FRAMES = 8192  # on whose o_t a probe is fitted
+
+
+def probe_file(
+    path: Path, actions: Path, run: LoadedRun | None = None, merged: Sequence[int] = ()
+) -> tuple[ActionProbe, dict[str, Any]]:
+    """Judges the latents of a file.
+
+    Args:
+      path: a file of latents (`lamjax.data.latent_files`), of any model.
+      actions: the store that was labelled, or a file with a column ``action``; and with ``episode`` and ``t``, unless
+        it has a row for each row of `path`.
+      run: the run that labelled its own store: the probes see the windows, and draw the random numbers, that those of
+        the run itself did.
+      merged: the class of each discrete action, where several do the same.
+
+    Returns:
+      How actions were scored, and the results of `lamjax.analysis.judge.judge`.
+
+    Raises:
+      LatentFileError: if a file is damaged or lacks a column, or the files do not fit together.
+    """
+    rows, about = latent_files.read(path)
+    key = stage_key(run.config.seed if run else 0, "probe")
+    seed = run.config.seed if run else 0
+    if (actions / MANIFEST).exists():
+        store = open_store(actions)
+        if not store.has_actions or len(rows) != store.num_frames:
+            raise LatentFileError(
+                f"{actions} has {store.num_frames} frames and {store.action_space or 'no actions'}, and {path} has "
+                f"{len(rows)} rows: label this store, which must have actions."
+            )
+        probe = _with_classes(action_probe(store.env, store.action_space), merged)
+        settings = run.config if run else RunConfig(analysis=AnalysisConfig())
+        length = run.window if run else 3
+        fit, test = (_of_store(rows, store, settings.analysis, split, length) for split in SPLITS)
+    else:
+        labels, known = _labels(actions, rows)
+        env = (about.get("model") or {}).get("env", "")
+        probe = _with_classes(_probe_of(env, labels[known & rows.mask]), merged)
+        held_out = _held_out(rows)
+        fit, test = (_of_rows(rows, labels, known & rows.mask & part) for part in (~held_out, held_out))
+    for name, part in (("fit probes on", fit), ("test them on", test)):
+        if len(part) < 2:
+            raise LatentFileError(f"{path} has {len(part)} latents with actions to {name}: label more episodes.")
+    return probe, judge.judge(key, probe, fit, test, seed)
+
+
+def _with_classes(probe: ActionProbe, merged: Sequence[int]) -> ActionProbe:
+    if not merged:
+        return probe
+    if isinstance(probe, ContinuousActions) or len(merged) != probe.num_actions:
+        raise LatentFileError(f"--merged needs the class of each of discrete actions, and got {len(merged)} numbers.")
+    return DiscreteActions(probe.env, probe.num_actions, tuple(merged))
+
+
+def _probe_of(env: str, labels: np.ndarray) -> ActionProbe:
+    """Scores for actions whose space nobody says: as many as there are, or bounds that hold all of them."""
+    if labels.ndim == 1 and labels.dtype.kind in "iu":
+        return DiscreteActions(env if len(labels) and env else "", int(labels.max(initial=0)) + 1)
+    low, high = labels.min(0), labels.max(0)
+    return ContinuousActions(Box(tuple(low.tolist()), tuple(np.maximum(high, low + 1e-3).tolist())))
+
+
+def _labels(path: Path, rows: LatentRows) -> tuple[np.ndarray, np.ndarray]:
+    """The actions of the rows, and where there is one, bool ``[R]``."""
+    columns, _ = latent_files.read_columns(path)
+    if "action" not in columns:
+        raise LatentFileError(f"{path} has no column 'action': name it so.")
+    action = columns["action"]
+    action = action if action.dtype.kind in "iu" else np.asarray(action, np.float32).reshape(len(action), -1)
+    if not {"episode", "t"} <= columns.keys():
+        if len(action) != len(rows):
+            raise LatentFileError(f"{path} has {len(action)} rows and no columns 'episode' and 't', not {len(rows)}.")
+        places = np.arange(len(rows))
+        present = np.ones(len(rows), bool)
+    else:
+        theirs, ours = ((each["episode"].astype(np.int64) << 32) + each["t"] for each in (columns, rows.columns))
+        order = np.argsort(theirs, kind="stable")
+        places = order[np.minimum(np.searchsorted(theirs, ours, sorter=order), len(theirs) - 1)]
+        present = theirs[places] == ours
+    labels = action[places]
+    known = labels >= 0 if labels.ndim == 1 else np.isfinite(labels).all(1)
+    return labels, present & known
+
+
+def _held_out(rows: LatentRows) -> np.ndarray:
+    """Which rows are held out: those of a fifth of the episodes, or the end of the only one; bool ``[R]``."""
+    episodes = np.unique(rows.episode)
+    if len(episodes) == 1:
+        return rows.t >= (1 - HELD_OUT) * (rows.t.max() + 1)
+    order = sorted(episodes.tolist(), key=lambda number: hashlib.sha256(b"episode %d" % number).digest())
+    return np.isin(rows.episode, order[: max(1, round(HELD_OUT * len(order)))])
+
+
+def _of_rows(rows: LatentRows, labels: np.ndarray, chosen: np.ndarray) -> Examples:
+    codes = rows.codes[chosen] if rows.codes is not None else None
+    return Examples(rows.z[chosen], labels[chosen], rows.episode[chosen], codes)
+
+
+def _of_store(rows: LatentRows, store: Store, settings: AnalysisConfig, split: str, length: int) -> Examples:
+    """The windows that a run's own probes see (`lamjax.pipeline.dynamics.examine_on_recording`)."""
+    count = settings.probe_train if split == "train" else settings.probe_test
+    batch = 1 if split == "train" else min(128, count)
+    _, starts = evaluation_starts(store, count, batch, split=split, length=length, mask_boundaries=settings.mask_probes)
+    places = starts + length - 2
+    if not rows.mask[places].all():
+        starts, places = starts[rows.mask[places]], places[rows.mask[places]]
+    frames = store.observations_at(places if split == "test" else places[:_FRAMES])
+    codes = rows.codes[places] if rows.codes is not None else None
+    episodes = np.searchsorted(store.episodes.start, starts, side="right")
+    return Examples(rows.z[places], evaluation_actions(store, starts, length), episodes, codes, frames)
+
+
+def table(probe: ActionProbe, results: dict[str, Any]) -> list[tuple[str, str]]:
+    """The results in words: what was measured, and the score with its standard error."""
+    measure = "R²" if isinstance(probe, ContinuousActions) else "accuracy"
+    names = {
+        "": "a probe on the latents",
+        "still_": "the same probe on o_t alone",
+        "shuffled_": "the same probe, fitted on shuffled actions",
+        "constant_": "a constant guess",
+    }
+    rows = [
+        (f"{label} ({measure})", f"{results[f'{name}score']:.3f} ± {results[f'{name}stderr']:.3f}")
+        for name, label in names.items()
+        if f"{name}score" in results
+    ]
+    for name, label in (("code_nmi_merged", "mutual information of codes and actions"), ("code_r2", "R² of the codes")):
+        if name in results:
+            rows.append((f"{label} (shuffled actions)", f"{results[name]:.3f} ({results[f'{name}_shuffled']:.3f})"))
+    curve = results["curve"]
+    return rows + [(f"a decoder from {n} labels ({measure})", f"{mean:.3f} ± {error:.3f}") for n, mean, error in curve]

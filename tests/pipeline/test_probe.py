@@ -1,0 +1,59 @@
+"""Files of latents and of actions are joined by episode and frame, and what does not fit is refused by name."""
+
+import numpy as np
+import pytest
+
+from lamjax import data
+from lamjax.cli import main
+from lamjax.data import latent_files
+from lamjax.data.latent_files import LatentFileError, LatentRows
+from lamjax.pipeline.probe import probe_file
+
+EPISODES, LENGTH = 10, 30
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    """Latents that hold the action, and the true actions in another order, without those of the first episode."""
+    folder, rng = tmp_path_factory.mktemp("files"), np.random.default_rng(0)
+    episode, t = np.repeat(np.arange(EPISODES), LENGTH), np.tile(np.arange(LENGTH), EPISODES)
+    action = rng.integers(0, 3, len(t)).astype(np.int32)
+    mask = (t > 0) & (t < LENGTH - 1)
+    z = np.where(mask[:, None], np.stack([action, rng.normal(size=len(t))], 1), np.nan).astype(np.float32)
+    rows = LatentRows(episode.astype(np.int32), t.astype(np.int32), t / 10, mask, z)
+    latent_files.write(folder / "latents.parquet", [rows], {})
+    order = rng.permutation(np.flatnonzero(episode > 0))
+    np.savez(folder / "actions.npz", episode=episode[order], t=t[order], action=action[order])
+    np.savez(folder / "aligned.npz", action=action)
+    return folder
+
+
+def test_actions_are_found_by_episode_and_frame_and_merged(files):
+    probe, results = probe_file(files / "latents.parquet", files / "actions.npz", merged=(0, 0, 1))
+    assert results["fit"] + results["windows"] == (EPISODES - 1) * (LENGTH - 2)
+    assert results["curve"][-1][1] > 0.95 > results["constant_score"]
+    assert probe.target_space.n == 2 and results["majority_accuracy_merged"] > results["majority_accuracy"]
+    with pytest.raises(LatentFileError, match="--merged needs the class of each of discrete actions, and got 2"):
+        probe_file(files / "latents.parquet", files / "aligned.npz", merged=(0, 1))
+
+
+def test_the_command_prints_a_table(files, capsys):
+    assert main(["probe", str(files / "latents.parquet"), "--actions", str(files / "aligned.npz")]) == 0
+    out = capsys.readouterr().out
+    assert f"fitted on {8 * (LENGTH - 2)} latents, tested on {2 * (LENGTH - 2)}" in out
+    for words in ("a probe on the latents (accuracy)", "a constant guess", "shuffled actions", "from 64 labels", "±"):
+        assert words in out
+
+
+def test_what_does_not_fit_is_refused(files, tmp_path):
+    np.savez(tmp_path / "short.npz", action=np.zeros(5, int))
+    np.savez(tmp_path / "none.npz", act=np.zeros(5, int))
+    with data.StoreWriter(tmp_path / "store", env="a", obs_shape=(4,), num_actions=1) as writer:
+        writer.append_episode(np.zeros((3, 4), np.uint8), np.zeros(3, int), np.zeros(3), 0, "cut")
+    for actions, sentence in (
+        ("short.npz", "has 5 rows and no columns 'episode' and 't', not 300"),
+        ("none.npz", "has no column 'action': name it so"),
+        ("store", "has 3 frames and 1 actions, and .* has 300 rows: label this store, which must have actions"),
+    ):
+        with pytest.raises(LatentFileError, match=sentence):
+            probe_file(files / "latents.parquet", tmp_path / actions)

@@ -1,0 +1,129 @@
+"""A shared model computes what its run computes, to the bit; a folder that is damaged or foreign is refused."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+import safetensors.numpy
+
+import lamjax
+from lamjax.sharing import ModelError
+from lamjax.training import checkpoint
+from tests.data.importers.sources import flip
+from tests.small_runs import VECTOR, clip, write_run
+
+FILES = ("model.safetensors", "config.json", "README.md")
+RESULTS = {
+    "fdm_mse": 0.002,
+    "copy_last_mse": 0.01,
+    "probe_accuracy_merged": 0.71,
+    "untrained_probe_accuracy_merged": 0.55,
+    "still_probe_accuracy_merged": 0.52,
+    "majority_accuracy_merged": 0.5,
+    "ok": False,
+    "verdict": "failed: for the test",
+}
+SUMMARY = {
+    "preset": "smoke",
+    "command": "lamjax train --store /home/somebody/clips",
+    "source": {"policy": "store", "store": "/home/somebody/clips"},
+    "stages": {"dynamics": RESULTS, "cloning": {"mse": 0.25, "null_mse": 0.5}},
+}
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory):
+    """A run with an action head and offline policies, and the model that was exported of it."""
+    folder = tmp_path_factory.mktemp("shared")
+    write_run(folder / "run", VECTOR, action_weight=1.0, summary=SUMMARY)
+    run = lamjax.load(folder / "run")
+    run.export(folder / "model")
+    return run, folder / "model"
+
+
+@pytest.fixture
+def copy(shared, tmp_path):
+    """The model folder, to be damaged."""
+    folder = tmp_path / "model"
+    folder.mkdir()
+    for name in FILES:
+        (folder / name).write_bytes((shared[1] / name).read_bytes())
+    return folder
+
+
+def test_what_is_shared_is_what_was_trained(shared):
+    run, folder = shared
+    model = lamjax.load(folder)
+    for ours, theirs in ((model.dynamics, run.dynamics), (model.cloning, run.cloning)):
+        assert jax.tree.structure(ours) == jax.tree.structure(theirs)
+        for one, other in zip(*map(jax.tree.leaves, (ours, theirs)), strict=True):
+            assert one.dtype == other.dtype
+            np.testing.assert_array_equal(one, other)
+    frames = clip(VECTOR)
+    np.testing.assert_array_equal(model.infer(frames).codes, run.infer(frames).codes)
+    np.testing.assert_array_equal(model.decode(model.infer(frames)), run.decode(run.infer(frames)))
+    (name,) = model.policies
+    assert name == "offline-64" and model.policies[name].info == {"return_mean": 1.0}
+    np.testing.assert_array_equal(model.policies[name](frames), run.policies[name](frames))
+    assert (model.env, model.config, model.obs_shape) == (run.env, run.config, run.obs_shape)
+
+
+def test_it_can_be_shared_again(shared, tmp_path):
+    lamjax.load(shared[1]).export(tmp_path / "again")
+    for name in FILES[:2]:
+        assert (tmp_path / "again" / name).read_bytes() == (shared[1] / name).read_bytes()
+
+
+def test_plain_safetensors_reads_the_weights(shared):
+    run, folder = shared
+    assert sorted(path.name for path in folder.iterdir()) == sorted(FILES)
+    arrays = safetensors.numpy.load_file(folder / "model.safetensors")
+    kernel = run.dynamics.params["idm"]["head"]["linear"]["kernel"]
+    np.testing.assert_array_equal(arrays["dynamics.params.idm.head.linear.kernel"], kernel)
+    assert {name.partition(".")[0] for name in arrays} == {"dynamics", "cloning", "decoder"}
+
+
+def test_the_card_holds_every_figure_beside_its_baselines_and_no_folder_of_the_machine(shared):
+    card = (shared[1] / "README.md").read_text()
+    assert card.startswith("---\nlibrary_name: lamjax\n")
+    assert "| error of the predicted frame | 2.00 × 10⁻³ | copy the last frame 0.01 |" in card.replace(
+        "1.00 × 10⁻²", "0.01"
+    )
+    assert "71.0 % | untrained model 55.0 %, o_t alone 52.0 %, most frequent action 50.0 %" in card
+    assert "| error of the cloned latents | 0.25 | their mean 0.5 |" in card
+    assert "failed: for the test" in card and "640 frames of 10 episodes of clips" in card
+    assert all("somebody" not in (shared[1] / name).read_text("utf-8", "replace") for name in FILES)
+
+
+@pytest.mark.parametrize("name", FILES[:2])
+@pytest.mark.parametrize("where", [0.05, 0.5, 0.95])
+def test_a_flipped_byte_is_refused(copy, name, where):
+    flip(copy / name, where)
+    with pytest.raises(ModelError) as error:
+        lamjax.load(copy)
+    assert str(copy) in str(error.value) and "\n" not in str(error.value)
+
+
+def test_a_folder_of_another_library_is_refused(copy):
+    (copy / "config.json").write_text('{"model_type": "vit"}')
+    with pytest.raises(ModelError, match=r"holds no model of lamjax: its config\.json does not have the format"):
+        lamjax.load(copy)
+    (copy / "config.json").unlink()
+    with pytest.raises(ModelError, match=r"^There is no model in .*: config\.json is missing\.$"):
+        lamjax.load(copy)
+
+
+def test_what_does_not_fit_together_is_refused(copy, shared):
+    note = json.loads((copy / "config.json").read_text())
+    for change, sentence in (
+        ({"version": 9}, "is a model of version 9"),
+        ({"dynamics": {"nope": 1}}, "a model that can be"),
+    ):
+        changed = note | change
+        changed["sha256"] = checkpoint.note_digest(changed)
+        (copy / "config.json").write_text(json.dumps(changed))
+        with pytest.raises(ModelError, match=sentence):
+            lamjax.load(copy)
+    with pytest.raises(ModelError, match="already exists: remove it, or choose another folder"):
+        shared[0].export(copy)
