@@ -1,6 +1,6 @@
 """What a run needs of its environment, policy and trajectories, checked before hours have gone into other stages."""
 
-import sys
+import logging
 
 import jax
 import numpy as np
@@ -16,6 +16,7 @@ from lamjax.models.impala import ImpalaConfig
 from lamjax.models.mlp import MLPFDMConfig
 from lamjax.models.unet import UNetConfig
 from lamjax.pipeline.sources import Source
+from lamjax.training.logging import say
 from lamjax.training.run_folder import RunError
 
 # The rank of the observations that a network takes; an MLP takes all.
@@ -116,10 +117,10 @@ def check_store(store: Store, config: RunConfig) -> None:
     if not offline.label_counts(config.offline, counts["train"]):
         raise RunError(f"The store has {counts['train']} labelled windows, fewer than any of --offline.labels.")
     if np.all(store.episodes.ending == "cut"):
-        print(
+        say(
             f"none of the {len(store.episodes.ending)} recorded episodes has ended: evaluations play until episodes "
             "end, and for ever if the environment has no time limit",
-            file=sys.stderr,
+            logging.WARNING,
         )
     labels = config.dynamics.num_labelled(counts["train"])
     if labels > counts["train"]:
