@@ -4,6 +4,7 @@ import json
 import logging
 import shutil
 import subprocess
+import sys
 
 import pytest
 
@@ -56,6 +57,14 @@ def write_completions(shell, path):
         main(["--tyro-write-completion", shell, str(path)])
     assert not exit.value.code
     return path
+
+
+def test_a_service_that_is_not_installed_is_a_sentence_before_anything_runs(capsys, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    assert main(["train", "--env", "cartpole", "--preset", "smoke", "--track", "wandb"]) == 2
+    assert capsys.readouterr().err == 'lamjax: --track wandb needs a package: pip install "lamjax[wandb]".\n'
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])

@@ -1,5 +1,6 @@
 """Tracking services get the rows that a run writes; each is tested offline where it is installed, and by its calls."""
 
+import dataclasses
 import importlib.util
 import json
 import subprocess
@@ -9,6 +10,7 @@ import textwrap
 import pytest
 
 from lamjax.training.logging import MetricLog
+from lamjax.training.run_folder import Run
 from lamjax.training.trackers import SERVICES
 
 # A package that writes down every call, in place of a service's.
@@ -92,6 +94,20 @@ def test_trackio_gets_the_steps_of_each_stage(recorded, tmp_path):
         ["log", {"cloning/loss": 3.0}, {"step": 10}],
         ["finish"],
     ]
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    seed: int = 3
+
+
+def test_a_run_gives_its_name_and_settings(recorded, tmp_path):
+    calls = recorded("trackio")
+    with Run(tmp_path / "cpu-s3", "maze", Config(), {}, track="trackio") as run:
+        run.log.write("dynamics", 10, {"loss": 0.5})
+    (_, options), *others = calls()
+    assert (options["name"], options["config"]) == ("maze/cpu-s3", {"seed": 3, "env": "maze"})
+    assert others == [["log", {"dynamics/loss": 0.5}, {"step": 10}], ["finish"]]
 
 
 @pytest.mark.parametrize("service", SERVICES)
