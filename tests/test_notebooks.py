@@ -7,6 +7,8 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import pytest
 
+from lamjax.training.logging import LOGGER
+
 ROOT = Path(__file__).parents[1]
 FOLDER = ROOT / "docs" / "notebooks"
 # What stands in a cell with the tag "parameters", in small.
@@ -30,6 +32,16 @@ def test_every_notebook_is_here():
     assert {path.stem for path in FOLDER.glob("*.ipynb")} == SMALL.keys()
 
 
+@pytest.fixture
+def _after():
+    """Puts back what notebooks set for the whole process."""
+    level = LOGGER.level
+    yield
+    LOGGER.setLevel(level)
+    plt.close("all")
+
+
+@pytest.mark.usefixtures("_after")
 @pytest.mark.parametrize("name", SMALL)
 def test_it_runs(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
@@ -42,7 +54,6 @@ def test_it_runs(name, tmp_path, monkeypatch):
     assert names.keys() - {"__builtins__"} == settings
     for cell in others:
         exec("".join(cell["source"]), names)
-    plt.close("all")
 
 
 @pytest.mark.parametrize("name", SMALL)
