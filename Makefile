@@ -84,9 +84,10 @@ linear: setup  ## reproduce the linear theory's figures (FULL=1: every point, th
 linear-grid: setup  ## check the theory on a non-linear model (FULL=1: the paper's updates)
 	exec .venv/bin/python -m experiments.linear_lam.grid $(if $(FULL),--full) $(ARGS)
 
-lint: setup  ## check style and formatting
+lint: setup  ## check style, formatting and types
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
+	.venv/bin/mypy
 
 format: setup  ## repair what lint finds, where it can be repaired
 	.venv/bin/ruff check --fix .
@@ -121,7 +122,7 @@ compile = .venv/bin/uv pip compile -q --universal --python-version 3.11 --fork-s
 	@touch $@
 
 clean:  ## remove .venv, caches and build products; data/ and runs/ stay
-	rm -rf .venv .jax_cache build dist site src/*.egg-info .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv .jax_cache build dist site src/*.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 supported = import sys; sys.exit(sys.version_info[:2] not in {(3, 11), (3, 12)})

@@ -72,7 +72,7 @@ def rows(summary: dict) -> list[tuple[str, str, str]]:
     lines.append((f"return, decoded by PPO in {frames} frames", _return(online), f"from scratch {_return(scratch)}"))
     if named := stages.get("decode_named"):
         frames = f"{named['frames']:,}"
-        what = f"return, actions named by random play, cloned, then PPO, {frames} frames in all"
+        what = f"return, pseudo-labels from random play cloned, then PPO, {frames} frames in all"
         before = f"before PPO {named['start_return']:.2f}, " if "start_return" in named else ""
         lines.append((what, _return(named), f"{before}from scratch {_return(scratch)}"))
     lines += [

@@ -144,7 +144,7 @@ def sections(rows: Sequence[Row]) -> dict[str, str]:
         for strength in STRENGTHS
     )
     majority = np.mean([float(row["majority"]) for row in rows])
-    baselines = f"Nulls: majority {majority:.3f}; an untrained model without remedy, {untrained}."
+    baselines = f"Baselines: majority {majority:.3f}; an untrained model without remedy, {untrained}."
     return {"noise": f"{table(rows, heads, columns, REMEDY_NAMES)}\n\n{baselines}"}
 
 

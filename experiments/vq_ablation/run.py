@@ -110,7 +110,7 @@ def sections(rows: Sequence[Row]) -> dict[str, str]:
     baselines = {"untrained_probe": "untrained", "still_probe": "untrained, o_t alone", "majority": "majority"}
     baselines |= {"expert_return": "the expert's return", "random_return": "the random policy's"}
     text = ", ".join(f"{name} {common.mean_text(rows, 'corrected', '16', key)}" for key, name in baselines.items())
-    parts = table(rows, heads, columns), f"Nulls of the probe and returns: {text}.", return_by_cloning_ratio(rows)
+    parts = table(rows, heads, columns), f"Baselines of the probe and returns: {text}.", return_by_cloning_ratio(rows)
     return {"vq_ablation": "\n\n".join(parts)}
 
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from lamjax.dynamics import DynamicsConfig, DynamicsState, Latents
     from lamjax.envs import make
     from lamjax.loading import load
-    from lamjax.pipeline import train
+    from lamjax.pipeline.train import train
 
 __version__ = "0.1.0"
 

@@ -101,22 +101,21 @@ def _type_problem(kind: Any, value: Any) -> str | None:
         if len(kinds) != len(value):
             return f"must hold {len(kinds)} values"
         return next(filter(None, map(_type_problem, kinds, value)), None)
-    if dataclasses.is_dataclass(kind):
+    if isinstance(kind, type) and dataclasses.is_dataclass(kind):
         return None if isinstance(value, kind) else f"must be a {kind.__name__}"
     return None
 
 
-def check_path_name(option: str, name: str, *, nested: bool = False) -> str:
+def check_path_name(option: str, name: str | None, *, nested: bool = False) -> str:
     """Returns a name that becomes a folder, or, if it may be `nested`, a path of folders such as "minatar/breakout".
 
     Raises:
       ValueError: if the path would leave the folder that it is put in, or some file systems do not take it; the message
         calls the name `option`.
     """
-    words = name.split("/") if isinstance(name, str) and nested else [name]
-    if not all(
-        isinstance(word, str) and is_utf8(word) and _FOLDER.fullmatch(word) and len(word.encode()) <= 200
-        for word in words
+    words = (name.split("/") if nested else [name]) if isinstance(name, str) else []
+    if not isinstance(name, str) or not all(
+        is_utf8(word) and _FOLDER.fullmatch(word) and len(word.encode()) <= 200 for word in words
     ):
         slashes = "" if nested else " or slashes"
         raise ValueError(

@@ -67,8 +67,7 @@ class CloningConfig:
         return dataclasses.replace(self, warmup_steps=0, steps=0)
 
 
-@struct.dataclass
-class CloningState:
+class CloningState(struct.PyTreeNode):
     """Everything that stage 2 carries.
 
     Attributes:

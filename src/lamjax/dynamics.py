@@ -161,8 +161,7 @@ class DynamicsConfig:
         return int(self.labelled) if self.labelled >= 1 else max(1, round(self.labelled * windows))
 
 
-@struct.dataclass
-class DynamicsState:
+class DynamicsState(struct.PyTreeNode):
     """Everything that stage 1 carries.
 
     Attributes:
@@ -278,11 +277,13 @@ def init(
         jnp.zeros((), jnp.int32),
         config,
         jax.tree.map(jnp.copy, obs_stats),  # a copy: states are donated
-        as_space(space) if config.action_weight else None,
+        as_space(space) if config.action_weight and space is not None else None,
     )
 
 
-def augmentation_keys(step: jax.Array, batch: int, axis_name: str | None = None, constant: int = _AUGMENT) -> jax.Array:
+def augmentation_keys(
+    step: jax.Array | int, batch: int, axis_name: str | None = None, constant: int = _AUGMENT
+) -> jax.Array:
     """A key for each window of a batch, typed keys ``[B]``: a pure function of the step and the window's row.
 
     The state carries no key, so checkpoints have the same fields with and without augmentation. A resumed run draws the
@@ -469,7 +470,7 @@ def loss_fn(
     if config.decorrelation:
         metrics["correlation"] = correlation(z, axis_name)
         loss = loss + config.decorrelation * metrics["correlation"]
-    if labelled is not None:
+    if labelled is not None and state.space is not None:
         action_loss, score = _action_loss(params["action_head"], labelled_z, labelled[1], state.space, axis_name)
         loss = loss + config.action_weight * action_loss
         metrics |= {"action_loss": action_loss, f"action_{state.space.score_name}": score}
@@ -513,7 +514,7 @@ def train_step(
     chex.assert_rank(windows, {3, 5})
     chex.assert_axis_dimension(windows, 1, config.window)
     if labelled is not None:
-        if not config.action_weight:
+        if state.space is None:
             raise ValueError("Labels are used with dynamics.action_weight above 0 alone: set it, or give no labels.")
         chex.assert_shape(labelled[0], (None, *windows.shape[1:]))
         chex.assert_shape(labelled[1], (len(labelled[0]), *state.space.shape))
@@ -569,7 +570,8 @@ def predict_next(state: DynamicsState, frames: jax.Array, latent: jax.Array) -> 
         return _predict(state, frames, latent)
     squares = tiles(frames, state.config.focus)
     latents = jnp.repeat(latent, len(squares) // len(frames), axis=0)
-    return join_tiles(_predict(state, squares, latents), frames.shape[2:4])
+    height, width = frames.shape[2:4]
+    return join_tiles(_predict(state, squares, latents), (height, width))
 
 
 def _predict(state: DynamicsState, frames: jax.Array, latent: jax.Array) -> jax.Array:
@@ -610,6 +612,6 @@ def evaluate_swapped(state: DynamicsState, windows: jax.Array) -> jax.Array:
     frames = normalise_obs(clean_frames(state.config, windows), state.obs_stats)
     state = state.replace(obs_stats=None)  # the frames are normalised already
     latents = _infer(state.params, state.codebooks, frames, state.config)
-    latents = jnp.roll(latents.quantized, len(windows) // 2, axis=0)
+    swapped = jnp.roll(latents.quantized, len(windows) // 2, axis=0)
     frames = forward_squares(state.config, frames, 0)
-    return jnp.mean(jnp.square(_predict(state, frames[:, :-1], latents) - frames[:, -1]))
+    return jnp.mean(jnp.square(_predict(state, frames[:, :-1], swapped) - frames[:, -1]))

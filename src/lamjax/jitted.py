@@ -37,7 +37,7 @@ from lamjax.envs import evaluate as evaluation
 from lamjax.envs.api import VectorEnv
 from lamjax.policies import DecodedPolicy
 from lamjax.preprocess import ObsStats
-from lamjax.spaces import ActionSpace
+from lamjax.spaces import ActionSpace, as_space
 from lamjax.training.steps import cloning_step, dynamics_step
 
 
@@ -211,7 +211,7 @@ def decode_offline(
       space: what actions are, or how many there are.
     """
     decoder, _ = offline.fit(key, cloning.predict_latents(policy, obs), actions, config, space)
-    network = DecodedPolicy(policy.config.trunk, policy.latent_dim, space, config)
+    network = DecodedPolicy(policy.config.trunk, policy.latent_dim, as_space(space), config)
     return network, network.init(policy, decoder)
 
 

@@ -34,8 +34,9 @@ def devices() -> tuple[jax.Device, ...]:
         return tuple(jax.devices())
     except (RuntimeError, AssertionError) as error:  # without a plugin for CUDA, JAX asserts and says nothing
         reason = str(error).partition("\n")[0]
+        platforms = jax.config.jax_platforms  # type: ignore[attr-defined]  # JAX declares none of its settings
         raise ValueError(
-            f"JAX finds no device of JAX_PLATFORMS={jax.config.jax_platforms}{reason and f' ({reason})'}: "
+            f"JAX finds no device of JAX_PLATFORMS={platforms}{reason and f' ({reason})'}: "
             "unset it, or install the JAX of that platform."
         ) from error
 
@@ -193,7 +194,7 @@ def join_hosts(asked: bool) -> None:
         return
     variables = {"num_processes": "JAX_NUM_PROCESSES", "process_id": "JAX_PROCESS_ID"}
     try:
-        numbers = {name: int(os.environ[key]) for name, key in variables.items() if key in os.environ}
+        numbers: dict[str, Any] = {name: int(os.environ[key]) for name, key in variables.items() if key in os.environ}
         jax.distributed.initialize(**numbers)
     except (ValueError, RuntimeError) as error:
         raise ValueError(
@@ -214,9 +215,9 @@ def from_first(make: Callable[[], T]) -> T:
             message = pickle.dumps((None, error))
     size = int(multihost_utils.broadcast_one_to_all(np.int32(len(message))))
     sent = np.frombuffer(message.ljust(size, b"\0"), np.uint8)
-    value, error = pickle.loads(multihost_utils.broadcast_one_to_all(sent).tobytes())
-    if error is not None:
-        raise error
+    value, failure = pickle.loads(multihost_utils.broadcast_one_to_all(sent).tobytes())
+    if failure is not None:
+        raise failure
     return value
 
 

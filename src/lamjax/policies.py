@@ -112,7 +112,7 @@ def save_policy(folder: Path, network: Network, params: Any, info: dict[str, Any
       PolicyError: if weights are not finite in that type, so that `load_policy` would refuse them.
     """
     with np.errstate(over="ignore"):
-        arrays = {name: array.astype(dtype) for name, array in checkpoint.flatten(params).items()}
+        arrays: dict[str, Any] = {name: array.astype(dtype) for name, array in checkpoint.flatten(params).items()}
     if not_finite := [name for name, array in arrays.items() if not np.isfinite(array).all()]:
         raise PolicyError(f"{folder} was not written: {not_finite[0]} is not finite in {np.dtype(dtype)}.")
     folder.mkdir(parents=True, exist_ok=True)
@@ -154,7 +154,7 @@ _CONFIGS = {cls.__name__: cls for cls in (ImpalaConfig, GridConfig, MLPConfig, O
 
 
 def _to_json(value: Any) -> Any:
-    if dataclasses.is_dataclass(value):
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {"type": type(value).__name__, **dataclasses.asdict(value)}
     return value
 

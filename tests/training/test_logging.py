@@ -190,3 +190,39 @@ def test_a_metric_may_not_hide_a_field_of_its_row(tmp_path, name):
         log.write("dynamics", 1, {"loss": 1.0, name: 2.0})
     log.close()
     assert read_metrics(tmp_path / "metrics.jsonl") == {}
+
+
+# Verbosity
+
+
+@pytest.fixture
+def level():
+    """Sets the level of the logger ``lamjax`` for one test."""
+    before = logging.LOGGER.level
+    yield logging.LOGGER.setLevel
+    logging.LOGGER.setLevel(before)
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("DEBUG", ["a detail", "a notice", "a warning"]),
+        ("NOTSET", ["a notice", "a warning"]),
+        ("WARNING", ["a warning"]),
+        ("ERROR", []),
+    ],
+)
+def test_the_logger_decides_which_notices_are_printed(level, lines, name, expected):
+    level(name)
+    logging.say("a detail", 10)
+    logging.say("a notice")
+    logging.say("a warning", 30)
+    assert lines() == expected
+
+
+def test_quiet_progress_writes_nothing(level, lines):
+    level("WARNING")
+    progress = Progress("dynamics", 10)
+    progress.to(5, "loss 0.5")
+    progress.close()
+    assert lines() == []

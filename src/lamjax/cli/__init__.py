@@ -1,14 +1,16 @@
 """The command line: ``lamjax <verb> --help``. Parses, calls the library, turns a user's mistakes into a sentence."""
 
 import dataclasses
+import functools
 import io
 import logging
+import operator
 import os
 import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, get_args
+from typing import Annotated, Any, get_args
 
 import tyro
 
@@ -52,7 +54,15 @@ class _Choice:
 def _usage() -> str:
     verbs = "\n".join(f"  {verb:14s} {cls.__doc__.splitlines()[0]}" for verb, (cls, _) in VERBS.items())
     presets = "\n".join(f"  {name:10s} {note}" for name, note in PRESET_NOTES.items())
-    return f"usage: lamjax <verb> [options]; lamjax <verb> --help lists the options\n\n{verbs}\n\npresets:\n{presets}"
+    return (
+        f"usage: lamjax <verb> [options]; lamjax <verb> --help lists the options\n\n{verbs}\n\npresets:\n{presets}\n\n"
+        "with every verb:\n"
+        "  --quiet    shows results, warnings and errors alone: no progress, no notices\n"
+        "  --verbose  also shows what is compiled, saved and restored, and tracebacks\n\n"
+        "without a verb:\n"
+        "  --version\n"
+        "  --tyro-write-completion bash|zsh|fish PATH  writes completions for a shell"
+    )
 
 
 def parse(verb: str, argv: list[str]) -> Any:
@@ -82,6 +92,33 @@ def parse(verb: str, argv: list[str]) -> Any:
     return tyro.cli(cls, args=argv, default=default, prog=prog, config=(tyro.conf.AvoidSubcommands,))
 
 
+def print_completion(argv: list[str]) -> None:
+    """Prints or writes a shell's completions of all verbs and options: tyro's ``--tyro-*-completion``.
+
+    Raises:
+      SystemExit: always, as after help.
+    """
+    verbs = [Annotated[cls, tyro.conf.subcommand(verb, default=cls())] for verb, (cls, _) in VERBS.items()]
+    verbs = functools.reduce(operator.or_, verbs)
+    tyro.cli(verbs, args=argv, prog="lamjax", config=(tyro.conf.AvoidSubcommands, tyro.conf.OmitSubcommandPrefixes))
+
+
+def set_verbosity(argv: list[str]) -> list[str]:
+    """Obeys ``--quiet`` and ``--verbose``, which may stand anywhere, and returns the other words.
+
+    Raises:
+      ValueError: if both are there.
+    """
+    quiet, verbose = "--quiet" in argv, "--verbose" in argv
+    if quiet and verbose:
+        raise ValueError("--quiet and --verbose exclude each other.")
+    level = logging.WARNING if quiet else logging.DEBUG if verbose else logging.NOTSET
+    logging.getLogger("lamjax").setLevel(level)
+    # orbax tells every step of a save, and its errors twice
+    logging.getLogger("absl").setLevel(logging.WARNING if verbose else logging.CRITICAL)
+    return [word for word in argv if word not in ("--quiet", "--verbose")]
+
+
 def keep_compiled() -> None:
     """Keeps compiled programs between runs on an accelerator, and with them what XLA tuned (JAX does so by itself).
 
@@ -105,30 +142,10 @@ def main(argv: list[str] | None = None) -> int:
         stream = getattr(sys, name)
         if isinstance(stream, io.TextIOWrapper):  # a terminal that cannot show a letter must not cost the result
             stream.reconfigure(errors="replace")
-    if not argv or argv[0] in ("-h", "--help"):
-        print(_usage())
-        return 0 if argv else 2
-    if argv[0] == "--version":
-        print(f"lamjax {lamjax.__version__}")
-        return 0
-    verb, *rest = argv
-    if verb not in VERBS:
-        print(f"lamjax: there is no verb {verb!r}: choose one of {', '.join(VERBS)}.", file=sys.stderr)
-        return 2
-    logging.getLogger("absl").setLevel(logging.CRITICAL)  # orbax tells every step of a save, and its errors twice
-    from lamjax import parallel
     from lamjax.training.run_folder import InterruptedRunError
 
     try:
-        if verb == "train" and not {"-h", "--help"} & set(rest):
-            parallel.join_hosts("--distributed" in rest)  # options have defaults that look at the devices
-        if verb not in WITHOUT_DEVICES:
-            parallel.devices()  # raises an error that says what to do, if there is none
-        args = parse(verb, rest)
-        if verb in ("train", "expert"):
-            keep_compiled()
-        VERBS[verb][1](args)
-        sys.stdout.flush()
+        return run(set_verbosity(argv))
     except BrokenPipeError:
         return _end_of_pipe()
     except InterruptedRunError as stop:
@@ -139,10 +156,37 @@ def main(argv: list[str] | None = None) -> int:
         return 128 + (stop.args[0] if stop.args else signal.SIGINT)
     except (ValueError, ImportError, OSError, RuntimeError) as error:
         sentence = _sentence(error)
-        if sentence is None or os.environ.get("LAMJAX_TRACEBACK"):
+        verbose = logging.getLogger("lamjax").isEnabledFor(logging.DEBUG)
+        if sentence is None or verbose or os.environ.get("LAMJAX_TRACEBACK"):
             raise
         print(f"lamjax: {sentence}", file=sys.stderr)
         return 2
+
+
+def run(argv: list[str]) -> int:
+    """Runs a verb, or what stands in its place; returns the exit code, or raises an error."""
+    if not argv or argv[0] in ("-h", "--help"):
+        print(_usage())
+        return 0 if argv else 2
+    if argv[0] == "--version":
+        print(f"lamjax {lamjax.__version__}")
+        return 0
+    if argv[0].startswith("--tyro-"):
+        print_completion(argv)
+    verb, *rest = argv
+    if verb not in VERBS:
+        raise ValueError(f"there is no verb {verb!r}: choose one of {', '.join(VERBS)}.")
+    from lamjax import parallel
+
+    if verb == "train" and not {"-h", "--help"} & set(rest):
+        parallel.join_hosts("--distributed" in rest)  # options have defaults that look at the devices
+    if verb not in WITHOUT_DEVICES:
+        parallel.devices()  # raises an error that says what to do, if there is none
+    args = parse(verb, rest)
+    if verb in ("train", "expert"):
+        keep_compiled()
+    VERBS[verb][1](args)
+    sys.stdout.flush()  # the last chance to see that nobody reads it
     return 0
 
 

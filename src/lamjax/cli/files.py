@@ -2,10 +2,8 @@
 
 import contextlib
 import dataclasses
-import functools
 import os
 import shlex
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Annotated, Any
@@ -206,7 +204,7 @@ def _named(source: Path) -> Path:
 @contextlib.contextmanager
 def _importing(out: Path, label: str, unit: str) -> Iterator[dict[str, Callable]]:
     """Gives an import its `progress`, `say` and `announce`; a signal stops it, and what is checkpointed stays."""
-    from lamjax.training.logging import Progress
+    from lamjax.training.logging import Progress, say
     from lamjax.training.run_folder import InterruptedRunError
     from lamjax.training.signals import handled_by
 
@@ -222,9 +220,8 @@ def _importing(out: Path, label: str, unit: str) -> Iterator[dict[str, Callable]
 
     out.parent.mkdir(parents=True, exist_ok=True)
     try:
-        tell = functools.partial(print, file=sys.stderr)
         with handled_by(stop):
-            yield {"progress": progress, "say": tell, "announce": tell}
+            yield {"progress": progress, "say": say, "announce": say}
     finally:
         for each in bar:
             each.close()
@@ -234,6 +231,7 @@ def import_torch(args: ImportTorch) -> None:
     """`lamjax import-torch`."""
     from lamjax import envs
     from lamjax.interop import torch_runs
+    from lamjax.training.logging import say
     from lamjax.training.run_folder import run_path
 
     envs.check_name(args.env)
@@ -243,16 +241,14 @@ def import_torch(args: ImportTorch) -> None:
     words += ["--runs", str(args.runs)] if args.runs != RUNS else []
     words += torch_runs.options(imported.config, PRESETS[args.preset])
     print(folder)
-    print(
-        f"found {', '.join(name.rstrip('.') for name in imported.networks)}; go on with: {shlex.join(words)}",
-        file=sys.stderr,
-    )
+    say(f"found {', '.join(name.rstrip('.') for name in imported.networks)}; go on with: {shlex.join(words)}")
 
 
 def export_torch(args: ExportTorch) -> None:
     """`lamjax export-torch`."""
     from lamjax import loading
     from lamjax.interop import torch_runs
+    from lamjax.training.logging import say
 
     out = args.out or args.source / "models.pt"
     if not out.parent.is_dir():
@@ -260,4 +256,4 @@ def export_torch(args: ExportTorch) -> None:
     model, policy = loading.load_dynamics(args.source), loading.load_cloning(args.source)
     networks = torch_runs.export_torch(model, policy, out)
     print(out)
-    print(f"wrote {', '.join(networks)}", file=sys.stderr)
+    say(f"wrote {', '.join(networks)}")

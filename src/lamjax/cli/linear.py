@@ -2,7 +2,7 @@
 
 import dataclasses
 import json
-import sys
+import logging
 from typing import Any, Literal
 
 import numpy as np
@@ -12,6 +12,7 @@ from lamjax.linear.metrics import score
 from lamjax.linear.optimum import LAM, Optimum, angle, optimum
 from lamjax.linear.train import PAPER, RECOMMENDED, Point, train
 from lamjax.linear.world import WorldConfig, check, make_world
+from lamjax.training.logging import say
 
 PROTOCOLS = {"recommended": RECOMMENDED, "paper": PAPER}
 
@@ -144,9 +145,7 @@ def run_optimum(args: OptimumArgs) -> None:
         tie |= best.gap < 1e-9 and best.loss > 0
         rows.append(_row(args, best.lam, best, seed))
     if tie:
-        print(
-            "lamjax: eigenvalues tie at the cut: another latent of equal loss may know other things.", file=sys.stderr
-        )
+        say("lamjax: eigenvalues tie at the cut: another latent of equal loss may know other things.", logging.WARNING)
     _print(_mean(rows), args.json)
 
 
@@ -158,7 +157,7 @@ def run_train(args: TrainArgs) -> None:
     settings = {"kappa": args.kappa, "action_weight": args.action_weight, "label_fraction": args.label_fraction}
     points = [Point(args.world(), args.d_z, **settings, seed=seed) for seed in _seeds(args)]
     rows = []
-    for t in train(points, config, progress=lambda line: print(line, file=sys.stderr)):
+    for t in train(points, config, progress=say):
         row = _row(args, t.lam, t.best, t.point.seed)
         rows.append(
             row

@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import sys
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -76,14 +75,14 @@ def label(args: Label) -> None:
     """`lamjax label`."""
     from lamjax.data import latent_files
     from lamjax.pipeline.label import footage_of, label
-    from lamjax.training.logging import Progress
+    from lamjax.training.logging import Progress, say
 
     latent_files.check_name(args.out)  # before anything is loaded
     run = load_run(args.source)
     settings = {name: getattr(args, name) for name in ("fps", "stride", "crop", "square")}
     footage = footage_of(run, args.clips, **settings)
     frames = sum(len(each.seconds) for each in footage)
-    print(f"labelling {len(footage)} clip{'s' * (len(footage) != 1)} with {frames} frames", file=sys.stderr)
+    say(f"labelling {len(footage)} clip{'s' * (len(footage) != 1)} with {frames} frames")
     bar: list[Progress] = []
 
     def progress(position: int, total: int) -> None:

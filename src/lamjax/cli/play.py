@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import sys
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -12,6 +11,7 @@ from lamjax.checks import check_fields
 from lamjax.cli.options import DATA, RUNS, Dtype, Settings, typed_command
 from lamjax.config import PlayConfig, RecordConfig, RunConfig
 from lamjax.presets import PRESETS
+from lamjax.training.trackers import Service
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,6 +49,7 @@ class Expert:
       start: expert (the shipped one), or a policy folder, whose weights training starts from instead of from scratch.
       dtype: type of the activations, float32 or bfloat16; by default the preset's.
       runs: where run folders lie.
+      track: also sends the metrics to a tracking service, wandb or trackio.
       config: the settings of the preset; --expert.* matters here.
     """
 
@@ -59,6 +60,7 @@ class Expert:
     start: str | None = None
     dtype: Dtype | None = None
     runs: Path = RUNS
+    track: Service | None = None
     config: Settings = PRESETS["cpu"]
 
 
@@ -125,6 +127,7 @@ def expert(args: Expert) -> None:
     """`lamjax expert`."""
     check_fields(args, at_least_1=("frames",))
     from lamjax import envs, pipeline
+    from lamjax.training.logging import say
 
     results = pipeline.train_expert(
         envs.check_name(args.env),
@@ -134,10 +137,11 @@ def expert(args: Expert) -> None:
         frames=args.frames,
         start=args.start,
         runs=args.runs,
+        track=args.track,
         command=typed_command(),
     )
     print(json.dumps({k: results[k] for k in ("return_mean", "return_stderr", "episodes", "normalised", "frames")}))
-    print(f"policy: {results['policy']}", file=sys.stderr)
+    say(f"policy: {results['policy']}")
 
 
 def evaluate(args: Eval) -> None:

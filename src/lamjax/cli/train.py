@@ -6,6 +6,7 @@ from pathlib import Path
 from lamjax.checks import SEEDS, check_fields
 from lamjax.cli.options import DATA, RUNS, Dtype, Settings, typed_command
 from lamjax.presets import PRESETS
+from lamjax.training.trackers import Service
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,6 +31,7 @@ class Train:
         frames and evaluations.
       runs: where run folders lie.
       data: where recorded trajectories lie.
+      track: also sends the metrics to a tracking service, wandb or trackio.
       distributed: trains stages 1 and 2 together with the same command on other hosts; also where the environment
         has JAX_COORDINATOR_ADDRESS.
       config: the settings of the preset.
@@ -46,6 +48,7 @@ class Train:
     within: str | None = None
     runs: Path = RUNS
     data: Path = DATA
+    track: Service | None = None
     distributed: bool = False
     config: Settings = PRESETS["cpu"]
 
@@ -74,6 +77,7 @@ def train(args: Train) -> None:
             within=within,
             runs=args.runs,
             data=args.data,
+            track=args.track,
             command=typed_command(),
         )
         if jax.process_count() > 1:

@@ -29,8 +29,7 @@ from lamjax.schedules import warmup_linear
 from lamjax.spaces import ActionSpace, as_space
 
 
-@struct.dataclass
-class ActionState:
+class ActionState(struct.PyTreeNode):
     """Everything that behaviour cloning carries.
 
     Attributes:
@@ -83,7 +82,7 @@ def init(
       decays: see `ActionState`.
       obs_stats: see `ActionState`.
     """
-    agent = ActorCriticAgent(config.trunk, space, getattr(jnp, config.dtype))
+    agent = ActorCriticAgent(config.trunk, as_space(space), getattr(jnp, config.dtype))
     return start(agent, agent.init(key, obs_shape), config, decays, obs_stats)
 
 

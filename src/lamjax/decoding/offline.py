@@ -77,8 +77,16 @@ class OfflineConfig:
     @property
     def program(self) -> "OfflineConfig":
         """The settings that fits and decoded policies depend on; the protocol's numbers are neutral."""
-        protocol = {"labels": (), "label_shares": (), "seeds": 1, "compare_at": (), "bc_steps": 1, "oracle": False}
-        return dataclasses.replace(self, **protocol, episodes=self.num_envs)
+        return dataclasses.replace(
+            self,
+            labels=(),
+            label_shares=(),
+            seeds=1,
+            compare_at=(),
+            bc_steps=1,
+            oracle=False,
+            episodes=self.num_envs,
+        )
 
     def __post_init__(self):
         check_fields(

@@ -14,7 +14,7 @@ Dimension keys: T steps, N environments, K capacity, Z latent size, O numbers th
 import dataclasses
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import jax
 import jax.numpy as jnp
@@ -30,7 +30,7 @@ from lamjax.dynamics import DynamicsState
 from lamjax.envs.api import VectorEnv
 from lamjax.ppo import Metrics, PPOConfig, PPOState
 from lamjax.schedules import without_wait
-from lamjax.spaces import ActionSpace
+from lamjax.spaces import ActionSpace, as_space
 
 # LAPO's schedules as fractions of its 4M frames: heads first, then the layer under them. The convolutions, which LAPO
 # freezes, get the rate of PPO from scratch where they are trained.
@@ -147,8 +147,7 @@ class Pairs:
         )
 
 
-@struct.dataclass
-class OnlineState:
+class OnlineState(struct.PyTreeNode):
     """Everything that online decoding carries.
 
     Attributes:
@@ -167,7 +166,8 @@ class OnlineState:
 def make_agent(policy: CloningState, config: OnlineConfig, space: ActionSpace | int) -> HybridAgent:
     """The agent for a latent policy; `space` says what actions are, or how many there are."""
     hidden, supervised, dtype = config.decoder.hidden, config.decoder.enabled, getattr(jnp, config.dtype)
-    return HybridAgent(policy.config.trunk, policy.latent_dim, space, hidden, supervised, config.train, dtype)
+    trunk, space = policy.config.trunk, as_space(space)
+    return HybridAgent(trunk, policy.latent_dim, space, hidden, supervised, config.train, dtype)
 
 
 def init(
@@ -180,7 +180,8 @@ def init(
     capacity = min(config.decoder.capacity, config.ppo.total_frames) if config.decoder.enabled else 1
     pairs = Pairs.init(capacity, policy.latent_dim, env.action_space)
     state = ppo.init(key_ppo, effective_ppo(config), params, env, devices)
-    return OnlineState(state, *parallel.replicate((frozen, pairs), devices), config)
+    frozen, pairs = parallel.replicate((frozen, pairs), devices)
+    return OnlineState(state, frozen, pairs, config)
 
 
 @functools.partial(jax.jit, static_argnames=("masked", "axis_name"))
@@ -302,7 +303,8 @@ def update(state: OnlineState, model: DynamicsState, driver: ppo.Driver) -> tupl
     scheduled = collects(state.config, number), refits(state.config, number)
     rollout = driver.collect(state.ppo, state.frozen, keep_obs=scheduled[0])
     new, metrics = driver.improve(state.ppo, rollout)
-    return _feed_decoder(state.replace(ppo=new), metrics, rollout, model, driver.agent, scheduled, add, _choose)
+    agent = cast(HybridAgent, driver.agent)
+    return _feed_decoder(state.replace(ppo=new), metrics, rollout, model, agent, scheduled, add, _choose)
 
 
 def learn(state: OnlineState, model: DynamicsState, agent: HybridAgent, env: VectorEnv) -> tuple[OnlineState, Metrics]:
@@ -318,14 +320,14 @@ def learn(state: OnlineState, model: DynamicsState, agent: HybridAgent, env: Vec
       The state after, and the metrics of `update`, ``[updates]``.
     """
     config, numbers = state.config, range(1, state.config.ppo.num_updates + 1)
-    schedule = tuple(jnp.array([decides(config, number) for number in numbers]) for decides in (collects, refits))
+    collecting, refitting = (jnp.array([decides(config, n) for n in numbers]) for decides in (collects, refits))
 
     def step(state: OnlineState, scheduled: tuple[jax.Array, jax.Array]):
         rollout = ppo.collect(state.ppo, agent, env, state.frozen, keep_obs=config.decoder.enabled)
         new, metrics = ppo.improve(state.ppo, agent, rollout)
         return _feed_decoder(state.replace(ppo=new), metrics, rollout, model, agent, scheduled, add_pairs, jax.lax.cond)
 
-    return jax.lax.scan(step, state, schedule)
+    return jax.lax.scan(step, state, (collecting, refitting))
 
 
 @functools.cache

@@ -26,12 +26,35 @@ class VectorEnv(Protocol):
     If actions are discrete, ``num_actions`` is their number.
     """
 
-    name: str
-    num_envs: int
-    action_space: ActionSpace
-    obs_shape: tuple[int, ...]
-    obs_dtype: Any
-    env_params: dict[str, Any]
+    @property
+    def name(self) -> str:
+        """Its name, as `make` takes it."""
+        ...
+
+    @property
+    def num_envs(self) -> int:
+        """N."""
+        ...
+
+    @property
+    def action_space(self) -> ActionSpace:
+        """What actions are."""
+        ...
+
+    @property
+    def obs_shape(self) -> tuple[int, ...]:
+        """The shape of one observation."""
+        ...
+
+    @property
+    def obs_dtype(self) -> Any:
+        """The observations' dtype."""
+        ...
+
+    @property
+    def env_params(self) -> dict[str, Any]:
+        """Settings of the environment, for the manifest of a recording."""
+        ...
 
     def reset(self, key: jax.Array, params: Any = None) -> tuple[jax.Array, Any]:
         """Starts N episodes.

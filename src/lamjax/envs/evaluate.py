@@ -127,11 +127,11 @@ def play_all(
 ) -> tuple[jax.Array, jax.Array]:
     """`evaluate` as one pure function: returns float32 and lengths int32, both ``[N, per_env]``."""
     games, key = _start(env, key, 1, per_env)
-    joined, greedy = side_by_side([params]), jnp.full(1, greedy)
+    joined, likeliest = side_by_side([params]), jnp.full(1, greedy)
 
     def chunk(numbered):
         number, games = numbered
-        return number + 1, _play(policy, *joined, env, greedy, games, jax.random.fold_in(key, number))
+        return number + 1, _play(policy, *joined, env, likeliest, games, jax.random.fold_in(key, number))
 
     unfinished = lambda numbered: jnp.any(numbered[1].finished < per_env)  # noqa: E731
     _, games = jax.lax.while_loop(unfinished, chunk, (jnp.zeros((), jnp.int32), games))
@@ -180,11 +180,11 @@ def evaluate_all(
     if (wide or env).num_envs != count * n:
         raise ValueError(f"{count} policies in {n} environments each need {count * n}, not {(wide or env).num_envs}.")
     games, key = _start(env, key, count, episodes // n, wide)
-    joined, greedy, chunk = side_by_side(params), jnp.asarray(greedy), 0
+    joined, likeliest, chunk = side_by_side(params), jnp.asarray(greedy), 0
     while (finished := int(games.finished.sum())) < count * episodes:
         if progress:
             progress(finished)
-        games = _play(policy, *joined, stepper(env), greedy, games, jax.random.fold_in(key, chunk))
+        games = _play(policy, *joined, stepper(env), likeliest, games, jax.random.fold_in(key, chunk))
         chunk += 1
     returns, lengths = (np.asarray(table).reshape(count, -1) for table in games.tables)
     return returns, lengths

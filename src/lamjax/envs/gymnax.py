@@ -59,6 +59,8 @@ class Gymnax:
     @property
     def num_actions(self) -> int:
         """The number of actions, if they are discrete."""
+        if not isinstance(self.action_space, Discrete):
+            raise AttributeError(f"{self.name} takes vectors: there is no number of actions.")
         return self.action_space.n
 
     def _show(self, obs: jax.Array) -> jax.Array:

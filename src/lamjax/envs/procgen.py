@@ -59,8 +59,7 @@ BATCHES: dict[int, tuple[Any, ...]] = {}
 _NEXT_ID = itertools.count(1)
 
 
-@struct.dataclass
-class ProcgenState:
+class ProcgenState(struct.PyTreeNode):
     """The state of the native batches that a rollout carries.
 
     Attributes:
@@ -344,7 +343,7 @@ class Procgen:
             batch.callmethod("set_state", blobs[group * each : (group + 1) * each])
         return self._hold(batches)
 
-    def _host_reset(self, rand_seed: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def _host_reset(self, rand_seed: np.ndarray) -> tuple[np.int32, np.ndarray, np.ndarray]:
         # One batch deals the levels, so that they do not depend on the number of groups.
         batch = self.make_batch(self.num_envs, int(rand_seed))
         obs, _, _, _, level_seed = _observe([batch])
@@ -374,14 +373,14 @@ class Procgen:
 
         The saved state does not depend on the number of groups.
         """
-        state = jax.device_get(state)
-        blobs = [blob for batch in BATCHES[int(state.handle)] for blob in batch.callmethod("get_state")]
+        held: Any = jax.device_get(state)
+        blobs = [blob for batch in BATCHES[int(held.handle)] for blob in batch.callmethod("get_state")]
         return {
             "native": np.frombuffer(b"".join(blobs), np.uint8),
             "native_lengths": np.array([len(blob) for blob in blobs], np.int64),
-            "obs": state.obs,
-            "time": state.time,
-            "level_seed": state.level_seed,
+            "obs": held.obs,
+            "time": held.time,
+            "level_seed": held.level_seed,
         }
 
     def set_state(self, saved: dict[str, np.ndarray]) -> ProcgenState:

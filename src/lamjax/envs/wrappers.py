@@ -29,8 +29,7 @@ _TAG = 2**31 - 1
 _SAVED = "distractor_"
 
 
-@struct.dataclass
-class DistractorState:
+class DistractorState(struct.PyTreeNode):
     """The state of a distractor at one step, in each environment. Fields that a kind does not use stay zero.
 
     Attributes:
@@ -95,6 +94,8 @@ class Wrapper:
     @property
     def num_actions(self) -> int:
         """The number of actions, if they are discrete."""
+        if not isinstance(self.action_space, Discrete):
+            raise AttributeError(f"{self.name} takes vectors: there is no number of actions.")
         return self.action_space.n
 
     @property

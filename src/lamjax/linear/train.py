@@ -112,8 +112,15 @@ class Point:
 
     def optimum(self, config: TrainConfig = RECOMMENDED) -> Optimum:
         """The closed form of the point's optimum."""
-        settings = {"kappa": self.kappa, "action_weight": self.lam(config), "bias": config.bias, "fix_a": config.fix_a}
-        return optimum(self.make_world().moments(), self.d_z, **settings, ties="ignore")
+        return optimum(
+            self.make_world().moments(),
+            self.d_z,
+            kappa=self.kappa,
+            action_weight=self.lam(config),
+            bias=config.bias,
+            fix_a=config.fix_a,
+            ties="ignore",
+        )
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -446,7 +453,7 @@ def train(
         state = jax.tree.map(np.asarray, state)
         start += steps
         for where in np.ndindex(np.shape(grid)):
-            index = np.asarray(grid)[where]
+            index = int(np.asarray(grid)[where])
             lam, mu, nu = (jax.tree.map(lambda x, where=where: x[where], t) for t in (state.lam, *state.adam[1:]))
             carried[index] = State(lam, state.adam._replace(count=np.int32(start), mu=mu, nu=nu))
             results[index] = _trained(points[index], lam, best[index], moments[index], config, start)

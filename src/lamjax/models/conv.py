@@ -110,8 +110,8 @@ def filter_gradient(x: jax.Array, g: jax.Array) -> jax.Array:
     # A product with more columns than rows is the faster one.
     wide = x.shape[-1] <= g.shape[-1]
     sums = [d.T @ e if wide else (e.T @ d).T for d, e in zip(seen, given, strict=True)]
-    sums = np.kron(_G, _G).T.astype(x.dtype) @ jnp.stack(sums).reshape(len(sums), -1)
-    return sums.reshape(3, 3, x.shape[-1], g.shape[-1])
+    gradient = jnp.asarray(np.kron(_G, _G).T, x.dtype) @ jnp.stack(sums).reshape(len(sums), -1)
+    return gradient.reshape(3, 3, x.shape[-1], g.shape[-1])
 
 
 def _transformed(matrix: np.ndarray, image: jax.Array, axis: int) -> list[jax.Array]:

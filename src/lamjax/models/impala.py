@@ -89,15 +89,13 @@ def _pooled(x: jax.Array, window: int, stride: int) -> tuple[jax.Array, jax.Arra
     pad = window // 2 if window > stride else 0
     height, width = ((size + 2 * pad - window) // stride + 1 for size in x.shape[1:3])
     padded = jnp.pad(x, ((0, 0), (pad, pad), (pad, pad), (0, 0)), constant_values=-jnp.inf)
-    best = winner = None
-    for i in range(window):
-        for j in range(window):
-            part = padded[:, i : i + stride * (height - 1) + 1 : stride, j : j + stride * (width - 1) + 1 : stride]
-            if best is None:
-                best, winner = part, jnp.zeros(part.shape, jnp.int32)
-            else:
-                wins = part > best
-                best, winner = jnp.where(wins, part, best), jnp.where(wins, window * i + j, winner)
+    rows = [slice(i, i + stride * (height - 1) + 1, stride) for i in range(window)]
+    columns = [slice(j, j + stride * (width - 1) + 1, stride) for j in range(window)]
+    best, *others = (padded[:, row, column] for row in rows for column in columns)
+    winner = jnp.zeros(best.shape, jnp.int32)
+    for index, part in enumerate(others, 1):
+        wins = part > best
+        best, winner = jnp.where(wins, part, best), jnp.where(wins, index, winner)
     return best, winner
 
 

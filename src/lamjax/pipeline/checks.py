@@ -1,7 +1,7 @@
 """What a run needs of its environment, policy and trajectories, checked before hours have gone into other stages."""
 
 import dataclasses
-import sys
+import logging
 from collections.abc import Sequence
 from typing import Any
 
@@ -22,6 +22,7 @@ from lamjax.models.unet import UNetConfig
 from lamjax.pipeline.reinforcement import ppo_share
 from lamjax.pipeline.sources import Source
 from lamjax.ppo import check_groups
+from lamjax.training.logging import say
 from lamjax.training.run_folder import RunError
 
 # The rank of the observations that a network takes; an MLP takes all.
@@ -192,10 +193,10 @@ def check_store(store: Store, config: RunConfig, *, played: bool = True) -> None
     if has_actions and not offline.label_counts(config.offline, counts["train"]):
         raise RunError(f"The store has {counts['train']} labelled windows, fewer than any of --offline.labels.")
     if played and np.all(store.episodes.ending == "cut"):
-        print(
+        say(
             f"none of the {len(store.episodes.ending)} recorded episodes has ended: evaluations play until episodes "
             "end, and for ever if the environment has no time limit",
-            file=sys.stderr,
+            logging.WARNING,
         )
     labels = config.dynamics.num_labelled(counts["train"])
     if labels > counts["train"]:

@@ -1,6 +1,5 @@
 """Stage 1 of a run: latent dynamics, trained by prediction and examined on held-out levels."""
 
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +25,7 @@ from lamjax.pipeline.windows import (
     training_stats,
 )
 from lamjax.training import driver
+from lamjax.training.logging import say
 from lamjax.training.run_folder import Run, Saver, restore, timed
 from lamjax.training.steps import dynamics_step, traced
 
@@ -94,7 +94,7 @@ def examine_dynamics(
     data: Path | None = None,
 ) -> dict[str, Any]:
     """Measures stage 1 beside its baselines; see `dynamics_stage`."""
-    print("examining stage 1 on held-out levels", file=sys.stderr)
+    say("examining stage 1 on held-out levels")
     results = examine_on_recording(run, store, untrained, state, held_out)
     if data is not None and (play := random_play(run, data)):
         with timed() as seconds:

@@ -1,7 +1,7 @@
 """Trains experts by PPO, and chooses the demonstrator that a run learns from."""
 
 import dataclasses
-import sys
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +12,10 @@ from lamjax.pipeline.checks import check_policy, check_scratch, check_store_of
 from lamjax.pipeline.evaluation import make_env
 from lamjax.pipeline.reinforcement import scratch_stage
 from lamjax.pipeline.sources import Source, find_source, has_expert, store_source
+from lamjax.training.logging import say
 from lamjax.training.provenance import describe_run
 from lamjax.training.run_folder import Run, run_path
+from lamjax.training.trackers import Service
 
 
 def train_expert(
@@ -25,6 +27,7 @@ def train_expert(
     frames: int | None = None,
     start: str | None = None,
     runs: Path,
+    track: Service | None = None,
     command: str = "",
 ) -> dict[str, Any]:
     """Trains an expert by PPO with the settings `config.expert`, and evaluates it; run again, it resumes.
@@ -37,6 +40,7 @@ def train_expert(
       frames: environment frames instead of the settings'.
       start: "expert" (the shipped one) or a policy folder; training starts from its weights.
       runs: the folder of run folders.
+      track: a tracking service that gets the metrics too.
       command: the command line, for the summary.
 
     Returns:
@@ -53,7 +57,7 @@ def train_expert(
         folder = str(experts.folder(env)) if start == "expert" else start
         first = find_source(env, folder, runs, made.action_space)
     header = describe_run(env, preset, name, command, config.seed)
-    with Run(run_path(runs, env, name), env, config, header, first and first.name) as run:
+    with Run(run_path(runs, env, name), env, config, header, first and first.name, track) as run:
         scratch_stage(run, "expert", config.expert, first)
         return run.summary["stages"]["expert"] | {"policy": str(run.folder / "policies" / "expert")}
 
@@ -100,7 +104,7 @@ def choose_source(
                     f"No expert is shipped for {env}: a random policy was recorded, so stages 2 and 3 imitate "
                     f"random play. Train an expert first with EXPERT_FRAMES=2000000 (--expert-frames 2000000)."
                 )
-                print(notice, file=sys.stderr)
+                say(notice, logging.WARNING)
     source = find_source(env, policy, runs, space)
     check_policy(made, source)
     return source, notice

@@ -10,7 +10,6 @@ import contextlib
 import dataclasses
 import hashlib
 import json
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -39,6 +38,7 @@ from lamjax.pipeline.sources import find_source
 from lamjax.pipeline.windows import training_stats
 from lamjax.spaces import ActionSpace
 from lamjax.training import checkpoint, driver
+from lamjax.training.logging import say
 from lamjax.training.run_folder import stage_key, write_json
 
 MAX_IN_FLIGHT = 16
@@ -150,7 +150,7 @@ def ceiling(
     path = play.path.with_name(f"{play.path.name}.ceilings") / f"{digest}.json"
     with contextlib.suppress(FileNotFoundError, KeyError, ValueError):
         return np.asarray(json.loads(path.read_text())["scores"], np.float64)
-    print(f"training an inverse network on the actions of random {env}, once for all runs", file=sys.stderr)
+    say(f"training an inverse network on the actions of random {env}, once for all runs")
     started = time.monotonic()
     probe, fit, test = play_windows(env, settings, play, config.window)
     state = train_ceiling(settings.information, config, probe.target_space, fit, play, check_stop)

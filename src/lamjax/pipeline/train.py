@@ -7,7 +7,6 @@ An environment of one's own is passed as an object with gymnax's ``reset`` and s
 (docs/custom_environment.md).
 """
 
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -33,8 +32,10 @@ from lamjax.pipeline.sources import Source, env_of, store_source
 from lamjax.pipeline.windows import TrainingFrames
 from lamjax.pipeline.within import check_within, fit_within
 from lamjax.presets import default_preset, presets_for
+from lamjax.training.logging import say
 from lamjax.training.provenance import describe_run
 from lamjax.training.run_folder import Run, RunError, run_path
+from lamjax.training.trackers import Service, service_module
 
 RUNS, DATA = Path("runs"), Path("data")
 
@@ -51,6 +52,7 @@ def train(
     within: float | None = None,
     runs: Path = RUNS,
     data: Path = DATA,
+    track: Service | None = None,
     command: str = "",
 ) -> Path:
     """Runs demonstrations, all three stages, their baselines, and the report. Run again, it resumes.
@@ -71,6 +73,7 @@ def train(
         evaluations to the time (`lamjax.budget`). A run that resumes keeps the settings that it started with.
       runs: the folder of run folders.
       data: the folder of recorded trajectories.
+      track: a tracking service that gets the metrics too: "wandb" or "trackio".
       command: the command line, for the summary.
 
     Returns:
@@ -78,7 +81,10 @@ def train(
 
     Raises:
       RunError: a mistake in the arguments, in one sentence.
+      ImportError: if the tracking service is not installed.
     """
+    if track:
+        service_module(track)  # before hours have gone into recording
     if store is None and jax.process_count() > 1:
         raise RunError("On several hosts give --store, trajectories that each of them can read: make them with record.")
     started = time.monotonic()
@@ -96,11 +102,11 @@ def train(
     if within is not None:
         config, notes["within"] = fit_within(folder, env, config, source, within, data)
     header = describe_run(env, preset, name, command, config.seed) | notes
-    with Run(folder, env, config, header, source.name) as run:
+    with Run(folder, env, config, header, source.name, track) as run:
         run_stages(run, source, data)
     if within is not None:
         took, allowed = (budget.format_duration(seconds) for seconds in (time.monotonic() - started, within))
-        print(f"the run took {took} of {allowed}", file=sys.stderr)
+        say(f"the run took {took} of {allowed}")
     return folder
 
 
@@ -158,7 +164,7 @@ def run_stages(run: Run, source: Source, data: Path) -> Path:
     if not played or (not run.config.offline.oracle and "relabel" not in run.config.offline.methods):
         frames.free()
     if jax.process_count() > 1:
-        print("stages 1 and 2 have ended; the others run on one host: start the same command there", file=sys.stderr)
+        say("stages 1 and 2 have ended; the others run on one host: start the same command there")
         return page
     if not played:
         if store.has_actions:

@@ -1,7 +1,6 @@
 """Runs that end in a given time: finds the settings that fit, and keeps them in the run folder."""
 
 import dataclasses
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ from lamjax.config import RunConfig
 from lamjax.pipeline import rehearsal
 from lamjax.pipeline.sources import Source, has_expert
 from lamjax.training import checkpoint
+from lamjax.training.logging import say
 from lamjax.training.run_folder import RunError, another_configuration, read_json, write_json
 
 
@@ -49,16 +49,15 @@ def fit_within(
         return checkpoint.from_json(RunConfig, kept["config"]), kept["summary"]
     if (folder / "config.json").exists():
         raise RunError(f"{folder} was started without --within: leave it out, or choose another --name.")
-    print(f"measuring this machine, to end within {budget.format_duration(seconds)}", file=sys.stderr)
+    say(f"measuring this machine, to end within {budget.format_duration(seconds)}")
     rates = rehearsal.measure(env, config, source, seconds, data)
     config = budget.fit_budget(config, rates, seconds)
     predicted = budget.predict(config, rates)
     summary = {"seconds": seconds, "rates": dataclasses.asdict(rates), "predicted": predicted}
     folder.mkdir(parents=True, exist_ok=True)
     write_json(path, {"asked": asked, "config": checkpoint.as_json(config), "summary": summary})
-    print(
+    say(
         f"measured in {budget.format_duration(rates.spent)}; the run is expected to end after "
-        f"{budget.format_duration(sum(predicted.values()))}",
-        file=sys.stderr,
+        f"{budget.format_duration(sum(predicted.values()))}"
     )
     return config, summary

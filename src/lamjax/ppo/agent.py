@@ -14,15 +14,17 @@ from lamjax.spaces import ActionSpace, as_space
 
 
 class Agent(Protocol):
-    """What PPO trains, a frozen dataclass. Encodings stay as they are during an update; `apply` is differentiated.
+    """What PPO trains, a frozen dataclass. Encodings stay as they are during an update; `apply` is differentiated."""
 
-    Attributes:
-      space: what actions are.
-      trunk: the network's sizes; on the host its `convolves` decides how minibatches are repeated (`lamjax.training`).
-    """
+    @property
+    def space(self) -> ActionSpace:
+        """What actions are."""
+        ...
 
-    space: ActionSpace
-    trunk: TrunkConfig
+    @property
+    def trunk(self) -> TrunkConfig:
+        """The network's sizes; on the host its `convolves` decides how minibatches are repeated."""
+        ...
 
     def encode(self, frozen: Any, obs: jax.Array) -> Any:
         """Observations ``[B, *obs_shape]`` to features, a pytree of ``[B, ...]``."""

@@ -31,8 +31,7 @@ from lamjax.training import driver
 Metrics = dict[str, jax.Array]
 
 
-@struct.dataclass
-class PPOState:
+class PPOState(struct.PyTreeNode):
     """Everything that training carries.
 
     Attributes:
@@ -64,8 +63,7 @@ class Batch:
     target: jax.Array
 
 
-@struct.dataclass
-class Rollout:
+class Rollout(struct.PyTreeNode):
     """The result of one round of acting.
 
     Attributes:

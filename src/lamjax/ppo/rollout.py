@@ -66,8 +66,7 @@ def scale_reward(
     return new, scaled
 
 
-@struct.dataclass
-class ActorState:
+class ActorState(struct.PyTreeNode):
     """What acting carries from step to step.
 
     Attributes:

@@ -87,7 +87,7 @@ CPU_WHOLE_FRAMES = dataclasses.replace(
         CPU.dynamics,
         focus=0,
         idm=_CPU_TRUNK,
-        fdm=dataclasses.replace(CPU.dynamics.fdm, channels=(32, 48, 64), stem=4),
+        fdm=dataclasses.replace(CPU.dynamics.fdm, channels=(32, 48, 64), stem=4),  # type: ignore[arg-type]  # a U-Net
     ),
 )
 

@@ -1,20 +1,40 @@
-"""Logs metrics to JSON lines and TensorBoard, and progress to the terminal."""
+"""Logs metrics to JSON lines and trackers, and progress and notices to the terminal.
+
+The level of the logger ``lamjax``, INFO unless it is set, decides what the terminal shows: above INFO neither progress
+nor notices (`--quiet`), at DEBUG more (`--verbose`).
+"""
 
 import contextlib
 import json
+import logging
 import math
 import os
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from tensorboardX import SummaryWriter
 from tqdm import tqdm
 
 from lamjax.training.disk import require_space
+from lamjax.training.trackers import TensorBoard, Tracker
 
 LINE_SECONDS = 10.0  # between lines of progress, at least, if the output is not a terminal
+
+
+LOGGER = logging.getLogger("lamjax")
+
+
+def shows(level: int) -> bool:
+    """Whether notices of this level are printed."""
+    return level >= (LOGGER.level or logging.INFO)
+
+
+def say(text: str, level: int = logging.INFO) -> None:
+    """Prints a notice on stderr if notices of its level are printed; results go to stdout."""
+    if shows(level):
+        with contextlib.suppress(OSError):  # a closed terminal or a full disk must not end the work
+            print(text, file=sys.stderr, flush=True)
 
 
 class NonFiniteError(ArithmeticError):
@@ -22,13 +42,13 @@ class NonFiniteError(ArithmeticError):
 
 
 class MetricLog:
-    """Appends metrics to ``metrics.jsonl`` and TensorBoard events in a run folder.
+    """Appends metrics to ``metrics.jsonl`` and TensorBoard events in a run folder, and to other trackers.
 
     A resumed run may write a step again; readers keep the last row of each (stage, step).
     """
 
-    def __init__(self, folder: Path):
-        """Opens the sinks in `folder`."""
+    def __init__(self, folder: Path, trackers: Iterable[Tracker] = ()):
+        """Opens the sinks in `folder`; `close` also closes the trackers."""
         folder.mkdir(parents=True, exist_ok=True)
         require_space(folder)
         self._folder = folder
@@ -37,7 +57,7 @@ class MetricLog:
             self._file.seek(-1, os.SEEK_END)
             if self._file.read() != b"\n":
                 self._file.write(b"\n")  # a killed run left half a line
-        self._board = SummaryWriter(logdir=str(folder / "tensorboard"))
+        self._trackers = (TensorBoard(folder / "tensorboard"), *trackers)
 
     def write(self, stage: str, step: int, metrics: Mapping[str, float]) -> None:
         """Writes one row.
@@ -59,17 +79,17 @@ class MetricLog:
         values = {name: float(value) for name, value in metrics.items()}
         finite = {name: value if math.isfinite(value) else None for name, value in values.items()}
         self._file.write(json.dumps(row | finite).encode() + b"\n")
-        for name, value in values.items():
-            self._board.add_scalar(f"{stage}/{name}", value, step)
         self._file.flush()
-        self._board.flush()
+        for tracker in self._trackers:
+            tracker.write(stage, step, values)
         if bad := [name for name, value in finite.items() if value is None]:
             raise NonFiniteError(f"{bad[0]} is not finite")
 
     def close(self) -> None:
         """Closes the sinks."""
         self._file.close()
-        self._board.close()
+        for tracker in self._trackers:
+            tracker.close()
 
 
 class Progress:
@@ -85,8 +105,9 @@ class Progress:
         self._started = self._spoke = time.monotonic()
         self._note = ""
         self._terminal = sys.stderr.isatty()
+        hidden = not self._terminal or not shows(logging.INFO)
         try:
-            self._bar = tqdm(desc=label, total=total, initial=initial, unit=unit, disable=not self._terminal)
+            self._bar = tqdm(desc=label, total=total, initial=initial, unit=unit, disable=hidden)
         except OSError:
             self._bar = tqdm(disable=True)
 
@@ -108,8 +129,7 @@ class Progress:
         percent = 100 * self._position / max(self._total, 1)
         text = f"{self._label}: {self._position}/{self._total} {self._unit}s ({percent:.0f} %), "
         text += f"{rate:.3g} {self._unit}s/s" + (f", {self._note}" if self._note else "")
-        with contextlib.suppress(OSError):
-            print(text, file=sys.stderr, flush=True)
+        say(text)
 
     def close(self) -> None:
         """Ends the bar, or writes the last line if there was any progress."""

@@ -8,6 +8,7 @@ import dataclasses
 import fcntl
 import hashlib
 import json
+import logging
 import os
 import signal
 import tempfile
@@ -22,8 +23,9 @@ import numpy as np
 from lamjax import parallel
 from lamjax.checks import check_path_name, is_utf8
 from lamjax.training import checkpoint
-from lamjax.training.logging import MetricLog, NonFiniteError, Progress
+from lamjax.training.logging import MetricLog, NonFiniteError, Progress, say
 from lamjax.training.signals import handled_by
+from lamjax.training.trackers import SERVICES, Service
 
 # Metrics of events that may not happen in an interval; NaN stands for that and is no failure.
 OCCASIONAL = ("episode_return", "episode_length", "decoder_accuracy", "decoder_mse")
@@ -113,7 +115,15 @@ class Run:
       signum: the number of the signal that asked to stop, or None.
     """
 
-    def __init__(self, folder: Path, env: str, config: Any, header: Mapping[str, Any], source: str | None = None):
+    def __init__(
+        self,
+        folder: Path,
+        env: str,
+        config: Any,
+        header: Mapping[str, Any],
+        source: str | None = None,
+        track: Service | None = None,
+    ):
         """Opens or creates the folder; use it as a context manager.
 
         Args:
@@ -122,6 +132,7 @@ class Run:
           config: a frozen dataclass.
           header: entries of ``summary.json`` that describe the run as a whole.
           source: the name of the trajectories' source, which is part of the configuration.
+          track: a tracking service that gets the metrics too.
 
         Raises:
           RunError: if another process has it open, or it belongs to another configuration: then it names the field.
@@ -136,7 +147,10 @@ class Run:
             self.folder = folder
             summary = parallel.from_first(lambda: self._claim(source))
             self.summary: dict[str, Any] = {"stages": {}, "nulls": {}, **summary, **header}
-            self.log = self._resources.enter_context(contextlib.closing(MetricLog(folder)))
+            trackers = []
+            if track and jax.process_index() == 0:
+                trackers = [SERVICES[track](folder, f"{env}/{folder.name}", checkpoint.as_json(config) | {"env": env})]
+            self.log = self._resources.enter_context(contextlib.closing(MetricLog(folder, trackers)))
         except BaseException:
             self._resources.close()
             raise
@@ -252,6 +266,7 @@ def restore(run: Run, stage: str, state: Any, saver: Saver) -> tuple[int, Any, f
     newest = checkpoint.restore(run.checkpoints(stage), template, config=saver.config)
     if newest is None:
         return 0, state, 0.0
+    say(f"{stage}: restored the checkpoint of step {newest.step}", logging.DEBUG)
     return newest.step, saver.unpack(state, newest.tree, newest.host), float(newest.meta["seconds"])
 
 
@@ -315,6 +330,7 @@ def train(
             pending.append(metrics)
             if not warm:  # compilation is not training time
                 jax.block_until_ready(metrics)
+                say(f"{stage}: compiled and ran the first steps in {time.monotonic() - started:.1f} s", logging.DEBUG)
                 started, warm, saved_at = time.monotonic(), True, time.monotonic()
             elif len(pending) % config.max_in_flight == 0:
                 jax.block_until_ready(metrics)
@@ -346,6 +362,7 @@ def train(
                         tree, host = saver.pack(state)
                         arguments = {"config": saver.config, "host": host, "meta": {"seconds": seconds}}
                         checkpoint.save(run.checkpoints(stage), position, tree, **arguments)
+                        say(f"{stage}: saved the checkpoint of step {position}", logging.DEBUG)
                     saved, saved_at = position, time.monotonic()
                 started = time.monotonic()
                 if stop:
