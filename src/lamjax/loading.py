@@ -130,9 +130,10 @@ class LoadedRun:
             raise ModelError(
                 f"{self.folder} has no decoder of latents: train its stage 3, or give stage 1 labels of actions."
             )
-        if self.decoder == "action_head":
-            return self.dynamics.space.mode(dynamics.predict_actions(self.dynamics, z))
-        network, params, _ = self.policies[self.decoder]
+        state = self.dynamics
+        if state is not None and state.space is not None:
+            return state.space.mode(dynamics.predict_actions(state, z))
+        network, params, _ = self._decoding(self.decoder)
         return network.space.mode(offline.decode(params["decoder"], z, network.decoder, network.space))
 
     def export(self, folder: str | Path) -> None:
@@ -142,9 +143,14 @@ class LoadedRun:
           ModelError: if there is no stage 1 yet, or the folder exists.
         """
         name = best_decoder(self.policies)
-        decoders = {name: sharing.Decoder(*self.policies[name])} if name else {}
+        decoders = {name: self._decoding(name)} if name else {}
         model = (self.env, self.obs_shape, self.config, self.summary, self._stage_1(), self.cloning, decoders)
         sharing.write_model(Path(folder), sharing.Model(*model))
+
+    def _decoding(self, name: str) -> sharing.Decoder:
+        network, params, info = self.policies[name]
+        assert isinstance(network, policies.DecodedPolicy)  # as all are that `best_decoder` chooses
+        return sharing.Decoder(network, params, info)
 
     def _stage_1(self) -> DynamicsState:
         if self.dynamics is None:

@@ -182,12 +182,12 @@ def _unpack(note: dict[str, Any], arrays: dict[str, np.ndarray]) -> Model:
     cloning, decoders = None, {}
     if note["cloning"] is not None:
         cloning = cloning_state(part("cloning."), checkpoint.from_json(CloningConfig, note["cloning"]))
-    for name, saved in note["decoders"].items():
-        config = checkpoint.from_json(OfflineConfig, saved["config"])
-        decoded = checkpoint.from_json(spaces.ActionSpace, saved["space"])
-        network = DecodedPolicy(cloning.config.trunk, cloning.latent_dim, decoded, config)
-        params = DecodedPolicy.init(cloning, checkpoint.nest(part(f"decoder.{name}.")))
-        decoders[name] = Decoder(network, params, saved["info"])
+        for name, saved in note["decoders"].items():
+            config = checkpoint.from_json(OfflineConfig, saved["config"])
+            decoded = checkpoint.from_json(spaces.ActionSpace, saved["space"])
+            network = DecodedPolicy(cloning.config.trunk, cloning.latent_dim, decoded, config)
+            params = DecodedPolicy.init(cloning, checkpoint.nest(part(f"decoder.{name}.")))
+            decoders[name] = Decoder(network, params, saved["info"])
     shape, settings = note["obs_shape"], checkpoint.from_json(RunConfig, note["settings"])
     return Model(note["env"], shape and tuple(shape), settings, note["summary"], dynamics, cloning, decoders)
 
