@@ -39,12 +39,13 @@ CPU = RunConfig(
         steps=2000,
         batch_size=64,
         learning_rate=2e-3,
-        # Both models see a square of 32 pixels around what moves; docs/latents.md says what led to this.
-        idm=dataclasses.replace(_CPU_TRUNK, stem=1),
-        fdm=UNetConfig(channels=(16, 32, 64), bottleneck=128, stem=2, latent_input="bias", predict="change", shift=8),
+        # Both models see a small square around what moves; docs/latents.md says what led to this.
+        idm=dataclasses.replace(_CPU_TRUNK, strides=(2, 2, 1), stem=1),
+        fdm=UNetConfig(channels=(16, 32), bottleneck=128, stem=2, latent_input="bias", predict="change", shift=8),
         quantizer=QuantizerConfig(enabled=False, decay=0.99),
         idm_input="changes",
-        focus=32,
+        focus=16,
+        focus_jitter=2,
         loss_scale="copy_last",
         decorrelation=3.0,
     ),
