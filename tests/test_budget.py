@@ -101,7 +101,7 @@ def test_a_day_is_enough_for_all_of_a_small_preset():
     preset = PRESETS["cpu"]
     config = fit_budget(preset, RATES["fast"], 24 * 3600)
     assert sizes(config) == sizes(preset) and config.dynamics.warmup_steps == preset.dynamics.warmup_steps
-    assert config.analysis.eval_every == 400  # at most five evaluations of each stage
+    assert config.analysis.eval_every == 800  # at most five evaluations of each stage
 
 
 def test_settings_that_are_no_lengths_stay(preset, rates):

@@ -49,7 +49,7 @@ CPU = RunConfig(
         loss_scale="copy_last",
         decorrelation=3.0,
     ),
-    cloning=CloningConfig(steps=1500, batch_size=64, learning_rate=1e-3, warmup_steps=100, trunk=_CPU_TRUNK),
+    cloning=CloningConfig(steps=4000, batch_size=64, learning_rate=2e-3, warmup_steps=100, trunk=_CPU_TRUNK),
     offline=OfflineConfig(
         labels=(16, 64, 256, 1024, 4096),
         label_shares=(),
