@@ -31,7 +31,9 @@ def stage_config(name: str, settings: Settings) -> OnlineConfig | ScratchConfig:
 
 def ppo_config(name: str, settings: Settings) -> PPOConfig:
     """PPO's settings of a row."""
-    config = stage_config(name, settings).ppo
+    if name == "stage3":
+        return online.effective_ppo(settings.preset.online)
+    config = settings.preset.scratch.ppo
     if name == "ppo" and settings.slow:
         return dataclasses.replace(config, grad_chunks=PRESETS["cpu"].scratch.ppo.grad_chunks)
     return config
@@ -44,7 +46,6 @@ def start(name: str, settings: Settings, config: PPOConfig, env: envs.VectorEnv)
         policy = init_cloning(key, preset.cloning, OBS, preset.dynamics.latent_dim)
         agent = online.make_agent(policy, preset.online, env.action_space)
         params, frozen = agent.init(key, policy)
-        config = config.without_rates("convs")  # they are frozen
     else:
         agent, frozen = preset.scratch.agent(env.action_space), None
         params = agent.init(key, env.obs_shape)
