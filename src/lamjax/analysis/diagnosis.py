@@ -254,7 +254,7 @@ def _dynamics_messages(summary: dict[str, Any]) -> Messages:
             "--dynamics.action-weight with a few labels, or --dynamics.clean against noise and jitter",
         )
     if information := results.get("action_information"):
-        yield from _information_messages(information, names)
+        yield from _information_messages(information, names, quantized)
         return
     still = results[f"still_{names.probe}"]
     if still - results[names.constant] > MAX_GIVEN_AWAY:
@@ -272,7 +272,7 @@ def _dynamics_messages(summary: dict[str, Any]) -> Messages:
         )
 
 
-def _information_messages(information: dict[str, Any], names: ScoreNames) -> Messages:
+def _information_messages(information: dict[str, Any], names: ScoreNames, quantized: bool) -> Messages:
     share, untrained = information["share"], information["untrained_share"]
     supervised, majority = information["supervised"], information["majority"]
     if supervised - majority < MIN_PROBE_LEAD:
@@ -288,7 +288,8 @@ def _information_messages(information: dict[str, Any], names: ScoreNames) -> Mes
             "information",
             f"On random play the latents hold {share:.2f} of what frames tell of the action, an untrained model's "
             f"{untrained:.2f}; {MIN_SHARE} or more is needed, and more than the untrained model's.",
-            "more steps or frames of stage 1, or --dynamics.quantizer.no-enabled",
+            "frames with random moves (--record.random-share 0.3), more frames"
+            + (", or --dynamics.quantizer.no-enabled" if quantized else ""),
         )
 
 

@@ -113,13 +113,10 @@ def label_curve(
     params, _ = offline.fit_all(keys, stack(z), stack(known), DECODER, space, np.array(counts, np.int32))
     rows = []
     for place, n in enumerate(counts):
-        outputs = _decode(jax.tree.map(lambda x, place=place: x[place], params), test.z, DECODER, space)
+        outputs = offline.decode_batch(jax.tree.map(lambda x, place=place: x[place], params), test.z, DECODER, space)
         scores = probe.scores(np.asarray(space.mode(outputs)), targets, test_targets)
         rows.append([n, float(scores.mean()), stderr_over_groups(scores, test.episodes)])
     return rows
-
-
-_decode = jax.jit(offline.decode, static_argnums=(2, 3))
 
 
 def pooled(frames: np.ndarray) -> np.ndarray:

@@ -305,3 +305,6 @@ def decode(params: Any, latents: jax.Array, config: OfflineConfig, space: Action
     """Outputs float32 ``[B, K]`` of latents float32 ``[B, Z]``."""
     x = (latents - params["mean"][None]) / params["scale"]
     return decoder(config, space).apply(params["net"], x)
+
+
+decode_batch = jax.jit(decode, static_argnames=("config", "space"))

@@ -30,7 +30,6 @@ METHODS = ("idm", "policy", "bc")
 _SAVED_AS = {**SAVED_AS, "idm": "idm"}
 
 _act = jax.jit(lambda network, params, obs: network(params, obs), static_argnums=0)
-_decode = jax.jit(offline.decode, static_argnums=(2, 3))
 
 
 def action_stage(
@@ -79,7 +78,9 @@ def outputs_of(
 ) -> np.ndarray:
     """Outputs float32 ``[E, K]`` on held-out windows, whose latents are `z` ``[E, Z]``: see `METHODS`."""
     if method == "idm":
-        return latents.in_batches(lambda rows: _decode(params["decoder"], rows, network.decoder, network.space), z)
+        return latents.in_batches(
+            lambda rows: offline.decode_batch(params["decoder"], rows, network.decoder, network.space), z
+        )
     return latents.in_batches(functools.partial(_act, network, params), held_out.windows[:, -2])
 
 
