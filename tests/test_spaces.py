@@ -108,6 +108,13 @@ def test_a_zero_head_leaves_the_decoded_action_as_it_is():
     np.testing.assert_array_equal(Discrete(2).blend(jnp.array([[2.0, -4.0]]), jnp.zeros((1, 2))), [[1.0, -2.0]])
 
 
+def test_the_sum_of_two_heads_keeps_the_decoders_probabilities():
+    decoded, head = jnp.array([[2.0, -4.0]]), jnp.array([[0.5, 1.0]])
+    np.testing.assert_array_equal(Discrete(2).blend(decoded, jnp.zeros((1, 2)), "sum"), decoded)
+    np.testing.assert_array_equal(Discrete(2).blend(decoded, head, "sum"), [[2.5, -3.0]])
+    np.testing.assert_array_equal(BOX.blend(OUTPUTS, OUTPUTS, "sum"), BOX.blend(OUTPUTS, OUTPUTS, "mean"))
+
+
 def test_scores_and_point_losses():
     action = jnp.array([[1.0, 0.75], [0.0, 0.5]])
     named = jnp.array([[0.5, 0.5], [1.0, 0.0]])  # half-ranges

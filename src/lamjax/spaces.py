@@ -11,7 +11,7 @@ Dimension keys: B batch, A discrete actions, D numbers of a continuous action, K
 
 import dataclasses
 import math
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
@@ -20,6 +20,8 @@ import optax
 
 # Softly bounded log-deviations, in half-ranges: a fit on a few labels would else be sure of them without end.
 MIN_LOG_STD, MAX_LOG_STD = -4.0, 2.0
+
+Blend = Literal["mean", "sum"]  # of two heads' logits
 
 _NEVER = -1e9  # the logit of an action that is never taken
 
@@ -80,9 +82,13 @@ class Discrete:
         log_p = jax.nn.log_softmax(outputs)
         return -jnp.sum(jnp.exp(log_p) * log_p, axis=-1)
 
-    def blend(self, decoded: jax.Array, head: jax.Array) -> jax.Array:
-        """The outputs of a decoder and an RL head that acts on top of it, together: their mean, as in LAPO."""
-        return (head + decoded) / 2
+    def blend(self, decoded: jax.Array, head: jax.Array, how: Blend = "mean") -> jax.Array:
+        """The logits of a decoder and of an RL head that acts on top of it, together.
+
+        Their mean is LAPO's: while the head is zero it halves the decoder's logits, so the decoder acts at a
+        temperature of 2. Their sum keeps its probabilities.
+        """
+        return head + decoded if how == "sum" else (head + decoded) / 2
 
     def loss(self, outputs: jax.Array, action: jax.Array, smoothing: float = 0.0) -> jax.Array:
         """Cross-entropy float ``[B]`` in nats; with `smoothing` that share of each label is dealt to all actions."""
@@ -193,8 +199,8 @@ class Box:
         _, log_std = self._gaussian(outputs)
         return jnp.sum(log_std + 0.5 * math.log(2 * math.pi * math.e), axis=-1)
 
-    def blend(self, decoded: jax.Array, head: jax.Array) -> jax.Array:
-        """The outputs of a decoder and an RL head that acts on top of it, together: their sum.
+    def blend(self, decoded: jax.Array, head: jax.Array, how: Blend = "mean") -> jax.Array:
+        """The outputs of a decoder and an RL head that acts on top of it, together: their sum, whatever `how` says.
 
         The mean of two logits keeps the likeliest action where the head is zero. The mean of two means would not: it
         would halve the decoded action. So the head is a residual, of the mean and of the log-deviation.

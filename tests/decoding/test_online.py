@@ -57,13 +57,14 @@ def env():
     env.close()
 
 
-def test_starts_as_the_decoded_latent_policy_at_half_strength(policy):
-    agent = HybridAgent(TRUNK, STAGE1.latent_dim, 15, (16,))
+@pytest.mark.parametrize(("blend", "strength"), [("mean", 0.5), ("sum", 1.0)])
+def test_starts_as_the_decoded_latent_policy_at_half_or_full_strength(policy, blend, strength):
+    agent = online.make_agent(policy, dataclasses.replace(CONFIG, blend=blend), 15)
     params, frozen = agent.init(jax.random.key(2), policy)
     obs = np.random.default_rng(0).integers(0, 256, (6, 64, 64, 3), np.uint8)
     logits, value = agent.apply(params, agent.encode(frozen, jnp.asarray(obs)))
     latent = cloning.predict_latents(policy, obs)
-    expected = agent.decoder.apply({"params": frozen["decoder"]}, latent) / 2
+    expected = strength * agent.decoder.apply({"params": frozen["decoder"]}, latent)
     np.testing.assert_allclose(logits, expected, atol=1e-5)
     assert value.shape == (6,)
     assert set(params) == {"fc", "policy_head", "value_head"}

@@ -15,7 +15,7 @@ from lamjax.models.layers import Dense
 from lamjax.models.mlp import MLP
 from lamjax.models.trunk import TrunkConfig, make_trunk
 from lamjax.preprocess import ObsStats, normalise_obs, with_stats
-from lamjax.spaces import ActionSpace, as_space
+from lamjax.spaces import ActionSpace, Blend, as_space
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,6 +30,7 @@ class HybridAgent:
       supervised: whether there is a decoder; else the RL head stands alone.
       train: "head" or "all" layers (see `OnlineConfig`).
       dtype: type of the trunk's activations.
+      blend: how the decoder's outputs and the RL head's become one (see `OnlineConfig`).
     """
 
     trunk: TrunkConfig
@@ -39,6 +40,7 @@ class HybridAgent:
     supervised: bool = True
     train: Literal["head", "all"] = "head"
     dtype: Any = jnp.float32
+    blend: Blend = "mean"
 
     def __post_init__(self):
         object.__setattr__(self, "space", as_space(self.space))
@@ -106,7 +108,9 @@ class HybridAgent:
         x = self._fc(params["fc"], convs)
         outputs = x @ params["policy_head"]["kernel"] + params["policy_head"]["bias"][None]
         value = x @ params["value_head"]["kernel"] + params["value_head"]["bias"][None]
-        return self.space.blend(features["decoded"], outputs) if self.supervised else outputs, value[:, 0]
+        if self.supervised:
+            outputs = self.space.blend(features["decoded"], outputs, self.blend)
+        return outputs, value[:, 0]
 
     def __call__(self, params: dict[str, Any], obs: jax.Array) -> jax.Array:
         """As a policy (`lamjax.policies.Policy`): outputs ``[B, O]``; params ``{"params": ..., "frozen": ...}``."""

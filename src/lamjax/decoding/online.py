@@ -1,9 +1,9 @@
 """Stage 3, online: PPO on top of a frozen latent policy, with a decoder fitted on the agent's own transitions.
 
-Logits are the mean of two heads: the frozen latent policy followed by a decoder that is fitted by supervision (the
-inverse model gives the latent of a transition, the environment its action), and an RL head that starts at zero. Of
-continuous actions the heads give means and log-deviations, and their sum: the RL head moves what the decoder says. The
-convolutions are frozen, so their output is computed once a frame and no gradient passes through them.
+Two heads act together. One is the frozen latent policy followed by a decoder that is fitted by supervision: the inverse
+model gives the latent of a transition, the environment its action. The other is an RL head that starts at zero. The
+logits are the mean of both, or their sum. For continuous actions both heads give means and log-deviations, which are
+added. The convolutions are frozen, so their output is computed once a frame and no gradient passes through them.
 
 Two ablations: without the supervised decoder the RL head stands alone, on the latent policy's features ("RL only" in
 the paper's figure, of which no code was released); and PPO may train all layers instead of the last ones.
@@ -30,7 +30,7 @@ from lamjax.dynamics import DynamicsState
 from lamjax.envs.api import VectorEnv
 from lamjax.ppo import Metrics, PPOConfig, PPOState
 from lamjax.schedules import without_wait
-from lamjax.spaces import ActionSpace, as_space
+from lamjax.spaces import ActionSpace, Blend, as_space
 
 # LAPO's schedules as fractions of its 4M frames: heads first, then the layer under them. The convolutions, which LAPO
 # freezes, get the rate of PPO from scratch where they are trained.
@@ -95,12 +95,16 @@ class OnlineConfig:
       train: "head" is LAPO: PPO trains a copy of the fully connected layer and the heads on it; "all" also trains a
         copy of the convolutions, at the rate of the group "convs", while the decoder goes on reading the frozen ones.
       dtype: type of the trunk's activations; heads, losses, the decoder's fit and the optimizer stay float32.
+      blend: "mean" is LAPO: the mean of both heads' logits. While the RL head is zero it halves the decoder's logits,
+        and the decoder acts at a temperature of 2. "sum" keeps the decoder's probabilities, which a short run needs.
+        Continuous actions are always a sum.
     """
 
     ppo: PPOConfig = PPOConfig(learning_rates=LEARNING_RATES)
     decoder: DecoderConfig = DecoderConfig()
     train: Literal["head", "all"] = "head"
     dtype: Literal["float32", "bfloat16"] = "float32"
+    blend: Blend = "mean"
 
     def __post_init__(self):
         check_fields(self, "online")
@@ -167,7 +171,7 @@ def make_agent(policy: CloningState, config: OnlineConfig, space: ActionSpace | 
     """The agent for a latent policy; `space` says what actions are, or how many there are."""
     hidden, supervised, dtype = config.decoder.hidden, config.decoder.enabled, getattr(jnp, config.dtype)
     trunk, space = policy.config.trunk, as_space(space)
-    return HybridAgent(trunk, policy.latent_dim, space, hidden, supervised, config.train, dtype)
+    return HybridAgent(trunk, policy.latent_dim, space, hidden, supervised, config.train, dtype, config.blend)
 
 
 def init(

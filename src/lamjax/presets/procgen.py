@@ -62,7 +62,9 @@ CPU = RunConfig(
     ),
     online=OnlineConfig(
         ppo=dataclasses.replace(_CPU_PPO, grad_chunks=1, entropy_coef=0.0025, learning_rates=LEARNING_RATES),
-        decoder=DecoderConfig(start=0.0, dense_until=0.2, stop=0.5, every=5),
+        # Few frames: a decoder at full confidence from the start, fitted to the end (docs/latents.md).
+        decoder=DecoderConfig(start=0.0, dense_until=0.2, stop=1.0, every=4, label_smoothing=0.0, capacity=65_536),
+        blend="sum",
     ),
     named=NamedConfig(ppo=dataclasses.replace(_CPU_PPO, entropy_coef=0.0025, learning_rates=CLONED_RATES)),
     scratch=ScratchConfig(_CPU_TRUNK, _CPU_PPO),
