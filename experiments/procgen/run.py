@@ -23,9 +23,9 @@ from typing import Annotated, Any
 import numpy as np
 import tyro
 
-from lamjax import envs, experts, pipeline, policies
+from lamjax import envs, experts, pipeline, planners, policies
 from lamjax.config import RunConfig
-from lamjax.presets import PRESETS
+from lamjax.presets import PRESETS, presets_for
 from lamjax.statistics import mean_and_stderr
 from lamjax.training.provenance import describe_run
 from lamjax.training.run_folder import InterruptedRunError, Run, RunError, read_json, write_json
@@ -34,6 +34,7 @@ HERE = Path(__file__).parent
 # The paper's figure has all of them; these first are where LAPO gains most, or learns fastest.
 ORDER = ("coinrun", "maze", "heist", "bigfish", "climber", "miner", "dodgeball", "jumper")
 GAMES = (*ORDER, *(game for game in envs.PROCGEN_GAMES if game not in ORDER))
+OBS_SHAPE = (64, 64, 3)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,6 +49,7 @@ class Args:
       budget_minutes: after this time the command saves everything and ends.
       expert_frames: environment frames of an expert's training; by default the preset's.
       expert_at_least: normalised return below which a shipped expert is not used, and a new one trained; 0 takes any.
+      planners: True imitates a game's planner where there is one, so no expert is trained.
       keep: True copies the experts and the first seed's policies, as float16, to their places in the repository.
       runs: the folder of run folders.
       data: the folder of trajectories.
@@ -61,6 +63,7 @@ class Args:
     budget_minutes: float = 9.0
     expert_frames: Annotated[int | None, tyro.conf.arg(metavar="INT")] = None
     expert_at_least: float = 0.9
+    planners: bool = False
     keep: bool = False
     runs: Path = Path("runs")
     data: Path = Path("data")
@@ -116,15 +119,16 @@ def ended(folder: Path, stage: str) -> bool:
 
 def pieces(args: Args, game: str) -> Iterator[Piece]:
     """The pieces of a game, in order."""
-    config = PRESETS[args.preset]
+    config = presets_for(OBS_SHAPE, game)[args.preset]
+    demonstrator = "planner" if args.planners and game in planners.PLANS else "expert"
     if args.expert_frames:
         ppo = dataclasses.replace(config.expert.ppo, total_frames=args.expert_frames)
         config = dataclasses.replace(config, expert=dataclasses.replace(config.expert, ppo=ppo))
     own = pipeline.expert_folder(args.runs, game)
     shipped = experts.available().get(game, {})
 
-    def have_expert() -> bool:
-        good = shipped and shipped["normalised"] >= args.expert_at_least
+    def have_demonstrator() -> bool:
+        good = demonstrator == "planner" or (shipped and shipped["normalised"] >= args.expert_at_least)
         return bool(good) or ended(own, "expert")
 
     def open_run(name: str, config: RunConfig, source: str | None = None) -> Run:
@@ -137,7 +141,7 @@ def pieces(args: Args, game: str) -> Iterator[Piece]:
             pipeline.scratch_stage(run, "expert", config.expert)
 
     def source() -> pipeline.Source:
-        return pipeline.find_source(game, "expert", args.runs, envs.make(game, 1).num_actions)
+        return pipeline.find_source(game, demonstrator, args.runs, envs.make(game, 1).num_actions)
 
     def lapo(seed: int) -> None:
         expert = source()
@@ -151,11 +155,11 @@ def pieces(args: Args, game: str) -> Iterator[Piece]:
             store = pipeline.record_stage(run, expert, args.data)
             own = open_run(f"{args.preset}-s{seed}", seeded, expert.name) if shares else contextlib.nullcontext(run)
             with own as trained:
-                model = pipeline.dynamics_stage(trained, store)
+                model = pipeline.dynamics_stage(trained, store, data=args.data)
                 policy = pipeline.cloning_stage(trained, store, model)
             pipeline.online_stage(run, model, policy)
 
-    yield Piece("expert", have_expert, train_expert)
+    yield Piece("expert", have_demonstrator, train_expert)
     for seed in range(args.seeds):
         folder = args.runs / game / f"{args.preset}-s{seed}"
         yield Piece(
@@ -195,7 +199,13 @@ def collect(args: Args, game: str) -> dict[str, Any] | None:
             seconds[f"{name} decode_online"] = [stage["seconds"] for stage in decoded]
     expert = {key: first["source"].get(key) for key in ("policy", "return_mean", "return_stderr", "episodes", "frames")}
     metrics = ("fdm_mse", "fdm_ratio", "probe_accuracy_merged", "untrained_probe_accuracy_merged")
-    metrics += ("still_probe_accuracy_merged", "majority_accuracy_merged", "codebook_perplexity", "dead_codes")
+    metrics += (
+        "action_information",
+        "still_probe_accuracy_merged",
+        "majority_accuracy_merged",
+        "codebook_perplexity",
+        "dead_codes",
+    )
     return {
         "game": game,
         "preset": args.preset,

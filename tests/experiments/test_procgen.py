@@ -75,6 +75,13 @@ def test_a_weak_shipped_expert_is_trained_anew(args):
     assert [piece.name for piece in run.pieces(any_will_do, "coinrun") if not piece.done()] == weak[1:]
 
 
+def test_a_planner_needs_no_training(args):
+    planned = run.dataclasses.replace(args, planners=True)
+    assert left(args)[0] == "expert" and left(planned) == left(args)[1:]
+    assert next(run.pieces(planned, "ninja")).name == "expert"  # a game without a planner
+    assert not next(run.pieces(planned, "ninja")).done()
+
+
 def test_variants_change_what_they_name():
     config = run.PRESETS["paper"]
     rl_only, no_vq = run.without_decoder(config), run.without_quantizer(config)

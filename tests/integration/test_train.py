@@ -263,6 +263,7 @@ def test_aggregate_of_seeds(whole, tmp_path):
         summary = json.loads((whole / "summary.json").read_text()) | {"seed": seed}
         summary["stages"]["ppo_scratch"]["return_mean"] = 3.0 + shift
         summary["stages"]["decode_offline"]["curve"] = [[16, 2.0 + shift, 0.1]]
+        summary["stages"]["dynamics"]["action_information"] = {"share": 0.5 + shift / 10, "untrained_share": 0.25}
         folders.append(tmp_path / f"smoke-s{seed}")
         folders[-1].mkdir()
         run_folder.write_json(folders[-1] / "summary.json", summary)
@@ -270,3 +271,5 @@ def test_aggregate_of_seeds(whole, tmp_path):
     assert found["seeds"] == [0, 1]
     assert found["stages"]["ppo_scratch"]["return_mean"] == {"mean": 4.0, "stderr": pytest.approx(1.0)}
     assert found["stages"]["decode_offline"]["curve"] == [[16, 3.0, pytest.approx(1.0)]]
+    assert found["stages"]["dynamics"]["share"] == {"mean": pytest.approx(0.6), "stderr": pytest.approx(0.1)}
+    assert found["stages"]["dynamics"]["untrained_share"]["mean"] == 0.25

@@ -8,12 +8,19 @@ from lamjax.statistics import mean_and_stderr
 from lamjax.training.run_folder import write_json
 
 AVERAGED = {
-    "dynamics": ("fdm_ratio", "probe_accuracy", "probe_accuracy_merged", "probe_r2"),
+    "dynamics": ("fdm_ratio", "probe_accuracy", "probe_accuracy_merged", "probe_r2", "share", "untrained_share"),
     "cloning": ("ratio",),
     "decode_online": ("return_mean", "normalised"),
     "decode_named": ("return_mean", "normalised"),
     "ppo_scratch": ("return_mean", "normalised"),
 }
+
+
+def _measured(summary: dict[str, Any], stage: str) -> dict[str, Any]:
+    """What a stage measured, with the share of the action information as a number of its own."""
+    results = summary["stages"].get(stage, {})
+    information = results.get("action_information") or {}
+    return results | {name: information[name] for name in ("share", "untrained_share") if name in information}
 
 
 def aggregate(folders: list[Path]) -> Path:
@@ -24,11 +31,11 @@ def aggregate(folders: list[Path]) -> Path:
         return dict(zip(("mean", "stderr"), mean_and_stderr(values), strict=True))
 
     def measured(stage: str, name: str) -> bool:
-        return all(summary["stages"].get(stage, {}).get(name) is not None for summary in summaries)
+        return all(_measured(summary, stage).get(name) is not None for summary in summaries)
 
     stages: dict[str, Any] = {
         stage: {
-            name: over_seeds([summary["stages"][stage][name] for summary in summaries])
+            name: over_seeds([_measured(summary, stage)[name] for summary in summaries])
             for name in names
             if measured(stage, name)
         }
