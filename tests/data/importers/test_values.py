@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from lamjax.data.importers.errors import DamagedFileError, RowError
-from lamjax.data.importers.values import as_actions, as_flags, as_rewards
+from lamjax.data.importers.values import as_actions, as_flags, as_rewards, as_vectors
 
 FLOATS = (np.float32, np.float64)
 
@@ -37,6 +37,18 @@ def test_actions():
         with pytest.raises(RowError, match=rf"column 'a': actions must lie in \[0, 5\), got {bad} to {bad}") as error:
             as_actions(np.array([1, bad, 2], dtype), "a", 5)
         assert error.value.row == 1
+
+
+def test_vectors():
+    result = as_vectors(np.array([[0, 0.5], [1, -1]]), "a", 2)
+    assert result.dtype == np.float32 and result.tolist() == [[0, 0.5], [1, -1]]
+    assert as_vectors(np.array([[3]]), "a", 1).dtype == np.float32
+    for bad in (np.nan, np.inf, 1e39):
+        with pytest.raises(RowError, match="column 'a' must hold finite float32 numbers, got") as error:
+            as_vectors(np.array([[0, 0], [0, bad], [bad, 0]]), "a", 2)
+        assert error.value.row == 1
+    with pytest.raises(RowError, match=r"column 'a' has actions of shape \[2\], not \[3\]"):
+        as_vectors(np.zeros((4, 2)), "a", 3)
 
 
 def test_a_row_is_counted_from_the_beginning_of_the_file(tmp_path):

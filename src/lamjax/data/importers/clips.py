@@ -11,8 +11,7 @@ import contextlib
 import dataclasses
 import fractions
 import functools
-import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +19,10 @@ import numpy as np
 
 from lamjax.archives import brief
 from lamjax.checks import check_fields
+from lamjax.data import timestamps
 from lamjax.data.importers.common import BLOCK, SourceFile
 from lamjax.data.importers.errors import DamagedFileError, ImportDataError
+from lamjax.data.importers.files import natural
 
 VIDEOS = (
     *(".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".gif"),
@@ -69,6 +70,10 @@ class ClipConfig:
         """``(H, W, 3)`` of a frame."""
         return self.size[0], self.size[-1], CHANNELS
 
+    def as_json(self) -> dict[str, Any]:
+        """The settings as a store's manifest keeps them."""
+        return {**dataclasses.asdict(self), "size": list(self.shape[:2])}
+
 
 @dataclasses.dataclass(frozen=True)
 class Clip(SourceFile):
@@ -81,25 +86,19 @@ class Clip(SourceFile):
       seconds: float64 ``[T]``, when each frame is shown, from the file's beginning; NaN where that is not known.
       expected: int64 ``[F]``, the places of all frames that the file must show; None where frames are counted, as in a
         file without times.
-      held_out: the row from which on the clip is an episode of its own, held out for tests; None if it is one episode.
     """
 
     config: ClipConfig
     places: np.ndarray
     seconds: np.ndarray
     expected: np.ndarray | None
-    held_out: int | None = None
 
-    def split_at(self, row: int) -> str | None:
-        """The split of the episode that row `row` is in."""
-        if self.held_out is None:
-            return self.split
-        return "test" if row >= self.held_out else "train"
 
-    @property
-    def episodes(self) -> list[slice]:
-        """The rows of each episode."""
-        return [slice(self.rows)] if self.held_out is None else [slice(self.held_out), slice(self.held_out, self.rows)]
+def as_json(clips: Sequence[Clip], root: Path) -> list[dict[str, Any]]:
+    """The file, the number of frames and the time stamps of each clip, as a store's manifest keeps them."""
+    return [
+        {"file": clip.name(root), "frames": clip.rows, "seconds": timestamps.as_json(clip.seconds)} for clip in clips
+    ]
 
 
 def look_at(path: Path, config: ClipConfig) -> Clip:
@@ -288,13 +287,9 @@ def _decoded(clip: Clip, place: int | None) -> Iterator[tuple[int, Any]]:
 
 
 def _pictures(folder: Path) -> list[Path]:
-    """The pictures of a folder in the order of their names, numbers in them counted: 2.png before 10.png."""
-
-    def key(path: Path) -> list[tuple[int, str]]:
-        return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", path.name.lower())]
-
+    """The pictures of a folder in the order of their names, numbers in them counted."""
     paths = (path for path in folder.iterdir() if path.suffix.lower() in PICTURES and path.name[0] not in "._")
-    return sorted(paths, key=key)
+    return sorted(paths, key=lambda path: natural(path.name))
 
 
 def _pictures_of(clip: Clip) -> Iterator[tuple[int, Any]]:

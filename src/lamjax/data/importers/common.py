@@ -17,7 +17,7 @@ import numpy as np
 from lamjax.data.format import StoreError, split_of_level
 from lamjax.data.importers.errors import DamagedFileError, ImportDataError, RowError
 from lamjax.data.importers.files import list_of
-from lamjax.data.importers.values import as_actions, as_flags, as_rewards
+from lamjax.data.importers.values import as_actions, as_flags, as_rewards, as_vectors
 from lamjax.data.writer import StoreWriter
 
 Reader = Callable[["SourceFile", int], Iterator["Rows"]]  # (file, first row) to the blocks from that row on
@@ -34,7 +34,7 @@ class Rows:
 
     Attributes:
       obs: uint8 ``[R, H, W, C]``.
-      action: integers ``[R]``.
+      action: integers ``[R]``, or numbers ``[R, A]``.
       reward: numbers ``[R]``.
       done: bool or 0 and 1 ``[R]``, where an episode begins or ends, whichever it means.
       truncated: the same ``[R]``, where a time limit ended the episode; all False where the source does not say.
@@ -55,22 +55,38 @@ class Rows:
 
 @dataclasses.dataclass(frozen=True)
 class SourceFile:
-    """One file of a source.
+    """One file of a source, or a part of one.
 
     Attributes:
       path: where it is.
       rows: how many rows it has.
       split: "train" or "test"; None where the source does not say.
+      part: which part of the file, in words, such as "episode 3"; empty if it is the whole file.
+      ending: how the last episode ends if no mark says it (`lamjax.data.format.ENDINGS`).
+      held_out: the row at which an episode begins that is held out for tests, where the others are for training;
+        None if `split` holds for all rows.
     """
 
     path: Path
     rows: int
     split: str | None
+    part: str = dataclasses.field(default="", kw_only=True)
+    ending: str = dataclasses.field(default="cut", kw_only=True)
+    held_out: int | None = dataclasses.field(default=None, kw_only=True)
+
+    def name(self, root: Path) -> str:
+        """The path from `root`, and which part it is."""
+        return " ".join([str(self.path.relative_to(root)), *([self.part] if self.part else [])])
 
     def split_at(self, row: int) -> str | None:
         """The split of the episode that row `row` is in."""
-        del row
-        return self.split
+        if self.held_out is None:
+            return self.split
+        return "test" if row >= self.held_out else "train"
+
+    def begins(self, row: int, count: int) -> np.ndarray:
+        """Bool ``[count]``, True where the held-out episode begins, of the rows from `row` on."""
+        return np.arange(row, row + count) == (-1 if self.held_out is None else self.held_out)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,7 +98,7 @@ class Source:
       files: in time order.
       read: ``(file, first row)`` to its blocks, checked.
       hidden: files and folders that were left out because their names are those of hidden ones.
-      skipped: damaged files that were left out, with what is wrong with each.
+      skipped: names of damaged files that were left out, with what is wrong with each.
       unit: what a row is called in sentences, in the plural.
     """
 
@@ -90,7 +106,7 @@ class Source:
     files: Sequence[SourceFile]
     read: Reader
     hidden: Sequence[Path] = ()
-    skipped: Mapping[Path, str] = dataclasses.field(default_factory=dict)
+    skipped: Mapping[str, str] = dataclasses.field(default_factory=dict)
     unit: str = "rows"
 
     @property
@@ -100,33 +116,36 @@ class Source:
 
     def digest(self) -> str:
         """Sixteen hexadecimal digits that identify the files: their names, and their sizes in rows and bytes."""
-        lines = (f"{f.path.relative_to(self.root)} {f.rows} {f.path.stat().st_size} {f.split}" for f in self.files)
+        lines = (f"{f.name(self.root)} {f.rows} {f.path.stat().st_size} {f.split}" for f in self.files)
         return hashlib.sha256(os.fsencode("\n".join(lines))).hexdigest()[:16]
 
     def sentence(self) -> str:
         """The list of the files, and of what was left out."""
-        by_split: dict[str, list[Path]] = {}
+        by_split: dict[str, dict[Path, None]] = {}  # a file with several parts is listed once
         for file in self.files:
-            by_split.setdefault(file.split or "undivided", []).append(file.path)
-        parts = [f"{split}: {list_of(paths, self.root)}" for split, paths in by_split.items()]
+            by_split.setdefault(file.split or "undivided", {})[file.path] = None
+        parts = [f"{split}: {list_of(list(paths), self.root)}" for split, paths in by_split.items()]
         if self.hidden:
             parts.append(f"left out as hidden: {list_of(list(self.hidden), self.root)}")
         if self.skipped:
-            parts.append(f"left out as damaged: {list_of(list(self.skipped), self.root)}")
-        files = f"{len(self.files)} file{'s' * (len(self.files) != 1)} of {self.root} with {self.rows} {self.unit}"
-        return f"Importing {files}; {'; '.join(parts)}."
+            parts.append(f"left out as damaged: {list_of([self.root / name for name in self.skipped], self.root)}")
+        count = len({file.path for file in self.files})
+        files = f"{count} file{'s' * (count != 1)} of {self.root} with {self.rows} {self.unit}"
+        episodes = f" in {len(self.files)} episodes" if any(file.part for file in self.files) else ""
+        return f"Importing {files}{episodes}; {'; '.join(parts)}."
 
 
-def checked(read: Reader, names: Mapping[str, str], num_actions: int) -> Reader:
+def checked(read: Reader, names: Mapping[str, str], num_actions: int | None, action_dim: int | None = None) -> Reader:
     """A reader that refuses values that a store cannot keep, by file, row and column, and files that end early.
 
     Args:
       read: reads a file's blocks as they are.
       names: the source's names of a `Rows`' fields.
-      num_actions: actions lie in ``[0, num_actions)``.
+      num_actions: actions lie in ``[0, num_actions)``; None where they are vectors.
+      action_dim: the length of a vector.
 
     Returns:
-      A reader whose blocks have bool marks, int32 actions, and finite float32 rewards.
+      A reader whose blocks have bool marks, int32 actions or finite float32 vectors, and finite float32 rewards.
     """
 
     def read_checked(file: SourceFile, start: int) -> Iterator[Rows]:
@@ -134,7 +153,10 @@ def checked(read: Reader, names: Mapping[str, str], num_actions: int) -> Reader:
         for block in read(file, start):
             try:
                 done, truncated = (as_flags(getattr(block, name), names[name]) for name in ("done", "truncated"))
-                action = as_actions(block.action, names["action"], num_actions)
+                if num_actions is None:
+                    action = as_vectors(block.action, names["action"], action_dim)
+                else:
+                    action = as_actions(block.action, names["action"], num_actions)
                 reward = as_rewards(block.reward, names["reward"])
             except RowError as error:
                 raise error.located(file.path, row) from None
@@ -147,40 +169,49 @@ def checked(read: Reader, names: Mapping[str, str], num_actions: int) -> Reader:
 
 
 def describe(
-    paths: Sequence[Path], look: Callable[[Path], SourceFile], read: Reader, skip_damaged: bool
-) -> tuple[list[SourceFile], dict[Path, str]]:
+    paths: Sequence[Path],
+    root: Path,
+    look: Callable[[Path], Sequence[SourceFile]],
+    read: Reader,
+    skip_damaged: bool,
+) -> tuple[list[SourceFile], dict[str, str]]:
     """Looks at the files of a source before anything is written.
 
     Args:
       paths: the files in time order.
-      look: opens a file and says what it is.
+      root: the folder of all files.
+      look: opens a file and says what its parts are: one, unless it holds several episodes.
       read: as `checked` returns it.
-      skip_damaged: read each file to its end, and leave out the damaged ones.
+      skip_damaged: read each file to its end, and leave out the damaged ones, or those of their parts that are.
 
     Returns:
-      The files that have rows, and the damaged ones with what is wrong with each.
+      The files, or their parts, that have rows; and names of the damaged ones with what is wrong with each.
 
     Raises:
       ImportDataError: if a file does not fit, or is damaged and must not be left out, or if all are damaged or empty.
     """
     files: list[SourceFile] = []
-    skipped: dict[Path, str] = {}
-    for path in paths:
+    skipped: dict[str, str] = {}
+
+    def kept(name: str, call: Callable[[], Any]) -> Any:
+        """What a call returns; None where it meets damage that is to be left out."""
         try:
-            file = look(path)
-            if skip_damaged:
-                for _ in read(file, 0):
-                    pass
-            files.append(file)
+            return call()
         except DamagedFileError as error:
             if not skip_damaged:
                 raise
-            skipped[path] = error.reason
+            skipped[name] = error.reason
+
+    for path in paths:
+        for file in kept(str(path.relative_to(root)), lambda path=path: look(path)) or ():
+            if not skip_damaged or kept(file.name(root), lambda file=file: sum(map(len, read(file, 0)))) is not None:
+                files.append(file)
     if skipped and not files:
-        raise ImportDataError(f"All {len(paths)} files are damaged, {paths[0]} for one ({skipped[paths[0]]}).")
+        name, reason = next(iter(skipped.items()))
+        raise ImportDataError(f"All {len(paths)} files are damaged, {root / name} for one ({reason}).")
     if not any(file.rows for file in files):
-        others = f", and neither do the other {len(files) - 1} files" if len(files) > 1 else ""
-        raise ImportDataError(f"{files[0].path} holds no rows{others}: check the path.")
+        others = f", and neither do the other {len(paths) - 1} files" if len(paths) > 1 else ""
+        raise ImportDataError(f"{paths[0]} holds no rows{others}: check the path.")
     return [file for file in files if file.rows], skipped
 
 
@@ -243,7 +274,8 @@ def write_store(
     description: Mapping[str, Any],
     env: str,
     obs_shape: tuple[int, ...],
-    num_actions: int,
+    num_actions: int | None,
+    action_dim: int | None = None,
     split: str,
     done: Done | None,
     progress: Callable[[int, int], None] | None = None,
@@ -258,10 +290,12 @@ def write_store(
       description: what the manifest says of the source besides, such as its "format".
       env: name of the environment.
       obs_shape: shape of a frame.
-      num_actions: actions lie in ``[0, num_actions)``.
+      num_actions: actions lie in ``[0, num_actions)``; None where they are vectors.
+      action_dim: the length of a vector.
       split: what decided the split, in words for the manifest.
       done: what ``done`` marks: the "first" frame of an episode, its "last" one, or "auto" to decide by the frames.
-        None where the source has no marks, and a file is an episode.
+        None where the source has no marks, and a file or part is an episode, unless the importer marks where
+        another begins.
       progress: called with ``(rows done, rows in all)``.
       say: called with the decision of "auto".
       announce: called with the list of files, before the first is read.
@@ -271,16 +305,16 @@ def write_store(
       StoreError: if the store exists or the disk is full.
     """
     announce(source.sentence())
-    meaning, why = (done or "last", "the user said so") if done != "auto" else find_meaning(source)
+    meaning, why = (done or "first", "the user said so") if done != "auto" else find_meaning(source)
     if done == "auto":
         say(f"done marks the {meaning} frame of an episode: {why}.")
     splits = [file.split or "undivided" for file in source.files]
-    skipped = {str(path.relative_to(source.root)): reason for path, reason in source.skipped.items()}
     with StoreWriter(
         out,
         env=env,
         obs_shape=obs_shape,
         num_actions=num_actions,
+        action_dim=action_dim,
         env_params={"levels": "unknown", "split": split},
         policy={
             "kind": "imported",
@@ -288,7 +322,7 @@ def write_store(
             "digest": source.digest(),
             **({"done": meaning, "done_because": why} if done else {}),
             **description,
-            **({"skipped_as_damaged": skipped} if skipped else {}),
+            **({"skipped_as_damaged": dict(source.skipped)} if source.skipped else {}),
         },
         resumable=True,
     ) as writer:
@@ -304,7 +338,7 @@ def write_episodes(
     """Cuts a source into episodes and appends them, from where an interrupted import stopped.
 
     No episode crosses from one file to the next: whether files follow each other in time is not known, so what runs
-    on at the end of a file is marked as cut.
+    on at the end of a file is marked as cut, unless the file says how it ends.
 
     Args:
       writer: a resumable writer, entered.
@@ -345,7 +379,7 @@ def write_episodes(
             if progress:
                 progress(before + row)
         if running:
-            end("cut", row - 1)
+            end(file.ending, row - 1)
         before += file.rows
         if number + 1 < len(source.files) and writer.num_frames - saved >= CHECKPOINT_FRAMES // 4:
             writer.checkpoint([number + 1, 0])

@@ -26,8 +26,9 @@ from lamjax.data.importers.common import (
     write_store,
 )
 from lamjax.data.importers.errors import DamagedFileError, ImportDataError, RowError
-from lamjax.data.importers.files import find_files, split_of_name
+from lamjax.data.importers.files import find_files
 from lamjax.data.importers.frames import empty, plain, read_frames, refuse_nulls
+from lamjax.data.importers.splits import split_by_name
 
 _BUFFER = 2**20  # bytes that are read of a column at once; by default Arrow keeps the whole file in memory
 
@@ -92,7 +93,7 @@ def _find(path: Path) -> tuple[list[Path], list[Path], Path]:
     return paths, hidden, path
 
 
-def _describe(path: Path, root: Path, columns: Columns, shape: tuple[int, int, int]) -> SourceFile:
+def _describe(path: Path, columns: Columns, shape: tuple[int, int, int]) -> SourceFile:
     """A file by its schema; raises an ImportDataError if that does not fit."""
     with _open(path) as file:
         names, present = file.schema_arrow.names, _present(file, columns)
@@ -111,7 +112,7 @@ def _describe(path: Path, root: Path, columns: Columns, shape: tuple[int, int, i
             _rows({name: empty(schema.field(name).type) for name in present.values()}, columns, shape)
         except RowError as error:
             raise ImportDataError(f"{path} does not fit: {error}.") from None
-        return SourceFile(path, file.metadata.num_rows, split_of_name(path, root))
+        return SourceFile(path, file.metadata.num_rows, None)
 
 
 def _present(file: Any, columns: Columns) -> dict[str, str]:
@@ -214,10 +215,8 @@ def import_parquet(
         raise ImportDataError(f"{error}: change --shape or --num-actions.") from None
     paths, hidden, root = _find(path)
     read = checked(_reader(columns, shape), names, num_actions)
-    files, skipped = describe(paths, lambda each: _describe(each, root, columns, shape), read, skip_damaged)
-    if any(file.split for file in files) and not all(file.split for file in files):
-        odd = next(file.path for file in files if file.split is None)
-        raise ImportDataError(f"{odd} belongs neither to train nor to test by its name, as others do: rename it.")
+    files, skipped = describe(paths, root, lambda each: [_describe(each, columns, shape)], read, skip_damaged)
+    files = split_by_name(files, root) or files
     split = "the names of the files" if files[0].split else "a hash of the episode's number"
     write_store(
         out,

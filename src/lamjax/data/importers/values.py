@@ -31,6 +31,26 @@ def as_actions(values: np.ndarray, column: str, num_actions: int) -> np.ndarray:
     return values.astype(np.int32)
 
 
+def as_vectors(values: np.ndarray, column: str, action_dim: int) -> np.ndarray:
+    """Actions as float32 ``[R, A]``; raises a `RowError` at the first that is not of A finite numbers of that type.
+
+    Args:
+      values: numbers ``[R, A]``.
+      column: what the source calls them.
+      action_dim: A.
+    """
+    if values.shape[1:] != (action_dim,):
+        raise RowError(0, f"column {column!r} has actions of shape {list(values.shape[1:])}, not [{action_dim}]")
+    with np.errstate(over="ignore"):
+        actions = values.astype(np.float32)
+    bad = ~np.isfinite(actions)
+    if bad.any():
+        row = int(bad.any(1).argmax())
+        value = values[row][bad[row]][0]
+        raise RowError(row, f"column {column!r} must hold finite float32 numbers, got {value}")
+    return actions
+
+
 def _refuse(bad: np.ndarray, values: np.ndarray, sentence: str) -> None:
     if bad.any():
         raise RowError(bad.argmax(), f"{sentence}, got {values[bad][0]}")

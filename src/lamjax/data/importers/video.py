@@ -5,22 +5,18 @@ begins with ``train`` or ``test`` belong to that split, else a hash of the name 
 held out.
 """
 
-import dataclasses
-import hashlib
 import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 
-from lamjax.data import timestamps
-from lamjax.data.format import split_of_level
-from lamjax.data.importers.clips import PICTURES, VIDEOS, Clip, ClipConfig, look_at, read_frames
+from lamjax.data.importers.clips import PICTURES, VIDEOS, Clip, ClipConfig, as_json, look_at, read_frames
 from lamjax.data.importers.common import Rows, Source, describe, write_store
 from lamjax.data.importers.errors import ImportDataError
-from lamjax.data.importers.files import find_files, split_of_name
+from lamjax.data.importers.files import find_files
+from lamjax.data.importers.splits import split_files
 
-HELD_OUT = 0.1  # of a single clip
 _DEFAULTS = ClipConfig()
 
 
@@ -59,41 +55,14 @@ def find_clips(paths: Sequence[Path]) -> tuple[list[Path], list[Path], Path]:
     return [Path(os.path.abspath(path)) for path in clips], hidden, root
 
 
-def split_clips(clips: Sequence[Clip], root: Path) -> list[Clip]:
-    """Holds out clips, or the end of a single one; each gets its split.
-
-    The hash of a name holds out a tenth of all names, for ever the same ones. If it holds out none of these, it is the
-    clip with the smallest hash.
-    """
-    if any(split_of_name(clip.path, root) for clip in clips):
-        for clip in clips:
-            if split_of_name(clip.path, root) is None:
-                raise ImportDataError(
-                    f"{clip.path} belongs neither to train nor to test by its name, as others do: rename it."
-                )
-        return [dataclasses.replace(clip, split=split_of_name(clip.path, root)) for clip in clips]
-    if len(clips) == 1:
-        return [dataclasses.replace(clips[0], held_out=max(1, round((1 - HELD_OUT) * clips[0].rows)))]
-
-    def number(clip: Clip) -> int:
-        name = os.fsencode(clip.path.relative_to(root).as_posix())
-        return int.from_bytes(hashlib.sha256(name).digest()[:7], "big")
-
-    splits = [split_of_level(number(clip)) for clip in clips]
-    order = sorted(range(len(clips)), key=lambda i: number(clips[i]))
-    if len(set(splits)) == 1:
-        splits[order[0]] = "test" if splits[0] == "train" else "train"
-    return [dataclasses.replace(clip, split=split) for clip, split in zip(clips, splits, strict=True)]
-
-
 def read_rows(clip: Clip, start: int) -> Iterator[Rows]:
     """The frames of a clip from row `start`, with the only action there is and without rewards."""
     row = start
     for frames in read_frames(clip, start):
-        nowhere = np.zeros(len(frames), bool)
-        ends = row + 1 + np.arange(len(frames)) == (clip.held_out or 0)
-        yield Rows(frames, nowhere.astype(np.int32), nowhere.astype(np.float32), ends, ends)
-        row += len(frames)
+        count = len(frames)
+        begins = clip.begins(row, count)
+        yield Rows(frames, np.zeros(count, np.int32), np.zeros(count, np.float32), begins, begins)
+        row += count
 
 
 def import_video(
@@ -130,18 +99,12 @@ def import_video(
     """
     del say
     sources, hidden, root = find_clips(paths)
-    clips, skipped = describe(sources, lambda path: look_at(path, config), read_rows, skip_damaged)
-    clips = split_clips(clips, root)
-    video = {**dataclasses.asdict(config), "size": list(config.shape[:2])}
-    names = [
-        {"file": str(clip.path.relative_to(root)), "seconds": timestamps.as_json(clip.seconds[rows])}
-        for clip in clips
-        for rows in clip.episodes
-    ]
+    clips, skipped = describe(sources, root, lambda path: [look_at(path, config)], read_rows, skip_damaged)
+    clips = split_files(clips, root)
     write_store(
         out,
         Source(root, clips, read_rows, hidden, skipped, "frames"),
-        description={"format": "video", "video": video, "clips": names},
+        description={"format": "video", "video": config.as_json(), "clips": as_json(clips, root)},
         env=env,
         obs_shape=config.shape,
         num_actions=1,
