@@ -68,7 +68,7 @@ class ImportParquet:
       out: the store's folder; by default data/<env>/parquet.
       done: what "done" marks: an episode's first frame, its last, or auto, which looks at the frames and says so.
       shape: height, width and channels of a frame.
-      num_actions: how many actions there are.
+      num_actions: how many actions there are, if they are integers; lists of numbers become vectors.
       columns: what the columns are called.
       skip_damaged: leave out damaged files and say so in the manifest; every file is read twice.
       data: where trajectories lie.

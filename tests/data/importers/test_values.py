@@ -40,15 +40,13 @@ def test_actions():
 
 
 def test_vectors():
-    result = as_vectors(np.array([[0, 0.5], [1, -1]]), "a", 2)
+    result = as_vectors(np.array([[0, 0.5], [1, -1]]), "a")
     assert result.dtype == np.float32 and result.tolist() == [[0, 0.5], [1, -1]]
-    assert as_vectors(np.array([[3]]), "a", 1).dtype == np.float32
+    assert as_vectors(np.array([[3]]), "a").dtype == np.float32
     for bad in (np.nan, np.inf, 1e39):
         with pytest.raises(RowError, match="column 'a' must hold finite float32 numbers, got") as error:
-            as_vectors(np.array([[0, 0], [0, bad], [bad, 0]]), "a", 2)
+            as_vectors(np.array([[0, 0], [0, bad], [bad, 0]]), "a")
         assert error.value.row == 1
-    with pytest.raises(RowError, match=r"column 'a' has actions of shape \[2\], not \[3\]"):
-        as_vectors(np.zeros((4, 2)), "a", 3)
 
 
 def test_a_row_is_counted_from_the_beginning_of_the_file(tmp_path):

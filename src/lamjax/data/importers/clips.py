@@ -115,7 +115,7 @@ def look_at(path: Path, config: ClipConfig) -> Clip:
         places = np.arange(len(_pictures(path)))
         times = places / config.fps if config.fps else np.full(len(places), np.nan)
     else:
-        places, times, has_times = _time_stamps(path)
+        places, times, has_times = time_stamps(path)
         expected = places if has_times else None
         if config.fps and not np.isfinite(times).all():
             raise ImportDataError(f"{path} does not say when its frames are shown: leave out --fps, or convert it.")
@@ -225,8 +225,14 @@ def _reason(error: Exception) -> str:
     return brief(Exception(getattr(error, "strerror", None) or str(error)))
 
 
-def _time_stamps(path: Path) -> tuple[np.ndarray, np.ndarray, bool]:
-    """Places int64 and times float64 ``[F]``, in seconds, of the frames to show, and whether places are times."""
+def time_stamps(path: Path) -> tuple[np.ndarray, np.ndarray, bool]:
+    """Places int64 and times float64 ``[F]``, in seconds, of the frames to show, and whether places are times.
+
+    Raises:
+      ImportError: if PyAV is absent.
+      DamagedFileError: if the file cannot be opened, or ends before it says.
+      ImportDataError: if it holds no video.
+    """
     av = _av()
     with _opened(path) as container:
         stream = container.streams.video[0]

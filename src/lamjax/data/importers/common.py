@@ -8,7 +8,7 @@ Dimension keys: R rows of a block.
 import dataclasses
 import hashlib
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -65,6 +65,7 @@ class SourceFile:
       ending: how the last episode ends if no mark says it (`lamjax.data.format.ENDINGS`).
       held_out: the row at which an episode begins that is held out for tests, where the others are for training;
         None if `split` holds for all rows.
+      bounds: ``[2, A]``, the least and the largest of its actions if they are vectors; None if they are integers.
     """
 
     path: Path
@@ -73,6 +74,7 @@ class SourceFile:
     part: str = dataclasses.field(default="", kw_only=True)
     ending: str = dataclasses.field(default="cut", kw_only=True)
     held_out: int | None = dataclasses.field(default=None, kw_only=True)
+    bounds: np.ndarray | None = dataclasses.field(default=None, kw_only=True)
 
     def name(self, root: Path) -> str:
         """The path from `root`, and which part it is."""
@@ -135,14 +137,13 @@ class Source:
         return f"Importing {files}{episodes}; {'; '.join(parts)}."
 
 
-def checked(read: Reader, names: Mapping[str, str], num_actions: int | None, action_dim: int | None = None) -> Reader:
+def checked(read: Reader, names: Mapping[str, str], num_actions: int) -> Reader:
     """A reader that refuses values that a store cannot keep, by file, row and column, and files that end early.
 
     Args:
       read: reads a file's blocks as they are.
       names: the source's names of a `Rows`' fields.
-      num_actions: actions lie in ``[0, num_actions)``; None where they are vectors.
-      action_dim: the length of a vector.
+      num_actions: actions lie in ``[0, num_actions)``, unless they are vectors.
 
     Returns:
       A reader whose blocks have bool marks, int32 actions or finite float32 vectors, and finite float32 rewards.
@@ -153,8 +154,8 @@ def checked(read: Reader, names: Mapping[str, str], num_actions: int | None, act
         for block in read(file, start):
             try:
                 done, truncated = (as_flags(getattr(block, name), names[name]) for name in ("done", "truncated"))
-                if num_actions is None:
-                    action = as_vectors(block.action, names["action"], action_dim)
+                if block.action.ndim > 1:
+                    action = as_vectors(block.action, names["action"])
                 else:
                     action = as_actions(block.action, names["action"], num_actions)
                 reward = as_rewards(block.reward, names["reward"])
@@ -213,6 +214,34 @@ def describe(
         others = f", and neither do the other {len(paths) - 1} files" if len(paths) > 1 else ""
         raise ImportDataError(f"{paths[0]} holds no rows{others}: check the path.")
     return [file for file in files if file.rows], skipped
+
+
+def bounds_of(blocks: Iterable[np.ndarray]) -> np.ndarray | None:
+    """The least and the largest numbers ``[2, A]`` of blocks of vectors ``[R, A]``; None if there are no rows."""
+    bounds = None
+    for block in blocks:
+        if len(block):
+            seen = [block] if bounds is None else [bounds, block]
+            bounds = np.stack([np.concatenate(seen).min(0), np.concatenate(seen).max(0)])
+    return bounds
+
+
+def action_bounds(files: Sequence[SourceFile]) -> tuple[list[float], list[float]] | None:
+    """The bounds of the actions of all files, A numbers each; None if they are integers.
+
+    Where all actions have the same number, the upper bound is a little larger, as a space of actions needs.
+
+    Raises:
+      ImportDataError: if the actions of some files have other lengths than those of the first, or are integers.
+    """
+    shapes = ["integers" if file.bounds is None else f"vectors of {file.bounds.shape[1]} numbers" for file in files]
+    for file, shape in zip(files, shapes, strict=True):
+        if shape != shapes[0]:
+            raise ImportDataError(f"{file.path} does not fit: its actions are {shape}, and others are {shapes[0]}.")
+    if files[0].bounds is None:
+        return None
+    low, high = bounds_of(file.bounds for file in files).astype(np.float64)
+    return low.tolist(), np.maximum(high, low + 1e-3 * np.maximum(1, np.abs(low))).tolist()
 
 
 def find_meaning(source: Source) -> tuple[Literal["first", "last"], str]:
@@ -274,8 +303,7 @@ def write_store(
     description: Mapping[str, Any],
     env: str,
     obs_shape: tuple[int, ...],
-    num_actions: int | None,
-    action_dim: int | None = None,
+    num_actions: int,
     split: str,
     done: Done | None,
     progress: Callable[[int, int], None] | None = None,
@@ -290,8 +318,7 @@ def write_store(
       description: what the manifest says of the source besides, such as its "format".
       env: name of the environment.
       obs_shape: shape of a frame.
-      num_actions: actions lie in ``[0, num_actions)``; None where they are vectors.
-      action_dim: the length of a vector.
+      num_actions: actions lie in ``[0, num_actions)``, unless they are vectors: those lie in the files' bounds.
       split: what decided the split, in words for the manifest.
       done: what ``done`` marks: the "first" frame of an episode, its "last" one, or "auto" to decide by the frames.
         None where the source has no marks, and a file or part is an episode, unless the importer marks where
@@ -308,13 +335,15 @@ def write_store(
     meaning, why = (done or "first", "the user said so") if done != "auto" else find_meaning(source)
     if done == "auto":
         say(f"done marks the {meaning} frame of an episode: {why}.")
+    bounds = action_bounds(source.files)
     splits = [file.split or "undivided" for file in source.files]
     with StoreWriter(
         out,
         env=env,
         obs_shape=obs_shape,
-        num_actions=num_actions,
-        action_dim=action_dim,
+        num_actions=num_actions if bounds is None else None,
+        action_dim=None if bounds is None else len(bounds[0]),
+        action_bounds=bounds,
         env_params={"levels": "unknown", "split": split},
         policy={
             "kind": "imported",

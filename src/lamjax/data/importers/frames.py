@@ -1,4 +1,4 @@
-"""A column of a Parquet file as frames.
+"""A column of a Parquet file as frames, or as vectors.
 
 A frame is a PNG, alone or in a struct as image columns have it; or numbers in nested lists or a tensor, channels last
 or first; or all its numbers in one list.
@@ -63,7 +63,15 @@ def read_frames(array: Any, name: str, shape: Shape) -> np.ndarray:
         return _pictures(array, name, shape)
     if _is_tensor(array):
         return _tensor(array, name, shape)
-    return _arranged(_numbers(array, name), name, shape)
+    return _arranged(_bytes(array, name), name, shape)
+
+
+def read_vectors(array: Any, name: str) -> np.ndarray:
+    """The vectors ``[R, A]`` of an Arrow array of lists, or of numbers (A = 1); raises a `RowError`."""
+    array = plain(array)
+    refuse_nulls(array, name)
+    values = _numbers(array, name, "actions")
+    return values.reshape(len(array), -1) if len(array) else values.reshape(0, 0)
 
 
 def _pictures(array: Any, name: str, shape: Shape) -> np.ndarray:
@@ -83,7 +91,8 @@ def _is_binary(kind: Any) -> bool:
     return pa.types.is_fixed_size_binary(kind) or any(test(kind) for test in tests if test)
 
 
-def _is_list(kind: Any) -> bool:
+def is_list(kind: Any) -> bool:
+    """Whether a type of Arrow arrays is that of lists."""
     import pyarrow as pa
 
     names = ("list", "large_list", "fixed_size_list", "list_view", "large_list_view")
@@ -94,26 +103,38 @@ def _is_tensor(array: Any) -> bool:
     return getattr(array.type, "extension_name", "") == "arrow.fixed_shape_tensor"
 
 
-def _numbers(array: Any, name: str) -> np.ndarray:
-    """The numbers of nested lists uint8 ``[R, ...]``, whose lists are equally long at each depth."""
+def _bytes(array: Any, name: str) -> np.ndarray:
+    """The numbers of nested lists uint8 ``[R, ...]``."""
+    import pyarrow as pa
+
+    kind = plain(array).type
+    while is_list(kind):
+        kind = kind.value_type
+    if kind != pa.uint8():
+        raise RowError(
+            0, f"column {name!r} holds {kind} instead of bytes in lists, or the bytes of a PNG: save it as uint8"
+        )
+    return _numbers(array, name, "frames")
+
+
+def _numbers(array: Any, name: str, what: str) -> np.ndarray:
+    """The numbers of nested lists ``[R, ...]``, whose lists are equally long at each depth."""
     import pyarrow as pa
     import pyarrow.compute
 
     lengths: list[int] = []
     rows = len(array)
-    while _is_list(array.type):
+    while is_list(array.type):
         refuse_nulls(array, name, math.prod(lengths) or 1)
         each = pyarrow.compute.list_value_length(array).to_numpy(zero_copy_only=False)
         if len(each) and (odd := each != each[0]).any():
-            raise RowError(odd.argmax() // math.prod(lengths), f"column {name!r} has frames of different sizes")
+            raise RowError(odd.argmax() // math.prod(lengths), f"column {name!r} has {what} of different sizes")
         lengths.append(int(each[0]) if len(each) else 0)
         array = plain(array.flatten())
-    if array.type != pa.uint8():
-        raise RowError(
-            0, f"column {name!r} holds {array.type} instead of bytes in lists, or the bytes of a PNG: save it as uint8"
-        )
+    if not (pa.types.is_integer(array.type) or pa.types.is_floating(array.type)):
+        raise RowError(0, f"column {name!r} holds {array.type}, not numbers")
     refuse_nulls(array, name, math.prod(lengths) or 1)
-    return array.to_numpy().reshape(rows, *lengths)
+    return array.to_numpy(zero_copy_only=False).reshape(rows, *lengths)
 
 
 def _tensor(array: Any, name: str, shape: Shape) -> np.ndarray:
@@ -122,7 +143,7 @@ def _tensor(array: Any, name: str, shape: Shape) -> np.ndarray:
     Arrow's specification and pyarrow disagree on which way a permutation of dimensions goes (pyarrow 26 does not read
     what it writes). So it counts in the one way in which the dimensions are those of a frame.
     """
-    frames = _numbers(array.storage, name).reshape(len(array), *array.type.shape)
+    frames = _bytes(array.storage, name).reshape(len(array), *array.type.shape)
     order = array.type.permutation
     if order is None:
         return _arranged(frames, name, shape)

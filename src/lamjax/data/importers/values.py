@@ -31,16 +31,8 @@ def as_actions(values: np.ndarray, column: str, num_actions: int) -> np.ndarray:
     return values.astype(np.int32)
 
 
-def as_vectors(values: np.ndarray, column: str, action_dim: int) -> np.ndarray:
-    """Actions as float32 ``[R, A]``; raises a `RowError` at the first that is not of A finite numbers of that type.
-
-    Args:
-      values: numbers ``[R, A]``.
-      column: what the source calls them.
-      action_dim: A.
-    """
-    if values.shape[1:] != (action_dim,):
-        raise RowError(0, f"column {column!r} has actions of shape {list(values.shape[1:])}, not [{action_dim}]")
+def as_vectors(values: np.ndarray, column: str) -> np.ndarray:
+    """Actions as float32 ``[R, A]``; raises a `RowError` at the first that is not of finite numbers of that type."""
     with np.errstate(over="ignore"):
         actions = values.astype(np.float32)
     bad = ~np.isfinite(actions)
