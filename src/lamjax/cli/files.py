@@ -109,6 +109,32 @@ class ImportVideo:
 
 
 @dataclasses.dataclass(frozen=True)
+class ImportLerobot:
+    """Turns a LeRobot data set (version 2 or 3) into a trajectory store; goes on where it was interrupted.
+
+    Attributes:
+      source: the data set's folder, with meta, data and videos in it.
+      camera: the camera whose video is read, such as top or observation.images.top; by default the only one.
+      action: the feature that holds the actions, which are kept as vectors.
+      env: what the data is called; by default as the folder.
+      out: the store's folder; by default data/<env>/lerobot.
+      config: which frames are kept, in which size.
+      skip_damaged: leave out episodes whose files are damaged or missing and say so in the manifest; every file is
+        read twice.
+      data: where trajectories lie.
+    """
+
+    source: Positional[Path] = tyro.MISSING
+    camera: str | None = None
+    action: str = "action"
+    env: str | None = None
+    out: Path | None = None
+    config: Annotated[ClipConfig, tyro.conf.arg(name="")] = ClipConfig()
+    skip_damaged: bool = False
+    data: Path = DATA
+
+
+@dataclasses.dataclass(frozen=True)
 class ImportTorch:
     """Turns checkpoints of LAPO's PyTorch code into a run folder; reads weights alone and runs nothing that is in them.
 
@@ -193,6 +219,18 @@ def import_video(args: ImportVideo) -> None:
     out = args.out or args.data / env / "video"
     with _importing(out, f"importing {env}", "frame") as tell:
         write_store(args.source, out, env=env, config=args.config, skip_damaged=args.skip_damaged, **tell)
+    print(out)
+
+
+def import_lerobot(args: ImportLerobot) -> None:
+    """`lamjax import-lerobot`."""
+    from lamjax.data.importers.lerobot import import_lerobot as write_store
+
+    env = check_path_name("--env", args.env or _named(args.source).name, nested=True)
+    out = args.out or args.data / env / "lerobot"
+    options = {name: getattr(args, name) for name in ("camera", "action", "config", "skip_damaged")}
+    with _importing(out, f"importing {env}", "frame") as tell:
+        write_store(args.source, out, env=env, **options, **tell)
     print(out)
 
 

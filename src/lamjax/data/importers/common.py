@@ -5,12 +5,13 @@ A source is a list of files in time order, read in blocks of rows. Nothing large
 Dimension keys: R rows of a block.
 """
 
+import collections
 import dataclasses
 import hashlib
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 
@@ -22,6 +23,8 @@ from lamjax.data.writer import StoreWriter
 
 Reader = Callable[["SourceFile", int], Iterator["Rows"]]  # (file, first row) to the blocks from that row on
 Done = Literal["auto", "first", "last"]
+Item = TypeVar("Item")
+File = TypeVar("File", bound="SourceFile")
 
 BLOCK = 256  # rows that are read at once: 3 MB of 64 x 64 pixels
 CHECKPOINT_FRAMES = 65_536  # between checkpoints of an import
@@ -137,13 +140,13 @@ class Source:
         return f"Importing {files}{episodes}; {'; '.join(parts)}."
 
 
-def checked(read: Reader, names: Mapping[str, str], num_actions: int) -> Reader:
+def checked(read: Reader, names: Mapping[str, str], num_actions: int | None) -> Reader:
     """A reader that refuses values that a store cannot keep, by file, row and column, and files that end early.
 
     Args:
       read: reads a file's blocks as they are.
       names: the source's names of a `Rows`' fields.
-      num_actions: actions lie in ``[0, num_actions)``, unless they are vectors.
+      num_actions: actions lie in ``[0, num_actions)``, unless they are vectors; None if all of them must be.
 
     Returns:
       A reader whose blocks have bool marks, int32 actions or finite float32 vectors, and finite float32 rewards.
@@ -154,7 +157,7 @@ def checked(read: Reader, names: Mapping[str, str], num_actions: int) -> Reader:
         for block in read(file, start):
             try:
                 done, truncated = (as_flags(getattr(block, name), names[name]) for name in ("done", "truncated"))
-                if block.action.ndim > 1:
+                if num_actions is None or block.action.ndim > 1:
                     action = as_vectors(block.action, names["action"])
                 else:
                     action = as_actions(block.action, names["action"], num_actions)
@@ -170,20 +173,22 @@ def checked(read: Reader, names: Mapping[str, str], num_actions: int) -> Reader:
 
 
 def describe(
-    paths: Sequence[Path],
+    items: Sequence[Item],
     root: Path,
-    look: Callable[[Path], Sequence[SourceFile]],
+    look: Callable[[Item], Sequence[File]],
     read: Reader,
     skip_damaged: bool,
-) -> tuple[list[SourceFile], dict[str, str]]:
+    name: Callable[[Item], str] | None = None,
+) -> tuple[list[File], dict[str, str]]:
     """Looks at the files of a source before anything is written.
 
     Args:
-      paths: the files in time order.
+      items: what to look at, in time order: paths of files, or whatever `look` and `name` understand.
       root: the folder of all files.
       look: opens a file and says what its parts are: one, unless it holds several episodes.
       read: as `checked` returns it.
       skip_damaged: read each file to its end, and leave out the damaged ones, or those of their parts that are.
+      name: what an item is called; by default its path from `root`.
 
     Returns:
       The files, or their parts, that have rows; and names of the damaged ones with what is wrong with each.
@@ -191,28 +196,34 @@ def describe(
     Raises:
       ImportDataError: if a file does not fit, or is damaged and must not be left out, or if all are damaged or empty.
     """
-    files: list[SourceFile] = []
+    names = [name(item) if name else str(item.relative_to(root)) for item in items]
+    files: list[File] = []
     skipped: dict[str, str] = {}
 
-    def kept(name: str, call: Callable[[], Any]) -> Any:
-        """What a call returns; None where it meets damage that is to be left out."""
-        try:
-            return call()
-        except DamagedFileError as error:
-            if not skip_damaged:
-                raise
-            skipped[name] = error.reason
+    def keep(label: str, path: Path, error: DamagedFileError) -> None:
+        if not skip_damaged:
+            raise error
+        skipped[label] = error.reason if error.path == path else f"{error.path.relative_to(root)}: {error.reason}"
 
-    for path in paths:
-        for file in kept(str(path.relative_to(root)), lambda path=path: look(path)) or ():
-            if not skip_damaged or kept(file.name(root), lambda file=file: sum(map(len, read(file, 0)))) is not None:
-                files.append(file)
+    for item, label in zip(items, names, strict=True):
+        try:
+            parts = look(item)
+        except DamagedFileError as error:
+            keep(label, root / label, error)
+            continue
+        for part in parts:
+            try:
+                if skip_damaged:
+                    collections.deque(read(part, 0), maxlen=0)
+                files.append(part)
+            except DamagedFileError as error:
+                keep(part.name(root), part.path, error)
     if skipped and not files:
-        name, reason = next(iter(skipped.items()))
-        raise ImportDataError(f"All {len(paths)} files are damaged, {root / name} for one ({reason}).")
+        first = next(iter(skipped))
+        raise ImportDataError(f"All {len(items)} files are damaged, {root / first} for one ({skipped[first]}).")
     if not any(file.rows for file in files):
-        others = f", and neither do the other {len(paths) - 1} files" if len(paths) > 1 else ""
-        raise ImportDataError(f"{paths[0]} holds no rows{others}: check the path.")
+        others = f", and neither do the other {len(items) - 1} files" if len(items) > 1 else ""
+        raise ImportDataError(f"{root / names[0]} holds no rows{others}: check the path.")
     return [file for file in files if file.rows], skipped
 
 
@@ -303,7 +314,7 @@ def write_store(
     description: Mapping[str, Any],
     env: str,
     obs_shape: tuple[int, ...],
-    num_actions: int,
+    num_actions: int | None,
     split: str,
     done: Done | None,
     progress: Callable[[int, int], None] | None = None,
@@ -318,7 +329,8 @@ def write_store(
       description: what the manifest says of the source besides, such as its "format".
       env: name of the environment.
       obs_shape: shape of a frame.
-      num_actions: actions lie in ``[0, num_actions)``, unless they are vectors: those lie in the files' bounds.
+      num_actions: actions lie in ``[0, num_actions)``, unless they are vectors: those lie in the files' bounds. None if
+        all of them must be.
       split: what decided the split, in words for the manifest.
       done: what ``done`` marks: the "first" frame of an episode, its "last" one, or "auto" to decide by the frames.
         None where the source has no marks, and a file or part is an episode, unless the importer marks where

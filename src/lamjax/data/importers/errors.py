@@ -11,12 +11,13 @@ class DamagedFileError(ImportDataError):
     """Raised where a file is not what was written, such as one that was cut short: ``--skip-damaged`` leaves it out.
 
     Attributes:
-      reason: what is wrong with the file.
+      path: the file.
+      reason: what is wrong with it.
     """
 
     def __init__(self, path: Path, reason: str):
         """Makes the sentence of a file and a reason."""
-        self.reason = reason
+        self.path, self.reason = path, reason
         super().__init__(f"{path} is damaged ({reason}): copy it again, or leave it out with --skip-damaged.")
 
 

@@ -205,7 +205,7 @@ def _rows(arrays: Mapping[str, Any], columns: Columns, shape: tuple[int, int, in
 
 
 def vectors_of(path: Path, name: str) -> Iterator[np.ndarray]:
-    """A column of lists as blocks float32 ``[R, A]``; raises an `ImportDataError` that names a row that does not fit."""
+    """A column of lists as blocks float32 ``[R, A]``; an `ImportDataError` names a row that does not fit."""
     for first, batch in read_batches(path, [name]):
         try:
             yield as_vectors(read_vectors(batch.column(name), name), name)

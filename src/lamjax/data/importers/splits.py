@@ -5,16 +5,13 @@ import hashlib
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TypeVar
 
 from lamjax.data.format import split_of_level
-from lamjax.data.importers.common import SourceFile
+from lamjax.data.importers.common import File
 from lamjax.data.importers.errors import ImportDataError
 from lamjax.data.importers.files import split_of_name
 
 HELD_OUT = 0.1  # of a single file
-
-File = TypeVar("File", bound=SourceFile)
 
 
 def split_files(files: Sequence[File], root: Path) -> list[File]:
