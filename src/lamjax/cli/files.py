@@ -135,6 +135,33 @@ class ImportLerobot:
 
 
 @dataclasses.dataclass(frozen=True)
+class ImportHdf5:
+    """Turns HDF5 files of LAOM, robomimic or Minari into a trajectory store; goes on where it was interrupted.
+
+    Attributes:
+      source: a file, or a folder with some in it, such as a data set of Minari. Names that begin with train or test
+        say the split, and so do robomimic's masks. Links are followed; files and folders whose names begin with a dot
+        or an underscore are left out.
+      camera: which observation holds the frames, such as agentview_image; by default the only one with pictures.
+      stride: keeps every so many frames.
+      size: height and width to which frames are scaled, or one number for both; by default they stay as they are.
+      env: what the data is called; by default as the folder or file.
+      out: the store's folder; by default data/<env>/hdf5.
+      skip_damaged: leave out damaged files and episodes and say so in the manifest; every file is read twice.
+      data: where trajectories lie.
+    """
+
+    source: Positional[Path] = tyro.MISSING
+    camera: str | None = None
+    stride: int = 1
+    size: tuple[int, ...] = ()
+    env: str | None = None
+    out: Path | None = None
+    skip_damaged: bool = False
+    data: Path = DATA
+
+
+@dataclasses.dataclass(frozen=True)
 class ImportTorch:
     """Turns checkpoints of LAPO's PyTorch code into a run folder; reads weights alone and runs nothing that is in them.
 
@@ -229,6 +256,19 @@ def import_lerobot(args: ImportLerobot) -> None:
     env = check_path_name("--env", args.env or _named(args.source).name, nested=True)
     out = args.out or args.data / env / "lerobot"
     options = {name: getattr(args, name) for name in ("camera", "action", "config", "skip_damaged")}
+    with _importing(out, f"importing {env}", "frame") as tell:
+        write_store(args.source, out, env=env, **options, **tell)
+    print(out)
+
+
+def import_hdf5(args: ImportHdf5) -> None:
+    """`lamjax import-hdf5`."""
+    from lamjax.data.importers.hdf5 import import_hdf5 as write_store
+
+    source = _named(args.source)
+    env = check_path_name("--env", args.env or (source.name if source.is_dir() else source.stem), nested=True)
+    out = args.out or args.data / env / "hdf5"
+    options = {name: getattr(args, name) for name in ("camera", "stride", "size", "skip_damaged")}
     with _importing(out, f"importing {env}", "frame") as tell:
         write_store(args.source, out, env=env, **options, **tell)
     print(out)

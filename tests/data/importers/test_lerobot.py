@@ -12,7 +12,7 @@ from lamjax.data import timestamps
 from lamjax.data.importers import common
 from lamjax.data.importers.clips import ClipConfig
 from lamjax.data.importers.errors import ImportDataError
-from lamjax.data.importers.lerobot import import_lerobot, summed
+from lamjax.data.importers.lerobot import import_lerobot
 from tests.data.importers.lerobot_sets import CAMERAS, FPS, write_lerobot
 
 LENGTHS = (12, 20, 15, 9)
@@ -83,13 +83,6 @@ def test_with_a_stride_rewards_are_added_up(source, tmp_path):
     slower = imported(root, tmp_path / "slower", config=ClipConfig(size=(16,), fps=5))
     every_other = np.concatenate([np.arange(end - n, end, 2) for n, end in zip(LENGTHS, ends, strict=True)])
     np.testing.assert_array_equal(slower.observations(), frames[every_other])
-
-
-def test_rewards_between_kept_frames():
-    rewards = np.array([1.0, 2, 4, 8, 16])
-    assert summed(rewards, np.arange(5)).tolist() == rewards.tolist()
-    assert summed(rewards, np.array([0, 2, 4])).tolist() == [3, 12, 16]
-    assert summed(rewards, np.array([0, 0, 3])).tolist() == [0, 7, 24]
 
 
 class StopError(Exception):

@@ -20,7 +20,7 @@ import numpy as np
 from lamjax.archives import brief
 from lamjax.checks import check_fields
 from lamjax.data import timestamps
-from lamjax.data.importers.common import BLOCK, SourceFile
+from lamjax.data.importers.common import SourceFile, block_rows
 from lamjax.data.importers.errors import DamagedFileError, ImportDataError
 from lamjax.data.importers.files import natural
 
@@ -31,7 +31,6 @@ VIDEOS = (
 PICTURES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff")
 CHANNELS = 3
 
-_BLOCK_BYTES = 2**24
 _ROUNDING = 1e-3  # seconds; some files round time stamps to thousandths
 _HIDES_FRAMES = ("vp8", "libvpx")
 _MOST_MISSING = 0.25  # seconds by which a file may end before it says
@@ -109,7 +108,7 @@ def look_at(path: Path, config: ClipConfig) -> Clip:
       DamagedFileError: if the file cannot be opened, or ends before it says.
       ImportDataError: if it holds no video, or has no time stamps by which to choose frames.
     """
-    _av()
+    import_av()
     expected = None
     if path.is_dir():
         places = np.arange(len(_pictures(path)))
@@ -150,7 +149,7 @@ def read_frames(clip: Clip, start: int = 0) -> Iterator[np.ndarray]:
       ImportDataError: if the part to keep does not lie in the picture.
     """
     block: list[np.ndarray] = []
-    most = max(1, min(BLOCK, _BLOCK_BYTES // int(np.prod(clip.config.shape))))
+    most = block_rows(clip.config.shape)
     for pixels in _pixels(clip, start):
         block.append(pixels)
         if len(block) == most:
@@ -164,7 +163,7 @@ def _pixels(clip: Clip, start: int) -> Iterator[np.ndarray]:
     """The frames from row `start` one by one; a row's frame is the last one at or before its place."""
     if start >= clip.rows:
         return
-    convert = _converter(clip)
+    convert = converter(clip.config, clip.path)
     row, previous, pixels = start, None, None
     for place, frame in _shown(clip, int(clip.places[start])):
         while row < clip.rows and previous is not None and clip.places[row] < place:
@@ -197,7 +196,8 @@ def _shown(clip: Clip, place: int) -> Iterator[tuple[int, Any]]:
     yield from _decoded(clip, None)
 
 
-def _av() -> Any:
+def import_av() -> Any:
+    """PyAV; raises an ImportError that says how to install it."""
     try:
         import av
     except ImportError:
@@ -207,7 +207,7 @@ def _av() -> Any:
 
 def _opened(path: Path) -> Any:
     """An open container that has a video stream, which decodes in several threads."""
-    av = _av()
+    av = import_av()
     try:
         container = av.open(str(path))
     except (FileNotFoundError, PermissionError, IsADirectoryError):
@@ -233,7 +233,7 @@ def time_stamps(path: Path) -> tuple[np.ndarray, np.ndarray, bool]:
       DamagedFileError: if the file cannot be opened, or ends before it says.
       ImportDataError: if it holds no video.
     """
-    av = _av()
+    av = import_av()
     with _opened(path) as container:
         stream = container.streams.video[0]
         stamps: list[int | None] = []
@@ -265,7 +265,7 @@ def time_stamps(path: Path) -> tuple[np.ndarray, np.ndarray, bool]:
 
 def _decoded(clip: Clip, place: int | None) -> Iterator[tuple[int, Any]]:
     """The frames of a file and their places, from the last key frame before `place` on if the file can be searched."""
-    av = _av()
+    av = import_av()
     count = 0
     with _opened(clip.path) as container:
         stream = container.streams.video[0]
@@ -302,7 +302,7 @@ def _pictures_of(clip: Clip) -> Iterator[tuple[int, Any]]:
     """Each picture of a folder as a frame, and its number."""
     from PIL import Image, ImageOps
 
-    video_frame = _av().VideoFrame
+    video_frame = import_av().VideoFrame
     for number, path in enumerate(_pictures(clip.path)):
         try:
             with Image.open(path) as image:
@@ -318,12 +318,15 @@ def _pictures_of(clip: Clip) -> Iterator[tuple[int, Any]]:
         yield number, video_frame.from_ndarray(np.ascontiguousarray(pixels), "rgba" if mode == "RGBA" else "rgb24")
 
 
-def _converter(clip: Clip) -> Callable[[Any], np.ndarray]:
-    """A function from a decoded frame to pixels uint8 ``[H, W, 3]``; it keeps the filters that it builds."""
+def converter(config: ClipConfig, path: Path) -> Callable[[Any], np.ndarray]:
+    """A function from a frame of PyAV to pixels uint8 ``[H, W, 3]``; it keeps the filters that it builds.
+
+    The function raises an `ImportDataError`, which names the path, if the part to keep does not lie in the picture.
+    """
 
     @functools.lru_cache(4)
     def filters(*form: Any) -> tuple[Any, str]:
-        return _filters(clip, *form)
+        return _filters(config, path, *form)
 
     def convert(frame: Any) -> np.ndarray:
         interlaced, quarters = bool(frame.interlaced_frame), round(frame.rotation / 90) % 4
@@ -342,20 +345,20 @@ _TURNS = {0: (), 1: (("transpose", "cclock"),), 2: (("hflip", ""), ("vflip", "")
 
 
 def _filters(
-    clip: Clip, width: int, height: int, pixel_format: str, interlaced: bool, quarters: int
+    config: ClipConfig, path: Path, width: int, height: int, pixel_format: str, interlaced: bool, quarters: int
 ) -> tuple[Any, str]:
     """A graph that turns, crops and scales frames, and the format of the pixels that it gives, "rgb24" or "rgba"."""
-    av = _av()
+    av = import_av()
     form = av.VideoFormat(pixel_format)
     output = "rgba" if form.has_palette or any(each.is_alpha for each in form.components) else "rgb24"
     upright = (width, height) if quarters % 2 else (height, width)
-    top, left, rows, columns = _part(clip, *upright)
+    top, left, rows, columns = _part(config, path, *upright)
     steps = list(_TURNS[quarters])
     if (rows, columns) != upright:
         steps.append(("crop", f"{columns}:{rows}:{left}:{top}:exact=1"))
     if interlaced and quarters % 2 == 0:
         steps.append(("field", "type=top"))
-    steps.append(("scale", f"{clip.config.shape[1]}:{clip.config.shape[0]}:flags=area+accurate_rnd+full_chroma_int"))
+    steps.append(("scale", f"{config.shape[1]}:{config.shape[0]}:flags=area+accurate_rnd+full_chroma_int"))
     steps.append(("format", f"pix_fmts={output}"))
     graph = av.filter.Graph()
     source = graph.add_buffer(width=width, height=height, format=form, time_base=fractions.Fraction(1, 1))
@@ -364,17 +367,17 @@ def _filters(
     return graph, output
 
 
-def _part(clip: Clip, height: int, width: int) -> tuple[int, int, int, int]:
+def _part(config: ClipConfig, path: Path, height: int, width: int) -> tuple[int, int, int, int]:
     """Top, left, height and width of the part to keep of an upright picture."""
-    if clip.config.square:
+    if config.square:
         side = min(height, width)
         return (height - side) // 2, (width - side) // 2, side, side
-    if not clip.config.crop:
+    if not config.crop:
         return 0, 0, height, width
-    top, left, rows, columns = clip.config.crop
+    top, left, rows, columns = config.crop
     if top + rows > height or left + columns > width:
         raise ImportDataError(
-            f"{clip.path} has pictures of {height} x {width}, and the part to keep ends at row {top + rows} and column "
+            f"{path} has pictures of {height} x {width}, and the part to keep ends at row {top + rows} and column "
             f"{left + columns}: change --crop."
         )
     return top, left, rows, columns

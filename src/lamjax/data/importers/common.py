@@ -9,6 +9,7 @@ import collections
 import dataclasses
 import hashlib
 import os
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -27,6 +28,7 @@ Item = TypeVar("Item")
 File = TypeVar("File", bound="SourceFile")
 
 BLOCK = 256  # rows that are read at once: 3 MB of 64 x 64 pixels
+_BLOCK_BYTES = 2**24
 CHECKPOINT_FRAMES = 65_536  # between checkpoints of an import
 MARKS = 128  # marks that `find_meaning` looks at
 
@@ -138,6 +140,38 @@ class Source:
         files = f"{count} file{'s' * (count != 1)} of {self.root} with {self.rows} {self.unit}"
         episodes = f" in {len(self.files)} episodes" if any(file.part for file in self.files) else ""
         return f"Importing {files}{episodes}; {'; '.join(parts)}."
+
+
+def block_rows(shape: tuple[int, ...]) -> int:
+    """How many frames of a shape are read at once: at most `BLOCK`, and fewer of large ones."""
+    return max(1, min(BLOCK, _BLOCK_BYTES // int(np.prod(shape))))
+
+
+def choose_camera(cameras: Sequence[str], camera: str | None, source: Path) -> str:
+    """The camera that is meant among several.
+
+    Args:
+      cameras: the names of all, at least one.
+      camera: a name, or the last part of one, such as "top" for "observation.images.top"; None if there is but one.
+      source: what has them.
+
+    Raises:
+      ImportDataError: if none or several may be meant; the message lists them.
+    """
+    if camera in cameras:
+        return camera
+    meant = [name for name in cameras if camera is None or re.split(r"[./]", name)[-1] == camera]
+    if len(meant) == 1:
+        return meant[0]
+    if not meant:
+        raise ImportDataError(f"{source} has no camera {camera!r} but {', '.join(cameras)}: name it with --camera.")
+    raise ImportDataError(f"{source} has several cameras: name one with --camera {' | '.join(meant)}.")
+
+
+def summed(rewards: np.ndarray, chosen: np.ndarray) -> np.ndarray:
+    """The sums float64 ``[T]`` of the rewards ``[R]`` from each chosen row until the next, or until the end."""
+    before = np.concatenate([[0.0], np.cumsum(rewards, dtype=np.float64)])
+    return np.diff(before[np.append(chosen, len(rewards))])
 
 
 def checked(read: Reader, names: Mapping[str, str], num_actions: int | None) -> Reader:

@@ -15,10 +15,10 @@ from typing import Any
 import numpy as np
 
 from lamjax.data.importers.clips import Clip, ClipConfig, as_json, read_frames, shown_at, time_stamps
-from lamjax.data.importers.common import Rows, Source, bounds_of, checked, describe, write_store
+from lamjax.data.importers.common import Rows, Source, bounds_of, checked, describe, summed, write_store
 from lamjax.data.importers.errors import DamagedFileError, ImportDataError, RowError
 from lamjax.data.importers.frames import plain, read_vectors, refuse_nulls
-from lamjax.data.importers.lerobot_meta import Info, Planned, check_present, choose_camera, plan, read_info
+from lamjax.data.importers.lerobot_meta import Info, Planned, camera_of, check_present, plan, read_info
 from lamjax.data.importers.parquet import opened, read_batches
 from lamjax.data.importers.splits import split_by_hash
 
@@ -184,12 +184,6 @@ def read_rows(episode: Episode, start: int, action: str, reward: str | None) -> 
         row += len(frames)
 
 
-def summed(rewards: np.ndarray, chosen: np.ndarray) -> np.ndarray:
-    """The sums float64 ``[T]`` of the rewards ``[R]`` from each chosen row until the next, or until the end."""
-    before = np.concatenate([[0.0], np.cumsum(rewards, dtype=np.float64)])
-    return np.diff(before[np.append(chosen, len(rewards))])
-
-
 def import_lerobot(
     folder: Path,
     out: Path,
@@ -229,7 +223,7 @@ def import_lerobot(
     """
     del say
     info = read_info(folder)
-    camera = choose_camera(info, camera)
+    camera = camera_of(info, camera)
     if action not in info.features:
         raise ImportDataError(
             f"{folder} has no feature {action!r} but {', '.join(info.features)}: name it with --action."

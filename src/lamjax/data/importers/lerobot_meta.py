@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from lamjax.archives import brief
+from lamjax.data.importers.common import choose_camera
 from lamjax.data.importers.errors import DamagedFileError, ImportDataError
 from lamjax.data.importers.files import find_files
 from lamjax.data.importers.parquet import opened, read_batches
@@ -111,12 +112,8 @@ def read_info(root: Path) -> Info:
     return Info(root, version, fps, features, splits, content)
 
 
-def choose_camera(info: Info, camera: str | None) -> str:
-    """The feature that holds the frames: the only camera, or the one that is meant.
-
-    Args:
-      info: of the data set.
-      camera: the feature's name or its last part, such as "top" for "observation.images.top"; None if there is but one.
+def camera_of(info: Info, camera: str | None) -> str:
+    """The feature that holds the frames of a camera (`lamjax.data.importers.common.choose_camera`).
 
     Raises:
       ImportDataError: if there is none, or several that may be meant; the message lists them.
@@ -126,14 +123,7 @@ def choose_camera(info: Info, camera: str | None) -> str:
     if not cameras:
         but = f" but pictures in Parquet files ({', '.join(pictures)}), which are not read" if pictures else ""
         raise ImportDataError(f"{info.root} has no videos{but}: check the path.")
-    meant = [name for name in cameras if camera in (None, name) or name.endswith(f".{camera}")]
-    if camera in cameras:
-        return camera
-    if len(meant) == 1:
-        return meant[0]
-    if not meant:
-        raise ImportDataError(f"{info.root} has no camera {camera!r} but {', '.join(cameras)}: name it with --camera.")
-    raise ImportDataError(f"{info.root} has several cameras: name one with --camera {' | '.join(meant)}.")
+    return choose_camera(cameras, camera, info.root)
 
 
 def plan(info: Info, camera: str) -> list[Planned]:
