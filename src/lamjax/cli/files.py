@@ -96,6 +96,8 @@ class ImportVideo:
       env: what the data is called; by default as the first file or folder.
       out: the store's folder; by default data/<env>/video.
       config: which frames are kept, in which size.
+      scenes: an episode also ends where the picture changes by more than so many percent, and by so much more than
+        before; 10 is a good value, 0 keeps files whole.
       skip_damaged: leave out damaged files and say so in the manifest; every file is read twice.
       data: where trajectories lie.
     """
@@ -104,6 +106,7 @@ class ImportVideo:
     env: str | None = None
     out: Path | None = None
     config: Annotated[ClipConfig, tyro.conf.arg(name="")] = ClipConfig()
+    scenes: float = 0.0
     skip_damaged: bool = False
     data: Path = DATA
 
@@ -245,7 +248,8 @@ def import_video(args: ImportVideo) -> None:
     env = check_path_name("--env", args.env or (first.name if first.is_dir() else first.stem), nested=True)
     out = args.out or args.data / env / "video"
     with _importing(out, f"importing {env}", "frame") as tell:
-        write_store(args.source, out, env=env, config=args.config, skip_damaged=args.skip_damaged, **tell)
+        options = {name: getattr(args, name) for name in ("config", "scenes", "skip_damaged")}
+        write_store(args.source, out, env=env, **options, **tell)
     print(out)
 
 

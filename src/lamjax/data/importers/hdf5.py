@@ -155,12 +155,12 @@ def _is_group(item: Any) -> bool:
 
 def _episodes(group: Any) -> dict[str, Any]:
     """The groups in a group that are episodes, by their paths in the file."""
-    found = {}
+    episodes = {}
     for name in group:
         item = group[name]
         if _is_group(item) and "actions" in item and any(each in item for each in _OBSERVATIONS):
-            found[f"{group.name}/{name}".lstrip("/")] = item
-    return found
+            episodes[f"{group.name}/{name}".lstrip("/")] = item
+    return episodes
 
 
 def _masked(file: Any) -> dict[str, str] | None:

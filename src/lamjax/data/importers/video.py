@@ -1,10 +1,11 @@
 """Videos and folders of pictures as a trajectory store without actions.
 
-Each file is an episode, and so is each folder of pictures. Episodes are held out by file: those whose name or folder
-begins with ``train`` or ``test`` belong to that split, else a hash of the name decides. Of a single file the end is
-held out.
+Each file is an episode, and so is each folder of pictures, unless they are cut where the scene changes. Whole files are
+held out: those whose name or folder begins with ``test`` if names say the split, else those that a hash of the name
+chooses. Of a single file the end is held out.
 """
 
+import functools
 import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -15,6 +16,7 @@ from lamjax.data.importers.clips import PICTURES, VIDEOS, Clip, ClipConfig, as_j
 from lamjax.data.importers.common import Rows, Source, describe, write_store
 from lamjax.data.importers.errors import ImportDataError
 from lamjax.data.importers.files import find_files
+from lamjax.data.importers.scenes import CONTEXT, scene_finder
 from lamjax.data.importers.splits import split_files
 
 _DEFAULTS = ClipConfig()
@@ -55,13 +57,23 @@ def find_clips(paths: Sequence[Path]) -> tuple[list[Path], list[Path], Path]:
     return [Path(os.path.abspath(path)) for path in clips], hidden, root
 
 
-def read_rows(clip: Clip, start: int) -> Iterator[Rows]:
-    """The frames of a clip from row `start`, with the only action there is and without rewards."""
-    row = start
-    for frames in read_frames(clip, start):
+def read_rows(clip: Clip, start: int, scenes: float = 0.0) -> Iterator[Rows]:
+    """The frames of a clip from row `start`, with the only action there is and without rewards.
+
+    Args:
+      clip: the clip.
+      start: the first row.
+      scenes: marks where a scene begins, by this threshold (`lamjax.data.importers.scenes`); 0 marks none.
+    """
+    find = scene_finder(scenes)
+    row = max(start - CONTEXT, 0) if scenes else start
+    for frames in read_frames(clip, row):
         count = len(frames)
         begins = clip.begins(row, count)
-        yield Rows(frames, np.zeros(count, np.int32), np.zeros(count, np.float32), begins, begins)
+        if scenes:
+            begins |= find(frames)
+        rows = Rows(frames, np.zeros(count, np.int32), np.zeros(count, np.float32), begins, begins)
+        yield rows[max(start - row, 0) :]
         row += count
 
 
@@ -71,6 +83,7 @@ def import_video(
     *,
     env: str,
     config: ClipConfig = _DEFAULTS,
+    scenes: float = 0.0,
     skip_damaged: bool = False,
     progress: Callable[[int, int], None] | None = None,
     say: Callable[[str], None] = lambda sentence: None,
@@ -87,6 +100,8 @@ def import_video(
       out: folder of the store; it must not exist.
       env: what the data is called, where others have the name of an environment.
       config: which frames, in which size.
+      scenes: an episode ends where the scene changes, by this threshold in percent (`lamjax.data.importers.scenes`); 0
+        keeps files whole.
       skip_damaged: leave out damaged files and say so in the manifest; every file is read twice.
       progress: called with ``(frames done, frames in all)``.
       say: not called; the other importers say how they understand their source.
@@ -99,12 +114,15 @@ def import_video(
     """
     del say
     sources, hidden, root = find_clips(paths)
-    clips, skipped = describe(sources, root, lambda path: [look_at(path, config)], read_rows, skip_damaged)
+    if not 0 <= scenes <= 100:
+        raise ImportDataError(f"--scenes must be a percentage from 0, which keeps files whole, to 100, got {scenes}.")
+    read = functools.partial(read_rows, scenes=scenes)
+    clips, skipped = describe(sources, root, lambda path: [look_at(path, config)], read, skip_damaged)
     clips = split_files(clips, root)
     write_store(
         out,
-        Source(root, clips, read_rows, hidden, skipped, "frames"),
-        description={"format": "video", "video": config.as_json(), "clips": as_json(clips, root)},
+        Source(root, clips, read, hidden, skipped, "frames"),
+        description={"format": "video", "video": config.as_json(), "scenes": scenes, "clips": as_json(clips, root)},
         env=env,
         obs_shape=config.shape,
         num_actions=1,
