@@ -16,6 +16,7 @@ def test_rewards_between_kept_frames():
     assert summed(rewards, np.arange(5)).tolist() == rewards.tolist()
     assert summed(rewards, np.array([0, 2, 4])).tolist() == [3, 12, 16]
     assert summed(rewards, np.array([0, 0, 3])).tolist() == [0, 7, 24]
+    assert np.isfinite(summed(np.array([1, 2, np.inf, 4]), np.arange(4))).tolist() == [True, True, False, False]
 
 
 def test_bounds_hold_all_actions():

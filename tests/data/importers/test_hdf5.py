@@ -223,8 +223,8 @@ def test_what_does_not_fit_is_refused(h5py, tmp_path):
         ({"obs": VECTORS[:9]}, "has no pictures in 0/obs"),
         ({"obs": FRAMES[:8]}, "0 has 9 actions and 8 observations"),
         ({"rewards": np.zeros(8)}, "0 has 9 actions and 8 rewards"),
-        ({"rewards": np.full(9, np.nan)}, "row 0: column 'rewards' must hold finite"),
-        ({"actions": np.where(np.arange(18).reshape(9, 2) == 7, np.inf, 0)}, "row 3: column '/0/actions' must hold"),
+        ({"rewards": np.full(9, np.nan)}, "0, row 0: column 'rewards' must hold finite"),
+        ({"actions": np.where(np.arange(18).reshape(9, 2) == 7, np.inf, 0)}, "0, row 3: column 'actions' must hold"),
         ({"actions": np.full(9, -2)}, "actions must lie in"),
         ({"actions": np.array([b"left"] * 9)}, "0/actions are no integers and no vectors of numbers"),
     ):

@@ -13,7 +13,7 @@ from lamjax.data.importers import common
 from lamjax.data.importers.clips import ClipConfig
 from lamjax.data.importers.errors import ImportDataError
 from lamjax.data.importers.lerobot import import_lerobot
-from tests.data.importers.lerobot_sets import CAMERAS, FPS, write_lerobot
+from tests.data.importers.lerobot_sets import CAMERAS, FPS, write_lerobot, write_table
 
 LENGTHS = (12, 20, 15, 9)
 SMALL = ClipConfig(size=(16,))
@@ -162,6 +162,32 @@ def test_a_video_that_is_shorter_than_its_episode_is_named(tmp_path):
     (videos / "episode_000003.mp4").rename(videos / "episode_000001.mp4")
     with pytest.raises(ImportDataError, match=r"000001\.mp4 is damaged \(episode 1 needs a frame at 0\.900 s"):
         imported(root, tmp_path / "store")
+
+
+@pytest.mark.parametrize("version", ["v2.1", "v3.0"])
+def test_values_that_do_not_fit_are_named(version, tmp_path):
+    root, total = tmp_path / "push", sum(LENGTHS)
+    _, columns = write_lerobot(root, version)
+    path = sorted((root / "data").rglob("*.parquet"))[0]
+    rows = slice(LENGTHS[0] if version == "v2.1" else total - LENGTHS[-1])
+    spoilt = columns["action"].copy()
+    spoilt[5, 2] = np.nan
+    timestamp = columns["timestamp"].copy()
+    timestamp[4] = 0
+    for changes, sentence in (
+        ({"action": spoilt}, "row 5: column 'action' must hold finite float32 numbers, got nan"),
+        ({"next.reward": np.full(total, np.inf)}, "episode 0, row 0: column 'next.reward' must hold finite"),
+        ({"episode_index": columns["episode_index"] + 1}, "it has 0 rows of episode 0 instead of 12"),
+        ({"timestamp": timestamp}, "the time stamps of episode 0 do not ascend"),
+        ({"timestamp": columns["action"]}, "column 'timestamp' has 3 numbers a row, not one"),
+        ({"action": None}, "has no column 'action' but observation.state"),
+    ):
+        table = {name: each[rows] for name, each in (columns | changes).items() if each is not None}
+        write_table(path, table)
+        with pytest.raises(ImportDataError) as error:
+            imported(root, tmp_path / "store")
+        assert sentence in str(error.value)
+        assert str(root) in str(error.value) and not (tmp_path / "store").exists()
 
 
 def test_damaged_descriptions_are_named(own, tmp_path):

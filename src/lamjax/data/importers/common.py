@@ -170,8 +170,9 @@ def choose_camera(cameras: Sequence[str], camera: str | None, source: Path) -> s
 
 def summed(rewards: np.ndarray, chosen: np.ndarray) -> np.ndarray:
     """The sums float64 ``[T]`` of the rewards ``[R]`` from each chosen row until the next, or until the end."""
-    before = np.concatenate([[0.0], np.cumsum(rewards, dtype=np.float64)])
-    return np.diff(before[np.append(chosen, len(rewards))])
+    with np.errstate(invalid="ignore"):  # what is not finite stays so, and `checked` refuses it
+        before = np.concatenate([[0.0], np.cumsum(rewards, dtype=np.float64)])
+        return np.diff(before[np.append(chosen, len(rewards))])
 
 
 def checked(read: Reader, names: Mapping[str, str], num_actions: int | None) -> Reader:
@@ -197,7 +198,7 @@ def checked(read: Reader, names: Mapping[str, str], num_actions: int | None) -> 
                     action = as_actions(block.action, names["action"], num_actions)
                 reward = as_rewards(block.reward, names["reward"])
             except RowError as error:
-                raise error.located(file.path, row) from None
+                raise error.located(file.path, row, file.part) from None
             yield Rows(block.obs, action, reward, done, truncated)
             row += len(block)
         if row != file.rows:

@@ -34,7 +34,7 @@ class RowError(Exception):
         super().__init__(sentence)
         self.row, self.damaged = int(row), damaged
 
-    def located(self, path: Path, first: int) -> ImportDataError:
-        """The error for a block that begins at row `first` of a file."""
-        reason = f"row {first + self.row}: {self}"
+    def located(self, path: Path, first: int, part: str = "") -> ImportDataError:
+        """The error for a block that begins at row `first` of a file, or of a part of it."""
+        reason = f"{part + ', ' if part else ''}row {first + self.row}: {self}"
         return DamagedFileError(path, reason) if self.damaged else ImportDataError(f"{path} does not fit: {reason}.")

@@ -200,7 +200,7 @@ def _look_at_group(
         *((size[0], size[-1], 3) if size else shape, int(actions[:].max(initial=-1)) if integers else -1),
         part=part,
         ending=ending,
-        bounds=None if integers else bounds_of(_vectors(path, actions)),
+        bounds=None if integers else bounds_of(_vectors(path, part, actions)),
     )
 
 
@@ -210,7 +210,7 @@ def _pictures(path: Path, part: str, group: Any) -> dict[str, Any]:
     pictures: dict[str, Any] = {}
 
     def visit(below: str, item: Any) -> None:
-        if isinstance(item, _h5py().Dataset) and item.dtype == np.uint8 and item.ndim in (3, 4) and item.size:
+        if isinstance(item, _h5py().Dataset) and item.dtype == np.uint8 and item.ndim in (3, 4):
             pictures[f"{name}/{below}".rstrip("/")] = item
 
     if _is_group(group[name]):
@@ -222,14 +222,14 @@ def _pictures(path: Path, part: str, group: Any) -> dict[str, Any]:
     return pictures
 
 
-def _vectors(path: Path, actions: Any) -> Iterator[np.ndarray]:
+def _vectors(path: Path, part: str, actions: Any) -> Iterator[np.ndarray]:
     """Actions as blocks float32 ``[R, A]``; one number each makes A = 1."""
     for first in range(0, len(actions), _ACTIONS):
         block = actions[first : first + _ACTIONS]
         try:
-            yield as_vectors(block.reshape(len(block), -1), actions.name)
+            yield as_vectors(block.reshape(len(block), -1), "actions")
         except RowError as error:
-            raise error.located(path, first) from None
+            raise error.located(path, first, part) from None
 
 
 def read_rows(episode: Episode, start: int) -> Iterator[Rows]:

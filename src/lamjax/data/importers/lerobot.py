@@ -21,6 +21,7 @@ from lamjax.data.importers.frames import plain, read_vectors, refuse_nulls
 from lamjax.data.importers.lerobot_meta import Info, Planned, camera_of, check_present, plan, read_info
 from lamjax.data.importers.parquet import opened, read_batches
 from lamjax.data.importers.splits import split_by_hash
+from lamjax.data.importers.values import as_vectors
 
 REWARD, DONE = "next.reward", "next.done"  # which a data set may have
 _DEFAULTS = ClipConfig()
@@ -43,27 +44,19 @@ class Episode(Clip):
     chosen: np.ndarray
 
 
-@dataclasses.dataclass(frozen=True)
-class Numbers:
-    """Rows of a Parquet file of a data set.
-
-    Attributes:
-      first: the number of the first.
-      columns: arrays ``[R]`` by name, or ``[R, A]`` of the action.
-    """
-
-    first: int
-    columns: dict[str, np.ndarray]
-
-
-def read_numbers(path: Path, names: Sequence[str], vectors: Sequence[str] = (), start: int = 0) -> Iterator[Numbers]:
+def read_numbers(
+    path: Path, names: Sequence[str], action: str, start: int = 0
+) -> Iterator[tuple[int, dict[str, np.ndarray]]]:
     """Columns of a Parquet file, in blocks.
 
     Args:
       path: the file.
-      names: columns of a number each, or of lists with one.
-      vectors: columns of lists.
+      names: columns of a number each.
+      action: the column of actions.
       start: the row that the first block holds.
+
+    Returns:
+      The number of each block's first row, and arrays ``[R]`` by name; float32 ``[R, A]`` of the actions.
 
     Raises:
       ImportDataError: if the file is damaged, lacks a column, or holds something else; row and column are named.
@@ -71,19 +64,20 @@ def read_numbers(path: Path, names: Sequence[str], vectors: Sequence[str] = (), 
     check_present(path)
     with opened(path) as file:
         present = file.schema_arrow.names
-    for name in (*names, *vectors):
+    for name in (*names, action):
         if name not in present:
             raise ImportDataError(f"{path} has no column {name!r} but {', '.join(present)}.")
-    for first, batch in read_batches(path, [*names, *vectors], start):
+    for first, batch in read_batches(path, [*names, action], start):
         try:
-            columns = {name: read_vectors(batch.column(name), name) for name in vectors}
-            columns |= {name: _scalars(batch.column(name), name) for name in names}
+            columns = {name: _scalars(batch.column(name), name) for name in names}
+            columns[action] = as_vectors(read_vectors(batch.column(action), action), action)
         except RowError as error:
             raise error.located(path, first) from None
-        yield Numbers(first, columns)
+        yield first, columns
 
 
 def _scalars(array: Any, name: str) -> np.ndarray:
+    """A column of a number a row, or of lists with one, ``[R]``."""
     import pyarrow as pa
 
     array = plain(array)
@@ -147,7 +141,7 @@ class Viewer:
     def _read_rows(self, data: Path) -> dict[str, np.ndarray]:
         """All rows of a data file: whose they are, when, the actions, and marks if there are any."""
         names = ["episode_index", "timestamp", *([DONE] if DONE in self.info.features else [])]
-        blocks = [numbers.columns for numbers in read_numbers(data, names, [self.action])]
+        blocks = [columns for _, columns in read_numbers(data, names, self.action)]
         if not blocks:
             raise DamagedFileError(data, "it holds no rows")
         return {name: np.concatenate([block[name] for block in blocks]) for name in blocks[0]}
@@ -166,14 +160,13 @@ def _span(planned: Planned, owners: np.ndarray) -> slice:
 
 def read_rows(episode: Episode, start: int, action: str, reward: str | None) -> Iterator[Rows]:
     """The frames of an episode from row `start`, with the action at each and the rewards until the next."""
-    span, count = episode.span, episode.span.stop - episode.span.start
-    actions, rewards = [], [np.zeros(count)] if reward is None else []
-    for numbers in read_numbers(episode.data, [reward] if reward else [], [action], span.start):
-        inside = slice(max(span.start - numbers.first, 0), span.stop - numbers.first)
-        actions.append(numbers.columns[action][inside])
-        if reward:
-            rewards.append(numbers.columns[reward][inside])
-        if len(numbers.columns[action]) >= inside.stop:
+    span = episode.span
+    actions, rewards = [], []
+    for first, columns in read_numbers(episode.data, [reward] if reward else [], action, span.start):
+        inside = slice(max(span.start - first, 0), span.stop - first)
+        actions.append(columns[action][inside])
+        rewards.append(columns[reward][inside] if reward else np.zeros(len(actions[-1])))
+        if first + len(columns[action]) >= span.stop:
             break
     action_of, reward_of = np.concatenate(actions)[episode.chosen], summed(np.concatenate(rewards), episode.chosen)
     row = start

@@ -27,14 +27,14 @@ from lamjax.data.importers.parquet import opened, read_batches
 
 INFO = "meta/info.json"
 _PATHS = {
-    2: (
-        "data/chunk-{episode_chunk:03d}/episode_{episode_index:06d}.parquet",
-        "videos/chunk-{episode_chunk:03d}/{video_key}/episode_{episode_index:06d}.mp4",
-    ),
-    3: (
-        "data/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet",
-        "videos/{video_key}/chunk-{chunk_index:03d}/file-{file_index:03d}.mp4",
-    ),
+    2: {
+        "data_path": "data/chunk-{episode_chunk:03d}/episode_{episode_index:06d}.parquet",
+        "video_path": "videos/chunk-{episode_chunk:03d}/{video_key}/episode_{episode_index:06d}.mp4",
+    },
+    3: {
+        "data_path": "data/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet",
+        "video_path": "videos/{video_key}/chunk-{chunk_index:03d}/file-{file_index:03d}.mp4",
+    },
 }
 _HELD_OUT = ("test", "val", "eval")  # how the names of such splits begin
 
@@ -139,20 +139,14 @@ def plan(info: Info, camera: str) -> list[Planned]:
     test = {index for each in held_out for index in _range(info, each)}
     planned = []
     for entry in entries:
-        index, length = int(entry["episode_index"]), int(entry["length"])
+        index = entry["episode_index"]
         chunk = index // max(int(info.content.get("chunks_size") or 1000), 1)
-        of_episode = {"episode_index": index, "episode_chunk": chunk, "video_key": camera}
-        of_data = {"chunk_index": entry.get("data/chunk_index"), "file_index": entry.get("data/file_index")}
-        of_video = {name: entry.get(f"videos/{camera}/{name}") for name in ("chunk_index", "file_index")}
-        data, video = (
-            _path(info, key, default, {**of_episode, **numbers})
-            for key, default, numbers in zip(
-                ("data_path", "video_path"), _PATHS[info.major], (of_data, of_video), strict=True
-            )
-        )
-        begin = float(entry.get(f"videos/{camera}/from_timestamp") or 0.0)
+        numbers = {"episode_index": index, "episode_chunk": chunk, "video_key": camera}
+        data = _path(info, "data_path", numbers | _file_of(entry, "data"))
+        video = _path(info, "video_path", numbers | _file_of(entry, f"videos/{camera}"))
+        begin = entry.get(f"videos/{camera}/from_timestamp", 0.0)
         split = None if not test else "test" if index in test else "train"
-        planned.append(Planned(index, length, data, video, begin, split))
+        planned.append(Planned(index, entry["length"], data, video, begin, split))
     return planned
 
 
@@ -214,8 +208,14 @@ def _rows(info: Info, camera: str) -> Iterator[Mapping[str, Any]]:
                 yield row
 
 
-def _path(info: Info, key: str, default: str, numbers: Mapping[str, Any]) -> Path:
-    pattern = info.content.get(key) or default
+def _file_of(entry: Mapping[str, Any], kind: str) -> dict[str, Any]:
+    """Which file of a kind an episode of version 3 lies in."""
+    return {name: entry.get(f"{kind}/{name}") for name in ("chunk_index", "file_index")}
+
+
+def _path(info: Info, key: str, numbers: Mapping[str, Any]) -> Path:
+    """A path by the pattern that the data set gives."""
+    pattern = info.content.get(key) or _PATHS[info.major][key]
     try:
         path = Path(pattern.format(**numbers))
     except (KeyError, IndexError, ValueError, TypeError, AttributeError) as error:
