@@ -116,8 +116,8 @@ class ImportLerobot:
     """Turns a LeRobot data set (version 2 or 3) into a trajectory store; goes on where it was interrupted.
 
     Attributes:
-      source: the data set's folder, with meta, data and videos in it.
-      camera: the camera whose video is read, such as top or observation.images.top; by default the only one.
+      source: the data set's folder, with meta, data and perhaps videos in it.
+      camera: the camera whose frames are read, such as top or observation.images.top; by default the only one.
       action: the feature that holds the actions, which are kept as vectors.
       env: what the data is called; by default as the folder.
       out: the store's folder; by default data/<env>/lerobot.

@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 
+from tests.data.importers.sources import png
 from tests.data.importers.videos import noise, write_lossless
 
 FPS = 10
@@ -48,19 +49,24 @@ def write_table(path, columns):
     pyarrow.parquet.write_table(pyarrow.table(table), path, row_group_size=16, write_page_checksum=True)
 
 
-def write_lerobot(root, version, lengths=(12, 20, 15, 9), cameras=CAMERAS[:1], rewards=True):
+def write_lerobot(root, version, lengths=(12, 20, 15, 9), cameras=CAMERAS[:1], rewards=True, pictures=False):
     """Writes a data set; returns the frames ``[N, 16, 16, 3]`` of its first camera and the columns of all episodes."""
     columns = numbers(lengths, rewards)
     frames = {camera: noise(sum(lengths), seed=number) for number, camera in enumerate(cameras)}
+    first = frames[cameras[0]]
     shapes = {"action": [3], "observation.state": [2]}
     features = {name: {"dtype": "float32", "shape": shapes.get(name, [1]), "names": None} for name in columns}
     features |= {camera: {"dtype": "video", "shape": [16, 16, 3], "names": None} for camera in cameras}
+    if pictures:  # in the Parquet files, beside the numbers
+        for camera in cameras:
+            features[camera]["dtype"] = "image"
+            columns[camera] = [{"bytes": png(each), "path": "frame.png"} for each in frames.pop(camera)]
     (write_v3 if version.startswith("v3") else write_v2)(root, lengths, columns, frames)
     content = {"codebase_version": version, "robot_type": None, "total_episodes": len(lengths), "chunks_size": 1000}
     content |= {"fps": FPS, "splits": {"train": f"0:{len(lengths)}"}, "features": features} | PATHS[version]
     (root / "meta").mkdir(exist_ok=True)
     (root / "meta" / "info.json").write_text(json.dumps(content))
-    return frames[cameras[0]], columns
+    return first, columns
 
 
 def write_v2(root, lengths, columns, frames):

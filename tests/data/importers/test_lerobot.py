@@ -85,6 +85,27 @@ def test_with_a_stride_rewards_are_added_up(source, tmp_path):
     np.testing.assert_array_equal(slower.observations(), frames[every_other])
 
 
+@pytest.mark.parametrize("version", ["v2.1", "v3.0"])
+def test_pictures_in_the_parquet_files(version, tmp_path):
+    frames, columns = write_lerobot(tmp_path / "push", version, pictures=True)
+    store = imported(tmp_path / "push", tmp_path / "store")
+    np.testing.assert_array_equal(store.observations(), frames)
+    np.testing.assert_array_equal(actions_of(store), columns["action"])
+    assert tuple(store.episodes.length) == LENGTHS
+    every_third = ClipConfig(size=(16,), stride=3)
+    kept = np.concatenate([np.arange(end - n, end, 3) for n, end in zip(LENGTHS, np.cumsum(LENGTHS), strict=True)])
+    strided = imported(tmp_path / "push", tmp_path / "strided", config=every_third)
+    np.testing.assert_array_equal(strided.observations(), frames[kept])
+    path = sorted((tmp_path / "push" / "data").rglob("*.parquet"))[0]
+    rows = slice(LENGTHS[0] if version == "v2.1" else sum(LENGTHS[:3]))
+    whole = [each["bytes"] for each in columns[CAMERAS[0]]]
+    for content, sentence in ((whole[7][:90], "row 7: column .* has a picture that is damaged"), (None, "no picture")):
+        spoilt = [{"bytes": content if row == 7 else each, "path": "frame.png"} for row, each in enumerate(whole)]
+        write_table(path, {name: each[rows] for name, each in (columns | {CAMERAS[0]: spoilt}).items()})
+        with pytest.raises(ImportDataError, match=sentence):
+            imported(tmp_path / "push", tmp_path / "other")
+
+
 class StopError(Exception):
     pass
 
@@ -200,12 +221,10 @@ def test_damaged_descriptions_are_named(own, tmp_path):
 
     info = json.loads((root / "meta" / "info.json").read_text())
     features = {name: each for name, each in info["features"].items() if name not in CAMERAS}
-    pictures = {"observation.image": {"dtype": "image", "shape": [16, 16, 3]}}
     for changes, sentence in (
         ({"codebase_version": "v1.6"}, "is of version v1.6, and versions 2 and 3 are read"),
         ({"fps": None}, "lacks features or fps"),
-        ({"features": features}, "has no videos: check the path"),
-        ({"features": features | pictures}, "pictures in Parquet files (observation.image), which are not read"),
+        ({"features": features}, "has no camera: none of its features is a video or an image"),
         ({"data_path": "data/{nothing}.parquet"}, "is no pattern of a path"),
         ({"video_path": "../videos/{video_key}.mp4"}, "leads out of the data set"),
         ({"features": {n: f for n, f in info["features"].items() if n != "action"}}, "has no feature 'action' but"),

@@ -23,6 +23,7 @@ from lamjax.data import timestamps
 from lamjax.data.importers.common import SourceFile, block_rows
 from lamjax.data.importers.errors import DamagedFileError, ImportDataError
 from lamjax.data.importers.files import natural
+from lamjax.data.importers.pictures import PictureError, read_picture
 
 VIDEOS = (
     *(".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".gif"),
@@ -300,22 +301,17 @@ def _pictures(folder: Path) -> list[Path]:
 
 def _pictures_of(clip: Clip) -> Iterator[tuple[int, Any]]:
     """Each picture of a folder as a frame, and its number."""
-    from PIL import Image, ImageOps
-
-    video_frame = import_av().VideoFrame
     for number, path in enumerate(_pictures(clip.path)):
         try:
-            with Image.open(path) as image:
-                if image.mode.startswith(("I", "F")):
-                    raise ImportDataError(f"{path} has more than 8 bits a channel: save it with 8.")
-                upright = ImageOps.exif_transpose(image)
-                mode = "RGBA" if "A" in upright.getbands() or "transparency" in upright.info else "RGB"
-                pixels = np.asarray(upright.convert(mode))
-        except ImportDataError:
-            raise
-        except Exception as error:  # a damaged picture makes Pillow raise whatever it meets
-            raise DamagedFileError(path, brief(error)) from None
-        yield number, video_frame.from_ndarray(np.ascontiguousarray(pixels), "rgba" if mode == "RGBA" else "rgb24")
+            yield number, frame_of(read_picture(path))
+        except PictureError as error:
+            raise DamagedFileError(path, str(error)) if error.damaged else ImportDataError(f"{path} {error}.") from None
+
+
+def frame_of(pixels: np.ndarray) -> Any:
+    """Pixels uint8 ``[H, W]``, ``[H, W, 3]`` or ``[H, W, 4]`` as a frame of PyAV: grey, RGB, or RGB and alpha."""
+    form = "gray" if pixels.ndim == 2 else {3: "rgb24", 4: "rgba"}[pixels.shape[2]]
+    return import_av().VideoFrame.from_ndarray(np.ascontiguousarray(pixels), form)
 
 
 def converter(config: ClipConfig, path: Path) -> Callable[[Any], np.ndarray]:

@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 
 from lamjax.archives import brief
-from lamjax.data.importers.clips import ClipConfig, converter, import_av
+from lamjax.data.importers.clips import ClipConfig, converter, frame_of
 from lamjax.data.importers.common import (
     Rows,
     Source,
@@ -49,7 +49,7 @@ _HELD_OUT = ("valid", "test")  # masks of robomimic
 _CACHE = 2**26  # bytes: a compressed chunk that does not fit is decompressed for every block of frames
 _ACTIONS = 2**16  # that are read at once
 _LONGEST = 1000  # letters of an attribute that the manifest keeps
-_FORMATS = {1: "gray", 3: "rgb24", 4: "rgba"}  # of frames that are scaled, by their channels
+_CHANNELS = (1, 3, 4)  # of frames that can be scaled
 
 
 @dataclasses.dataclass(frozen=True)
@@ -187,7 +187,7 @@ def _look_at_group(
     if len(frames) not in (count, count + 1):
         raise ImportDataError(f"{path} does not fit: {part} has {count} actions and {len(frames)} observations.")
     shape = (*frames.shape[1:3], frames.shape[3] if frames.ndim == 4 else 1)
-    if size and shape[2] not in _FORMATS:
+    if size and shape[2] not in _CHANNELS:
         raise ImportDataError(f"{path} has frames of {shape[2]} channels, which --size cannot scale: leave it out.")
     integers = actions.ndim == 1 and actions.dtype.kind in "iu"
 
@@ -254,13 +254,11 @@ def read_rows(episode: Episode, start: int) -> Iterator[Rows]:
 
 def _scaler(episode: Episode) -> Callable[[np.ndarray], np.ndarray]:
     """A function that scales frames uint8 ``[R, H, W, C]`` or ``[R, H, W]`` to RGB."""
-    video_frame = import_av().VideoFrame
     convert = converter(ClipConfig(size=episode.size), episode.path)
 
     def scale(block: np.ndarray) -> np.ndarray:
-        form = _FORMATS[block.shape[3] if block.ndim == 4 else 1]
-        frames = block[..., 0] if form == "gray" and block.ndim == 4 else block
-        return np.stack([convert(video_frame.from_ndarray(np.ascontiguousarray(each), form)) for each in frames])
+        frames = block[..., 0] if block.ndim == 4 and block.shape[3] == 1 else block
+        return np.stack([convert(frame_of(each)) for each in frames])
 
     return scale
 

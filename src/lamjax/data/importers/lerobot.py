@@ -1,25 +1,36 @@
-"""LeRobot data sets of versions 2 and 3 as a trajectory store: the video of one camera, and the actions as vectors.
+"""LeRobot data sets of versions 2 and 3 as a trajectory store: the frames of one camera, and the actions as vectors.
 
 Each episode stays one. Its frames are those that the video shows at the time stamps of the data set's rows, so a video
-with another frame rate, or with several episodes in it, is no special case.
+with another frame rate, or with several episodes in it, is no special case. Or they are pictures in the Parquet files.
 
 Dimension keys: T frames of an episode that are kept, A numbers of an action.
 """
 
 import dataclasses
 import functools
+import io
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from lamjax.data.importers.clips import Clip, ClipConfig, as_json, read_frames, shown_at, time_stamps
-from lamjax.data.importers.common import Rows, Source, bounds_of, checked, describe, summed, write_store
+from lamjax.data.importers.clips import (
+    Clip,
+    ClipConfig,
+    as_json,
+    converter,
+    frame_of,
+    read_frames,
+    shown_at,
+    time_stamps,
+)
+from lamjax.data.importers.common import Rows, Source, block_rows, bounds_of, checked, describe, summed, write_store
 from lamjax.data.importers.errors import DamagedFileError, ImportDataError, RowError
 from lamjax.data.importers.frames import plain, read_vectors, refuse_nulls
 from lamjax.data.importers.lerobot_meta import Info, Planned, camera_of, check_present, plan, read_info
 from lamjax.data.importers.parquet import opened, read_batches
+from lamjax.data.importers.pictures import PictureError, read_picture
 from lamjax.data.importers.splits import split_by_hash
 from lamjax.data.importers.values import as_vectors
 
@@ -36,12 +47,15 @@ class Episode(Clip):
       data: the Parquet file with its numbers.
       span: its rows in that file.
       chosen: int64 ``[T]``, ascending, which of these rows are kept.
+      pictures: the column with the frames, if they are pictures in the Parquet file, which is the episode's path then;
+        None if that is a video.
     """
 
     index: int
     data: Path
     span: slice
     chosen: np.ndarray
+    pictures: str | None
 
 
 def read_numbers(
@@ -93,9 +107,9 @@ def _scalars(array: Any, name: str) -> np.ndarray:
 class Viewer:
     """Looks at episodes one after the other; keeps what it read of the last video and the last data file."""
 
-    def __init__(self, info: Info, config: ClipConfig, action: str):
-        """Keeps the data set's description, which frames to keep, and the feature that holds the actions."""
-        self.info, self.config, self.action = info, config, action
+    def __init__(self, info: Info, config: ClipConfig, camera: str, action: str):
+        """Keeps the data set's description, which frames to keep, and the features that hold frames and actions."""
+        self.info, self.config, self.camera, self.action = info, config, camera, action
         self._frames = functools.lru_cache(1)(self._read_frames)
         self._rows = functools.lru_cache(1)(self._read_rows)
 
@@ -106,8 +120,7 @@ class Viewer:
           DamagedFileError: if a file is missing or damaged, or the video ends before the episode does.
           ImportDataError: if a file does not fit.
         """
-        index, video, config = planned.index, planned.video, self.config
-        places, times, middles = self._frames(video)
+        index, config = planned.index, self.config
         rows = self._rows(planned.data)
         span = _span(planned, rows["episode_index"])
         seconds = rows["timestamp"][span].astype(np.float64)
@@ -115,20 +128,27 @@ class Viewer:
             raise DamagedFileError(planned.data, f"the time stamps of episode {index} do not ascend")
         chosen = shown_at(seconds, config.fps) if config.fps else np.arange(planned.length)
         chosen = chosen[:: config.stride]
-        wanted = planned.begin + seconds[chosen]
-        nearest = np.searchsorted(middles, wanted)
-        missing = np.abs(times[nearest] - wanted) > 0.5 / self.info.fps
-        if missing.any():
-            raise DamagedFileError(
-                video, f"episode {index} needs a frame at {wanted[missing][0]:.3f} s, and it has none"
-            )
+        path, places, expected = planned.data, chosen, None
+        if planned.video is not None:
+            path, (places, expected) = planned.video, self._places(planned, seconds[chosen])
         return Episode(
-            *(video, len(chosen), planned.split, config, places[nearest], seconds[chosen], places),
-            *(index, planned.data, span, chosen),
+            *(path, len(chosen), planned.split, config, places, seconds[chosen], expected),
+            *(index, planned.data, span, chosen, None if planned.video else self.camera),
             part=f"episode {index}",
             ending="terminated" if DONE in rows and rows[DONE][span][-1] else "cut",
             bounds=bounds_of([rows[self.action][span]]),
         )
+
+    def _places(self, planned: Planned, seconds: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Where frames lie in a video that are shown so many seconds after the episode begins; and all its places."""
+        places, times, middles = self._frames(planned.video)
+        wanted = planned.begin + seconds
+        nearest = np.searchsorted(middles, wanted)
+        missing = np.abs(times[nearest] - wanted) > 0.5 / self.info.fps
+        if missing.any():
+            reason = f"episode {planned.index} needs a frame at {wanted[missing][0]:.3f} s, and it has none"
+            raise DamagedFileError(planned.video, reason)
+        return places[nearest], places
 
     def _read_frames(self, video: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Places and times ``[F]`` of a video's frames, and the times ``[F - 1]`` in the middle between two."""
@@ -170,11 +190,43 @@ def read_rows(episode: Episode, start: int, action: str, reward: str | None) -> 
             break
     action_of, reward_of = np.concatenate(actions)[episode.chosen], summed(np.concatenate(rewards), episode.chosen)
     row = start
-    for frames in read_frames(episode, start):
+    for frames in read_frames(episode, start) if episode.pictures is None else _read_pictures(episode, start):
         rows = slice(row, row + len(frames))
         begins = episode.begins(row, len(frames))
         yield Rows(frames, action_of[rows], reward_of[rows], begins, begins)
         row += len(frames)
+
+
+def _read_pictures(episode: Episode, start: int) -> Iterator[np.ndarray]:
+    """The frames of an episode that are pictures, from row `start`, in blocks uint8 ``[R, H, W, 3]``."""
+    convert = converter(episode.config, episode.path)
+    rows = episode.span.start + episode.chosen[start:]  # of the Parquet file
+    most = block_rows(episode.config.shape)
+    if not len(rows):
+        return
+    for first, batch in read_batches(episode.data, [episode.pictures], int(rows[0])):
+        inside = rows[(rows >= first) & (rows < first + len(batch))] - first
+        for block in (inside[begin : begin + most] for begin in range(0, len(inside), most)):
+            try:
+                pictures = [_picture(batch.column(episode.pictures), row, episode.pictures) for row in block]
+            except RowError as error:
+                raise error.located(episode.path, first) from None
+            yield np.stack([convert(frame_of(each)) for each in pictures])
+        if first + len(batch) > rows[-1]:
+            return
+
+
+def _picture(array: Any, row: int, name: str) -> np.ndarray:
+    """One picture of an Arrow array of them, each a struct of its bytes and its path, or bytes alone."""
+    value = array[int(row)].as_py()
+    content = value.get("bytes") if isinstance(value, dict) else value
+    if not isinstance(content, bytes):
+        raise RowError(row, f"column {name!r} has no picture, perhaps a path to one: save the file with its pictures")
+    try:
+        return read_picture(io.BytesIO(content))
+    except PictureError as error:
+        sentence = f"has a picture that is damaged ({error})" if error.damaged else str(error)
+        raise RowError(row, f"column {name!r} {sentence}", error.damaged) from None
 
 
 def import_lerobot(
@@ -196,7 +248,7 @@ def import_lerobot(
     and the time stamps of all frames.
 
     Args:
-      folder: the data set, with ``meta``, ``data`` and ``videos`` in it.
+      folder: the data set, with ``meta``, ``data`` and perhaps ``videos`` in it.
       out: folder of the store; it must not exist.
       env: what the data is called, where others have the name of an environment.
       camera: the camera, by its feature's name or the last part of that; None if there is but one.
@@ -224,7 +276,7 @@ def import_lerobot(
     reward = REWARD if REWARD in info.features else None
     names = {"action": action, "reward": REWARD, "done": DONE, "truncated": DONE}
     read = checked(lambda episode, start: read_rows(episode, start, action, reward), names, None)
-    viewer, planned = Viewer(info, config, action), plan(info, camera)
+    viewer, planned = Viewer(info, config, camera, action), plan(info, camera)
     episodes, skipped = describe(
         planned, folder, lambda each: [viewer.look_at(each)], read, skip_damaged, lambda each: f"episode {each.index}"
     )

@@ -1,5 +1,7 @@
 """What a LeRobot data set says of itself: its cameras and features, and where the parts of each episode lie.
 
+A camera's frames lie in videos, or as pictures in the Parquet files.
+
 Version 2 (and 2.1) keeps a file an episode. Version 3 keeps several in one, and says at which second of a video each
 begins:
 
@@ -64,6 +66,10 @@ class Info:
         """2 or 3."""
         return int(self.version[1])
 
+    def is_video(self, camera: str) -> bool:
+        """Whether the frames of a camera lie in video files, and not as pictures in the Parquet files."""
+        return self.features[camera]["dtype"] == "video"
+
 
 @dataclasses.dataclass(frozen=True)
 class Planned:
@@ -73,7 +79,7 @@ class Planned:
       index: its number.
       length: how many frames it has.
       data: the Parquet file with its numbers.
-      video: the video file with its frames.
+      video: the video file with its frames; None if they are pictures in the Parquet file.
       begin: the second of the video at which it begins.
       split: "train" or "test"; None if the data set holds out none.
     """
@@ -81,7 +87,7 @@ class Planned:
     index: int
     length: int
     data: Path
-    video: Path
+    video: Path | None
     begin: float
     split: str | None
 
@@ -118,11 +124,9 @@ def camera_of(info: Info, camera: str | None) -> str:
     Raises:
       ImportDataError: if there is none, or several that may be meant; the message lists them.
     """
-    cameras = [name for name, feature in info.features.items() if feature["dtype"] == "video"]
-    pictures = [name for name, feature in info.features.items() if feature["dtype"] == "image"]
+    cameras = [name for name, feature in info.features.items() if feature["dtype"] in ("video", "image")]
     if not cameras:
-        but = f" but pictures in Parquet files ({', '.join(pictures)}), which are not read" if pictures else ""
-        raise ImportDataError(f"{info.root} has no videos{but}: check the path.")
+        raise ImportDataError(f"{info.root} has no camera: none of its features is a video or an image.")
     return choose_camera(cameras, camera, info.root)
 
 
@@ -143,7 +147,9 @@ def plan(info: Info, camera: str) -> list[Planned]:
         chunk = index // max(int(info.content.get("chunks_size") or 1000), 1)
         numbers = {"episode_index": index, "episode_chunk": chunk, "video_key": camera}
         data = _path(info, "data_path", numbers | _file_of(entry, "data"))
-        video = _path(info, "video_path", numbers | _file_of(entry, f"videos/{camera}"))
+        video = None
+        if info.is_video(camera):
+            video = _path(info, "video_path", numbers | _file_of(entry, f"videos/{camera}"))
         begin = entry.get(f"videos/{camera}/from_timestamp", 0.0)
         split = None if not test else "test" if index in test else "train"
         planned.append(Planned(index, entry["length"], data, video, begin, split))
@@ -195,7 +201,7 @@ def _rows(info: Info, camera: str) -> Iterator[Mapping[str, Any]]:
         raise ImportDataError(f"{folder} holds no .parquet files, so the episodes are not known: download all of it.")
     places = ("chunk_index", "file_index", "from_timestamp")
     names = ["episode_index", "length", "data/chunk_index", "data/file_index"]
-    names += [f"videos/{camera}/{name}" for name in places]
+    names += [f"videos/{camera}/{name}" for name in places if info.is_video(camera)]
     for path in paths:
         with opened(path) as file:
             missing = [name for name in names if name not in file.schema_arrow.names]
