@@ -161,6 +161,15 @@ def test_grey_frames(h5py, tmp_path):
     np.testing.assert_array_equal(scaled.observations()[:9], FRAMES[:9, ..., :1].repeat(3, -1))
 
 
+def test_of_a_single_episode_the_end_is_held_out(h5py, tmp_path):
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        file["0/obs"], file["0/actions"] = FRAMES[:20], VECTORS[:20]
+    store = imported(tmp_path / "a.h5", tmp_path / "store")
+    assert store.episodes.split.tolist() == ["train", "test"] and store.episodes.length.tolist() == [18, 2]
+    np.testing.assert_array_equal(store.observations(), FRAMES[:20])
+    assert timestamps.files_of(store) == ["a.h5 0", "a.h5 0"]
+
+
 class StopError(Exception):
     pass
 

@@ -63,7 +63,7 @@ def read_frames(array: Any, name: str, shape: Shape) -> np.ndarray:
         return _pictures(array, name, shape)
     if _is_tensor(array):
         return _tensor(array, name, shape)
-    return _arranged(_bytes(array, name), name, shape)
+    return _arranged(_numbers(array, name), name, shape)
 
 
 def read_vectors(array: Any, name: str) -> np.ndarray:
@@ -103,22 +103,8 @@ def _is_tensor(array: Any) -> bool:
     return getattr(array.type, "extension_name", "") == "arrow.fixed_shape_tensor"
 
 
-def _bytes(array: Any, name: str) -> np.ndarray:
-    """The numbers of nested lists uint8 ``[R, ...]``."""
-    import pyarrow as pa
-
-    kind = plain(array).type
-    while is_list(kind):
-        kind = kind.value_type
-    if kind != pa.uint8():
-        raise RowError(
-            0, f"column {name!r} holds {kind} instead of bytes in lists, or the bytes of a PNG: save it as uint8"
-        )
-    return _numbers(array, name, "frames")
-
-
-def _numbers(array: Any, name: str, what: str) -> np.ndarray:
-    """The numbers of nested lists ``[R, ...]``, whose lists are equally long at each depth."""
+def _numbers(array: Any, name: str, what: str = "frames") -> np.ndarray:
+    """The numbers of nested lists ``[R, ...]``, whose lists are equally long at each depth; of frames uint8."""
     import pyarrow as pa
     import pyarrow.compute
 
@@ -131,6 +117,10 @@ def _numbers(array: Any, name: str, what: str) -> np.ndarray:
             raise RowError(odd.argmax() // math.prod(lengths), f"column {name!r} has {what} of different sizes")
         lengths.append(int(each[0]) if len(each) else 0)
         array = plain(array.flatten())
+    if what == "frames" and array.type != pa.uint8():
+        raise RowError(
+            0, f"column {name!r} holds {array.type} instead of bytes in lists, or the bytes of a PNG: save it as uint8"
+        )
     if not (pa.types.is_integer(array.type) or pa.types.is_floating(array.type)):
         raise RowError(0, f"column {name!r} holds {array.type}, not numbers")
     refuse_nulls(array, name, math.prod(lengths) or 1)
@@ -143,7 +133,7 @@ def _tensor(array: Any, name: str, shape: Shape) -> np.ndarray:
     Arrow's specification and pyarrow disagree on which way a permutation of dimensions goes (pyarrow 26 does not read
     what it writes). So it counts in the one way in which the dimensions are those of a frame.
     """
-    frames = _bytes(array.storage, name).reshape(len(array), *array.type.shape)
+    frames = _numbers(array.storage, name).reshape(len(array), *array.type.shape)
     order = array.type.permutation
     if order is None:
         return _arranged(frames, name, shape)
