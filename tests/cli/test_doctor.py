@@ -40,6 +40,13 @@ def test_what_cannot_be_read_is_not_judged(tmp_path):
     assert doctor.check_cores(tmp_path / "none").remedy == ""
 
 
+def test_a_missing_library_names_its_extra(monkeypatch):
+    monkeypatch.setattr(doctor.importlib.util, "find_spec", lambda name: None)
+    check = doctor.check_extras()
+    assert check.ok and check.remedy == 'pip install "lamjax[import,video,hdf5]"'
+    assert "h5py missing, which import-hdf5 needs" in check.text
+
+
 def test_the_version(capsys):
     assert main(["--version"]) == 0
     assert capsys.readouterr().out == f"lamjax {lamjax.__version__}\n"

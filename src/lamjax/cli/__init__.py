@@ -32,13 +32,15 @@ VERBS: dict[str, tuple[type, Callable[[Any], None]]] = {
     "import-lapo": (files.ImportLapo, files.import_lapo),
     "import-parquet": (files.ImportParquet, files.import_parquet),
     "import-video": (files.ImportVideo, files.import_video),
+    "import-lerobot": (files.ImportLerobot, files.import_lerobot),
+    "import-hdf5": (files.ImportHdf5, files.import_hdf5),
     "import-torch": (files.ImportTorch, files.import_torch),
     "export-torch": (files.ExportTorch, files.export_torch),
     "experts": (play.Experts, play.list_experts),
     "linear": (linear.Linear, linear.run),
     "doctor": (doctor.Doctor, doctor.doctor),
 }
-WITHOUT_DEVICES = ("experts", "import-lapo", "import-parquet", "import-video")
+WITHOUT_DEVICES = ("experts", "import-lapo", "import-parquet", "import-video", "import-lerobot", "import-hdf5")
 
 
 @dataclasses.dataclass(frozen=True)

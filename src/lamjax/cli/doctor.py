@@ -110,7 +110,11 @@ def check_procgen() -> Check:
 
 def check_extras() -> Check:
     """Libraries that some commands need."""
-    commands = {"pyarrow": ("import-parquet", "import"), "av": ("import-video", "video")}
+    commands = {
+        "pyarrow": ("import-parquet", "import"),
+        "av": ("import-video", "video"),
+        "h5py": ("import-hdf5", "hdf5"),
+    }
     missing = [name for name in commands if importlib.util.find_spec(name) is None]
     if missing:
         text = "; ".join(f"{name} missing, which {commands[name][0]} needs" for name in missing)

@@ -68,7 +68,7 @@ class ImportParquet:
       out: the store's folder; by default data/<env>/parquet.
       done: what "done" marks: an episode's first frame, its last, or auto, which looks at the frames and says so.
       shape: height, width and channels of a frame.
-      num_actions: how many actions there are.
+      num_actions: how many actions there are, if they are integers; lists of numbers become vectors.
       columns: what the columns are called.
       skip_damaged: leave out damaged files and say so in the manifest; every file is read twice.
       data: where trajectories lie.
@@ -96,6 +96,8 @@ class ImportVideo:
       env: what the data is called; by default as the first file or folder.
       out: the store's folder; by default data/<env>/video.
       config: which frames are kept, in which size.
+      scenes: an episode also ends where the picture changes by more than so many percent, and by so much more than
+        before; 10 is a good value, 0 keeps files whole.
       skip_damaged: leave out damaged files and say so in the manifest; every file is read twice.
       data: where trajectories lie.
     """
@@ -104,6 +106,60 @@ class ImportVideo:
     env: str | None = None
     out: Path | None = None
     config: Annotated[ClipConfig, tyro.conf.arg(name="")] = ClipConfig()
+    scenes: float = 0.0
+    skip_damaged: bool = False
+    data: Path = DATA
+
+
+@dataclasses.dataclass(frozen=True)
+class ImportLerobot:
+    """Turns a LeRobot data set (version 2 or 3) into a trajectory store; goes on where it was interrupted.
+
+    Attributes:
+      source: the data set's folder, with meta, data and perhaps videos in it.
+      camera: the camera whose frames are read, such as top or observation.images.top; by default the only one.
+      action: the feature that holds the actions, which are kept as vectors.
+      env: what the data is called; by default as the folder.
+      out: the store's folder; by default data/<env>/lerobot.
+      config: which frames are kept, in which size.
+      skip_damaged: leave out episodes whose files are damaged or missing and say so in the manifest; every file is
+        read twice.
+      data: where trajectories lie.
+    """
+
+    source: Positional[Path] = tyro.MISSING
+    camera: str | None = None
+    action: str = "action"
+    env: str | None = None
+    out: Path | None = None
+    config: Annotated[ClipConfig, tyro.conf.arg(name="")] = ClipConfig()
+    skip_damaged: bool = False
+    data: Path = DATA
+
+
+@dataclasses.dataclass(frozen=True)
+class ImportHdf5:
+    """Turns HDF5 files of LAOM, robomimic or Minari into a trajectory store; goes on where it was interrupted.
+
+    Attributes:
+      source: a file, or a folder with some in it, such as a data set of Minari. Names that begin with train or test
+        say the split, and so do robomimic's masks. Links are followed; files and folders whose names begin with a dot
+        or an underscore are left out.
+      camera: which observation holds the frames, such as agentview_image; by default the only one with pictures.
+      stride: keeps every so many frames.
+      size: height and width to which frames are scaled, or one number for both; by default they stay as they are.
+      env: what the data is called; by default as the folder or file.
+      out: the store's folder; by default data/<env>/hdf5.
+      skip_damaged: leave out damaged files and episodes and say so in the manifest; every file is read twice.
+      data: where trajectories lie.
+    """
+
+    source: Positional[Path] = tyro.MISSING
+    camera: str | None = None
+    stride: int = 1
+    size: tuple[int, ...] = ()
+    env: str | None = None
+    out: Path | None = None
     skip_damaged: bool = False
     data: Path = DATA
 
@@ -192,7 +248,33 @@ def import_video(args: ImportVideo) -> None:
     env = check_path_name("--env", args.env or (first.name if first.is_dir() else first.stem), nested=True)
     out = args.out or args.data / env / "video"
     with _importing(out, f"importing {env}", "frame") as tell:
-        write_store(args.source, out, env=env, config=args.config, skip_damaged=args.skip_damaged, **tell)
+        options = {name: getattr(args, name) for name in ("config", "scenes", "skip_damaged")}
+        write_store(args.source, out, env=env, **options, **tell)
+    print(out)
+
+
+def import_lerobot(args: ImportLerobot) -> None:
+    """`lamjax import-lerobot`."""
+    from lamjax.data.importers.lerobot import import_lerobot as write_store
+
+    env = check_path_name("--env", args.env or _named(args.source).name, nested=True)
+    out = args.out or args.data / env / "lerobot"
+    options = {name: getattr(args, name) for name in ("camera", "action", "config", "skip_damaged")}
+    with _importing(out, f"importing {env}", "frame") as tell:
+        write_store(args.source, out, env=env, **options, **tell)
+    print(out)
+
+
+def import_hdf5(args: ImportHdf5) -> None:
+    """`lamjax import-hdf5`."""
+    from lamjax.data.importers.hdf5 import import_hdf5 as write_store
+
+    source = _named(args.source)
+    env = check_path_name("--env", args.env or (source.name if source.is_dir() else source.stem), nested=True)
+    out = args.out or args.data / env / "hdf5"
+    options = {name: getattr(args, name) for name in ("camera", "stride", "size", "skip_damaged")}
+    with _importing(out, f"importing {env}", "frame") as tell:
+        write_store(args.source, out, env=env, **options, **tell)
     print(out)
 
 

@@ -36,13 +36,23 @@ def from_json(value: Any, count: int) -> np.ndarray:
 
 def seconds_of(store: Store) -> np.ndarray:
     """When each frame of a store is shown in its clip, float64 ``[N]``; NaN where the store does not say it."""
-    lengths = store.episodes.length
-    clips = store.policy.get("clips") or [{}] * len(lengths)
-    parts = [from_json(clip.get("seconds"), int(n)) for clip, n in zip(clips, lengths, strict=True)]
-    return np.concatenate(parts)
+    return np.concatenate([from_json(clip.get("seconds"), count) for clip, count in _clips(store)])
 
 
 def files_of(store: Store) -> list[str]:
     """The source file of each episode; empty strings where the store does not say it."""
-    clips = store.policy.get("clips") or [{}] * len(store.episodes)
-    return [clip.get("file", "") for clip in clips]
+    clips = _clips(store)
+    ends = np.cumsum([count for _, count in clips])
+    return [clips[i][0].get("file", "") for i in np.searchsorted(ends, store.episodes.start, side="right")]
+
+
+def _clips(store: Store) -> list[tuple[dict[str, Any], int]]:
+    """The clips of a store and their numbers of frames.
+
+    A clip may hold several episodes. Older stores do not say how many frames a clip has: there each episode is one.
+    """
+    lengths = store.episodes.length.tolist()
+    clips = store.policy.get("clips") or [{}] * len(lengths)
+    if "frames" in clips[0]:
+        return [(clip, clip["frames"]) for clip in clips]
+    return list(zip(clips, lengths, strict=True))

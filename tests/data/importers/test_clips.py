@@ -114,7 +114,7 @@ def test_a_clip_can_be_read_from_any_row(tmp_path, start):
     np.testing.assert_array_equal(np.concatenate([frames[:0], *rest]), frames[start:])
     halves = dataclasses.replace(clip, held_out=8)
     assert [halves.split_at(row) for row in (0, 7, 8, 11)] == ["train", "train", "test", "test"]
-    assert [len(clip.seconds[rows]) for rows in halves.episodes] == [8, 4]
+    assert [np.flatnonzero(halves.begins(row, 4)).tolist() for row in (0, 4, 5, 8)] == [[], [], [3], [0]]
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ import pytest
 from lamjax import data
 from lamjax.cli import main
 from lamjax.data.importers import common, parquet
+from lamjax.spaces import Box
 from tests.data.importers.sources import SHAPE, episodes, flip, marks, png
 
 
@@ -434,6 +435,41 @@ def test_damaged_files_are_left_out_on_request(pa, tmp_path):
         path.write_bytes(b"PAR1")
     with pytest.raises(common.ImportDataError, match="All 4 files are damaged"):
         run(tmp_path / "data", tmp_path / "other", skip_damaged=True)
+
+
+# Vectors as actions
+
+
+@pytest.mark.parametrize("form", ["list", "fixed", "float16"])
+def test_lists_become_vectors(pa, tmp_path, form):
+    n = sum(LENGTHS)
+    vectors = (np.arange(2 * n).reshape(n, 2) % 64 / 8).astype(np.float16 if form == "float16" else np.float64)
+    fixed = pa.FixedSizeListArray.from_arrays(pa.array(vectors.ravel()), 2)
+    obs, _, _ = write(pa, tmp_path / "a.parquet", action=fixed if form == "fixed" else pa.array(list(vectors)))
+    store = run(tmp_path / "a.parquet", tmp_path / "store", done="last")
+    np.testing.assert_array_equal(store.observations(), obs)
+    assert store.action_space == Box(*(tuple(each.astype(float).tolist()) for each in (vectors.min(0), vectors.max(0))))
+    actions = data.evaluation_actions(store, np.arange(n), length=2)
+    assert actions.dtype == np.float32
+    np.testing.assert_array_equal(actions, vectors)
+
+
+def test_vectors_that_do_not_fit_are_refused_by_file_and_row(pa, tmp_path):
+    n = sum(LENGTHS)
+    vectors = [[0.5, 1.0]] * n
+    write(pa, tmp_path / "data" / "0.parquet", action=pa.array(vectors))
+    for action, sentence in (
+        (pa.array([[0.5]] * n), "its actions are vectors of 1 numbers, and others are vectors of 2 numbers"),
+        (pa.array(np.zeros(n, int)), "its actions are integers, and others are vectors of 2 numbers"),
+        (pa.array([*vectors[:300], [0.5], *vectors[301:]]), "row 300: column 'action' has actions of different sizes"),
+        (pa.array([*vectors[:300], None, *vectors[301:]]), "row 300: column 'action' has rows without a value"),
+        (pa.array([*vectors[:300], [0.5, np.nan], *vectors[301:]]), "row 300: column 'action' must hold finite"),
+        (pa.array([["left", "up"]] * n), "column 'action' holds string, not numbers"),
+    ):
+        write(pa, tmp_path / "data" / "1.parquet", action=action)
+        with pytest.raises(common.ImportDataError) as error:
+            run(tmp_path / "data", tmp_path / "store", done="last")
+        assert str(tmp_path / "data" / "1.parquet") in str(error.value) and sentence in str(error.value)
 
 
 # What may not happen

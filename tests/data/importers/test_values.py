@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from lamjax.data.importers.errors import DamagedFileError, RowError
-from lamjax.data.importers.values import as_actions, as_flags, as_rewards
+from lamjax.data.importers.values import as_actions, as_flags, as_rewards, as_vectors
 
 FLOATS = (np.float32, np.float64)
 
@@ -36,6 +36,16 @@ def test_actions():
     for bad, dtype in ((5, np.int8), (-1, np.int64), (2**63 + 1, np.uint64), (2**32, np.int64)):
         with pytest.raises(RowError, match=rf"column 'a': actions must lie in \[0, 5\), got {bad} to {bad}") as error:
             as_actions(np.array([1, bad, 2], dtype), "a", 5)
+        assert error.value.row == 1
+
+
+def test_vectors():
+    result = as_vectors(np.array([[0, 0.5], [1, -1]]), "a")
+    assert result.dtype == np.float32 and result.tolist() == [[0, 0.5], [1, -1]]
+    assert as_vectors(np.array([[3]]), "a").dtype == np.float32
+    for bad in (np.nan, np.inf, 1e39):
+        with pytest.raises(RowError, match="column 'a' must hold finite float32 numbers, got") as error:
+            as_vectors(np.array([[0, 0], [0, bad], [bad, 0]]), "a")
         assert error.value.row == 1
 
 

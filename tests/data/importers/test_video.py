@@ -8,9 +8,9 @@ from lamjax import data
 from lamjax.cli import main
 from lamjax.data import timestamps
 from lamjax.data.importers import common
-from lamjax.data.importers.clips import ClipConfig
+from lamjax.data.importers.clips import ClipConfig, look_at
 from lamjax.data.importers.errors import ImportDataError
-from lamjax.data.importers.video import import_video
+from lamjax.data.importers.video import import_video, read_rows
 from lamjax.spaces import Discrete
 from tests.data.importers.videos import noise, write_video
 
@@ -96,6 +96,42 @@ def test_a_damaged_file_is_named_or_left_out(tmp_path):
     store = imported(tmp_path / "clips", tmp_path / "store", skip_damaged=True)
     np.testing.assert_array_equal(store.observations(), np.concatenate([clips[0], clips[2]]))
     assert list(store.policy["skipped_as_damaged"]) == ["1.mkv"]
+
+
+def shots(lengths, seed=0):
+    """Frames ``[N, 16, 16, 3]`` of shots that move a little, each of another scene."""
+    rng = np.random.default_rng(seed)
+    scenes = [np.kron(rng.integers(0, 256, (2, 2, 3)), np.ones((8, 8, 1), int)).astype(np.uint8) for _ in lengths]
+    return np.stack([np.roll(scene, t, 1) for scene, n in zip(scenes, lengths, strict=True) for t in range(n)])
+
+
+def test_files_are_cut_where_the_scene_changes(tmp_path):
+    frames = shots([12, 9, 15])
+    write_video(tmp_path / "clips" / "a.mkv", frames)
+    write_video(tmp_path / "clips" / "b.mkv", shots([8], seed=1))
+    whole = imported(tmp_path / "clips", tmp_path / "whole")
+    assert whole.episodes.length.tolist() == [36, 8] and whole.policy["scenes"] == 0
+    store = imported(tmp_path / "clips", tmp_path / "store", scenes=10)
+    np.testing.assert_array_equal(store.observations(), whole.observations())
+    assert store.episodes.length.tolist() == [12, 9, 15, 8]
+    assert store.episodes.ending.tolist() == ["truncated", "truncated", "cut", "cut"] and store.policy["scenes"] == 10
+    assert len(set(store.episodes.split[:3])) == 1  # a file is held out as a whole
+    assert timestamps.files_of(store) == ["a.mkv", "a.mkv", "a.mkv", "b.mkv"]
+    seconds = np.concatenate([np.arange(36) / 10, np.arange(8) / 10])  # from the file's beginning, not the scene's
+    np.testing.assert_allclose(timestamps.seconds_of(store), seconds, atol=1e-3)
+    for scenes in (-1, 101):
+        with pytest.raises(ImportDataError, match="--scenes must be a percentage"):
+            imported(tmp_path / "clips", tmp_path / "other", scenes=scenes)
+
+
+def test_scenes_are_the_same_wherever_reading_begins(tmp_path):
+    write_video(tmp_path / "a.mkv", shots([7, 1, 9, 1, 1, 12]))
+    clip = look_at(tmp_path / "a.mkv", SMALL)
+    whole = np.concatenate([rows.done for rows in read_rows(clip, 0, 10.0)])
+    assert whole.any()
+    for start in range(clip.rows + 1):
+        rest = [rows.done for rows in read_rows(clip, start, 10.0)]
+        np.testing.assert_array_equal(np.concatenate([whole[:0], *rest]), whole[start:])
 
 
 class StopError(Exception):

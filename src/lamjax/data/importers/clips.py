@@ -11,8 +11,7 @@ import contextlib
 import dataclasses
 import fractions
 import functools
-import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +19,11 @@ import numpy as np
 
 from lamjax.archives import brief
 from lamjax.checks import check_fields
-from lamjax.data.importers.common import BLOCK, SourceFile
+from lamjax.data import timestamps
+from lamjax.data.importers.common import SourceFile, block_rows
 from lamjax.data.importers.errors import DamagedFileError, ImportDataError
+from lamjax.data.importers.files import natural
+from lamjax.data.importers.pictures import PictureError, read_picture
 
 VIDEOS = (
     *(".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".gif"),
@@ -30,7 +32,6 @@ VIDEOS = (
 PICTURES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff")
 CHANNELS = 3
 
-_BLOCK_BYTES = 2**24
 _ROUNDING = 1e-3  # seconds; some files round time stamps to thousandths
 _HIDES_FRAMES = ("vp8", "libvpx")
 _MOST_MISSING = 0.25  # seconds by which a file may end before it says
@@ -69,6 +70,10 @@ class ClipConfig:
         """``(H, W, 3)`` of a frame."""
         return self.size[0], self.size[-1], CHANNELS
 
+    def as_json(self) -> dict[str, Any]:
+        """The settings as a store's manifest keeps them."""
+        return {**dataclasses.asdict(self), "size": list(self.shape[:2])}
+
 
 @dataclasses.dataclass(frozen=True)
 class Clip(SourceFile):
@@ -81,25 +86,19 @@ class Clip(SourceFile):
       seconds: float64 ``[T]``, when each frame is shown, from the file's beginning; NaN where that is not known.
       expected: int64 ``[F]``, the places of all frames that the file must show; None where frames are counted, as in a
         file without times.
-      held_out: the row from which on the clip is an episode of its own, held out for tests; None if it is one episode.
     """
 
     config: ClipConfig
     places: np.ndarray
     seconds: np.ndarray
     expected: np.ndarray | None
-    held_out: int | None = None
 
-    def split_at(self, row: int) -> str | None:
-        """The split of the episode that row `row` is in."""
-        if self.held_out is None:
-            return self.split
-        return "test" if row >= self.held_out else "train"
 
-    @property
-    def episodes(self) -> list[slice]:
-        """The rows of each episode."""
-        return [slice(self.rows)] if self.held_out is None else [slice(self.held_out), slice(self.held_out, self.rows)]
+def as_json(clips: Sequence[Clip], root: Path) -> list[dict[str, Any]]:
+    """The file, the number of frames and the time stamps of each clip, as a store's manifest keeps them."""
+    return [
+        {"file": clip.name(root), "frames": clip.rows, "seconds": timestamps.as_json(clip.seconds)} for clip in clips
+    ]
 
 
 def look_at(path: Path, config: ClipConfig) -> Clip:
@@ -110,13 +109,13 @@ def look_at(path: Path, config: ClipConfig) -> Clip:
       DamagedFileError: if the file cannot be opened, or ends before it says.
       ImportDataError: if it holds no video, or has no time stamps by which to choose frames.
     """
-    _av()
+    import_av()
     expected = None
     if path.is_dir():
         places = np.arange(len(_pictures(path)))
         times = places / config.fps if config.fps else np.full(len(places), np.nan)
     else:
-        places, times, has_times = _time_stamps(path)
+        places, times, has_times = time_stamps(path)
         expected = places if has_times else None
         if config.fps and not np.isfinite(times).all():
             raise ImportDataError(f"{path} does not say when its frames are shown: leave out --fps, or convert it.")
@@ -151,7 +150,7 @@ def read_frames(clip: Clip, start: int = 0) -> Iterator[np.ndarray]:
       ImportDataError: if the part to keep does not lie in the picture.
     """
     block: list[np.ndarray] = []
-    most = max(1, min(BLOCK, _BLOCK_BYTES // int(np.prod(clip.config.shape))))
+    most = block_rows(clip.config.shape)
     for pixels in _pixels(clip, start):
         block.append(pixels)
         if len(block) == most:
@@ -165,7 +164,7 @@ def _pixels(clip: Clip, start: int) -> Iterator[np.ndarray]:
     """The frames from row `start` one by one; a row's frame is the last one at or before its place."""
     if start >= clip.rows:
         return
-    convert = _converter(clip)
+    convert = converter(clip.config, clip.path)
     row, previous, pixels = start, None, None
     for place, frame in _shown(clip, int(clip.places[start])):
         while row < clip.rows and previous is not None and clip.places[row] < place:
@@ -198,7 +197,8 @@ def _shown(clip: Clip, place: int) -> Iterator[tuple[int, Any]]:
     yield from _decoded(clip, None)
 
 
-def _av() -> Any:
+def import_av() -> Any:
+    """PyAV; raises an ImportError that says how to install it."""
     try:
         import av
     except ImportError:
@@ -208,7 +208,7 @@ def _av() -> Any:
 
 def _opened(path: Path) -> Any:
     """An open container that has a video stream, which decodes in several threads."""
-    av = _av()
+    av = import_av()
     try:
         container = av.open(str(path))
     except (FileNotFoundError, PermissionError, IsADirectoryError):
@@ -226,9 +226,15 @@ def _reason(error: Exception) -> str:
     return brief(Exception(getattr(error, "strerror", None) or str(error)))
 
 
-def _time_stamps(path: Path) -> tuple[np.ndarray, np.ndarray, bool]:
-    """Places int64 and times float64 ``[F]``, in seconds, of the frames to show, and whether places are times."""
-    av = _av()
+def time_stamps(path: Path) -> tuple[np.ndarray, np.ndarray, bool]:
+    """Places int64 and times float64 ``[F]``, in seconds, of the frames to show, and whether places are times.
+
+    Raises:
+      ImportError: if PyAV is absent.
+      DamagedFileError: if the file cannot be opened, or ends before it says.
+      ImportDataError: if it holds no video.
+    """
+    av = import_av()
     with _opened(path) as container:
         stream = container.streams.video[0]
         stamps: list[int | None] = []
@@ -260,7 +266,7 @@ def _time_stamps(path: Path) -> tuple[np.ndarray, np.ndarray, bool]:
 
 def _decoded(clip: Clip, place: int | None) -> Iterator[tuple[int, Any]]:
     """The frames of a file and their places, from the last key frame before `place` on if the file can be searched."""
-    av = _av()
+    av = import_av()
     count = 0
     with _opened(clip.path) as container:
         stream = container.streams.video[0]
@@ -288,41 +294,35 @@ def _decoded(clip: Clip, place: int | None) -> Iterator[tuple[int, Any]]:
 
 
 def _pictures(folder: Path) -> list[Path]:
-    """The pictures of a folder in the order of their names, numbers in them counted: 2.png before 10.png."""
-
-    def key(path: Path) -> list[tuple[int, str]]:
-        return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", path.name.lower())]
-
+    """The pictures of a folder in the order of their names, numbers in them counted."""
     paths = (path for path in folder.iterdir() if path.suffix.lower() in PICTURES and path.name[0] not in "._")
-    return sorted(paths, key=key)
+    return sorted(paths, key=lambda path: natural(path.name))
 
 
 def _pictures_of(clip: Clip) -> Iterator[tuple[int, Any]]:
     """Each picture of a folder as a frame, and its number."""
-    from PIL import Image, ImageOps
-
-    video_frame = _av().VideoFrame
     for number, path in enumerate(_pictures(clip.path)):
         try:
-            with Image.open(path) as image:
-                if image.mode.startswith(("I", "F")):
-                    raise ImportDataError(f"{path} has more than 8 bits a channel: save it with 8.")
-                upright = ImageOps.exif_transpose(image)
-                mode = "RGBA" if "A" in upright.getbands() or "transparency" in upright.info else "RGB"
-                pixels = np.asarray(upright.convert(mode))
-        except ImportDataError:
-            raise
-        except Exception as error:  # a damaged picture makes Pillow raise whatever it meets
-            raise DamagedFileError(path, brief(error)) from None
-        yield number, video_frame.from_ndarray(np.ascontiguousarray(pixels), "rgba" if mode == "RGBA" else "rgb24")
+            yield number, frame_of(read_picture(path))
+        except PictureError as error:
+            raise DamagedFileError(path, str(error)) if error.damaged else ImportDataError(f"{path} {error}.") from None
 
 
-def _converter(clip: Clip) -> Callable[[Any], np.ndarray]:
-    """A function from a decoded frame to pixels uint8 ``[H, W, 3]``; it keeps the filters that it builds."""
+def frame_of(pixels: np.ndarray) -> Any:
+    """Pixels uint8 ``[H, W]``, ``[H, W, 3]`` or ``[H, W, 4]`` as a frame of PyAV: grey, RGB, or RGB and alpha."""
+    form = "gray" if pixels.ndim == 2 else {3: "rgb24", 4: "rgba"}[pixels.shape[2]]
+    return import_av().VideoFrame.from_ndarray(np.ascontiguousarray(pixels), form)
+
+
+def converter(config: ClipConfig, path: Path) -> Callable[[Any], np.ndarray]:
+    """A function from a frame of PyAV to pixels uint8 ``[H, W, 3]``; it keeps the filters that it builds.
+
+    The function raises an `ImportDataError`, which names the path, if the part to keep does not lie in the picture.
+    """
 
     @functools.lru_cache(4)
     def filters(*form: Any) -> tuple[Any, str]:
-        return _filters(clip, *form)
+        return _filters(config, path, *form)
 
     def convert(frame: Any) -> np.ndarray:
         interlaced, quarters = bool(frame.interlaced_frame), round(frame.rotation / 90) % 4
@@ -341,20 +341,20 @@ _TURNS = {0: (), 1: (("transpose", "cclock"),), 2: (("hflip", ""), ("vflip", "")
 
 
 def _filters(
-    clip: Clip, width: int, height: int, pixel_format: str, interlaced: bool, quarters: int
+    config: ClipConfig, path: Path, width: int, height: int, pixel_format: str, interlaced: bool, quarters: int
 ) -> tuple[Any, str]:
     """A graph that turns, crops and scales frames, and the format of the pixels that it gives, "rgb24" or "rgba"."""
-    av = _av()
+    av = import_av()
     form = av.VideoFormat(pixel_format)
     output = "rgba" if form.has_palette or any(each.is_alpha for each in form.components) else "rgb24"
     upright = (width, height) if quarters % 2 else (height, width)
-    top, left, rows, columns = _part(clip, *upright)
+    top, left, rows, columns = _part(config, path, *upright)
     steps = list(_TURNS[quarters])
     if (rows, columns) != upright:
         steps.append(("crop", f"{columns}:{rows}:{left}:{top}:exact=1"))
     if interlaced and quarters % 2 == 0:
         steps.append(("field", "type=top"))
-    steps.append(("scale", f"{clip.config.shape[1]}:{clip.config.shape[0]}:flags=area+accurate_rnd+full_chroma_int"))
+    steps.append(("scale", f"{config.shape[1]}:{config.shape[0]}:flags=area+accurate_rnd+full_chroma_int"))
     steps.append(("format", f"pix_fmts={output}"))
     graph = av.filter.Graph()
     source = graph.add_buffer(width=width, height=height, format=form, time_base=fractions.Fraction(1, 1))
@@ -363,17 +363,17 @@ def _filters(
     return graph, output
 
 
-def _part(clip: Clip, height: int, width: int) -> tuple[int, int, int, int]:
+def _part(config: ClipConfig, path: Path, height: int, width: int) -> tuple[int, int, int, int]:
     """Top, left, height and width of the part to keep of an upright picture."""
-    if clip.config.square:
+    if config.square:
         side = min(height, width)
         return (height - side) // 2, (width - side) // 2, side, side
-    if not clip.config.crop:
+    if not config.crop:
         return 0, 0, height, width
-    top, left, rows, columns = clip.config.crop
+    top, left, rows, columns = config.crop
     if top + rows > height or left + columns > width:
         raise ImportDataError(
-            f"{clip.path} has pictures of {height} x {width}, and the part to keep ends at row {top + rows} and column "
+            f"{path} has pictures of {height} x {width}, and the part to keep ends at row {top + rows} and column "
             f"{left + columns}: change --crop."
         )
     return top, left, rows, columns

@@ -11,12 +11,13 @@ class DamagedFileError(ImportDataError):
     """Raised where a file is not what was written, such as one that was cut short: ``--skip-damaged`` leaves it out.
 
     Attributes:
-      reason: what is wrong with the file.
+      path: the file.
+      reason: what is wrong with it.
     """
 
     def __init__(self, path: Path, reason: str):
         """Makes the sentence of a file and a reason."""
-        self.reason = reason
+        self.path, self.reason = path, reason
         super().__init__(f"{path} is damaged ({reason}): copy it again, or leave it out with --skip-damaged.")
 
 
@@ -33,7 +34,7 @@ class RowError(Exception):
         super().__init__(sentence)
         self.row, self.damaged = int(row), damaged
 
-    def located(self, path: Path, first: int) -> ImportDataError:
-        """The error for a block that begins at row `first` of a file."""
-        reason = f"row {first + self.row}: {self}"
+    def located(self, path: Path, first: int, part: str = "") -> ImportDataError:
+        """The error for a block that begins at row `first` of a file, or of a part of it."""
+        reason = f"{part + ', ' if part else ''}row {first + self.row}: {self}"
         return DamagedFileError(path, reason) if self.damaged else ImportDataError(f"{path} does not fit: {reason}.")

@@ -76,6 +76,11 @@ def _identity(path: Path) -> tuple[int, int]:
     return stat.st_dev, stat.st_ino
 
 
+def natural(name: str) -> list[tuple[int, str]]:
+    """A key that sorts names by the numbers in them: 2.png before 10.png."""
+    return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", name.lower())]
+
+
 def list_of(paths: list[Path], root: Path, most: int = 100) -> str:
     """Paths below `root` in words: "a.parquet, b.parquet", or the first `most` "and 7 more"."""
     names = [str(path.relative_to(root)) for path in paths]

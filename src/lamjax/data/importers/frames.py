@@ -1,4 +1,4 @@
-"""A column of a Parquet file as frames.
+"""A column of a Parquet file as frames, or as vectors.
 
 A frame is a PNG, alone or in a struct as image columns have it; or numbers in nested lists or a tensor, channels last
 or first; or all its numbers in one list.
@@ -66,6 +66,14 @@ def read_frames(array: Any, name: str, shape: Shape) -> np.ndarray:
     return _arranged(_numbers(array, name), name, shape)
 
 
+def read_vectors(array: Any, name: str) -> np.ndarray:
+    """The vectors ``[R, A]`` of an Arrow array of lists, or of numbers (A = 1); raises a `RowError`."""
+    array = plain(array)
+    refuse_nulls(array, name)
+    values = _numbers(array, name, "actions")
+    return values.reshape(len(array), -1) if len(array) else values.reshape(0, 0)
+
+
 def _pictures(array: Any, name: str, shape: Shape) -> np.ndarray:
     frames = np.empty((len(array), *shape), np.uint8)
     for row, data in enumerate(array):
@@ -83,7 +91,8 @@ def _is_binary(kind: Any) -> bool:
     return pa.types.is_fixed_size_binary(kind) or any(test(kind) for test in tests if test)
 
 
-def _is_list(kind: Any) -> bool:
+def is_list(kind: Any) -> bool:
+    """Whether a type of Arrow arrays is that of lists."""
     import pyarrow as pa
 
     names = ("list", "large_list", "fixed_size_list", "list_view", "large_list_view")
@@ -94,26 +103,28 @@ def _is_tensor(array: Any) -> bool:
     return getattr(array.type, "extension_name", "") == "arrow.fixed_shape_tensor"
 
 
-def _numbers(array: Any, name: str) -> np.ndarray:
-    """The numbers of nested lists uint8 ``[R, ...]``, whose lists are equally long at each depth."""
+def _numbers(array: Any, name: str, what: str = "frames") -> np.ndarray:
+    """The numbers of nested lists ``[R, ...]``, whose lists are equally long at each depth; of frames uint8."""
     import pyarrow as pa
     import pyarrow.compute
 
     lengths: list[int] = []
     rows = len(array)
-    while _is_list(array.type):
+    while is_list(array.type):
         refuse_nulls(array, name, math.prod(lengths) or 1)
         each = pyarrow.compute.list_value_length(array).to_numpy(zero_copy_only=False)
         if len(each) and (odd := each != each[0]).any():
-            raise RowError(odd.argmax() // math.prod(lengths), f"column {name!r} has frames of different sizes")
+            raise RowError(odd.argmax() // math.prod(lengths), f"column {name!r} has {what} of different sizes")
         lengths.append(int(each[0]) if len(each) else 0)
         array = plain(array.flatten())
-    if array.type != pa.uint8():
+    if what == "frames" and array.type != pa.uint8():
         raise RowError(
             0, f"column {name!r} holds {array.type} instead of bytes in lists, or the bytes of a PNG: save it as uint8"
         )
+    if not (pa.types.is_integer(array.type) or pa.types.is_floating(array.type)):
+        raise RowError(0, f"column {name!r} holds {array.type}, not numbers")
     refuse_nulls(array, name, math.prod(lengths) or 1)
-    return array.to_numpy().reshape(rows, *lengths)
+    return array.to_numpy(zero_copy_only=False).reshape(rows, *lengths)
 
 
 def _tensor(array: Any, name: str, shape: Shape) -> np.ndarray:

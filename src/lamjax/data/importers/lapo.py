@@ -145,11 +145,11 @@ def import_lapo(
     read = checked(_read, _NAMES, NUM_ACTIONS)
     shapes: dict[Path, tuple[int, ...]] = {}
 
-    def look(path: Path) -> SourceFile:
+    def look(path: Path) -> list[SourceFile]:
         file, shapes[path] = _describe(path)
-        return file
+        return [file]
 
-    files, skipped = describe(paths, look, read, skip_damaged)
+    files, skipped = describe(paths, folder, look, read, skip_damaged)
     obs_shape = shapes[files[0].path]
     for file in files:
         if (shape := shapes[file.path]) != obs_shape:

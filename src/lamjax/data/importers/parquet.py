@@ -6,7 +6,7 @@ perhaps ``truncated``. Files lie in a folder, in the order of their names; those
 """
 
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +21,16 @@ from lamjax.data.importers.common import (
     Rows,
     Source,
     SourceFile,
+    bounds_of,
     checked,
     describe,
     write_store,
 )
 from lamjax.data.importers.errors import DamagedFileError, ImportDataError, RowError
-from lamjax.data.importers.files import find_files, split_of_name
-from lamjax.data.importers.frames import empty, plain, read_frames, refuse_nulls
+from lamjax.data.importers.files import find_files
+from lamjax.data.importers.frames import empty, is_list, plain, read_frames, read_vectors, refuse_nulls
+from lamjax.data.importers.splits import split_by_name
+from lamjax.data.importers.values import as_vectors
 
 _BUFFER = 2**20  # bytes that are read of a column at once; by default Arrow keeps the whole file in memory
 
@@ -38,7 +41,7 @@ class Columns:
 
     Attributes:
       observation: the frames.
-      action: the action taken at each, an integer.
+      action: the action taken at each, an integer, or a list of numbers.
       reward: the reward of that action.
       done: marks where an episode begins or ends.
       truncated: the same where a time limit ended it; may be absent.
@@ -59,7 +62,14 @@ def _parquet() -> Any:
     return pyarrow.parquet
 
 
-def _open(path: Path) -> Any:
+def opened(path: Path) -> Any:
+    """An open Parquet file, to be closed by a with statement.
+
+    Raises:
+      ImportError: if pyarrow is absent.
+      ImportDataError: if the file is damaged or cannot be read.
+      OSError: if there is no such file.
+    """
     parquet = _parquet()
     try:
         return parquet.ParquetFile(path, pre_buffer=False, buffer_size=_BUFFER, page_checksum_verification=True)
@@ -92,9 +102,9 @@ def _find(path: Path) -> tuple[list[Path], list[Path], Path]:
     return paths, hidden, path
 
 
-def _describe(path: Path, root: Path, columns: Columns, shape: tuple[int, int, int]) -> SourceFile:
-    """A file by its schema; raises an ImportDataError if that does not fit."""
-    with _open(path) as file:
+def _describe(path: Path, columns: Columns, shape: tuple[int, int, int]) -> SourceFile:
+    """A file by its schema, and the bounds of its actions; raises an ImportDataError if it does not fit."""
+    with opened(path) as file:
         names, present = file.schema_arrow.names, _present(file, columns)
         for field, name in present.items():
             if name not in names:
@@ -111,7 +121,8 @@ def _describe(path: Path, root: Path, columns: Columns, shape: tuple[int, int, i
             _rows({name: empty(schema.field(name).type) for name in present.values()}, columns, shape)
         except RowError as error:
             raise ImportDataError(f"{path} does not fit: {error}.") from None
-        return SourceFile(path, file.metadata.num_rows, split_of_name(path, root))
+        bounds = bounds_of(vectors_of(path, columns.action)) if is_list(schema.field(columns.action).type) else None
+        return SourceFile(path, file.metadata.num_rows, None, bounds=bounds)
 
 
 def _present(file: Any, columns: Columns) -> dict[str, str]:
@@ -126,27 +137,50 @@ def _reader(columns: Columns, shape: tuple[int, int, int]) -> Reader:
     """A reader of files with these columns."""
 
     def read(source: SourceFile, start: int) -> Iterator[Rows]:
-        with _open(source.path) as file:
-            counts = np.array([file.metadata.row_group(i).num_rows for i in range(file.metadata.num_row_groups)], int)
-            ends = np.cumsum(counts)
-            group = int(np.searchsorted(ends, start, side="right"))  # the row group that holds row `start`
-            if group == len(counts):
-                return
-            first = int(ends[group] - counts[group])  # the row at which the next block begins
-            groups = list(range(group, len(counts)))
+        with opened(source.path) as file:
             names = list(_present(file, columns).values())
+        for first, batch in read_batches(source.path, names, start):
             try:
-                for batch in file.iter_batches(batch_size=BLOCK, row_groups=groups, columns=names):
-                    rows = _rows({name: batch.column(name) for name in names}, columns, shape)
-                    if first + len(rows) > start:
-                        yield rows[max(start - first, 0) :]
-                    first += len(rows)
+                rows = _rows({name: batch.column(name) for name in names}, columns, shape)
             except RowError as error:
                 raise error.located(source.path, first) from None
             except (OSError, ValueError, TypeError, MemoryError, NotImplementedError) as error:
                 raise _explained(source.path, error) from None
+            yield rows[max(start - first, 0) :]
 
     return read
+
+
+def read_batches(path: Path, names: Sequence[str], start: int = 0) -> Iterator[tuple[int, Any]]:
+    """The rows of some columns, in Arrow's batches of at most `BLOCK`, each with the number of its first row.
+
+    Args:
+      path: the file.
+      names: the columns.
+      start: the row that the first batch holds.
+
+    Raises:
+      ImportDataError: if the file is damaged or cannot be read.
+    """
+    with opened(path) as file:
+        counts = np.array([file.metadata.row_group(i).num_rows for i in range(file.metadata.num_row_groups)], int)
+        ends = np.cumsum(counts)
+        group = int(np.searchsorted(ends, start, side="right"))  # the row group that holds row `start`
+        if group == len(counts):
+            return
+        first = int(ends[group] - counts[group])  # the row at which the next block begins
+        groups = list(range(group, len(counts)))
+        batches = file.iter_batches(batch_size=BLOCK, row_groups=groups, columns=list(names))
+        while True:
+            try:
+                batch = next(batches, None)
+            except (OSError, ValueError, TypeError, MemoryError, NotImplementedError) as error:
+                raise _explained(path, error) from None
+            if batch is None:
+                return
+            if first + len(batch) > start:
+                yield first, batch
+            first += len(batch)
 
 
 def _rows(arrays: Mapping[str, Any], columns: Columns, shape: tuple[int, int, int]) -> Rows:
@@ -163,7 +197,20 @@ def _rows(arrays: Mapping[str, Any], columns: Columns, shape: tuple[int, int, in
     done = numbers(columns.done, "biuf")
     truncated = numbers(columns.truncated, "biuf") if columns.truncated in arrays else np.zeros(len(done), bool)
     frames = read_frames(arrays[columns.observation], columns.observation, shape)
-    return Rows(frames, numbers(columns.action, "iu"), numbers(columns.reward, "fiub"), done, truncated)
+    if is_list(arrays[columns.action].type):
+        action = read_vectors(arrays[columns.action], columns.action)
+    else:
+        action = numbers(columns.action, "iu")
+    return Rows(frames, action, numbers(columns.reward, "fiub"), done, truncated)
+
+
+def vectors_of(path: Path, name: str) -> Iterator[np.ndarray]:
+    """A column of lists as blocks float32 ``[R, A]``; an `ImportDataError` names a row that does not fit."""
+    for first, batch in read_batches(path, [name]):
+        try:
+            yield as_vectors(read_vectors(batch.column(name), name), name)
+        except RowError as error:
+            raise error.located(path, first) from None
 
 
 def import_parquet(
@@ -192,7 +239,7 @@ def import_parquet(
       env: name of the environment.
       columns: what the columns are called.
       shape: ``(H, W, C)`` of a frame.
-      num_actions: actions lie in ``[0, num_actions)``.
+      num_actions: integer actions lie in ``[0, num_actions)``; lists of numbers become vectors.
       done: what ``done`` marks: the "first" frame of an episode, its "last" one, or "auto" to decide by the frames.
       skip_damaged: leave out damaged files and say so in the manifest; every file is read twice.
       progress: called with ``(rows done, rows in all)``.
@@ -214,10 +261,8 @@ def import_parquet(
         raise ImportDataError(f"{error}: change --shape or --num-actions.") from None
     paths, hidden, root = _find(path)
     read = checked(_reader(columns, shape), names, num_actions)
-    files, skipped = describe(paths, lambda each: _describe(each, root, columns, shape), read, skip_damaged)
-    if any(file.split for file in files) and not all(file.split for file in files):
-        odd = next(file.path for file in files if file.split is None)
-        raise ImportDataError(f"{odd} belongs neither to train nor to test by its name, as others do: rename it.")
+    files, skipped = describe(paths, root, lambda each: [_describe(each, columns, shape)], read, skip_damaged)
+    files = split_by_name(files, root) or files
     split = "the names of the files" if files[0].split else "a hash of the episode's number"
     write_store(
         out,

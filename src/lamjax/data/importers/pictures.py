@@ -1,8 +1,10 @@
-"""PNG pictures as frames: nothing is lost on the way, or the picture is refused."""
+"""Pictures as frames: a PNG, of which nothing is lost on the way or which is refused, or any picture as it is shown."""
 
 import io
 import struct
 import zlib
+from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 
@@ -74,6 +76,33 @@ def read_png(data: bytes, shape: tuple[int, int, int]) -> np.ndarray:
     if channels not in _NAMES:
         raise PictureError(f"has pictures, which have 1 to 4 channels, not {channels}: change --shape")
     return _without_loss(_decode(data), channels)
+
+
+def read_picture(source: Path | BinaryIO) -> np.ndarray:
+    """Decodes a picture of any kind that Pillow knows, turned upright as its metadata ask.
+
+    Args:
+      source: a file, or its content.
+
+    Returns:
+      uint8 ``[H, W, 3]``, or ``[H, W, 4]`` with an alpha channel where the picture has one.
+
+    Raises:
+      PictureError: if it is damaged, no picture, or has more than 8 bits a channel.
+    """
+    from PIL import Image, ImageOps
+
+    try:
+        with Image.open(source) as image:
+            if image.mode.startswith(("I", "F")):
+                raise PictureError("has more than 8 bits a channel: save it with 8")
+            upright = ImageOps.exif_transpose(image)
+            alpha = "A" in upright.getbands() or "transparency" in upright.info
+            return np.ascontiguousarray(upright.convert("RGBA" if alpha else "RGB"))
+    except PictureError:
+        raise
+    except Exception as error:  # a damaged picture makes Pillow raise whatever it meets
+        raise PictureError(brief(error), damaged=True) from None
 
 
 def _decode(data: bytes) -> np.ndarray:

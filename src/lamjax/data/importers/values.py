@@ -31,6 +31,18 @@ def as_actions(values: np.ndarray, column: str, num_actions: int) -> np.ndarray:
     return values.astype(np.int32)
 
 
+def as_vectors(values: np.ndarray, column: str) -> np.ndarray:
+    """Actions as float32 ``[R, A]``; raises a `RowError` at the first that is not of finite numbers of that type."""
+    with np.errstate(over="ignore"):
+        actions = values.astype(np.float32)
+    bad = ~np.isfinite(actions)
+    if bad.any():
+        row = int(bad.any(1).argmax())
+        value = values[row][bad[row]][0]
+        raise RowError(row, f"column {column!r} must hold finite float32 numbers, got {value}")
+    return actions
+
+
 def _refuse(bad: np.ndarray, values: np.ndarray, sentence: str) -> None:
     if bad.any():
         raise RowError(bad.argmax(), f"{sentence}, got {values[bad][0]}")

@@ -1,26 +1,24 @@
 """Videos and folders of pictures as a trajectory store without actions.
 
-Each file is an episode, and so is each folder of pictures. Episodes are held out by file: those whose name or folder
-begins with ``train`` or ``test`` belong to that split, else a hash of the name decides. Of a single file the end is
-held out.
+Each file is an episode, and so is each folder of pictures, unless they are cut where the scene changes. Whole files are
+held out: those whose name or folder begins with ``test`` if names say the split, else those that a hash of the name
+chooses. Of a single file the end is held out.
 """
 
-import dataclasses
-import hashlib
+import functools
 import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 
-from lamjax.data import timestamps
-from lamjax.data.format import split_of_level
-from lamjax.data.importers.clips import PICTURES, VIDEOS, Clip, ClipConfig, look_at, read_frames
+from lamjax.data.importers.clips import PICTURES, VIDEOS, Clip, ClipConfig, as_json, look_at, read_frames
 from lamjax.data.importers.common import Rows, Source, describe, write_store
 from lamjax.data.importers.errors import ImportDataError
-from lamjax.data.importers.files import find_files, split_of_name
+from lamjax.data.importers.files import find_files
+from lamjax.data.importers.scenes import CONTEXT, scene_finder
+from lamjax.data.importers.splits import split_files
 
-HELD_OUT = 0.1  # of a single clip
 _DEFAULTS = ClipConfig()
 
 
@@ -59,41 +57,24 @@ def find_clips(paths: Sequence[Path]) -> tuple[list[Path], list[Path], Path]:
     return [Path(os.path.abspath(path)) for path in clips], hidden, root
 
 
-def split_clips(clips: Sequence[Clip], root: Path) -> list[Clip]:
-    """Holds out clips, or the end of a single one; each gets its split.
+def read_rows(clip: Clip, start: int, scenes: float = 0.0) -> Iterator[Rows]:
+    """The frames of a clip from row `start`, with the only action there is and without rewards.
 
-    The hash of a name holds out a tenth of all names, for ever the same ones. If it holds out none of these, it is the
-    clip with the smallest hash.
+    Args:
+      clip: the clip.
+      start: the first row.
+      scenes: marks where a scene begins, by this threshold (`lamjax.data.importers.scenes`); 0 marks none.
     """
-    if any(split_of_name(clip.path, root) for clip in clips):
-        for clip in clips:
-            if split_of_name(clip.path, root) is None:
-                raise ImportDataError(
-                    f"{clip.path} belongs neither to train nor to test by its name, as others do: rename it."
-                )
-        return [dataclasses.replace(clip, split=split_of_name(clip.path, root)) for clip in clips]
-    if len(clips) == 1:
-        return [dataclasses.replace(clips[0], held_out=max(1, round((1 - HELD_OUT) * clips[0].rows)))]
-
-    def number(clip: Clip) -> int:
-        name = os.fsencode(clip.path.relative_to(root).as_posix())
-        return int.from_bytes(hashlib.sha256(name).digest()[:7], "big")
-
-    splits = [split_of_level(number(clip)) for clip in clips]
-    order = sorted(range(len(clips)), key=lambda i: number(clips[i]))
-    if len(set(splits)) == 1:
-        splits[order[0]] = "test" if splits[0] == "train" else "train"
-    return [dataclasses.replace(clip, split=split) for clip, split in zip(clips, splits, strict=True)]
-
-
-def read_rows(clip: Clip, start: int) -> Iterator[Rows]:
-    """The frames of a clip from row `start`, with the only action there is and without rewards."""
-    row = start
-    for frames in read_frames(clip, start):
-        nowhere = np.zeros(len(frames), bool)
-        ends = row + 1 + np.arange(len(frames)) == (clip.held_out or 0)
-        yield Rows(frames, nowhere.astype(np.int32), nowhere.astype(np.float32), ends, ends)
-        row += len(frames)
+    find = scene_finder(scenes)
+    row = max(start - CONTEXT, 0) if scenes else start
+    for frames in read_frames(clip, row):
+        count = len(frames)
+        begins = clip.begins(row, count)
+        if scenes:
+            begins |= find(frames)
+        rows = Rows(frames, np.zeros(count, np.int32), np.zeros(count, np.float32), begins, begins)
+        yield rows[max(start - row, 0) :]
+        row += count
 
 
 def import_video(
@@ -102,6 +83,7 @@ def import_video(
     *,
     env: str,
     config: ClipConfig = _DEFAULTS,
+    scenes: float = 0.0,
     skip_damaged: bool = False,
     progress: Callable[[int, int], None] | None = None,
     say: Callable[[str], None] = lambda sentence: None,
@@ -118,6 +100,8 @@ def import_video(
       out: folder of the store; it must not exist.
       env: what the data is called, where others have the name of an environment.
       config: which frames, in which size.
+      scenes: an episode ends where the scene changes, by this threshold in percent (`lamjax.data.importers.scenes`); 0
+        keeps files whole.
       skip_damaged: leave out damaged files and say so in the manifest; every file is read twice.
       progress: called with ``(frames done, frames in all)``.
       say: not called; the other importers say how they understand their source.
@@ -130,18 +114,15 @@ def import_video(
     """
     del say
     sources, hidden, root = find_clips(paths)
-    clips, skipped = describe(sources, lambda path: look_at(path, config), read_rows, skip_damaged)
-    clips = split_clips(clips, root)
-    video = {**dataclasses.asdict(config), "size": list(config.shape[:2])}
-    names = [
-        {"file": str(clip.path.relative_to(root)), "seconds": timestamps.as_json(clip.seconds[rows])}
-        for clip in clips
-        for rows in clip.episodes
-    ]
+    if not 0 <= scenes <= 100:
+        raise ImportDataError(f"--scenes must be a percentage from 0, which keeps files whole, to 100, got {scenes}.")
+    read = functools.partial(read_rows, scenes=scenes)
+    clips, skipped = describe(sources, root, lambda path: [look_at(path, config)], read, skip_damaged)
+    clips = split_files(clips, root)
     write_store(
         out,
-        Source(root, clips, read_rows, hidden, skipped, "frames"),
-        description={"format": "video", "video": video, "clips": names},
+        Source(root, clips, read, hidden, skipped, "frames"),
+        description={"format": "video", "video": config.as_json(), "scenes": scenes, "clips": as_json(clips, root)},
         env=env,
         obs_shape=config.shape,
         num_actions=1,
