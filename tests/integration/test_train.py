@@ -271,5 +271,5 @@ def test_aggregate_of_seeds(whole, tmp_path):
     assert found["seeds"] == [0, 1]
     assert found["stages"]["ppo_scratch"]["return_mean"] == {"mean": 4.0, "stderr": pytest.approx(1.0)}
     assert found["stages"]["decode_offline"]["curve"] == [[16, 3.0, pytest.approx(1.0)]]
-    assert found["stages"]["dynamics"]["share"] == {"mean": pytest.approx(0.6), "stderr": pytest.approx(0.1)}
-    assert found["stages"]["dynamics"]["untrained_share"]["mean"] == 0.25
+    assert found["action_information"]["share"] == {"mean": pytest.approx(0.6), "stderr": pytest.approx(0.1)}
+    assert found["action_information"]["untrained_share"]["mean"] == 0.25
