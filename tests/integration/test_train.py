@@ -31,7 +31,7 @@ STAGE_KEYS = {
         *(f"code_{measure}{kind}" for measure in ("nmi", "purity") for kind in AGREEMENT),
     },
     "cloning": {"steps", "windows_per_s", "seconds", "mse", "null_mse", "ratio", "ok", "verdict"},
-    "decode_offline": {"curve", "bc_curve", "oracle", "episodes", "normalised", "seconds", "ok", "verdict"},
+    "decode_offline": {"curve", "bc_curve", "decoder", "oracle", "episodes", "normalised", "seconds", "ok", "verdict"},
     "decode_online": {
         *("frames", "curve", "return_mean", "return_stderr", "episodes", "normalised"),
         *("seconds", "frames_per_s", "ok", "verdict"),
@@ -150,7 +150,7 @@ def test_report_is_one_file(whole):
 def test_policies_play(whole, summary):
     """Each policy in the run's folder is the one whose return the summary holds."""
     found = {path.name for path in (whole / "policies").iterdir()}
-    assert found == {"decode_online", "ppo_scratch", *(f"offline-{n}" for n in SMOKE.offline.labels)}
+    assert found == {"decode_online", "ppo_scratch", "idm-64", *(f"offline-{n}" for n in SMOKE.offline.labels)}
     obs = np.random.default_rng(0).integers(0, 256, (3, 64, 64, 3), np.uint8)
     for name in found:
         policy, params, info = policies.load_policy(whole / "policies" / name)
