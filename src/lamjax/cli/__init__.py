@@ -34,11 +34,12 @@ VERBS: dict[str, tuple[type, Callable[[Any], None]]] = {
     "import-video": (files.ImportVideo, files.import_video),
     "import-torch": (files.ImportTorch, files.import_torch),
     "export-torch": (files.ExportTorch, files.export_torch),
+    "models": (models.Models, models.list_models),
     "experts": (play.Experts, play.list_experts),
     "linear": (linear.Linear, linear.run),
     "doctor": (doctor.Doctor, doctor.doctor),
 }
-WITHOUT_DEVICES = ("experts", "import-lapo", "import-parquet", "import-video")
+WITHOUT_DEVICES = ("models", "experts", "import-lapo", "import-parquet", "import-video")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,25 +1,32 @@
-"""``lamjax export``, ``label`` and ``probe``: what is done with a model that is trained."""
+"""``lamjax models``, ``export``, ``label`` and ``probe``: what is done with a model that is trained."""
 
 import dataclasses
 import json
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import tyro
 from tyro.conf import Positional
 
 
 @dataclasses.dataclass(frozen=True)
+class Models:
+    """Lists the latent action models that come with the package, and how good they are."""
+
+
+@dataclasses.dataclass(frozen=True)
 class Export:
-    """Writes a run's models into a folder to share: weights as safetensors, all settings, and a model card.
+    """Writes a run's models, or a policy, into a folder to share: weights as safetensors, all settings, and a card.
 
     Attributes:
-      source: the run folder.
+      source: the run folder, or a policy folder.
       folder: the folder to write; it must not exist. It can be uploaded to a model hub as it is.
+      dtype: of the weights, float32 or float16; float16 is half as large and nearly as exact.
     """
 
     source: Positional[Path] = tyro.MISSING
     folder: Positional[Path] = tyro.MISSING
+    dtype: Literal["float32", "float16"] = "float32"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,7 +34,8 @@ class Label:
     """Writes the latent action of every frame of videos, or of a store, and the action that it decodes to.
 
     Attributes:
-      source: a run folder, or a model that was shared.
+      source: a run folder, a model that was shared, or the name of one that comes with lamjax (`lamjax models`). If a
+        folder of that name exists, it is used instead.
       clips: videos, folders with videos or pictures in them, or one trajectory store.
       out: the file to write; its name ends in .parquet, .npz or .safetensors. The first and the last frames of a clip,
         around which no window fits, have nulls: NaN, -1 and a mask where the format has none.
@@ -65,9 +73,26 @@ class Probe:
     json: bool = False
 
 
+def list_models(args: Models) -> None:
+    """`lamjax models`."""
+    from lamjax import pretrained
+
+    del args
+    for name, summary in pretrained.available().items():
+        results = summary["fresh_levels"]
+        stages = summary["stages"]
+        share = f"{results['share']:.2f} ± {results['share_stderr']:.2f}"
+        print(
+            f"{name:12s} latents hold {share} of what frames tell of the action (untrained "
+            f"{results['untrained_share']:.2f}); trained on {stages['record']['frames']:,} frames"
+        )
+
+
 def export(args: Export) -> None:
     """`lamjax export`."""
-    load_run(args.source).export(args.folder)
+    from lamjax import loading
+
+    loading.export(args.source, args.folder, args.dtype)
     print(args.folder)
 
 
