@@ -48,6 +48,17 @@ def test_noise_beats_none(results):
         assert noise["score"] <= noise[f"{baseline}_score"] + 2 * error
 
 
+@pytest.mark.parametrize("kind", ["discrete", "continuous"])
+def test_random_latents_never_beat_a_baseline_by_two_standard_errors(kind):
+    probe = DiscreteActions("", 4, (0, 0, 1, 2)) if kind == "discrete" else ContinuousActions(SPACE)
+    for seed in range(20):
+        fit, test = (examples(kind, 100 + 2 * seed + part, holds=False) for part in (0, 1))
+        results = judge(jax.random.key(seed), probe, fit, test, seed, labels=())
+        for baseline in ("constant", "shuffled", "still"):
+            error = np.hypot(results["stderr"], results[f"{baseline}_stderr"])
+            assert results["score"] <= results[f"{baseline}_score"] + 2 * error, (seed, baseline)
+
+
 def test_blocks_are_averaged():
     frames = np.zeros((2, 32, 20, 1), np.uint8)
     frames[0, :2, :2] = 255

@@ -56,19 +56,24 @@ class Label:
 
 @dataclasses.dataclass(frozen=True)
 class Probe:
-    """Measures how well actions can be read from the latents of a file, of any model, beside baselines.
+    """Measures how well actions can be read from the latents of a file, and how well a model predicts, with baselines.
 
     Attributes:
       source: a file of latents, as `lamjax label` writes it: columns episode, t and z, and codes if there are some.
       actions: the store that was labelled, or a file with a column action, and episode and t if its rows are others.
-      run: the run that labelled its own store: the same windows and random numbers as in the run's own probes.
+        Without it, only predictions are measured.
+      run: the run or model that labelled. On its own store the probes see the windows and random numbers that the run's
+        own did; with --frames its predictions are measured, too.
+      frames: the store that was labelled, if --actions is a file: for a probe that sees one frame alone, and for the
+        predictions of --run.
       merged: the class of each action, where several do the same, such as 0 0 1 2.
       json: prints JSON alone.
     """
 
     source: Positional[Path] = tyro.MISSING
-    actions: Path = tyro.MISSING
+    actions: Path | None = None
     run: Path | None = None
+    frames: Path | None = None
     merged: tuple[int, ...] = ()
     json: bool = False
 
@@ -125,16 +130,29 @@ def label(args: Label) -> None:
 
 def probe(args: Probe) -> None:
     """`lamjax probe`."""
-    from lamjax.pipeline.probe import probe_file, table
+    from lamjax.data.format import MANIFEST
+    from lamjax.pipeline.probe import predictions_table, probe_file, probe_predictions, table
     from lamjax.training.run_folder import finite
 
-    run = load_run(args.run) if args.run else None
-    actions, results = probe_file(args.source, args.actions, run, args.merged)
+    run, frames = load_run(args.run) if args.run else None, args.frames
+    if args.actions is not None and (args.actions / MANIFEST).exists():
+        frames = args.actions
+    if args.actions is None and (run is None or frames is None):
+        raise ValueError("Nothing says what is to be measured: give --actions, or --run and --frames.")
+    results: dict[str, Any] = {}
+    rows: list[tuple[str, str]] = []
+    if args.actions is not None:
+        actions, results = probe_file(args.source, args.actions, run, args.merged, frames)
+        rows += table(actions, results)
+    if run is not None and frames is not None:
+        results["predictions"] = probe_predictions(run, frames)
+        rows += predictions_table(results["predictions"])
     if args.json:
         print(json.dumps(finite(results)))
         return
-    print(f"{args.source}: probes fitted on {results['fit']:,} latents, tested on {results['windows']:,}\n")
-    for label, value in table(actions, results):
+    if "fit" in results:
+        print(f"{args.source}: probes fitted on {results['fit']:,} latents, tested on {results['windows']:,}\n")
+    for label, value in rows:
         print(f"{label:60s}{value:>20s}")
 
 
