@@ -88,7 +88,8 @@ def write_model(folder: Path, model: Model, dtype: Dtype = "float32") -> None:
     arrays, note = _pack(model)
     arrays = shared_folder.converted(arrays, dtype)
     facts = _facts(model) | {"weights": _size(arrays, dtype)}
-    card = model_card(note["summary"] | {"env": model.env}, Path(folder).name, facts)
+    about = {"env": model.env, "random_share": model.config.record.random_share}
+    card = model_card(note["summary"] | about, Path(folder).name, facts)
     shared_folder.write(folder, MODEL, arrays, note, card)
 
 

@@ -39,6 +39,7 @@ def test_latents_that_hold_the_action_beat_every_baseline(results):
     assert good["curve"][-1][1] > 0.9 and good["fit"] == good["windows"] == 512
     name = "probe_accuracy_merged" if "probe_accuracy" in good else "probe_r2"
     assert good["score"] == pytest.approx(good[name], abs=1e-6)
+    assert good["linear_score"] == pytest.approx(good[f"linear_{name}"], abs=1e-6)
 
 
 def test_noise_beats_none(results):

@@ -166,4 +166,6 @@ def _data(summary: Mapping[str, Any]) -> str:
     }
     origin = kinds.get(source.get("policy"), source.get("policy") or "a source that the run does not state")
     origin = "videos" if source.get("format") == "video" else origin
+    share = summary.get("random_share") or source.get("random_share")
+    origin += f", a share of {share:g} of whose actions is random" if share else ""
     return f"{frames}{episodes} of {summary.get('env')}, from {origin}. The test split was held out."

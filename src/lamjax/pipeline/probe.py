@@ -202,8 +202,9 @@ def table(probe: ActionProbe, results: dict[str, Any]) -> list[tuple[str, str]]:
     measure = "R²" if isinstance(probe, ContinuousActions) else "accuracy"
     names = {
         "": "a probe on the latents",
-        "still_": "the same probe on o_t alone",
-        "shuffled_": "the same probe, fitted on shuffled actions",
+        "linear_": "a linear probe on the latents",
+        "still_": "the first probe on o_t alone",
+        "shuffled_": "the first probe, fitted on shuffled actions",
         "constant_": "a constant guess",
     }
     rows = [
