@@ -29,7 +29,7 @@ MODEL, POLICY = "lamjax-model", "lamjax-policy"
 # Entries of summary.json that a shared folder keeps: those that say nothing of the machine's folders.
 _KEPT = (
     *("env", "preset", "seed", "name", "git", "versions", "device", "source"),
-    *("stages", "nulls", "fresh_levels", "banner"),
+    *("stages", "nulls", "decoder", "fresh_levels", "banner"),
 )
 
 

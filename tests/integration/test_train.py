@@ -34,7 +34,7 @@ STAGE_KEYS = {
         *(f"code_{measure}{kind}" for measure in ("nmi", "purity") for kind in AGREEMENT),
     },
     "cloning": {"steps", "windows_per_s", "seconds", "mse", "null_mse", "ratio", "ok", "verdict"},
-    "decode_offline": {"curve", "bc_curve", "decoder", "oracle", "episodes", "normalised", "seconds", "ok", "verdict"},
+    "decode_offline": {"curve", "bc_curve", "oracle", "episodes", "normalised", "seconds", "ok", "verdict"},
     "decode_online": {
         *("frames", "curve", "return_mean", "return_stderr", "episodes", "normalised"),
         *("seconds", "frames_per_s", "ok", "verdict"),
@@ -162,6 +162,8 @@ def test_policies_play(whole, summary):
         if name in summary["stages"]:
             assert info["return_mean"] == summary["stages"][name]["return_mean"]
             assert (info["env"], info["seed"], info["frames"]) == ("coinrun", 0, FRAMES)
+    kept, (_, _, info) = summary["decoder"], policies.load_policy(whole / "policies" / "idm-64")
+    assert (kept["labels"], kept["accuracy"], kept["stderr"]) == (64, info["accuracy"], info["stderr"])
 
 
 def test_checkpoints_hold_the_policies(whole):

@@ -125,7 +125,7 @@ def _results(summary: Mapping[str, Any]) -> list[tuple[str, str, str]]:
     if "mse" in cloning:
         row = (text(cloning["mse"], "mse"), f"their mean {text(cloning['null_mse'], 'mse')}")
         rows.append(("error of the cloned latents", *row))
-    if decoder := stages.get("decode_offline", {}).get("decoder"):
+    if decoder := summary.get("decoder"):
         score = "mse" if "mse" in decoder else "accuracy"
         row = (text(decoder[score], score), f"a constant guess {text(decoder['constant'], score)}")
         rows.append((f"{score} of actions decoded from {decoder['labels']:,} labels", *row))
@@ -147,7 +147,7 @@ def _policy_results(summary: Mapping[str, Any], info: Mapping[str, Any]) -> list
     for score in ("accuracy", "mse"):
         if score in info:
             constant = stages.get("decode_actions", {}).get("constant")
-            constant = stages.get("decode_offline", {}).get("decoder", {}).get("constant", constant)
+            constant = summary.get("decoder", {}).get("constant", constant)
             baselines = "none" if constant is None else f"a constant guess {text(constant, score)}"
             rows.append((f"{score} of held-out actions", text(info[score], score), baselines))
     return rows

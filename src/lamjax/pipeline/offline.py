@@ -92,6 +92,10 @@ def offline_stage(
     with timed() as seconds:
         available = len(store.starts("train", model.config.window))
         counts = offline.label_counts(config, available)
+        labelled = functools.lru_cache(1)(lambda draw: draw_labels(run, store, model, policy, counts[-1], draw))
+        if "decoder" not in run.summary:
+            first = labelled(0)
+            run.note("decoder", save_decoder(run, store, model, policy, first.latents["idm"], first.actions))
         partial = run.summary.setdefault("partial", {}).setdefault("decode_offline", {"by_seed": {}})
         if config.oracle and "oracle" not in partial:
             partial["oracle"] = measure_oracle(run, store, policy.obs_stats, space, frames)
@@ -99,11 +103,6 @@ def offline_stage(
         if "relabel" not in config.methods:
             frames.free()
         by_seed: dict[str, list[list[float]]] = partial["by_seed"]
-        labelled = functools.lru_cache(1)(lambda draw: draw_labels(run, store, model, policy, counts[-1], draw))
-        if "decoder" not in partial:
-            draw = labelled(0)
-            partial["decoder"] = save_decoder(run, store, model, policy, draw.latents["idm"], draw.actions)
-            run.write_summary()
         for chunk in offline.chunks(offline.candidates(config, counts, by_seed), most_together(config.num_envs)):
             draw = chunk[0].draw
             network, params = offline_policies(run, chunk, labelled(draw), model, policy, frames, space)
