@@ -128,7 +128,8 @@ def _results(summary: Mapping[str, Any]) -> list[tuple[str, str, str]]:
     if decoder := summary.get("decoder"):
         score = "mse" if "mse" in decoder else "accuracy"
         row = (text(decoder[score], score), f"a constant guess {text(decoder['constant'], score)}")
-        rows.append((f"{score} of actions decoded from {decoder['labels']:,} labels", *row))
+        aliases = ", aliases not merged" if score == "accuracy" else ""
+        rows.append((f"{score} of actions decoded from {decoder['labels']:,} labels{aliases}", *row))
     return rows
 
 
@@ -167,5 +168,5 @@ def _data(summary: Mapping[str, Any]) -> str:
     origin = kinds.get(source.get("policy"), source.get("policy") or "a source that the run does not state")
     origin = "videos" if source.get("format") == "video" else origin
     share = summary.get("random_share") or source.get("random_share")
-    origin += f", a share of {share:g} of whose actions is random" if share else ""
+    origin += f" with {100 * share:g} % random actions" if share else ""
     return f"{frames}{episodes} of {summary.get('env')}, from {origin}. The test split was held out."
