@@ -51,7 +51,7 @@ def folder(tmp_path_factory):
 
 def test_the_page_has_every_step():
     verbs = [shlex.split(command)[0] for command in COMMANDS]
-    assert verbs == ["import-video", "train", "label", "probe", "probe", "export", "label", "label"]
+    assert verbs == ["import-video", "train", "label", "probe", "probe", "label", "export", "label"]
 
 
 def test_every_frame_is_labelled(folder):
