@@ -1,6 +1,8 @@
 """A shared model computes what its run computes, to the bit; a folder that is damaged or foreign is refused."""
 
+import dataclasses
 import json
+import shutil
 
 import jax
 import numpy as np
@@ -8,10 +10,12 @@ import pytest
 import safetensors.numpy
 
 import lamjax
+from lamjax import loading
+from lamjax.pipeline.sources import find_source
 from lamjax.sharing import ModelError
 from lamjax.training import checkpoint
 from tests.data.importers.sources import flip
-from tests.small_runs import VECTOR, clip, write_run
+from tests.small_runs import ACTIONS, VECTOR, clip, write_run
 
 FILES = ("model.safetensors", "config.json", "README.md")
 RESULTS = {
@@ -29,6 +33,7 @@ SUMMARY = {
     "command": "lamjax train --store /home/somebody/clips",
     "source": {"policy": "store", "store": "/home/somebody/clips"},
     "stages": {"dynamics": RESULTS, "cloning": {"mse": 0.25, "null_mse": 0.5}},
+    "nulls": {"random_return": {"mean": 0.5, "stderr": 0.1}},
 }
 
 
@@ -127,3 +132,66 @@ def test_what_does_not_fit_together_is_refused(copy, shared):
             lamjax.load(copy)
     with pytest.raises(ModelError, match="already exists: remove it, or choose another folder"):
         shared[0].export(copy)
+
+
+@pytest.fixture(scope="module")
+def policy(shared, tmp_path_factory):
+    """The folder of a policy of the run, and what it was exported to, in both types."""
+    source, folder = shared[0].folder / "policies" / "offline-64", tmp_path_factory.mktemp("policies")
+    for dtype in ("float32", "float16"):
+        loading.export(source, folder / dtype, dtype)
+    return source, folder
+
+
+def test_a_policy_is_shared_as_a_model_is(policy, tmp_path):
+    source, folder = policy
+    theirs, ours = lamjax.load(source), lamjax.load(folder / "float32")
+    assert (ours.network, ours.info) == (theirs.network, theirs.info)
+    frames = clip(VECTOR)
+    np.testing.assert_array_equal(ours(frames), theirs(frames))
+    assert sorted(path.name for path in (folder / "float32").iterdir()) == sorted(FILES)
+    loading.export(folder / "float32", tmp_path / "again")
+    for name in FILES[:2]:
+        assert (tmp_path / "again" / name).read_bytes() == (folder / "float32" / name).read_bytes()
+    # Both forms can be played and recorded.
+    (one, other) = (find_source("cartpole", str(path), tmp_path, ACTIONS) for path in (source, folder / "float32"))
+    assert one.policy == other.policy and one.digest != other.digest
+
+
+def test_a_policys_card_holds_its_return(policy):
+    card = (policy[1] / "float32" / "README.md").read_text()
+    assert "# float32\n\nA policy for clips, trained by lamjax (preset `smoke`, seed 0)." in card
+    assert "| return | 1.00 | random policy 0.50 ± 0.10 |" in card and "from existing trajectories" in card
+
+
+def test_float16_is_half_as_large_and_computed_with_in_float32(policy):
+    arrays = [safetensors.numpy.load_file(policy[1] / dtype / FILES[0]) for dtype in ("float32", "float16")]
+    assert arrays[0].keys() == arrays[1].keys()
+    for name, array in arrays[0].items():
+        assert array.dtype == np.float32 and arrays[1][name].dtype == np.float16
+        np.testing.assert_allclose(arrays[1][name], array, atol=1e-3)
+    half = lamjax.load(policy[1] / "float16")
+    assert {leaf.dtype for leaf in jax.tree.leaves(half.params)} == {np.dtype(np.float32)}
+
+
+def test_weights_too_large_for_float16_are_not_written(shared, tmp_path):
+    run = shared[0]
+    state = run.dynamics
+    large = state.replace(params=jax.tree.map(lambda x: x + 1e5, state.params))
+    with pytest.raises(ModelError, match=r"^dynamics\.params\..* is not finite in float16: nothing was written\.$"):
+        dataclasses.replace(run, dynamics=large).export(tmp_path / "model", "float16")
+    assert not (tmp_path / "model").exists()
+
+
+def test_a_damaged_policy_is_refused(policy, tmp_path):
+    folder = tmp_path / "policy"
+    shutil.copytree(policy[1] / "float32", folder)
+    flip(folder / FILES[0], 0.5)
+    with pytest.raises(ModelError, match=r"model\.safetensors is not what was written: fetch the folder again"):
+        lamjax.load(folder)
+    note = json.loads((folder / "config.json").read_text()) | {"kind": "nope"}
+    weights = (policy[1] / "float32" / FILES[0]).read_bytes()
+    (folder / FILES[0]).write_bytes(weights)
+    (folder / "config.json").write_text(json.dumps(note | {"sha256": checkpoint.note_digest(note)}))
+    with pytest.raises(ModelError, match="does not hold a policy that can be"):
+        lamjax.load(folder)

@@ -202,7 +202,7 @@ def predict(config: RunConfig, rates: Rates) -> dict[str, float]:
         + config.cloning.steps * rates.cloning.step
         + (tests(config.cloning.steps) + 1) * rates.cloning.test,
         "nulls": 2 * (play(config.eval_episodes) + rates.player),
-        "decode_offline": settings.seeds * (rates.labels + decoding) + players * rates.player,
+        "decode_offline": rates.fit + settings.seeds * (rates.labels + decoding) + players * rates.player,
         "ppo_scratch": rates.scratch.start
         + config.scratch.ppo.num_updates * rates.scratch.step
         + play(config.eval_episodes),

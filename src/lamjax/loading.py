@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from lamjax import dynamics, envs, policies, sharing
+from lamjax import dynamics, envs, policies, pretrained, shared_folder, sharing
 from lamjax.analysis.latents import BATCH
 from lamjax.cloning import CloningConfig, CloningState
 from lamjax.config import RunConfig
@@ -17,7 +17,7 @@ from lamjax.data.stream import gather
 from lamjax.decoding import offline
 from lamjax.dynamics import DynamicsConfig, DynamicsState, Latents
 from lamjax.policies import PolicyError
-from lamjax.sharing import ModelError
+from lamjax.shared_folder import Dtype, ModelError
 from lamjax.spaces import ActionSpace
 from lamjax.training import checkpoint
 from lamjax.training.run_folder import read_json
@@ -136,8 +136,12 @@ class LoadedRun:
         network, params, _ = self._decoding(self.decoder)
         return network.space.mode(offline.decode(params["decoder"], z, network.decoder, network.space))
 
-    def export(self, folder: str | Path) -> None:
+    def export(self, folder: str | Path, dtype: Dtype = "float32") -> None:
         """Writes a model folder to share (`lamjax.sharing`); `load` reads it.
+
+        Args:
+          folder: must not exist.
+          dtype: of the weights; float16 ones are half as large, and are computed with in float32.
 
         Raises:
           ModelError: if there is no stage 1 yet, or the folder exists.
@@ -145,7 +149,7 @@ class LoadedRun:
         name = best_decoder(self.policies)
         decoders = {name: self._decoding(name)} if name else {}
         model = (self.env, self.obs_shape, self.config, self.summary, self._stage_1(), self.cloning, decoders)
-        sharing.write_model(Path(folder), sharing.Model(*model))
+        sharing.write_model(Path(folder), sharing.Model(*model), dtype)
 
     def _decoding(self, name: str) -> sharing.Decoder:
         network, params, info = self.policies[name]
@@ -218,9 +222,13 @@ def best_decoder(policies: dict[str, LoadedPolicy]) -> str | None:
 
 
 def load(path: str | Path) -> LoadedRun | LoadedPolicy:
-    """Loads a run folder, a model that was shared (`LoadedRun.export`), or a policy folder.
+    """Loads a run folder, a model or policy that was shared, or one of the models that come with lamjax.
 
-    Policies lie in ``runs/<env>/<name>/policies/<policy>``.
+    Policies of a run lie in ``runs/<env>/<name>/policies/<policy>``.
+
+    Args:
+      path: the folder, or the name of a model that comes with lamjax (`lamjax.pretrained`), such as "coinrun". If a
+        file or folder of that name exists, it is loaded instead.
 
     Raises:
       PolicyError: if it is none of these, or a policy is damaged.
@@ -228,16 +236,20 @@ def load(path: str | Path) -> LoadedRun | LoadedPolicy:
       CheckpointError: if a checkpoint is damaged.
       RunError: if another of the run's files is damaged.
     """
-    path = Path(path)
-    if (path / "policy.json").exists():
-        return LoadedPolicy(*policies.load_policy(path))
-    if (path / sharing.WEIGHTS).exists():
+    path = pretrained.resolve(path)
+    if (path / "policy.json").exists() or shared_folder.kind_of(path) == sharing.POLICY:
+        return load_policy(path)
+    if (path / shared_folder.WEIGHTS).exists():
         model = sharing.read_model(path)
         decoders = {name: LoadedPolicy(*decoder) for name, decoder in model.decoders.items()}
         states = (model.dynamics, model.cloning)
         return LoadedRun(path, model.env, model.config, model.summary, *states, decoders, model.obs_shape)
     if not (path / "config.json").exists():
-        raise PolicyError(f"There is neither a run nor a policy at {path}: give the folder of one.")
+        names = ", ".join(pretrained.available())
+        raise PolicyError(
+            f"There is neither a run nor a policy at {path}: give the folder of one, or the name of a model that comes "
+            f"with lamjax ({names})."
+        )
     settings = read_json(path / "config.json")
     if not isinstance(settings, dict) or not isinstance(settings.get("env"), str):
         raise PolicyError(f"{path / 'config.json'} holds no settings of a run: give the folder of one.")
@@ -257,6 +269,35 @@ def load(path: str | Path) -> LoadedRun | LoadedPolicy:
         },
         _obs_shape(summary, env),
     )
+
+
+def load_policy(path: Path) -> LoadedPolicy:
+    """Loads a policy folder, of a run (`policies.load_policy`) or shared (`sharing.read_policy`)."""
+    if shared_folder.kind_of(path) is not None:
+        return LoadedPolicy(*sharing.read_policy(path)[:3])
+    return LoadedPolicy(*policies.load_policy(path))
+
+
+def export(source: str | Path, folder: str | Path, dtype: Dtype = "float32") -> None:
+    """Writes a run's models, or one policy, into a folder to share; `load` reads it.
+
+    Args:
+      source: what `load` reads.
+      folder: must not exist.
+      dtype: of the weights; float16 ones are half as large, and are computed with in float32.
+
+    Raises:
+      ModelError: if there is no stage 1 yet, or the folder exists.
+    """
+    source, loaded = Path(source), load(source)
+    if isinstance(loaded, LoadedRun):
+        return loaded.export(folder, dtype)
+    if shared_folder.kind_of(source) == sharing.POLICY:
+        summary = sharing.read_policy(source).summary
+    else:  # runs/<env>/<name>/policies/<policy>
+        path = source.resolve().parents[1] / "summary.json"
+        summary = read_json(path) if source.parent.name == "policies" and path.exists() else {}
+    sharing.write_policy(Path(folder), sharing.SharedPolicy(*loaded, summary), dtype)
 
 
 def _action_space(summary: dict[str, Any], env: str | None) -> ActionSpace | None:

@@ -117,10 +117,7 @@ def save_policy(folder: Path, network: Network, params: Any, info: dict[str, Any
         raise PolicyError(f"{folder} was not written: {not_finite[0]} is not finite in {np.dtype(dtype)}.")
     folder.mkdir(parents=True, exist_ok=True)
     np.savez_compressed(folder / "weights.npz", **arrays)
-    kind = next(name for name, cls in KINDS.items() if isinstance(network, cls))
-    sizes = {field.name: _to_json(getattr(network, field.name)) for field in dataclasses.fields(network)}
-    sizes.pop("dtype", None)
-    note = {"kind": kind, "network": sizes, "info": info}
+    note = describe(network) | {"info": info}
     (folder / "policy.json").write_text(json.dumps(note, indent=2) + "\n")
 
 
@@ -139,15 +136,27 @@ def load_policy(folder: Path) -> tuple[Network, Any, dict[str, Any]]:
         if not_finite := [name for name, array in arrays.items() if not np.isfinite(array).all()]:
             raise ValueError(f"{not_finite[0]} is not finite")
         params = checkpoint.nest({name: jnp.asarray(array, jnp.float32) for name, array in arrays.items()})
-        sizes = {name: _from_json(value) for name, value in note["network"].items()}
-        if "num_actions" in sizes:  # as it was written before actions could be continuous
-            sizes["space"] = sizes.pop("num_actions")
-        network = KINDS[note["kind"]](**sizes)
-        return network, params, note["info"]
+        return from_description(note), params, note["info"]
     except FileNotFoundError as error:
         raise PolicyError(f"There is no policy at {folder}: {Path(error.filename).name} is missing.") from error
     except Exception as error:  # damaged files make json, zipfile and zlib raise whatever they meet
         raise PolicyError(f"{folder} does not hold a policy of ours, or is damaged ({error!r}).") from error
+
+
+def describe(network: Network) -> dict[str, Any]:
+    """What rebuilds a network, as JSON can hold it; the type of activations is no part of it."""
+    kind = next(name for name, cls in KINDS.items() if isinstance(network, cls))
+    sizes = {field.name: _to_json(getattr(network, field.name)) for field in dataclasses.fields(network)}
+    sizes.pop("dtype", None)
+    return {"kind": kind, "network": sizes}
+
+
+def from_description(note: dict[str, Any]) -> Network:
+    """The network that `describe` described; raises any error if it describes none."""
+    sizes = {name: _from_json(value) for name, value in note["network"].items()}
+    if "num_actions" in sizes:  # as it was written before actions could be continuous
+        sizes["space"] = sizes.pop("num_actions")
+    return KINDS[note["kind"]](**sizes)
 
 
 _CONFIGS = {cls.__name__: cls for cls in (ImpalaConfig, GridConfig, MLPConfig, OfflineConfig, Discrete, Box)}

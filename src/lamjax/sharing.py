@@ -1,25 +1,20 @@
-"""Models as folders to share: weights that any reader of safetensors opens, what rebuilds the model, and a model card.
+"""Models and policies as folders to share (`lamjax.shared_folder`).
 
-- ``model.safetensors``: arrays by dotted names, ``dynamics.*``, ``cloning.*`` and ``decoder.*``
-- ``config.json``: the settings, the shape of observations, the results, and digests of the weights and of itself
-- ``README.md``: the model card (`lamjax.analysis.model_card`), with the front matter that model hubs read
+A model's arrays are ``dynamics.*``, ``cloning.*`` and ``decoder.*``; its note holds the settings, the shape of
+observations and the results. A policy's arrays are its parameters; its note holds the network, its own results, and
+those of its run.
 """
 
 import dataclasses
-import hashlib
-import json
-import os
-import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
-import safetensors.numpy
 
-import lamjax
-from lamjax import spaces
-from lamjax.analysis.model_card import model_card
+from lamjax import policies, shared_folder, spaces
+from lamjax.analysis.model_card import model_card, policy_card
 from lamjax.archives import brief
 from lamjax.cloning import CloningConfig, CloningState
 from lamjax.config import RunConfig
@@ -27,16 +22,15 @@ from lamjax.decoding.offline import OfflineConfig
 from lamjax.dynamics import DynamicsConfig, DynamicsState
 from lamjax.models.quantizer import Codebooks
 from lamjax.policies import DecodedPolicy
+from lamjax.shared_folder import Dtype, ModelError, shareable
 from lamjax.training import checkpoint
 
-FORMAT, VERSION = "lamjax-model", 1
-WEIGHTS, CONFIG, CARD = "model.safetensors", "config.json", "README.md"
-# Entries of summary.json that a shared model keeps: those that say nothing of the machine's folders.
-_KEPT = ("env", "preset", "seed", "name", "git", "versions", "device", "source", "stages", "nulls", "banner")
-
-
-class ModelError(ValueError):
-    """Raised where a folder is no model, or a damaged one; one sentence that says what to do."""
+MODEL, POLICY = "lamjax-model", "lamjax-policy"
+# Entries of summary.json that a shared folder keeps: those that say nothing of the machine's folders.
+_KEPT = (
+    *("env", "preset", "seed", "name", "git", "versions", "device", "source"),
+    *("stages", "nulls", "decoder", "fresh_levels", "banner"),
+)
 
 
 class Decoder(NamedTuple):
@@ -70,34 +64,33 @@ class Model:
     decoders: dict[str, Decoder]
 
 
-def write_model(folder: Path, model: Model) -> None:
-    """Writes a model folder.
+class SharedPolicy(NamedTuple):
+    """A policy, its parameters, its provenance and results, and the results of its run, empty if it has none."""
 
-    It is written beside its place and renamed, so there is never half a model.
+    network: policies.Network
+    params: Any
+    info: dict[str, Any]
+    summary: dict[str, Any]
+
+
+def write_model(folder: Path, model: Model, dtype: Dtype = "float32") -> None:
+    """Writes a model folder.
 
     Args:
       folder: must not exist.
       model: what it will hold.
+      dtype: of the weights; float16 ones are half as large, and are computed with in float32.
 
     Raises:
-      ModelError: if the folder exists.
+      ModelError: if the folder exists, or a weight is not finite in that type.
       OSError: if it cannot be written.
     """
-    folder = Path(folder)
-    if os.path.lexists(folder):
-        raise ModelError(f"{folder} already exists: remove it, or choose another folder.")
     arrays, note = _pack(model)
-    weights = safetensors.numpy.save(arrays)
-    note |= {"weights_sha256": hashlib.sha256(weights).hexdigest()}
-    note["sha256"] = checkpoint.note_digest(note)
-    partial = folder.with_name(f".{folder.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    (partial / WEIGHTS).write_bytes(weights)
-    (partial / CONFIG).write_text(json.dumps(note, indent=2) + "\n", encoding="utf-8")
-    card = model_card(note["summary"] | {"env": model.env}, folder.name, _facts(model, arrays))
-    (partial / CARD).write_text(card, encoding="utf-8")
-    os.rename(partial, folder)
+    arrays = shared_folder.converted(arrays, dtype)
+    facts = _facts(model) | {"weights": _size(arrays, dtype)}
+    about = {"env": model.env, "random_share": model.config.record.random_share}
+    card = model_card(note["summary"] | about, Path(folder).name, facts)
+    shared_folder.write(folder, MODEL, arrays, note, card)
 
 
 def read_model(folder: Path) -> Model:
@@ -106,27 +99,36 @@ def read_model(folder: Path) -> Model:
     Raises:
       ModelError: if it is missing, damaged, of a newer version or of another library.
     """
+    note, arrays = shared_folder.read(folder, MODEL)
     try:
-        note = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-        weights = (folder / WEIGHTS).read_bytes()
-    except FileNotFoundError as error:
-        raise ModelError(f"There is no model in {folder}: {Path(error.filename).name} is missing.") from error
-    except (ValueError, RecursionError) as error:
-        raise ModelError(f"{folder / CONFIG} is damaged ({brief(error)}): fetch the folder again.") from error
-    if not isinstance(note, dict) or note.get("format") != FORMAT:
-        raise ModelError(f"{folder} holds no model of lamjax: its {CONFIG} does not have the format {FORMAT!r}.")
-    if note.get("version") != VERSION:
-        raise ModelError(
-            f"{folder} is a model of version {note.get('version')}, and this lamjax reads version {VERSION}: update it."
-        )
-    if note.get("sha256") != checkpoint.note_digest(note):
-        raise ModelError(f"{folder / CONFIG} is not what was written: fetch the folder again.")
-    if note["weights_sha256"] != hashlib.sha256(weights).hexdigest():
-        raise ModelError(f"{folder / WEIGHTS} is not what was written: fetch the folder again.")
-    try:
-        return _unpack(note, safetensors.numpy.load(weights))
+        return _unpack(note, arrays)
     except Exception as error:  # digests match, so only somebody who wrote them anew can get here
         raise ModelError(f"{folder} does not hold a model that can be ({brief(error)}).") from error
+
+
+def write_policy(folder: Path, policy: SharedPolicy, dtype: Dtype = "float32") -> None:
+    """Writes a policy's folder; arguments and errors are those of `write_model`."""
+    network, params, info, summary = policy
+    arrays = shared_folder.converted(checkpoint.flatten(params), dtype)
+    note = policies.describe(network) | {"info": shareable(info), "summary": _kept(summary)}
+    facts = {"network": type(network).__name__, "trunk": type(network.trunk).__name__.removesuffix("Config")}
+    facts |= {"actions": str(network.space), "weights": _size(arrays, dtype)}
+    card = policy_card(note["summary"], note["info"], Path(folder).name, facts)
+    shared_folder.write(folder, POLICY, arrays, note, card)
+
+
+def read_policy(folder: Path) -> SharedPolicy:
+    """Reads a policy's folder.
+
+    Raises:
+      ModelError: if it is missing, damaged, of a newer version or of another library.
+    """
+    note, arrays = shared_folder.read(folder, POLICY)
+    try:
+        params = checkpoint.nest({name: jnp.asarray(array) for name, array in arrays.items()})
+        return SharedPolicy(policies.from_description(note), params, note["info"], note["summary"])
+    except Exception as error:  # as in `read_model`
+        raise ModelError(f"{folder} does not hold a policy that can be ({brief(error)}).") from error
 
 
 def dynamics_state(arrays: dict[str, Any], config: DynamicsConfig, space: Any) -> DynamicsState:
@@ -148,9 +150,6 @@ def _pack(model: Model) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     """The arrays of a model, and what else rebuilds it."""
     parts: dict[str, Any] = {"dynamics": model.dynamics.replace(opt_state=None)}
     note: dict[str, Any] = {
-        "format": FORMAT,
-        "version": VERSION,
-        "created_by": f"lamjax {lamjax.__version__}",
         "env": model.env,
         "obs_shape": model.obs_shape and list(model.obs_shape),
         "settings": checkpoint.as_json(model.config),
@@ -158,7 +157,7 @@ def _pack(model: Model) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
         "action_space": model.dynamics.space and checkpoint.as_json(model.dynamics.space),
         "cloning": None,
         "decoders": {},
-        "summary": _shareable({key: model.summary[key] for key in _KEPT if key in model.summary}),
+        "summary": _kept(model.summary),
     }
     if model.cloning is not None:
         parts["cloning"] = model.cloning.replace(opt_state=None)
@@ -192,16 +191,15 @@ def _unpack(note: dict[str, Any], arrays: dict[str, np.ndarray]) -> Model:
     return Model(note["env"], shape and tuple(shape), settings, note["summary"], dynamics, cloning, decoders)
 
 
-def _shareable(value: Any) -> Any:
-    """Results without the folders of the machine that they were made on: of each absolute path the name is left."""
-    if isinstance(value, dict):
-        return {key: _shareable(each) for key, each in value.items()}
-    if isinstance(value, list):
-        return [_shareable(each) for each in value]
-    return Path(value).name if isinstance(value, str) and os.path.isabs(value) else value
+def _kept(summary: Mapping[str, Any]) -> dict[str, Any]:
+    return shareable({key: summary[key] for key in _KEPT if key in summary})
 
 
-def _facts(model: Model, arrays: dict[str, np.ndarray]) -> dict[str, str]:
+def _size(arrays: Mapping[str, np.ndarray], dtype: Dtype) -> str:
+    return f"{sum(array.nbytes for array in arrays.values()) / 1e6:.1f} MB, {dtype}"
+
+
+def _facts(model: Model) -> dict[str, str]:
     """What the card says of the model besides its results."""
     config, quantizer = model.dynamics.config, model.dynamics.config.quantizer
     latent = f"{config.latent_dim} numbers"
@@ -214,5 +212,4 @@ def _facts(model: Model, arrays: dict[str, np.ndarray]) -> dict[str, str]:
         "inverse model": type(config.idm).__name__.removesuffix("Config"),
         "forward model": type(config.fdm).__name__.removesuffix("Config"),
         "decoder": ", ".join(model.decoders) or ("the action head" if config.action_weight else "none"),
-        "weights": f"{sum(array.nbytes for array in arrays.values()) / 1e6:.1f} MB, float32",
     }

@@ -39,6 +39,7 @@ def test_latents_that_hold_the_action_beat_every_baseline(results):
     assert good["curve"][-1][1] > 0.9 and good["fit"] == good["windows"] == 512
     name = "probe_accuracy_merged" if "probe_accuracy" in good else "probe_r2"
     assert good["score"] == pytest.approx(good[name], abs=1e-6)
+    assert good["linear_score"] == pytest.approx(good[f"linear_{name}"], abs=1e-6)
 
 
 def test_noise_beats_none(results):
@@ -46,6 +47,17 @@ def test_noise_beats_none(results):
     for baseline in ("constant", "shuffled", "still"):
         error = np.hypot(noise["stderr"], noise[f"{baseline}_stderr"])
         assert noise["score"] <= noise[f"{baseline}_score"] + 2 * error
+
+
+@pytest.mark.parametrize("kind", ["discrete", "continuous"])
+def test_random_latents_never_beat_a_baseline_by_two_standard_errors(kind):
+    probe = DiscreteActions("", 4, (0, 0, 1, 2)) if kind == "discrete" else ContinuousActions(SPACE)
+    for seed in range(20):
+        fit, test = (examples(kind, 100 + 2 * seed + part, holds=False) for part in (0, 1))
+        results = judge(jax.random.key(seed), probe, fit, test, seed, labels=())
+        for baseline in ("constant", "shuffled", "still"):
+            error = np.hypot(results["stderr"], results[f"{baseline}_stderr"])
+            assert results["score"] <= results[f"{baseline}_score"] + 2 * error, (seed, baseline)
 
 
 def test_blocks_are_averaged():

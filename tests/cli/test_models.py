@@ -23,6 +23,9 @@ def test_a_run_is_exported_once(run, tmp_path, capsys):
     assert capsys.readouterr().err.startswith(f"lamjax: {tmp_path / 'model'} already exists")
 
 
-def test_a_policy_alone_is_no_model(run, tmp_path, capsys):
-    assert main(["export", str(run / "policies" / "offline-16"), str(tmp_path / "model")]) == 2
+def test_a_policy_alone_is_exported_and_has_no_latents(run, tmp_path, capsys):
+    policy = str(run / "policies" / "offline-16")
+    assert main(["export", policy, str(tmp_path / "policy"), "--dtype", "float16"]) == 0
+    assert main(["label", policy, str(tmp_path), "-o", str(tmp_path / "latents.npz")]) == 2
     assert "is a policy, and a policy has no latents" in capsys.readouterr().err
+    assert lamjax.load(tmp_path / "policy").network == lamjax.load(policy).network

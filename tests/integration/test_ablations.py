@@ -131,7 +131,7 @@ def test_stages_1_and_2_and_offline_decoding(name, recorded, tmp_path, play_brie
         greedy = found[curve.replace("curve", "greedy_curve")]
         assert greedy == [[16, pytest.approx(mean + 1, abs=1e-6), pytest.approx(error, abs=1e-6)]]
     assert found["stderr_over"] == "seeds"
-    assert {path.name for path in (tmp_path / "policies").iterdir()} == {"offline-16", "relabel-16"}
+    assert {path.name for path in (tmp_path / "policies").iterdir()} == {"idm-16", "offline-16", "relabel-16"}
     assert policies.load_policy(tmp_path / "policies" / "relabel-16")[2]["return_mean"] == pytest.approx(draws[0])
 
 

@@ -67,7 +67,7 @@ def test_the_report_shows_them(folder):
 def test_its_policies_play(folder):
     obs, _ = envs.make("pendulum", 3).reset(jax.random.key(0))
     names = {path.name for path in (folder / "policies").iterdir()}
-    assert names == {"decode_online", "ppo_scratch", "offline-16", "offline-64", "relabel-64"}
+    assert names == {"decode_online", "ppo_scratch", "idm-64", "offline-16", "offline-64", "relabel-64"}
     for name in names:
         policy, params, _ = policies.load_policy(folder / "policies" / name)
         outputs = policy(params, obs)

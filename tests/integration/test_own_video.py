@@ -51,7 +51,7 @@ def folder(tmp_path_factory):
 
 def test_the_page_has_every_step():
     verbs = [shlex.split(command)[0] for command in COMMANDS]
-    assert verbs == ["import-video", "train", "label", "probe", "export", "label"]
+    assert verbs == ["import-video", "train", "label", "probe", "probe", "label", "export", "label"]
 
 
 def test_every_frame_is_labelled(folder):
@@ -64,6 +64,8 @@ def test_every_frame_is_labelled(folder):
     # The model that was shared labels as the run does.
     again, _ = latent_files.read(folder / "latents.npz")
     np.testing.assert_array_equal(again.z, rows.z)
+    shipped, about = latent_files.read(folder / "coinrun.npz")
+    assert shipped.z.shape == (FRAMES, 32) and shipped.action is not None and about["model"]["env"] == "coinrun"
 
 
 def test_the_report_and_the_card_have_baselines_and_no_returns(folder):

@@ -4,14 +4,17 @@ import dataclasses
 import json
 import math
 import re
+import shutil
 
 import jax
 import numpy as np
 import pytest
 
+import lamjax
 from lamjax import envs, pipeline, policies
 from lamjax.cli import main
 from lamjax.data import open_store
+from lamjax.pipeline.fresh_levels import keep_results
 from lamjax.presets import PRESETS
 from lamjax.training import checkpoint, run_folder
 from lamjax.training.logging import read_metrics
@@ -150,7 +153,7 @@ def test_report_is_one_file(whole):
 def test_policies_play(whole, summary):
     """Each policy in the run's folder is the one whose return the summary holds."""
     found = {path.name for path in (whole / "policies").iterdir()}
-    assert found == {"decode_online", "ppo_scratch", *(f"offline-{n}" for n in SMOKE.offline.labels)}
+    assert found == {"decode_online", "ppo_scratch", "idm-64", *(f"offline-{n}" for n in SMOKE.offline.labels)}
     obs = np.random.default_rng(0).integers(0, 256, (3, 64, 64, 3), np.uint8)
     for name in found:
         policy, params, info = policies.load_policy(whole / "policies" / name)
@@ -159,6 +162,8 @@ def test_policies_play(whole, summary):
         if name in summary["stages"]:
             assert info["return_mean"] == summary["stages"][name]["return_mean"]
             assert (info["env"], info["seed"], info["frames"]) == ("coinrun", 0, FRAMES)
+    kept, (_, _, info) = summary["decoder"], policies.load_policy(whole / "policies" / "idm-64")
+    assert (kept["labels"], kept["accuracy"], kept["stderr"]) == (64, info["accuracy"], info["stderr"])
 
 
 def test_checkpoints_hold_the_policies(whole):
@@ -219,6 +224,17 @@ def test_the_action_information_of_a_run_on_fresh_levels(whole, tmp_path, capsys
     assert "recording" not in err and "training" not in err
     assert f"fresh levels of coinrun, {results['windows']} held-out windows" in out
     assert f"{100 * results['supervised']:.1f} %" in out and "of what frames tell of the action" in out
+    # The model that was shared has the same weights; what was kept of a run is in its card.
+    lamjax.load(whole).export(tmp_path / "model")
+    assert main(["information", str(tmp_path / "model"), "--data", str(tmp_path), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == results
+    with pytest.raises(run_folder.RunError, match=r"has no summary\.json to keep results in: give a run folder"):
+        keep_results(tmp_path / "model", results)
+    shutil.copytree(whole, tmp_path / "run")
+    keep_results(tmp_path / "run", results)
+    lamjax.load(tmp_path / "run").export(tmp_path / "kept")
+    row = f"the same on levels that the run did not record | {results['share']:.2f} ± {results['share_stderr']:.2f}"
+    assert row in (tmp_path / "kept" / "README.md").read_text()
 
 
 def test_a_policy_of_the_run_can_be_evaluated_and_recorded(whole, tmp_path, capfd):

@@ -62,6 +62,21 @@ def test_the_model_labels_and_decodes(run):
     assert lam.decode(lam.infer(np.zeros((9, 4), np.float32))).shape == (7,)
 
 
+def test_a_probe_of_its_labels_repeats_the_runs_own_numbers(run, tmp_path, capsys):
+    """From the file of latents alone, the probes read what those of the run itself read, to the last digit."""
+    folder, argv = run
+    store, labels = argv[argv.index("--store") + 1], tmp_path / "latents.npz"
+    assert main(["label", str(folder), store, "-o", str(labels)]) == 0
+    capsys.readouterr()
+    assert main(["probe", str(labels), "--actions", store, "--run", str(folder), "--json"]) == 0
+    results = json.loads(capsys.readouterr().out)
+    own = json.loads((folder / "summary.json").read_text())["stages"]["dynamics"]
+    names = ["probe_accuracy", "linear_probe_accuracy", "majority_accuracy", "code_nmi", "code_purity"]
+    for name in [*names, *(f"{name}_merged" for name in names)]:
+        assert results[name] == own[name]
+    assert results["predictions"]["psnr"][0][0] == 1 and results["predictions"]["clips"] > 0
+
+
 def test_the_report_has_no_returns(run):
     page = (run[0] / "report.html").read_text()
     assert "Actions decoded from latents" in page and "Stage 3: decoding actions" in page

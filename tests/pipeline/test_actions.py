@@ -9,7 +9,8 @@ import pytest
 
 from lamjax import data
 from lamjax.data.stream import EvaluationWindows
-from lamjax.pipeline.actions import STAGE, action_stage, constant_action
+from lamjax.pipeline.actions import STAGE, action_stage
+from lamjax.pipeline.decoders import constant_action
 from lamjax.policies import load_policy
 from lamjax.presets import VECTOR_PRESETS
 from lamjax.spaces import Box, Discrete

@@ -8,6 +8,7 @@ from lamjax.cli import main
 from lamjax.data import latent_files
 from lamjax.data.latent_files import LatentFileError, LatentRows
 from lamjax.pipeline.probe import probe_file
+from tests.small_runs import VECTOR, clip, write_run
 
 EPISODES, LENGTH = 10, 30
 
@@ -43,6 +44,42 @@ def test_the_command_prints_a_table(files, capsys):
     assert f"fitted on {8 * (LENGTH - 2)} latents, tested on {2 * (LENGTH - 2)}" in out
     for words in ("a probe on the latents (accuracy)", "a constant guess", "shuffled actions", "from 64 labels", "±"):
         assert words in out
+
+
+def test_a_model_is_judged_without_any_actions(tmp_path, capsys):
+    write_run(tmp_path / "run", VECTOR)
+    with data.StoreWriter(tmp_path / "store", env="clips", obs_shape=VECTOR, obs_dtype="float32", num_actions=1) as w:
+        for level in range(20):
+            w.append_episode(clip(VECTOR, 6, level), np.zeros(6, int), np.zeros(6), level, "cut")
+    out, store = str(tmp_path / "latents.npz"), str(tmp_path / "store")
+    assert main(["label", str(tmp_path / "run"), store, "-o", out]) == 0
+    capsys.readouterr()
+    assert main(["probe", out, "--run", str(tmp_path / "run"), "--frames", store]) == 0
+    printed = capsys.readouterr().out
+    for words in (
+        "PSNR of the prediction 4 frames ahead",
+        "the last true frame instead",
+        "under another clip's latents",
+    ):
+        assert words in printed
+    assert "8 frames" not in printed  # episodes of 6 frames show 4 after the first two
+    assert main(["probe", out, "--run", str(tmp_path / "run")]) == 2
+    assert "Nothing says what is to be measured: give --actions, or --run and --frames" in capsys.readouterr().err
+
+
+def test_one_frame_alone_is_a_baseline_where_there_are_frames(files, tmp_path):
+    with data.StoreWriter(tmp_path / "store", env="a", obs_shape=(4,), num_actions=1) as writer:
+        for level in range(EPISODES):
+            writer.append_episode(
+                np.zeros((LENGTH, 4), np.uint8), np.zeros(LENGTH, int), np.zeros(LENGTH), level, "cut"
+            )
+    args = (files / "latents.parquet", files / "aligned.npz")
+    _, results = probe_file(*args, frames=tmp_path / "store")
+    assert results["score"] > results["still_score"] + 0.2
+    with data.StoreWriter(tmp_path / "short", env="a", obs_shape=(4,), num_actions=1) as writer:
+        writer.append_episode(np.zeros((3, 4), np.uint8), np.zeros(3, int), np.zeros(3), 0, "cut")
+    with pytest.raises(LatentFileError, match=r"has 3 frames, and .* has 300 rows: label it"):
+        probe_file(*args, frames=tmp_path / "short")
 
 
 def test_what_does_not_fit_is_refused(files, tmp_path):

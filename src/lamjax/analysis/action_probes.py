@@ -75,9 +75,19 @@ class DiscreteActions:
         """The classes int32 ``[E]`` of actions ``[E]``, aliases merged: what frames can tell of them at best."""
         return self.merged[actions].astype(np.int32)
 
-    def guess(self, key: jax.Array, train_z: np.ndarray, train_y: np.ndarray, test_z: np.ndarray) -> np.ndarray:
-        """Reads targets int32 ``[E]`` from latents ``[E, Z]`` by a probe, fitted on ``[S, Z]`` and targets ``[S]``."""
-        return np.asarray(probes.fit_probe(key, train_z, train_y, test_z, self.target_space.n))
+    def guess(
+        self,
+        key: jax.Array,
+        train_z: np.ndarray,
+        train_y: np.ndarray,
+        test_z: np.ndarray,
+        hidden: tuple[int, ...] = probes.HIDDEN,
+    ) -> np.ndarray:
+        """Reads targets int32 ``[E]`` from latents ``[E, Z]`` by a probe, fitted on ``[S, Z]`` and targets ``[S]``.
+
+        `hidden` are the widths of the probe's hidden layers; none makes it linear.
+        """
+        return np.asarray(probes.fit_probe(key, train_z, train_y, test_z, self.target_space.n, hidden))
 
     def constant_guess(self, train_y: np.ndarray, count: int) -> np.ndarray:
         """The most frequent of the targets ``[S]``, `count` times."""
@@ -143,9 +153,19 @@ class ContinuousActions:
         """The actions themselves."""
         return actions
 
-    def guess(self, key: jax.Array, train_z: np.ndarray, train_y: np.ndarray, test_z: np.ndarray) -> np.ndarray:
-        """Reads targets ``[E, D]`` from latents ``[E, Z]`` by a probe, fitted on ``[S, Z]`` and targets ``[S, D]``."""
-        return probes.regress(key, train_z, train_y, test_z)
+    def guess(
+        self,
+        key: jax.Array,
+        train_z: np.ndarray,
+        train_y: np.ndarray,
+        test_z: np.ndarray,
+        hidden: tuple[int, ...] = probes.HIDDEN,
+    ) -> np.ndarray:
+        """Reads targets ``[E, D]`` from latents ``[E, Z]`` by a probe, fitted on ``[S, Z]`` and targets ``[S, D]``.
+
+        `hidden` are the widths of the probe's hidden layers; none makes it linear.
+        """
+        return probes.regress(key, train_z, train_y, test_z, hidden)
 
     def constant_guess(self, train_y: np.ndarray, count: int) -> np.ndarray:
         """The mean of the targets ``[S, D]``, `count` times."""

@@ -65,10 +65,10 @@ def judge(
 
     Returns:
       The scores of `probe` and its constant guess; with codes those of `ActionProbe.codes`. ``score`` and ``stderr``
-      over held-out episodes of the MLP probe on what `ActionProbe.targets` returns, and of its baselines
-      ``constant_score``, ``shuffled_score`` and, with frames, ``still_score``, each with its ``stderr``. ``curve``,
-      rows of a number of labels, and the score and its standard error of a decoder that is fitted on so many. ``fit``
-      and ``windows``, how many latents probes were fitted and tested on.
+      over held-out episodes of the MLP probe on what `ActionProbe.targets` returns. The same of a linear probe,
+      ``linear_score``, and of the baselines ``constant_score``, ``shuffled_score`` and, with frames, ``still_score``,
+      each with its ``stderr``. ``curve``, rows of a number of labels, and the score and its standard error of a decoder
+      that is fitted on so many. ``fit`` and ``windows``, how many latents probes were fitted and tested on.
     """
     results: dict[str, Any] = probe.probe(key, fit.z, fit.actions, test.z, test.actions)
     results |= probe.constant(fit.actions, test.actions)
@@ -78,6 +78,7 @@ def judge(
     rng = np.random.default_rng(seed)
     guesses = {
         "score": probe.guess(key, fit.z, targets, test.z),
+        "linear_score": probe.guess(key, fit.z, targets, test.z, ()),
         "constant_score": probe.constant_guess(targets, len(test)),
         "shuffled_score": probe.guess(key, fit.z, rng.permutation(targets), test.z),
     }

@@ -3,7 +3,6 @@
 Dimension keys: B batch, A latent actions, T steps, K strips, Z latent size.
 """
 
-import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -81,17 +80,27 @@ def strips(state: DynamicsState, windows: np.ndarray) -> dict[str, np.ndarray]:
     }
 
 
-@functools.partial(jax.jit, static_argnames="steps")
-def _imagine(state: DynamicsState, context: jax.Array, latent: jax.Array, steps: int) -> jax.Array:
+@jax.jit
+def imagine(state: DynamicsState, context: jax.Array, latents: jax.Array) -> jax.Array:
+    """Predicts frame after frame from the forward model's own predictions, each under a latent action.
+
+    Args:
+      state: stage 1.
+      context: true frames ``[B, k + 1, *obs_shape]``.
+      latents: float32 ``[B, T, Z]``, quantised latents.
+
+    Returns:
+      float32 ``[B, T, *obs_shape]``, pixels in [-0.5, 0.5], or standardised numbers.
+    """
     pixels, imagining = context.dtype == jnp.uint8, state.replace(obs_stats=None)  # frames are normalised once
 
-    def step(frames, _):
+    def step(frames, latent):
         following = dynamics.predict_next(imagining, frames, latent)
         following = jnp.clip(following, -0.5, 0.5) if pixels else following
         return jnp.concatenate([frames[:, 1:], following[:, None]], axis=1), following
 
     frames = normalise_obs(dynamics.clean_frames(state.config, context), state.obs_stats)
-    return jax.lax.scan(step, frames, None, length=steps)[1].swapaxes(0, 1)
+    return jax.lax.scan(step, frames, latents.swapaxes(0, 1))[1].swapaxes(0, 1)
 
 
 def imagined_rollouts(state: DynamicsState, context: np.ndarray, quantized: np.ndarray, steps: int = 12) -> np.ndarray:
@@ -107,7 +116,7 @@ def imagined_rollouts(state: DynamicsState, context: np.ndarray, quantized: np.n
       ``[A, T + 1, *obs_shape]``, the last true frame first: uint8 pixels, or standardised vectors.
     """
     frames = jnp.broadcast_to(context[None], (len(quantized), *context.shape))
-    imagined = _imagine(state, frames, jnp.asarray(quantized), steps)
+    imagined = imagine(state, frames, jnp.repeat(jnp.asarray(quantized)[:, None], steps, axis=1))
     if context.dtype == np.uint8:
         return np.concatenate([np.asarray(frames[:, -1:]), to_uint8(imagined)], axis=1)
     return np.concatenate([np.asarray(normalise_obs(frames[:, -1:], state.obs_stats)), imagined], axis=1)

@@ -36,11 +36,15 @@ VERBS: dict[str, tuple[type, Callable[[Any], None]]] = {
     "import-hdf5": (files.ImportHdf5, files.import_hdf5),
     "import-torch": (files.ImportTorch, files.import_torch),
     "export-torch": (files.ExportTorch, files.export_torch),
+    "models": (models.Models, models.list_models),
     "experts": (play.Experts, play.list_experts),
     "linear": (linear.Linear, linear.run),
     "doctor": (doctor.Doctor, doctor.doctor),
 }
-WITHOUT_DEVICES = ("experts", "import-lapo", "import-parquet", "import-video", "import-lerobot", "import-hdf5")
+WITHOUT_DEVICES = (
+    *("models", "experts"),
+    *("import-lapo", "import-parquet", "import-video", "import-lerobot", "import-hdf5"),
+)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -15,9 +15,11 @@ class Information:
     """Measures how much a model's latents hold of the action, on random play of levels that its run did not record.
 
     Attributes:
-      source: a run folder, or any folder with checkpoints/dynamics in it.
+      source: a run folder, any folder with checkpoints/dynamics in it, a model that was shared, or the name of one that
+        comes with lamjax.
       env: the environment; by default the run's.
       seed: of the levels and actions of random play.
+      keep: also writes the results into the run's summary, so that `lamjax export` puts them into the model card.
       json: prints JSON alone.
       data: where trajectories lie; random play is recorded once for all models.
     """
@@ -25,6 +27,7 @@ class Information:
     source: Positional[Path] = tyro.MISSING
     env: str | None = None
     seed: int = 0
+    keep: bool = False
     json: bool = False
     data: Path = DATA
 
@@ -34,11 +37,13 @@ def information(args: Information) -> None:
     from lamjax import envs
     from lamjax.analysis.diagnosis import judge_information
     from lamjax.analysis.report_text import information_table
-    from lamjax.pipeline.fresh_levels import measure_on_fresh_levels
+    from lamjax.pipeline.fresh_levels import keep_results, measure_on_fresh_levels
     from lamjax.spaces import Discrete
     from lamjax.training.run_folder import finite
 
     env, results = measure_on_fresh_levels(args.source, args.env, args.data, args.seed)
+    if args.keep:
+        keep_results(args.source, results)
     if args.json:
         print(json.dumps(finite(results)))
         return

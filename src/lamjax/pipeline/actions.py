@@ -5,31 +5,20 @@ how well it tells the actions of held-out episodes: a decoder of the inverse mod
 the decoded latent policy and behaviour cloning, which see o_t alone; and a guess that sees nothing.
 """
 
-import functools
-
-import jax
-import numpy as np
-
-from lamjax import policies
-from lamjax.analysis import diagnosis, latents
+from lamjax.analysis import diagnosis
 from lamjax.cloning import CloningState
-from lamjax.data.labels import evaluation_actions
 from lamjax.data.reader import Store
-from lamjax.data.stream import EvaluationWindows
 from lamjax.decoding import offline
 from lamjax.decoding.offline import Candidate
 from lamjax.dynamics import DynamicsState
+from lamjax.pipeline import decoders
 from lamjax.pipeline.offline import SAVED_AS, draw_labels, offline_policies
-from lamjax.pipeline.windows import TrainingFrames, held_out_windows
-from lamjax.spaces import ActionSpace, Discrete
-from lamjax.statistics import stderr_over_groups
+from lamjax.pipeline.windows import TrainingFrames
 from lamjax.training.run_folder import Run, timed
 
 STAGE = "decode_actions"
 METHODS = ("idm", "policy", "bc")
 _SAVED_AS = {**SAVED_AS, "idm": "idm"}
-
-_act = jax.jit(lambda network, params, obs: network(params, obs), static_argnums=0)
 
 
 def action_stage(
@@ -41,10 +30,7 @@ def action_stage(
         return
     frames, space = frames or TrainingFrames(run, store), store.action_space
     with timed() as seconds:
-        held_out = held_out_windows(run, store)
-        actions = evaluation_actions(store, held_out.starts, model.config.window)
-        z, _ = latents.latents_of_batches(model, held_out.batches)
-        episodes = np.searchsorted(store.episodes.start, held_out.starts, side="right")
+        examples = decoders.held_out(run, store, model)
         counts = offline.label_counts(config, len(store.starts("train", model.config.window)))
         by_seed: dict[str, list[list[float]]] = {}
         for draw in range(config.seeds):
@@ -53,37 +39,17 @@ def action_stage(
                 chunk = [Candidate(draw, count, method, ("greedy",)) for count in counts]
                 network, params = offline_policies(run, chunk, labelled, model, policy, frames, space)
                 for count, p in zip(counts, params, strict=True):
-                    outputs = outputs_of(method, network, p, held_out, z)
-                    scores = np.asarray(space.score(space.mode(outputs), actions), np.float64)
-                    row = [count, draw, float(scores.mean()), stderr_over_groups(scores, episodes)]
-                    by_seed.setdefault(f"{method}_curve", []).append(row)
+                    mean, stderr = decoders.score(method, network, p, examples, space)
+                    by_seed.setdefault(f"{method}_curve", []).append([count, draw, mean, stderr])
                     if draw == 0 and method in _SAVED_AS:
-                        folder = run.folder / "policies" / f"{_SAVED_AS[method]}-{count}"
-                        policies.save_policy(folder, network, p, {space.score_name: row[2], "stderr": row[3]})
+                        decoders.save_scored(run, f"{_SAVED_AS[method]}-{count}", network, p, (mean, stderr))
                 run.check_stop()
-        guess = np.broadcast_to(constant_action(space, labelled.actions), actions.shape)
         results = {
             "score": space.score_name,
-            "constant": float(np.mean(space.score(guess, actions))),
+            "constant": decoders.constant_score(space, labelled.actions, examples),
             **{name: offline.over_seeds(rows) for name, rows in by_seed.items()},
             "seeds": config.seeds,
-            "windows": len(actions),
+            "windows": len(examples.actions),
             "seconds": seconds(),
         }
     run.finish(STAGE, results | diagnosis.judge_actions(results))
-
-
-def outputs_of(
-    method: offline.Method, network: policies.Network, params: dict, held_out: EvaluationWindows, z: np.ndarray
-) -> np.ndarray:
-    """Outputs float32 ``[E, K]`` on held-out windows, whose latents are `z` ``[E, Z]``: see `METHODS`."""
-    if method == "idm":
-        return latents.in_batches(
-            lambda rows: offline.decode_batch(params["decoder"], rows, network.decoder, network.space), z
-        )
-    return latents.in_batches(functools.partial(_act, network, params), held_out.windows[:, -2])
-
-
-def constant_action(space: ActionSpace, actions: np.ndarray) -> np.ndarray:
-    """The guess that looks at nothing: the most frequent of some actions, or the mean of continuous ones."""
-    return np.bincount(actions).argmax() if isinstance(space, Discrete) else actions.mean(0)

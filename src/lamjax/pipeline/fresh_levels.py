@@ -6,14 +6,15 @@ from typing import Any
 
 import numpy as np
 
-from lamjax import envs, loading
+from lamjax import envs, loading, pretrained, shared_folder, sharing
 from lamjax.config import RunConfig
 from lamjax.data.reader import Store, open_store
+from lamjax.dynamics import DynamicsState
 from lamjax.pipeline import information
 from lamjax.pipeline.dynamics import init_model
 from lamjax.presets import default_preset, presets_for
 from lamjax.training import checkpoint
-from lamjax.training.run_folder import RunError, read_json, stage_key
+from lamjax.training.run_folder import RunError, finite, read_json, stage_key, write_json
 
 
 def measure_on_fresh_levels(folder: Path, env: str | None, data: Path, seed: int = 0) -> tuple[str, dict[str, Any]]:
@@ -23,7 +24,7 @@ def measure_on_fresh_levels(folder: Path, env: str | None, data: Path, seed: int
     may be played, whatever the run recorded.
 
     Args:
-      folder: the folder.
+      folder: the folder, a model that was shared, or the name of one that comes with lamjax.
       env: the environment's name; by default the run's. Another one may have other levels, but not other observations.
       data: where random play is recorded, once for all models.
       seed: of the levels and actions.
@@ -35,10 +36,8 @@ def measure_on_fresh_levels(folder: Path, env: str | None, data: Path, seed: int
       RunError: if the folder has no stage 1 or does not say the environment, or observations differ.
       ProcgenNotInstalledError: if the game cannot be played.
     """
-    path = folder / "config.json"
-    settings = read_json(path) if path.exists() else {}
-    trained_on = settings.pop("env", None)
-    settings.pop("source", None)
+    folder = pretrained.resolve(folder)
+    trained_on, settings, model = _read(folder, env)
     if env is None and trained_on is None:
         raise RunError(f"{folder} has no config.json, so it does not say what it was trained on: give --env.")
     env = envs.check_name(env or trained_on)
@@ -47,7 +46,6 @@ def measure_on_fresh_levels(folder: Path, env: str | None, data: Path, seed: int
             f"{folder} was trained on {trained_on}, whose observations have another shape than those of {env}: "
             "choose another --env."
         )
-    model = loading.load_dynamics(folder, env)
     if model is None:
         raise RunError(f"There is no stage 1 in {folder}: give a run folder, or one that holds checkpoints/dynamics.")
     config = _settings(env, settings)
@@ -56,6 +54,30 @@ def measure_on_fresh_levels(folder: Path, env: str | None, data: Path, seed: int
     key, shape = stage_key(config.seed, "dynamics"), play.obs_shape
     untrained = init_model(key, model.config.program, shape, model.obs_stats, play.action_space)
     return env, information.measure(env, config.analysis, play, model, untrained)
+
+
+def keep_results(folder: Path, results: dict[str, Any]) -> None:
+    """Writes what `measure_on_fresh_levels` returned into the summary of a run, as ``fresh_levels``.
+
+    Raises:
+      RunError: if the folder is no run.
+    """
+    path = folder / "summary.json"
+    if not path.exists():
+        raise RunError(f"{folder} has no summary.json to keep results in: give a run folder.")
+    write_json(path, finite(read_json(path) | {"fresh_levels": results}))
+
+
+def _read(folder: Path, env: str | None) -> tuple[str | None, dict[str, Any], DynamicsState | None]:
+    """What a folder was trained on, its settings, empty if it has none, and stage 1, if there is one."""
+    if shared_folder.kind_of(folder) is not None:
+        shared = sharing.read_model(folder)
+        return shared.env, checkpoint.as_json(shared.config), shared.dynamics
+    path = folder / "config.json"
+    settings = read_json(path) if path.exists() else {}
+    trained_on = settings.pop("env", None)
+    settings.pop("source", None)
+    return trained_on, settings, loading.load_dynamics(folder, env or trained_on)
 
 
 def _settings(env: str, settings: dict[str, Any]) -> RunConfig:

@@ -16,6 +16,7 @@ from lamjax.data.reader import Store
 from lamjax.decoding import behaviour_cloning, offline
 from lamjax.dynamics import DynamicsState
 from lamjax.envs.evaluate import most_together
+from lamjax.pipeline.decoders import save_decoder
 from lamjax.pipeline.evaluation import evaluate_policies
 from lamjax.pipeline.labelled import train_on_labels
 from lamjax.pipeline.oracle import measure_oracle
@@ -45,8 +46,7 @@ class Labelled:
       draw: the draw's number.
       obs: o_t, ``[L, *obs_shape]``, in device memory.
       actions: ``[L, *space.shape]``.
-      latents: float32 ``[L, Z]``: "policy", those of the latent policy at o_t; "idm", if its method is used, those of
-        the inverse model.
+      latents: float32 ``[L, Z]``: "policy", those of the latent policy at o_t; "idm", those of the inverse model.
     """
 
     draw: int
@@ -61,9 +61,7 @@ def draw_labels(run: Run, store: Store, model: DynamicsState, policy: CloningSta
     subset = LabelledSubset(store, count, seed=seed, length=model.config.window)
     windows = subset.windows()
     obs = np.ascontiguousarray(windows[:, -2])
-    inputs = {"policy": policy_latents(policy, obs)}
-    if {"idm", "relabel"} & set(run.config.offline.methods):
-        inputs["idm"], _ = latents.latents_of(model, windows)
+    inputs = {"policy": policy_latents(policy, obs), "idm": latents.latents_of(model, windows)[0]}
     return Labelled(draw, jax.device_put(obs), subset.actions, inputs)
 
 
@@ -94,6 +92,10 @@ def offline_stage(
     with timed() as seconds:
         available = len(store.starts("train", model.config.window))
         counts = offline.label_counts(config, available)
+        labelled = functools.lru_cache(1)(lambda draw: draw_labels(run, store, model, policy, counts[-1], draw))
+        if "decoder" not in run.summary:
+            first = labelled(0)
+            run.note("decoder", save_decoder(run, store, model, policy, first.latents["idm"], first.actions))
         partial = run.summary.setdefault("partial", {}).setdefault("decode_offline", {"by_seed": {}})
         if config.oracle and "oracle" not in partial:
             partial["oracle"] = measure_oracle(run, store, policy.obs_stats, space, frames)
@@ -101,7 +103,6 @@ def offline_stage(
         if "relabel" not in config.methods:
             frames.free()
         by_seed: dict[str, list[list[float]]] = partial["by_seed"]
-        labelled = functools.lru_cache(1)(lambda draw: draw_labels(run, store, model, policy, counts[-1], draw))
         for chunk in offline.chunks(offline.candidates(config, counts, by_seed), most_together(config.num_envs)):
             draw = chunk[0].draw
             network, params = offline_policies(run, chunk, labelled(draw), model, policy, frames, space)

@@ -1,4 +1,4 @@
-"""Judges the latents of a file by actions that lie in another file, or in a store."""
+"""Judges the latents of a file by actions in another file or a store, and a model by what it predicts of a store."""
 
 import hashlib
 from collections.abc import Sequence
@@ -10,23 +10,32 @@ import numpy as np
 from lamjax.analysis import judge
 from lamjax.analysis.action_probes import ActionProbe, ContinuousActions, DiscreteActions, action_probe
 from lamjax.analysis.judge import Examples
+from lamjax.analysis.open_loop import HORIZON, open_loop
 from lamjax.config import AnalysisConfig, RunConfig
 from lamjax.data import latent_files
 from lamjax.data.format import MANIFEST, SPLITS
 from lamjax.data.labels import evaluation_actions
 from lamjax.data.latent_files import LatentFileError, LatentRows
-from lamjax.data.reader import Store, open_store
-from lamjax.data.stream import evaluation_starts
+from lamjax.data.reader import Store, open_store, split_mask
+from lamjax.data.stream import EvaluationWindows, evaluation_starts
 from lamjax.loading import LoadedRun
+from lamjax.shared_folder import ModelError
 from lamjax.spaces import Box
 from lamjax.training.run_folder import stage_key
 
 HELD_OUT = 0.2  # of the episodes, or of the only one's end
 _FRAMES = 8192  # on whose o_t a probe is fitted
+_CLIPS, _CLIP_BATCH = 512, 64  # whose frames a model predicts
+_SHOWN = (1, 2, 4, 8)  # frames ahead
+_CLIP_BYTES = 2**28  # of all these clips at most
 
 
 def probe_file(
-    path: Path, actions: Path, run: LoadedRun | None = None, merged: Sequence[int] = ()
+    path: Path,
+    actions: Path,
+    run: LoadedRun | None = None,
+    merged: Sequence[int] = (),
+    frames: Path | None = None,
 ) -> tuple[ActionProbe, dict[str, Any]]:
     """Judges the latents of a file.
 
@@ -37,6 +46,7 @@ def probe_file(
       run: the run that labelled its own store: the probes see the windows, and draw the random numbers, that those of
         the run itself did.
       merged: the class of each discrete action, where several do the same.
+      frames: the store that was labelled, for the probe that sees o_t alone; `actions` if that is a store.
 
     Returns:
       How actions were scored, and the results of `lamjax.analysis.judge.judge`.
@@ -62,8 +72,8 @@ def probe_file(
         labels, known = _labels(actions, rows)
         env = (about.get("model") or {}).get("env", "")
         probe = _with_classes(_probe_of(env, labels[known & rows.mask]), merged)
-        held_out = _held_out(rows)
-        fit, test = (_of_rows(rows, labels, known & rows.mask & part) for part in (~held_out, held_out))
+        held_out, store = _held_out(rows), _labelled_store(frames, path, rows) if frames else None
+        fit, test = (_of_rows(rows, labels, known & rows.mask & part, store) for part in (~held_out, held_out))
     for name, part in (("fit probes on", fit), ("test them on", test)):
         if len(part) < 2:
             raise LatentFileError(f"{path} has {len(part)} latents with actions to {name}: label more episodes.")
@@ -117,9 +127,20 @@ def _held_out(rows: LatentRows) -> np.ndarray:
     return np.isin(rows.episode, order[: max(1, round(HELD_OUT * len(order)))])
 
 
-def _of_rows(rows: LatentRows, labels: np.ndarray, chosen: np.ndarray) -> Examples:
+def _labelled_store(frames: Path, path: Path, rows: LatentRows) -> Store:
+    store = open_store(frames)
+    if len(rows) != store.num_frames:
+        raise LatentFileError(f"{frames} has {store.num_frames} frames, and {path} has {len(rows)} rows: label it.")
+    return store
+
+
+def _of_rows(rows: LatentRows, labels: np.ndarray, chosen: np.ndarray, store: Store | None) -> Examples:
     codes = rows.codes[chosen] if rows.codes is not None else None
-    return Examples(rows.z[chosen], labels[chosen], rows.episode[chosen], codes)
+    places, frames = np.flatnonzero(chosen), None
+    if store is not None and len(places):  # as vectors, because the frames of all rows may not fit into the memory
+        blocks = range(0, len(places), _FRAMES)
+        frames = np.concatenate([judge.pooled(store.observations_at(places[i : i + _FRAMES])) for i in blocks])
+    return Examples(rows.z[chosen], labels[chosen], rows.episode[chosen], codes, frames)
 
 
 def _of_store(rows: LatentRows, store: Store, settings: AnalysisConfig, split: str, length: int) -> Examples:
@@ -136,13 +157,54 @@ def _of_store(rows: LatentRows, store: Store, settings: AnalysisConfig, split: s
     return Examples(rows.z[places], evaluation_actions(store, starts, length), episodes, codes, frames)
 
 
+def probe_predictions(run: LoadedRun, path: Path) -> dict[str, Any]:
+    """Measures how far ahead a model predicts the held-out episodes of a store (`lamjax.analysis.open_loop`).
+
+    Args:
+      run: the model.
+      path: a store of observations as the model learned from. Clips are shorter where episodes are.
+
+    Raises:
+      ModelError: if the observations are others.
+      StoreError: if the store is damaged, or no held-out episode is long enough for a window.
+    """
+    store = open_store(path)
+    if run.obs_shape is not None and store.obs_shape != run.obs_shape:
+        raise ModelError(
+            f"{path} holds observations of shape {store.obs_shape}, and {run.folder} takes {run.obs_shape}."
+        )
+    longest = int(store.episodes.length[split_mask(store.episodes, "test")].max(initial=0))
+    length = max(min(run.window - 1 + HORIZON, longest), run.window)
+    frame = int(np.prod(store.obs_shape)) * store.obs_dtype.itemsize
+    count = max(min(_CLIPS, _CLIP_BYTES // (length * frame)), 2)
+    clips = EvaluationWindows(store, num_windows=count, batch_size=min(_CLIP_BATCH, count), length=length)
+    episodes = np.searchsorted(store.episodes.start, clips.starts, side="right")
+    return open_loop(run.dynamics, clips.batches, episodes)
+
+
+def predictions_table(results: dict[str, Any]) -> list[tuple[str, str]]:
+    """What `probe_predictions` returns in words, as in `table`."""
+    rows = []
+    for t, model, error, copied, copied_error in results["psnr"]:
+        if t in _SHOWN:
+            frames = f"{t} frame{'s' * (t != 1)} ahead"
+            rows.append((f"PSNR of the prediction {frames}", f"{model:.2f} ± {error:.2f} dB"))
+            rows.append(("  the last true frame instead", f"{copied:.2f} ± {copied_error:.2f} dB"))
+    for t, delta, error in results["controllability"]:
+        if t in _SHOWN:
+            frames = f"{t} frame{'s' * (t != 1)} ahead"
+            rows.append((f"PSNR lost under another clip's latents, {frames}", f"{delta:.2f} ± {error:.2f} dB"))
+    return rows
+
+
 def table(probe: ActionProbe, results: dict[str, Any]) -> list[tuple[str, str]]:
     """The results in words: what was measured, and the score with its standard error."""
     measure = "R²" if isinstance(probe, ContinuousActions) else "accuracy"
     names = {
         "": "a probe on the latents",
-        "still_": "the same probe on o_t alone",
-        "shuffled_": "the same probe, fitted on shuffled actions",
+        "linear_": "a linear probe on the latents",
+        "still_": "the first probe on o_t alone",
+        "shuffled_": "the first probe, fitted on shuffled actions",
         "constant_": "a constant guess",
     }
     rows = [

@@ -5,7 +5,7 @@ import hashlib
 from pathlib import Path
 from typing import Any
 
-from lamjax import envs, experts, planners, policies
+from lamjax import envs, experts, loading, planners, policies, shared_folder
 from lamjax.acting import PolicyFn
 from lamjax.data.reader import open_store
 from lamjax.policies import PolicyError
@@ -64,8 +64,9 @@ def find_source(env: str, policy: str, runs: Path, space: ActionSpace | int) -> 
         kind, loaded = "expert", policies.load_policy(own) if folder == own else experts.load(env)
     else:
         folder = Path(policy)
-        kind, loaded = "checkpoint", policies.load_policy(folder)
-    return Source(kind, *loaded, hashlib.sha256((folder / "weights.npz").read_bytes()).hexdigest()[:8])
+        kind, loaded = "checkpoint", loading.load_policy(folder)
+    weights = next(path for name in ("weights.npz", shared_folder.WEIGHTS) if (path := folder / name).exists())
+    return Source(kind, *loaded, hashlib.sha256(weights.read_bytes()).hexdigest()[:8])
 
 
 def _planner(env: str) -> Source:

@@ -1,0 +1,98 @@
+"""How far ahead a model predicts, and how much its latents decide of what it predicts.
+
+From the first frames of a clip the forward model predicts the next frame under the latent action of what really
+happened, the one after from its own prediction, and so on. Beside it stands the last true frame, repeated.
+
+Controllability is Genie's delta PSNR (arXiv 2402.15391): the PSNR under the clip's own latents minus the PSNR under
+those of another clip. At 0 the latents decide nothing.
+
+    PSNR = 10 log10(1 / mean squared error)
+
+The mean is over all clips: the PSNR of a single frame is infinite where nothing moves. 1 is the range of pixels, or a
+deviation of numbers that are standardised.
+
+Dimension keys: M batches, B clips in a batch, E clips, L frames in a clip, k + 1 + T, T horizons, S a frame's shape.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from lamjax import dynamics
+from lamjax.analysis.latents import imagine
+from lamjax.dynamics import DynamicsState
+from lamjax.preprocess import normalise_obs
+from lamjax.statistics import stderr_over_groups
+from lamjax.training.driver import over_batches
+
+HORIZON = 8  # frames ahead; Genie reports 4
+_DECIBEL = 10 / np.log(10)
+
+
+def squared_errors(state: DynamicsState, clips: jax.Array) -> dict[str, jax.Array]:
+    """Mean squared errors of the frames that follow the first k + 1 of each clip.
+
+    Args:
+      state: stage 1.
+      clips: ``[B, L, *S]``, of which the one half a batch away lends its latents.
+
+    Returns:
+      float32 ``[B, T]``: ``own`` of predictions under the clip's own latents, ``other`` of those under another clip's,
+      ``copy_last`` of the last true frame.
+    """
+    past = state.config.window - 1
+    horizons = clips.shape[1] - past
+
+    def infer(first: jax.Array) -> jax.Array:
+        windows = jax.lax.dynamic_slice_in_dim(clips, first, past + 1, axis=1)
+        return dynamics.infer_latents(state, windows).quantized
+
+    latents = jax.lax.map(infer, jnp.arange(horizons)).swapaxes(0, 1)
+    frames = normalise_obs(dynamics.clean_frames(state.config, clips), state.obs_stats)
+    truth = frames[:, past:]
+    predictions = {
+        "own": imagine(state, clips[:, :past], latents),
+        "other": imagine(state, clips[:, :past], jnp.roll(latents, len(clips) // 2, axis=0)),
+        "copy_last": jnp.broadcast_to(frames[:, past - 1 : past], truth.shape),
+    }
+    axes = tuple(range(2, truth.ndim))
+    return {name: jnp.square(predicted - truth).mean(axes) for name, predicted in predictions.items()}
+
+
+_all_errors = over_batches(squared_errors)
+
+
+def open_loop(state: DynamicsState, batches: jax.Array, episodes: np.ndarray) -> dict[str, Any]:
+    """Measures predictions of held-out clips.
+
+    Args:
+      state: stage 1.
+      batches: ``[M, B, L, *S]``.
+      episodes: int ``[M * B]``, the episode of each clip.
+
+    Returns:
+      ``psnr``, rows ``[t, model, stderr, copy last, stderr]`` of how many frames ahead, and decibels;
+      ``controllability``, rows ``[t, delta PSNR, stderr]``; and E as ``clips``. Errors are over episodes.
+    """
+    errors = {name: np.concatenate(rows) for name, rows in jax.device_get(_all_errors(state, batches)).items()}
+    psnr, control = [], []
+    for t in range(errors["own"].shape[1]):
+        own, other, copied = (errors[name][:, t].astype(np.float64) for name in ("own", "other", "copy_last"))
+        psnr.append([t + 1, *decibels(own, episodes), *decibels(copied, episodes)])
+        control.append([t + 1, *gain(own, other, episodes)])
+    return {"psnr": psnr, "controllability": control, "clips": len(episodes)}
+
+
+def decibels(errors: np.ndarray, episodes: np.ndarray) -> tuple[float, float]:
+    """PSNR of squared errors float ``[E]``, and its standard error to first order, over episodes int ``[E]``."""
+    mean = max(errors.mean(), 1e-12)
+    return float(-_DECIBEL * np.log(mean)), _DECIBEL * stderr_over_groups(errors / mean, episodes)
+
+
+def gain(errors: np.ndarray, others: np.ndarray, episodes: np.ndarray) -> tuple[float, float]:
+    """The PSNR of some errors minus that of others, float ``[E]`` each; the standard error is as in `decibels`."""
+    mean, other = max(errors.mean(), 1e-12), max(others.mean(), 1e-12)
+    influence = others / other - errors / mean
+    return float(_DECIBEL * np.log(other / mean)), _DECIBEL * stderr_over_groups(influence, episodes)

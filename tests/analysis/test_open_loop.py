@@ -1,0 +1,55 @@
+"""Predictions frame after frame are those of the forward model, and latents that decide nothing control nothing."""
+
+import jax
+import numpy as np
+import pytest
+
+from lamjax import dynamics
+from lamjax.analysis.open_loop import decibels, gain, open_loop, squared_errors
+from lamjax.preprocess import normalise_obs
+from tests.small_runs import VECTOR, clip, stage_1
+
+CLIPS, HORIZONS = 4, 3
+
+
+@pytest.fixture(scope="module")
+def state():
+    """Stage 1 on vectors."""
+    return stage_1(VECTOR)
+
+
+@pytest.fixture(scope="module")
+def clips():
+    return np.stack([clip(VECTOR, HORIZONS + 2, seed) for seed in range(CLIPS)])
+
+
+def test_errors_are_those_of_one_step_after_another(state, clips):
+    found = jax.jit(squared_errors)(state, clips)
+    truth = np.asarray(normalise_obs(clips, state.obs_stats))
+    standardised = state.replace(obs_stats=None)
+    latents = [dynamics.infer_latents(state, clips[:, t : t + 3]).quantized for t in range(HORIZONS)]
+    for name, shift in (("own", 0), ("other", CLIPS // 2)):
+        frames = truth[:, :2]
+        for t in range(HORIZONS):
+            predicted = dynamics.predict_next(standardised, frames, np.roll(latents[t], shift, 0))
+            errors = np.square(predicted - truth[:, t + 2]).mean(-1)
+            np.testing.assert_allclose(found[name][:, t], errors, rtol=1e-4)
+            frames = np.stack([frames[:, 1], predicted], 1)
+    np.testing.assert_allclose(found["copy_last"], np.square(truth[:, 1:2] - truth[:, 2:]).mean(-1), rtol=1e-5)
+
+
+def test_latents_that_the_forward_model_does_not_see_control_nothing(state, clips):
+    deaf = jax.tree.map(lambda x: x * 0, state.params["fdm"])
+    results = open_loop(state.replace(params={**state.params, "fdm": deaf}), clips[None], np.arange(CLIPS))
+    assert [row[0] for row in results["psnr"]] == [row[0] for row in results["controllability"]] == [1, 2, 3]
+    assert all(row[1:] == [0, 0] for row in results["controllability"]) and results["clips"] == CLIPS
+
+
+def test_decibels_by_hand():
+    episodes = np.arange(2)
+    # A mean of 0.01 is 20 dB. Each error is half the mean off it, so the mean's relative error is a half.
+    value, error = decibels(np.array([0.005, 0.015]), episodes)
+    assert value == pytest.approx(20) and error == pytest.approx(10 / np.log(10) * 0.5)
+    errors = np.array([0.01, 0.03])
+    assert gain(errors, 10 * errors, episodes) == (pytest.approx(10), pytest.approx(0, abs=1e-12))
+    assert gain(errors, errors, episodes) == (0, 0)
