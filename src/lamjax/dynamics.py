@@ -63,6 +63,8 @@ class DynamicsConfig:
         linearly to a hundredth of the peak at the last step.
       weight_decay: AdamW's, on every parameter.
       max_grad_norm: the gradient's global norm over both models is clipped to this.
+      play_share: 0 is LAPO. Above, this share of a step's windows comes from random play, frames without actions beside
+        the demonstrations. A demonstrator that always does the same shows too little of what its actions do.
       context: k, frames before o_t that both models see; windows hold k + 2 frames. LAPO: 1.
       idm: trunk of the inverse model.
       fdm: the forward model.
@@ -101,6 +103,7 @@ class DynamicsConfig:
     warmup_steps: int = 50
     weight_decay: float = 0.01
     max_grad_norm: float = 2.0
+    play_share: float = 0.0
     context: int = 1
     idm: TrunkConfig = ImpalaConfig()
     fdm: FDMConfig = UNetConfig()
@@ -126,6 +129,7 @@ class DynamicsConfig:
             at_least_0=("steps", "warmup_steps", "context", "focus", "focus_jitter"),
             above_0=("max_grad_norm",),
             finite=("learning_rate", "weight_decay", "decorrelation", "action_weight"),
+            shares=("play_share",),
         )
         if self.focus % 4:
             raise ValueError(f"dynamics.focus must be a multiple of 4 pixels, or 0 for whole frames, not {self.focus}.")

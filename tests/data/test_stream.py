@@ -291,6 +291,34 @@ def test_two_devices_hold_and_draw_their_own_episodes(store, stores):
         make_stream(stores.make([9], name="single"), batch_size=2, devices=devices)
 
 
+def test_a_share_of_the_windows_comes_from_random_play(store, stores):
+    play = stores.make([30, 20], name="play")
+    beside = data.StreamBesidePlay(make_stream(store, batch_size=8), make_stream(play, batch_size=1))
+    buffer, alone = beside.buffer(0), make_stream(store, batch_size=8).buffer(0)
+    shifted = buffer.replace(play=buffer.play.replace(frames=buffer.play.frames + 100))  # to tell them apart
+    for step in range(3):
+        windows = stores.numbers(data.sample_with_play(shifted, beside.key, step, 8, 0.25))
+        np.testing.assert_array_equal(windows, windows[:, :1] + np.arange(3))
+        assert (windows[:6] < 100).all() and (windows[6:] >= 100).all()
+        np.testing.assert_array_equal(windows[:6], stores.numbers(data.sample(alone, beside.key, step, 6)))
+        without = data.sample(alone, beside.key, step, 8)
+        for share, source in ((0.0, buffer), (0.25, alone)):
+            np.testing.assert_array_equal(data.sample_with_play(source, beside.key, step, 8, share), without)
+    assert (stores.numbers(data.sample_with_play(shifted, beside.key, 0, 8, 1.0)) >= 100).all()
+    # Over an epoch of theirs the windows of random play come once each: 28 + 18 of them, two a step.
+    drawn = [stores.numbers(data.sample_with_play(shifted, beside.key, step, 8, 0.25))[6:, 0] for step in range(23)]
+    assert len(set(np.concatenate(drawn).tolist())) == 46
+
+
+def test_every_device_draws_as_many_windows_of_random_play(store, stores):
+    buffer = make_stream(store, batch_size=8).buffer(0)
+    buffer = buffer.replace(play=make_stream(stores.make([30], name="play"), batch_size=1).buffer(0))
+    for batch, share, devices, expected in ((12, 0.25, 2, 2), (8, 0.25, 2, 1), (8, 0.1, 2, 0)):
+        marked = buffer.replace(play=buffer.play.replace(frames=buffer.play.frames + 100))
+        windows = data.sample_with_play(marked, jax.random.key(0), 0, batch, share, axis_size=devices)
+        assert len(windows) == batch // devices and (stores.numbers(windows)[:, 0] >= 100).sum() == expected
+
+
 @pytest.mark.skipif(jax.device_count() < 2, reason="needs 2 devices")
 def test_device_buffers_are_not_copied_when_joined(store):
     devices = jax.devices()[:2]

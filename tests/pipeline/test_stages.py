@@ -215,6 +215,13 @@ def on_rings(store, tmp_path_factory):
         return checkpoints
 
 
+def test_a_share_of_random_play_needs_random_play(store, tmp_path, briefly):
+    config = settings()
+    config = dataclasses.replace(config, dynamics=dataclasses.replace(config.dynamics, play_share=0.5))
+    with open_run(tmp_path, config, 1) as run, pytest.raises(RunError, match="leave --dynamics.play-share at 0"):
+        pipeline.dynamics_stage(run, store)
+
+
 @pytest.mark.parametrize("count", [1, 2])
 def test_a_run_on_a_ring_resumes_exactly(count, store, on_rings, tmp_path, briefly, monkeypatch):
     with monkeypatch.context() as patch, open_run(tmp_path, RING, count) as run:

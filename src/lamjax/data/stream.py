@@ -19,9 +19,10 @@ A buffer has no actions. The few that training may see come from a `LabelledSubs
 Dimension keys: N: frames, S: window starts, B: batch, L: frames in a window, D: devices, K: labelled windows.
 """
 
+import dataclasses
 import functools
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import flax.struct
 import jax
@@ -35,6 +36,7 @@ from lamjax.data.labels import LabelledSubset
 from lamjax.data.reader import Store, split_mask
 
 _LABELS = 2**31 - 2  # folds the labels' key out of the stream's; no number of a device reaches it
+_PLAY = 2**31 - 3  # the same for random play
 _FRAMES_PER_COPY = 4096  # host memory while a buffer fills: 50 MB of 64x64 pixels
 
 
@@ -52,6 +54,7 @@ class Buffer:
             in an order drawn from `fold_in(key, phase)`; None means that nothing changes.
         first_step: int32 scalar, the step at which the phase began; None with `phase`.
         places: int32 [N], the place of each frame in the store, 0 where a frame is filling; None without a store.
+        play: frames of random play beside these, for stage 1 (`sample_with_play`); None without.
     """
 
     frames: jax.Array
@@ -60,6 +63,7 @@ class Buffer:
     phase: jax.Array | None = None
     first_step: jax.Array | None = None
     places: jax.Array | None = None
+    play: "Buffer | None" = None
 
 
 def sample(
@@ -91,6 +95,24 @@ def sample(
     """
     starts = sample_starts(buffer, key, step, batch_size, axis_index=axis_index, axis_size=axis_size)
     return gather(buffer.frames, starts, length)
+
+
+def sample_with_play(
+    buffer: Buffer, key: jax.Array, step: jax.Array | int, batch_size: int, play_share: float, **options: Any
+) -> jax.Array:
+    """The windows of a step, of which a share comes from random play, ``buffer.play``; runs inside jit.
+
+    The share is rounded so that every device has as many of them. Other arguments and the result are as of `sample`;
+    the windows of random play come last.
+    """
+    devices = options.get("axis_size", 1)
+    count = 0 if buffer.play is None else round(play_share * batch_size / devices) * devices
+    parts = []
+    if count < batch_size:
+        parts.append(sample(buffer, key, step, batch_size - count, **options))
+    if count:
+        parts.append(sample(buffer.play, jax.random.fold_in(key, _PLAY), step, count, **options))
+    return jnp.concatenate(parts) if len(parts) > 1 else parts[0]
 
 
 def sample_starts(
@@ -306,6 +328,28 @@ class ObservationStream:
     def windows(self, step: int) -> jax.Array:
         """The batch of a step: [B, L, *obs_shape], or [D, B / D, L, *obs_shape] over devices."""
         return self._sample(self.buffer(step), self.key, np.int32(step), self.batch_size, self.length)
+
+
+@dataclasses.dataclass(frozen=True)
+class StreamBesidePlay:
+    """A stream whose buffers carry resident frames of random play beside their own.
+
+    Attributes:
+        stream: the demonstrations.
+        play: random play, over the same devices.
+    """
+
+    stream: ObservationStream
+    play: ObservationStream
+
+    @property
+    def key(self) -> jax.Array:
+        """The demonstrations' key."""
+        return self.stream.key
+
+    def buffer(self, step: int) -> Buffer:
+        """What to sample from at a step, with `sample_with_play`."""
+        return self.stream.buffer(step).replace(play=self.play.buffer(step))
 
 
 class _Ring:

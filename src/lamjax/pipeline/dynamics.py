@@ -13,7 +13,7 @@ from lamjax.analysis.examine import Examined, examine
 from lamjax.analysis.held_out import held_out_errors
 from lamjax.data.labels import LabelledSubset, evaluation_actions, evaluation_distractor
 from lamjax.data.reader import Store
-from lamjax.data.stream import EvaluationWindows, upload_labels
+from lamjax.data.stream import EvaluationWindows, ObservationStream, StreamBesidePlay, upload_labels
 from lamjax.dynamics import DynamicsState
 from lamjax.pipeline import information
 from lamjax.pipeline.windows import (
@@ -26,7 +26,7 @@ from lamjax.pipeline.windows import (
 )
 from lamjax.training import driver
 from lamjax.training.logging import say
-from lamjax.training.run_folder import Run, Saver, restore, timed
+from lamjax.training.run_folder import Run, RunError, Saver, restore, timed
 from lamjax.training.steps import dynamics_step, traced
 
 init_model = driver.jit_once(dynamics.init, static_argnums=(1, 2, 4))
@@ -45,6 +45,9 @@ def dynamics_stage(
 
     By default it uploads its own `frames`. `data` is the folder of recorded trajectories, which holds random play, too;
     without it the action information is not measured.
+
+    Raises:
+      RunError: if it needs random play that is not there.
     """
     config = run.config.dynamics
     untrained = init_dynamics(run, store)
@@ -52,6 +55,7 @@ def dynamics_stage(
         return restore(run, "dynamics", untrained, Saver(config))[1]
     fuse = driver.steps_per_dispatch(config.idm, config.fdm)
     stream = (frames or TrainingFrames(run, store)).stream(config.batch_size, run.config.seed, fuse)
+    stream = beside_play(run, stream, data)
     # At 0, stage 1 cannot read actions. Above, it reads those of the labelled subset, and counts them.
     num_labels = config.num_labelled(len(store.starts("train", config.window)))
     subset = LabelledSubset(store, num_labels, seed=run.config.seed, length=config.window) if num_labels else None
@@ -103,6 +107,22 @@ def examine_dynamics(
             )
             results["information_seconds"] = seconds()
     return results | diagnosis.judge_dynamics(results)
+
+
+def beside_play(run: Run, stream: ObservationStream, data: Path | None) -> ObservationStream | StreamBesidePlay:
+    """The stream, and with `play_share` the training levels of random play beside it."""
+    config = run.config.dynamics
+    if not config.play_share:
+        return stream
+    play = random_play(run, data) if data is not None else None
+    if play is None:
+        raise RunError(
+            "dynamics.play_share needs random play, which one host records in the environment for the action "
+            "information: leave --dynamics.play-share at 0, or set --analysis.information.frames."
+        )
+    return StreamBesidePlay(
+        stream, ObservationStream(play, batch_size=len(run.devices), length=config.window, devices=buffer_devices(run))
+    )
 
 
 def random_play(run: Run, data: Path) -> Store | None:

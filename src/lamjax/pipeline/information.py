@@ -45,7 +45,7 @@ MAX_IN_FLIGHT = 16
 # Settings of stage 1 that the inverse network trained on actions does not depend on. Fields that are not listed count.
 _IRRELEVANT = (
     *("steps", "batch_size", "learning_rate", "warmup_steps", "weight_decay", "max_grad_norm", "fdm", "quantizer"),
-    *("augment", "augment_pixels", "focus_jitter", "loss_scale", "decorrelation"),
+    *("play_share", "augment", "augment_pixels", "focus_jitter", "loss_scale", "decorrelation"),
     *("action_weight", "labelled", "labelled_batch"),
 )
 

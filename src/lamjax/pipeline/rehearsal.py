@@ -147,10 +147,10 @@ def _rates(run: Run, store: Any, data: Path) -> dict[str, Any]:
     """The rates of every stage after the recording."""
     config, space = run.config, store.action_space
     untrained, frames = init_dynamics(run, store), TrainingFrames(run, store)
-    dynamics = _rehearse(run, lambda: dynamics_stage(run, store, frames))
+    prepare_information(run, data)  # in `data`, where the run will find it
+    dynamics = _rehearse(run, lambda: dynamics_stage(run, store, frames, data))
     model = dynamics.state
     held_out = held_out_windows(run, store)
-    prepare_information(run, data)  # in `data`, where the run will find it
     with _stopwatch() as passed:
         examine_dynamics(run, store, untrained, model, held_out, data)
     examine = passed()

@@ -10,7 +10,7 @@ import numpy as np
 from lamjax import parallel
 from lamjax.data.format import Split
 from lamjax.data.reader import Store
-from lamjax.data.stream import EvaluationWindows, ObservationStream
+from lamjax.data.stream import EvaluationWindows, ObservationStream, StreamBesidePlay
 from lamjax.preprocess import ObsStats, obs_stats
 from lamjax.training import driver
 from lamjax.training.run_folder import Run, RunError, Saver, train
@@ -98,7 +98,7 @@ def train_on_windows(
     name: str,
     step: Callable,
     state: Any,
-    stream: ObservationStream,
+    stream: ObservationStream | StreamBesidePlay,
     shared: tuple[Any, ...],
     *,
     config: Any,

@@ -26,6 +26,7 @@ VECTOR_PRESETS: dict[str, RunConfig] = {"cpu": vector.CPU, "smoke": vector.SMOKE
 
 # What takes the place of the presets for the shape, by the environment's name.
 OWN_PRESETS: dict[str, dict[str, RunConfig]] = {
+    "coinrun": {"cpu": procgen.CPU_COINRUN},
     "fruitbot": {"cpu": procgen.CPU_WHOLE_FRAMES},
     "pendulum": {"cpu": vector.PENDULUM_CPU},
     "starpilot": {"cpu": procgen.CPU_WHOLE_FRAMES},

@@ -94,6 +94,15 @@ CPU_WHOLE_FRAMES = dataclasses.replace(
     ),
 )
 
+# Coinrun's expert runs to the right whatever it sees: trained on its frames alone, the models tell no more of its actions
+# than random features do. Half of the windows come from random play, and fewer numbers leave random features less room.
+CPU_COINRUN = dataclasses.replace(
+    CPU,
+    dynamics=dataclasses.replace(
+        CPU.dynamics, play_share=0.5, quantizer=dataclasses.replace(CPU.dynamics.quantizer, dim=4)
+    ),
+)
+
 # Seconds, for tests: the same path with small numbers.
 _SMOKE_TRUNK = ImpalaConfig(channels=(8, 16), strides=(2, 2), blocks=0, features=32, stem=4, pool=False)
 _SMOKE_PPO = PPOConfig(total_frames=4096, num_envs=16, num_steps=64, num_epochs=1, num_minibatches=2)

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 from lamjax import cloning, dynamics, parallel
 from lamjax.cloning import CloningState
-from lamjax.data.stream import Buffer, Labels, gather, sample, sample_labelled, sample_starts
+from lamjax.data.stream import Buffer, Labels, gather, sample, sample_labelled, sample_starts, sample_with_play
 from lamjax.decoding import behaviour_cloning
 from lamjax.decoding.behaviour_cloning import ActionState
 from lamjax.decoding.offline import OfflineConfig
@@ -39,14 +39,16 @@ def dynamics_step(
 
     Args:
       state: the training state.
-      buffer: the training frames.
+      buffer: the training frames, and with `play_share` those of random play beside them.
       labels: the labelled windows that the step may use, with `action_weight`.
       key: the stream's key; step k draws from it and k.
       lengths: see `dynamics.train_step`.
       axis_name: the axis of devices, each with its own buffer and labels.
     """
     config, place = state.config, parallel.place(axis_name)
-    windows = sample(buffer, key, state.step, config.batch_size, length=config.window, **place)
+    windows = sample_with_play(
+        buffer, key, state.step, config.batch_size, config.play_share, length=config.window, **place
+    )
     labelled = None
     if labels is not None:
         labelled = sample_labelled(labels, key, state.step, config.labelled_batch, **place)
