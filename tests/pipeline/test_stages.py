@@ -27,7 +27,7 @@ from lamjax.pipeline.checks import check_shares
 from lamjax.ppo import PPOConfig
 from lamjax.presets import PRESETS, VECTOR_PRESETS
 from lamjax.training import checkpoint, driver, steps
-from lamjax.training.run_folder import InterruptedRunError, Run, stage_key
+from lamjax.training.run_folder import InterruptedRunError, Run, RunError, stage_key
 from tests.trees import close
 
 SMALL = ImpalaConfig(channels=(8,), strides=(4,), blocks=0, features=8, stem=4, pool=False)
@@ -218,7 +218,7 @@ def on_rings(store, tmp_path_factory):
 def test_a_share_of_random_play_needs_random_play(store, tmp_path, briefly):
     config = settings()
     config = dataclasses.replace(config, dynamics=dataclasses.replace(config.dynamics, play_share=0.5))
-    with open_run(tmp_path, config, 1) as run, pytest.raises(RunError, match="leave --dynamics.play-share at 0"):
+    with open_run(tmp_path, config, 1) as run, pytest.raises(RunError, match="needs random play"):
         pipeline.dynamics_stage(run, store)
 
 

@@ -94,8 +94,9 @@ CPU_WHOLE_FRAMES = dataclasses.replace(
     ),
 )
 
-# Coinrun's expert runs to the right whatever it sees: trained on its frames alone, the models tell no more of its actions
-# than random features do. Half of the windows come from random play, and fewer numbers leave random features less room.
+# Coinrun's expert runs to the right whatever it sees: trained on its frames alone, the latents tell no more of the
+# actions than random features do. Half of the windows come from random play, and fewer numbers leave random features
+# less room.
 CPU_COINRUN = dataclasses.replace(
     CPU,
     dynamics=dataclasses.replace(
