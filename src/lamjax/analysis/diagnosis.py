@@ -10,38 +10,38 @@ from typing import Any
 Verdict = dict[str, Any]
 
 # Thresholds of accuracies hold for shares of variance (R^2) too.
-MIN_PROBE_LEAD = 0.02  # of a probe over its baselines; smaller leads are noise at a few thousand windows
-MIN_DISTRACTOR_R2 = 0.5  # from here on the latents explain most of a distractor's change
-# Of the action information, where it is measured: the share that latents must hold of what frames tell of actions, and
-# by how many of its standard errors it must lead an untrained model's, which held 0.10 to 0.18 on coinrun.
+MIN_PROBE_LEAD = 0.02  # lead of a probe over its baselines; smaller ones are noise with a few thousand windows
+MIN_DISTRACTOR_R2 = 0.5  # above this the latents explain most of a distractor's change
+# The action information, if it is measured: the share that latents must hold of what frames reveal about actions, and
+# by how many standard errors it must lead an untrained model's share, which was 0.10 to 0.18 on coinrun.
 MIN_SHARE, SHARE_STDERRS = 0.5, 2.0
-# An oracle below this share of the way from the random policy to the demonstrator shows a policy that cannot clone, and
-# a decoded policy below this share of the way to the oracle shows latents that lack the action.
+# If an oracle falls below this share of the way from the random policy to the demonstrator, the policy cannot clone. If
+# a decoded policy falls below this share of the way to the oracle, the latents lack the action.
 MIN_WAY = 0.5
-MAX_GIVEN_AWAY = 0.15  # lead over the majority class of a probe that sees o_t alone
-# A codebook below both has collapsed: of 64 codes at 3.2, of few codes at 1.5, where 1 is the minimum
+MAX_GIVEN_AWAY = 0.15  # lead of a probe that sees only o_t over the majority class
+# A codebook below both has collapsed: for 64 codes the limit is 3.2, for few codes 1.5, and the minimum is 1
 # (vq_ablation: healthy books of 4 codes ended at 2.9 to 3.9, collapsed ones below 1.2).
 MIN_PERPLEXITY_SHARE, MIN_PERPLEXITY = 0.05, 1.5
-MAX_CLONING_RATIO = 0.9  # held-out error over variance
-# Below this ratio o_t tells the latent; the action is in a rest that stage 2 does not learn (vq_ablation: ten of ten
-# runs below got at most 14 % of the expert's return, those above 0.1 got 31 % on average). A gap between the linear
-# probe and the MLP tells this from a demonstrator whose actions follow from o_t.
+MAX_CLONING_RATIO = 0.9  # held-out error over the latents' variance
+# Below this ratio o_t predicts the latent, and the action is in the remainder, which stage 2 does not learn
+# (vq_ablation: ten of ten runs below it got at most 14 % of the expert's return; those above 0.1 got 31 % on average).
+# A gap between the linear probe and the MLP distinguishes this from a demonstrator whose actions follow from o_t.
 MIN_CLONING_RATIO, MAX_LINEAR_GAP = 0.01, 0.1
-# Latents tell the actions, their codes do not (noise: 0.02 with labels at strength 0.1, where codes hold the noise;
-# 0.76 and more at the strengths below, 0.3 and more without noise).
+# The latents predict the actions, but their codes do not (noise: 0.02 with labels at strength 0.1, where codes hold the
+# noise; 0.76 and more at the strengths below, 0.3 and more without noise).
 MIN_SURE_LEAD, MIN_CODE_NMI = 0.1, 0.05
 # The next four come from failure_signatures, five seeds, and docs/measurements. Error over that of copying: at least
-# 0.9995 of models that never learned, at most 0.24 of the others, 0.9 of real ones on games that hardly move.
+# 0.9995 for models that never learned, at most 0.24 for the others, 0.9 for real ones on games that hardly move.
 MAX_COPY_RATIO = 0.98
-# How much the error grows with the latents of other windows: by 0.00 with one code, 0.42 to 0.60 in healthy runs.
+# How much the error grows with other windows' latents: by 0.00 with one code, by 0.42 to 0.60 in healthy runs.
 MIN_SWAP_HARM = 0.1
-# Return of training episodes, the last quarter over the first: 0.94 to 1.08 where nothing was trained, 1.9 and more in
-# healthy runs; unless it has reached this share of the recorded policy's.
+# Return of training episodes, the last quarter over the first: 0.94 to 1.08 without training, 1.9 and more in healthy
+# runs. It does not count if the return has reached this share of the recorded policy's.
 MIN_GROWTH, MAX_STUCK_SHARE = 1.2, 0.5
 STDERRS = 1.0  # a return must lead by so many standard errors
 
 
-# The names of messages.
+# The names of the messages.
 NAMES = (
     *("copying", "ignored", "collapsed", "distractor", "given_away", "codes", "untrained", "cloning", "state"),
     *("labels", "never_fitted", "not_started", "decode_offline", "decode_online"),
@@ -51,11 +51,11 @@ NAMES = (
 
 @dataclasses.dataclass(frozen=True)
 class ScoreNames:
-    """Keys of the scores that tell how well actions are read from latents (more is better), and words for them.
+    """The keys of the scores for reading actions from latents (more is better), and words for them.
 
     Attributes:
       probe: key of a probe's score.
-      constant: key of the baseline that looks at nothing.
+      constant: key of the constant baseline's score.
       codes: key of the codes' score; ``<codes>_shuffled`` is its baseline.
       score: what the probe's score measures, in words.
       quantity: what the probe's score is a share of, in words.
@@ -71,7 +71,7 @@ class ScoreNames:
 
     @property
     def baselines(self) -> tuple[str, str, str]:
-        """Keys of the scores that a probe must beat."""
+        """The keys of the scores that a probe must beat."""
         return f"untrained_{self.probe}", f"still_{self.probe}", self.constant
 
 
@@ -86,15 +86,15 @@ CONTINUOUS = ScoreNames(
 
 
 def score_names(results: dict[str, Any]) -> ScoreNames:
-    """Returns the names of the scores in stage 1's results, which depend on the kind of actions."""
+    """Returns the score names for stage 1's results, which depend on the kind of actions."""
     return CONTINUOUS if CONTINUOUS.probe in results else DISCRETE
 
 
 def judge_dynamics(results: dict[str, Any]) -> Verdict:
     """Stage 1 must predict better than copying, and its latents must hold the action.
 
-    Where the action information is measured, on random play, it must be `MIN_SHARE` or more and lead an untrained
-    model's by `SHARE_STDERRS` standard errors. Without a simulator a probe on the recording must beat its baselines.
+    If the action information is measured, on random play, it must be `MIN_SHARE` or more and lead an untrained model's
+    by `SHARE_STDERRS` standard errors. Without a simulator a probe on the recording must beat its baselines.
     """
     names = score_names(results)
     if results["fdm_mse"] >= results["copy_last_mse"]:
@@ -113,7 +113,7 @@ def judge_dynamics(results: dict[str, Any]) -> Verdict:
 
 
 def judge_information(information: dict[str, Any]) -> Verdict:
-    """The latents' share of what frames tell must be `MIN_SHARE` or more, and clearly above an untrained model's."""
+    """The latents' share of what frames reveal must reach `MIN_SHARE`, and clearly exceed an untrained model's."""
     share, stderr, untrained = (information[name] for name in ("share", "share_stderr", "untrained_share"))
     held = f"the latents hold {share:.2f} ± {stderr:.2f} of what frames tell of the action (untrained {untrained:.2f})"
     if share < MIN_SHARE:
@@ -131,7 +131,7 @@ def judge_cloning(results: dict[str, Any]) -> Verdict:
 
 
 def judge_offline(results: dict[str, Any], baselines: dict[str, Any]) -> Verdict:
-    """Offline decoding must beat the random policy, and at best behaviour cloning on the same labels."""
+    """Offline decoding must beat the random policy; the verdict also gives behaviour cloning on the same labels."""
     labels, mean, stderr = max(results["curve"], key=lambda row: row[1])
     random = baselines["random_return"]["mean"]
     if mean - STDERRS * stderr <= random:
@@ -144,8 +144,8 @@ def judge_offline(results: dict[str, Any], baselines: dict[str, Any]) -> Verdict
 
 
 def judge_actions(results: dict[str, Any]) -> Verdict:
-    """A decoder of the inverse model's latents must tell held-out actions better than a guess, and than cloning."""
-    sign = 1 if results["score"] == "accuracy" else -1  # of errors less is better
+    """A decoder of the inverse model's latents must predict held-out actions better than a guess, and than cloning."""
+    sign = 1 if results["score"] == "accuracy" else -1  # less is better for errors
     labels, value, stderr = max(results["idm_curve"], key=lambda row: sign * row[1])
     constant, cloned = results["constant"], {n: mean for n, mean, _ in results["bc_curve"]}.get(labels)
     against = f"a constant guess {constant:.3g}" + ("" if cloned is None else f", cloning them {cloned:.3g}")
@@ -222,7 +222,7 @@ def _dynamics_messages(summary: dict[str, Any]) -> Messages:
                 "--dynamics.loss-scale copy_last, a higher --dynamics.learning-rate, more codes, or more steps",
             )
     codes = results["num_codes"]
-    # Without a quantiser a codebook follows the latents, for measures alone.
+    # Without a quantiser a codebook only follows the latents, so that it can be measured.
     for n, perplexity in enumerate(results["codebook_perplexity"] if quantized else ()):
         if perplexity < max(MIN_PERPLEXITY_SHARE * codes, MIN_PERPLEXITY):
             yield (

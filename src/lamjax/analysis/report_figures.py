@@ -16,7 +16,7 @@ from lamjax.analysis.run_results import RunResults, finite_curve, number, points
 
 @dataclasses.dataclass(frozen=True)
 class Embedded:
-    """A figure in the page: its element, its caption and, if it could not be drawn, why."""
+    """A figure in the page: its element, its caption and, if it could not be drawn, the reason."""
 
     caption: str
     element: Markup | None = None
@@ -47,10 +47,10 @@ class ProbeView:
     """How the report shows the scores of a probe.
 
     Attributes:
-        groups: for each group of bars the keys of the probe and of the baseline that looks at nothing.
+        groups: for each group of bars the keys of the probe's score and of the constant baseline's.
         score: what the scores measure, in words.
         constant: what that baseline guesses, in words.
-        unit: follows the number in the headline.
+        unit: the text after the number in the headline.
         row: the probe's name in a table.
     """
 
@@ -142,7 +142,7 @@ def _cloning(run: RunResults) -> Figure | None:
     return figures.cloning_loss(train, test, number(run.stage("cloning").get("null_mse"))) if train or test else None
 
 
-# Ways from labels to a policy besides the decoded latent policy and behaviour cloning, both sampled.
+# Methods that use labels, besides the decoded latent policy and behaviour cloning, both sampled.
 OFFLINE_CURVES = {
     "greedy_curve": "latent policy, decoded, greedy",
     "bc_greedy_curve": "behaviour cloning, greedy",

@@ -34,7 +34,7 @@ class RunResults:
     arrays: dict[str, np.ndarray]
 
     def stage(self, stage: str) -> dict[str, Any]:
-        """The results of a stage, empty if it has not ended."""
+        """The results of a stage; empty if it has not finished."""
         return (self.summary.get("stages") or {}).get(stage) or {}
 
     def reference_returns(self) -> tuple[float, float]:
@@ -54,7 +54,7 @@ class RunResults:
 
 
 def load(run_dir: Path) -> RunResults:
-    """Reads a run folder; what is absent stays empty."""
+    """Reads a run folder; absent files stay empty."""
     summary = _read_json(run_dir / "summary.json")
     check_summary(run_dir / "summary.json", summary)
     return RunResults(
@@ -94,20 +94,20 @@ def number(value: Any) -> float:
 
 
 def points_of(rows: Any, width: int) -> np.ndarray:
-    """Rows of numbers as float [n, width]; short rows are filled with NaN, rows without x and y left out."""
+    """Rows of numbers as float [n, width]; short rows are filled with NaN, and rows without x and y are dropped."""
     filled = [[number(value) for value in [*row, *[None] * width][:width]] for row in rows or []]
     points = np.array(filled, float).reshape(-1, width)
     return points[np.isfinite(points[:, :2]).all(1)]
 
 
 def finite_curve(points: list[tuple[float, float]]) -> Curve | None:
-    """The points without those that are not finite, as two arrays float [n]; None without any."""
+    """The finite points as two arrays float [n]; None if there are none."""
     x, y = points_of(points, 2).T
     return (x, y) if len(x) else None
 
 
 def replace_file(path: Path, content: bytes) -> None:
-    """Writes a file in one step, so that a reader never sees half of it."""
+    """Replaces a file atomically, so that a reader never sees half of it."""
     temporary = path.with_name(path.name + ".part")
     temporary.write_bytes(content)
     os.replace(temporary, path)

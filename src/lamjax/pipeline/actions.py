@@ -1,8 +1,8 @@
 """Stage 3 of a run without a simulator: actions decoded from few labels, judged on held-out windows.
 
-Nobody can play there, so no return says how good a decoder is. Instead each way from labels to actions is measured by
-how well it tells the actions of held-out episodes: a decoder of the inverse model's latents, which sees what followed;
-the decoded latent policy and behaviour cloning, which see o_t alone; and a guess that sees nothing.
+No policy can be played there, so no return says how good a decoder is. Instead each method is scored by how well it
+predicts the actions of held-out episodes: a decoder of the inverse model's latents, which sees the next frame; the
+decoded latent policy and behaviour cloning, which see only o_t; and a constant guess, which sees nothing.
 """
 
 import functools
@@ -76,7 +76,7 @@ def action_stage(
 def outputs_of(
     method: offline.Method, network: policies.Network, params: dict, held_out: EvaluationWindows, z: np.ndarray
 ) -> np.ndarray:
-    """Outputs float32 ``[E, K]`` on held-out windows, whose latents are `z` ``[E, Z]``: see `METHODS`."""
+    """Outputs float32 ``[E, K]`` of a method on held-out windows, whose latents are `z` ``[E, Z]``: see `METHODS`."""
     if method == "idm":
         return latents.in_batches(
             lambda rows: offline.decode_batch(params["decoder"], rows, network.decoder, network.space), z
@@ -85,5 +85,5 @@ def outputs_of(
 
 
 def constant_action(space: ActionSpace, actions: np.ndarray) -> np.ndarray:
-    """The guess that looks at nothing: the most frequent of some actions, or the mean of continuous ones."""
+    """The constant guess: the most frequent of some actions, or the mean of continuous ones."""
     return np.bincount(actions).argmax() if isinstance(space, Discrete) else actions.mean(0)

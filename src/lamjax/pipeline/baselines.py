@@ -16,7 +16,7 @@ def baselines_stage(run: Run, source: Source, space: ActionSpace | int) -> None:
     for name, policy in baselines.items():
         if name in run.summary["nulls"]:
             continue
-        # The demonstrator acts on frames without a distractor, and is evaluated on them.
+        # The demonstrator sees frames without a distractor, so it is evaluated on them.
         results = evaluate_policy(run, *policy, distracted=name != "expert_return")
         run.summary["nulls"][name] = {
             "mean": results["return_mean"],

@@ -1,4 +1,4 @@
-"""Trains experts by PPO, and chooses the demonstrator that a run learns from."""
+"""Trains experts with PPO, and chooses the demonstrator that a run learns from."""
 
 import dataclasses
 import logging
@@ -30,23 +30,23 @@ def train_expert(
     track: Service | None = None,
     command: str = "",
 ) -> dict[str, Any]:
-    """Trains an expert by PPO with the settings `config.expert`, and evaluates it; run again, it resumes.
+    """Trains an expert with PPO and the settings `config.expert`, and evaluates it; called again, it resumes.
 
     Args:
       env: the environment's name.
       config: the settings, which the summary calls `preset`.
-      preset: their name.
-      name: the run folder's name; the policy "expert" is the one in the folder of this name.
-      frames: environment frames instead of the settings'.
+      preset: the name of the settings.
+      name: the run folder's name; the policy called "expert" is the one in the folder "expert".
+      frames: how many environment frames to train on, instead of the settings' number.
       start: "expert" (the shipped one) or a policy folder; training starts from its weights.
-      runs: the folder of run folders.
-      track: a tracking service that gets the metrics too.
+      runs: the folder that holds the run folders.
+      track: a tracking service that also gets the metrics.
       command: the command line, for the summary.
 
     Returns:
       The results of the stage, and ``policy``, the policy's folder.
     """
-    # A recorded demonstrator acts on frames without a distractor, so it learns from such frames too.
+    # A recorded demonstrator sees frames without a distractor, so it learns from such frames too.
     config = dataclasses.replace(config, record=dataclasses.replace(config.record, distractor="none"))
     if frames:
         ppo = dataclasses.replace(config.expert.ppo, total_frames=frames)
@@ -78,10 +78,10 @@ def choose_source(
     Trains an expert if the arguments ask for one and there is none.
 
     Raises:
-      ValueError: if both a store and a policy are given, there is no such policy or store, or it does not fit the
-        environment.
+      ValueError: if both a store and a policy are given, if the policy or the store does not exist, or if it does not
+        fit the environment.
     """
-    # This fails at once if Procgen is not installed or the environment cannot be distracted.
+    # This fails at once if Procgen is not installed or the environment cannot have a distractor.
     made = make_env(env, 1, config)
     space = made.action_space
     if store and policy:

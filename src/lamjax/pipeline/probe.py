@@ -1,4 +1,4 @@
-"""Judges the latents of a file by actions that lie in another file, or in a store."""
+"""Judges a file of latents by the actions in another file, or in a store."""
 
 import hashlib
 from collections.abc import Sequence
@@ -21,25 +21,25 @@ from lamjax.loading import LoadedRun
 from lamjax.spaces import Box
 from lamjax.training.run_folder import stage_key
 
-HELD_OUT = 0.2  # of the episodes, or of the only one's end
-_FRAMES = 8192  # on whose o_t a probe is fitted
+HELD_OUT = 0.2  # of the episodes, or of the end of a single one
+_FRAMES = 8192  # how many examples the probe that sees only o_t is fitted on
 
 
 def probe_file(
     path: Path, actions: Path, run: LoadedRun | None = None, merged: Sequence[int] = ()
 ) -> tuple[ActionProbe, dict[str, Any]]:
-    """Judges the latents of a file.
+    """Judges a file of latents.
 
     Args:
-      path: a file of latents (`lamjax.data.latent_files`), of any model.
-      actions: the store that was labelled, or a file with a column ``action``; and with ``episode`` and ``t``, unless
-        it has a row for each row of `path`.
-      run: the run that labelled its own store: the probes see the windows, and draw the random numbers, that those of
-        the run itself did.
-      merged: the class of each discrete action, where several do the same.
+      path: a file of latents (`lamjax.data.latent_files`), from any model.
+      actions: the store that was labelled, or a file with a column ``action``, and columns ``episode`` and ``t`` unless
+        it has one row for each row of `path`.
+      run: the run, if it labelled its own store: the probes then see the same windows and draw the same random numbers
+        as the run's own probes did.
+      merged: the class of each discrete action, if several actions do the same.
 
     Returns:
-      How actions were scored, and the results of `lamjax.analysis.judge.judge`.
+      How the actions were scored, and the results of `lamjax.analysis.judge.judge`.
 
     Raises:
       LatentFileError: if a file is damaged or lacks a column, or the files do not fit together.
@@ -74,12 +74,12 @@ def _with_classes(probe: ActionProbe, merged: Sequence[int]) -> ActionProbe:
     if not merged:
         return probe
     if isinstance(probe, ContinuousActions) or len(merged) != probe.num_actions:
-        raise LatentFileError(f"--merged needs the class of each of discrete actions, and got {len(merged)} numbers.")
+        raise LatentFileError(f"--merged needs one class for each discrete action, and got {len(merged)} numbers.")
     return DiscreteActions(probe.env, probe.num_actions, tuple(merged))
 
 
 def _probe_of(env: str, labels: np.ndarray) -> ActionProbe:
-    """Scores for actions whose space nobody says: as many as there are, or bounds that hold all of them."""
+    """Scores for actions of unknown space: as many discrete ones as occur, or bounds that hold all continuous ones."""
     if labels.ndim == 1 and labels.dtype.kind in "iu":
         return DiscreteActions(env if len(labels) and env else "", int(labels.max(initial=0)) + 1)
     low, high = labels.min(0), labels.max(0)
@@ -87,10 +87,10 @@ def _probe_of(env: str, labels: np.ndarray) -> ActionProbe:
 
 
 def _labels(path: Path, rows: LatentRows) -> tuple[np.ndarray, np.ndarray]:
-    """The actions of the rows, and where there is one, bool ``[R]``."""
+    """The actions of the rows, and which rows have one, bool ``[R]``."""
     columns, _ = latent_files.read_columns(path)
     if "action" not in columns:
-        raise LatentFileError(f"{path} has no column 'action': name it so.")
+        raise LatentFileError(f"{path} has no column 'action': rename the column that holds the actions.")
     action = columns["action"]
     action = action if action.dtype.kind in "iu" else np.asarray(action, np.float32).reshape(len(action), -1)
     if not {"episode", "t"} <= columns.keys():
@@ -109,7 +109,7 @@ def _labels(path: Path, rows: LatentRows) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _held_out(rows: LatentRows) -> np.ndarray:
-    """Which rows are held out: those of a fifth of the episodes, or the end of the only one; bool ``[R]``."""
+    """Which rows are held out, bool ``[R]``: those of a fifth of the episodes, or the end of a single one."""
     episodes = np.unique(rows.episode)
     if len(episodes) == 1:
         return rows.t >= (1 - HELD_OUT) * (rows.t.max() + 1)
@@ -137,7 +137,7 @@ def _of_store(rows: LatentRows, store: Store, settings: AnalysisConfig, split: s
 
 
 def table(probe: ActionProbe, results: dict[str, Any]) -> list[tuple[str, str]]:
-    """The results in words: what was measured, and the score with its standard error."""
+    """The results in words: what was measured, and its score with the standard error."""
     measure = "R²" if isinstance(probe, ContinuousActions) else "accuracy"
     names = {
         "": "a probe on the latents",
