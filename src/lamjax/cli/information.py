@@ -1,4 +1,4 @@
-"""``lamjax information``: how much of what frames tell of the action the latents of a model hold."""
+"""``lamjax information``: measures how much of the action information in frames a model's latents hold."""
 
 import dataclasses
 import json
@@ -12,14 +12,14 @@ from lamjax.cli.options import DATA
 
 @dataclasses.dataclass(frozen=True)
 class Information:
-    """Measures how much a model's latents hold of the action, on random play of levels that its run did not record.
+    """Measures how much of the action a model's latents hold, on random play of levels that its run did not record.
 
     Attributes:
       source: a run folder, or any folder with checkpoints/dynamics in it.
       env: the environment; by default the run's.
-      seed: of the levels and actions of random play.
-      json: prints JSON alone.
-      data: where trajectories lie; random play is recorded once for all models.
+      seed: draws the levels and the actions of random play.
+      json: prints JSON only.
+      data: the folder that holds trajectories; random play is recorded once for all models.
     """
 
     source: Positional[Path] = tyro.MISSING

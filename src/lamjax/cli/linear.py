@@ -24,9 +24,9 @@ class Linear:
 
 @dataclasses.dataclass(frozen=True)
 class OptimumArgs:
-    """The closed-form optimum of a linear latent action model, and what its latent knows.
+    """The closed-form optimum of a linear latent action model, and what its latent holds.
 
-    The latent is in the gauge C = -D, probes see the uncleaned world on-policy, moments are exact.
+    The latent is in the gauge C = -D, probes see the uncleaned world on-policy, and moments are exact.
 
     Attributes:
       d_o: size of an observation.
@@ -40,16 +40,16 @@ class OptimumArgs:
       clean: fraction of the noise that is removed before training.
       kappa: standard deviation of the augmentation.
       action_weight: weight of the action loss, in sums over coordinates.
-      noise: the iid noise, gaussian or uniform on [0, s_iid).
-      q_norm: direction (X has orthonormal columns) or coordinate (q has variance 1 a coordinate).
+      noise: the distribution of the iid noise, gaussian or uniform on [0, s_iid).
+      q_norm: direction (X has orthonormal columns) or coordinate (q has variance 1 in each coordinate).
       orthogonal: the other agents act orthogonally to the actions.
       bias: the forward model has a bias.
       latent: true (z), surrogate (B^+ (o^ - o)) or change (o^ - o).
       probe: noisy, noisy-clean (fitted with, evaluated without noise) or clean.
       random_policy: evaluates the probe under random actions.
-      seed: of the world.
+      seed: draws the world.
       seeds: averages over this many worlds.
-      json: prints JSON alone.
+      json: prints JSON only.
     """
 
     d_o: int = 32
@@ -75,7 +75,7 @@ class OptimumArgs:
     json: bool = False
 
     def world(self) -> WorldConfig:
-        """The settings of the world that is trained on."""
+        """The settings of the world to train on."""
         names = {field.name for field in dataclasses.fields(WorldConfig)}
         return WorldConfig(**{name: value for name, value in vars(self).items() if name in names})
 
@@ -86,10 +86,10 @@ class TrainArgs(OptimumArgs):
 
     Attributes:
       protocol: recommended (Adam, 1e-2, cosine to 0, rounds until it has converged) or paper (1e-3, 4000 steps).
-      steps: of the first round; by default the protocol's.
-      max_rounds: rounds at most, each twice as long; by default the protocol's.
+      steps: steps of the first round; by default the protocol's.
+      max_rounds: the most rounds, each twice as long as the last; by default the protocol's.
       label_fraction: probability that a transition has its action.
-      units: of the action weight: sum (over coordinates) or code (the authors' means).
+      units: the units of the action weight: sum (over coordinates) or code (the authors' means).
     """
 
     protocol: Literal["recommended", "paper"] = "recommended"
@@ -100,7 +100,7 @@ class TrainArgs(OptimumArgs):
 
 
 def _row(args: OptimumArgs, lam: LAM, best: Optimum, seed: int) -> dict[str, Any]:
-    """What is printed of one world."""
+    """The printed results of one world."""
     world = make_world(dataclasses.replace(args.world(), clean=0.0), seed)
     scores = score(lam, world, latent=args.latent, probe=args.probe, on_policy=not args.random_policy)
     return {
@@ -113,7 +113,7 @@ def _row(args: OptimumArgs, lam: LAM, best: Optimum, seed: int) -> dict[str, Any
 
 
 def _mean(rows: list[dict[str, Any]]) -> dict[str, Any]:
-    """The mean over worlds: of numbers and lists; a fact holds if it holds for all."""
+    """The mean over worlds, for numbers and lists; a fact holds if it holds for all."""
 
     def mean(values: list[Any]) -> Any:
         return all(values) if isinstance(values[0], bool) else np.mean(values, axis=0).tolist()
@@ -145,7 +145,7 @@ def run_optimum(args: OptimumArgs) -> None:
         tie |= best.gap < 1e-9 and best.loss > 0
         rows.append(_row(args, best.lam, best, seed))
     if tie:
-        say("lamjax: eigenvalues tie at the cut: another latent of equal loss may know other things.", logging.WARNING)
+        say("lamjax: eigenvalues tie at the cut: another latent of equal loss may hold other things.", logging.WARNING)
     _print(_mean(rows), args.json)
 
 
