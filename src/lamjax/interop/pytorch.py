@@ -24,17 +24,17 @@ from lamjax.models.unet import UNetConfig
 
 Arrays = Mapping[str, Any]
 
-IDM, FDM = "idm.", "wm."  # in front of the names of the two models
+IDM, FDM = "idm.", "wm."  # prefixes of the names of the two models
 TRACKED = "num_batches_tracked"  # a count that PyTorch keeps in every batch norm and LAPO does not use
 
 
 class WeightsError(ValueError):
-    """Raised where weights are not those of LAPO's networks; one sentence that names the entry."""
+    """Raised if weights are not those of LAPO's networks; one sentence that names the entry."""
 
 
 @dataclasses.dataclass(frozen=True)
 class _Entry:
-    """One array: its name in PyTorch, its path in our tree, and how one becomes the other.
+    """One array: its name in PyTorch, its path in our tree, and the conversion between them.
 
     `image` is the ``(h, w, c)`` that was flattened in front of a linear layer, if any.
     """
@@ -168,7 +168,7 @@ def _check(arrays: Arrays, expected: Mapping[str, Any]) -> None:
 def _check_trunk(config: Any) -> None:
     if not isinstance(config, ImpalaConfig) or (config.stem, config.pool) != (1, True) or set(config.strides) != {2}:
         raise WeightsError(
-            "The reference has IMPALA trunks with pooling and no stem alone: only runs with such networks (presets "
+            "The reference has only IMPALA trunks with pooling and no stem: only runs with such networks (presets "
             "paper and reference) have its names."
         )
 
@@ -192,7 +192,7 @@ def check_reference_form(config: DynamicsConfig) -> None:
 
 
 def dynamics_arrays(state: DynamicsState) -> dict[str, Any]:
-    """Both models and the quantiser by the reference's names, ``idm.*`` and ``wm.*``, in its layouts; float32.
+    """Both models and the quantiser under the reference's names, ``idm.*`` and ``wm.*``, in its layouts; float32.
 
     Each batch norm's ``num_batches_tracked``, int64 ``[]``, is the number of steps done.
 
@@ -213,7 +213,7 @@ def dynamics_state(arrays: Arrays, config: DynamicsConfig, channels: int = 3) ->
     Args:
       arrays: float arrays by the reference's names, nothing else.
       config: the settings; sizes must be those of the arrays (see `dynamics_config`).
-      channels: of one observation.
+      channels: channels of one observation.
 
     Raises:
       WeightsError: if a name is missing or unknown or a shape differs; the sentence names it.
@@ -236,7 +236,7 @@ def dynamics_state(arrays: Arrays, config: DynamicsConfig, channels: int = 3) ->
 
 
 def policy_arrays(params: Any, config: ImpalaConfig, size: int = 64) -> dict[str, Any]:
-    """A `LatentPolicy`'s parameters by the names and layouts of the reference's stage-2 policy.
+    """A `LatentPolicy`'s parameters under the names and in the layouts of the reference's stage-2 policy.
 
     Args:
       params: the parameters.
@@ -258,7 +258,7 @@ def policy_params(arrays: Arrays, config: ImpalaConfig, latent_dim: int, size: i
       config: the trunk (see `impala_config`).
       latent_dim: Z.
       size: side of the images, in pixels.
-      channels: of one observation.
+      channels: channels of one observation.
 
     Raises:
       WeightsError: if a name is missing or unknown or a shape differs; the sentence names it.
@@ -335,7 +335,7 @@ def latent_dim(arrays: Arrays, prefix: str = "") -> int:
 
 
 def policy_input(arrays: Arrays) -> tuple[int, int]:
-    """The side of the images that a policy takes, in pixels, and their channels.
+    """The side in pixels of the images that a policy takes, and their channels.
 
     Raises:
       WeightsError: if its layers do not follow each other.

@@ -45,7 +45,7 @@ def find_networks(arrays: Mapping[str, np.ndarray]) -> dict[str, dict[str, np.nd
         if kind in prefixes:
             raise WeightsError(
                 f"There are two networks of a kind, at {prefixes[kind] or 'the top'} and {prefix or 'the top'}: save "
-                "the one that is meant to a file of its own."
+                "the right one to its own file."
             )
         prefixes[kind] = prefix
     if not prefixes:
@@ -144,7 +144,7 @@ def import_torch(paths: Sequence[Path], folder: Path, config: RunConfig) -> Impo
 
 
 def export_torch(model: DynamicsState | None, policy: CloningState | None, out: Path) -> list[str]:
-    """Writes a run's networks by the reference's names: ``{"idm": ..., "wm": ..., "policy": ...}``.
+    """Writes a run's networks under the reference's names: ``{"idm": ..., "wm": ..., "policy": ...}``.
 
     Args:
       model: stage 1, as from `loading.load_dynamics`.
@@ -174,7 +174,7 @@ def export_torch(model: DynamicsState | None, policy: CloningState | None, out: 
 
 
 def options(config: Any, base: Any, prefix: str = "--") -> list[str]:
-    """The options of the command line that turn the settings `base` into `config`."""
+    """The command-line options that turn the settings `base` into `config`."""
     words: list[str] = []
     for field in dataclasses.fields(base):
         ours, theirs = getattr(config, field.name), getattr(base, field.name)

@@ -1,9 +1,9 @@
 """Miner: collects every diamond and leaves by the exit, with a model of how boulders and diamonds fall.
 
-The game draws nothing at random once a level is laid out, so `World.step` predicts it exactly, and a plan for the whole
-episode is made at once: diamond after diamond by shortest paths, the nearest first. Where a path would kill the agent,
-a search over the worlds that its moves lead to (A*) takes its place; where an order of the diamonds leads nowhere,
-another is tried. The plan is followed while the game shows what it predicts, and made again otherwise.
+The game draws nothing at random once a level is laid out, so `World.step` predicts it exactly, and the planner plans
+the whole episode at once: diamond after diamond by shortest paths, the nearest first. Where a path would kill the
+agent, a search over the worlds that its moves lead to (A*) replaces it; where an order of the diamonds leads nowhere,
+the planner tries another. It follows the plan while the game shows what the plan predicts, and otherwise plans again.
 """
 
 import dataclasses
@@ -27,7 +27,7 @@ _FALLING = {BOULDER: FALLING_BOULDER, FALLING_BOULDER: FALLING_BOULDER, DIAMOND:
 _FALLING[FALLING_DIAMOND] = FALLING_DIAMOND
 
 SEARCHED = 300  # worlds that the searches of one plan may look at
-LEGS = 150  # ways to a diamond or the exit that one plan may try; of many diamonds there are too many orders
+LEGS = 150  # ways to a diamond or the exit that one plan may try; many diamonds have too many orders
 BARS = 6  # steps that a search expects to spend on getting past a boulder
 GREED = 2  # how much the expected steps weigh against those already taken
 TRIED = 8  # boulders that may end an episode
@@ -35,7 +35,7 @@ ROOM = 6  # cells that the agent must be able to reach, or it counts as enclosed
 GIVES_UP = (
     0.7  # steps a cell of the mine after which the agent ends an episode that it cannot complete, under a boulder
 )
-LOOKS_AGAIN = 24  # steps until another plan is tried where none was found
+LOOKS_AGAIN = 24  # steps until the next attempt after no plan worked
 
 
 @dataclasses.dataclass(frozen=True)
@@ -152,7 +152,7 @@ def plan(scene: Scene, memory: Course | None = None) -> tuple[int, Course]:
         memory = Course((NOOP,), (world,)).then(course(world))
     if len(memory.worlds) > 1:
         return memory.actions[1], Course(memory.actions[1:], memory.worlds[1:])
-    # There is no way to what is left: move on, look again now and then, and in the end give up.
+    # Nothing that is left can be reached: move on, look again now and then, and in the end give up.
     looks = scene.time % LOOKS_AGAIN == 0
     if looks and scene.time > GIVES_UP * len(world.cells) and (end := _end(world)):
         return end.actions[0], end
