@@ -217,7 +217,7 @@ def _host_receive(handle: np.ndarray, group: np.ndarray) -> tuple[np.ndarray, ..
 
 
 def _observe(batches: Sequence[Any]) -> Frames:
-    """Waits until the batches have stepped, and returns their frames; those of a single batch are views of its memory."""
+    """Waits until the batches have stepped, and returns their frames; a single batch's are views of its memory."""
     frames = []
     for batch in batches:
         batch.call_c_func("libenv_observe")
