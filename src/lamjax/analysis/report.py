@@ -208,7 +208,8 @@ def _outcome(run: RunResults, stage: str) -> Outcome:
     summary, title = run.stage(stage), STAGES[stage]
     if summary:
         state = {True: "passed", False: "failed"}.get(summary.get("ok"), "done")
-        return Outcome(title, state, summary.get("verdict") or "", text(summary.get("seconds"), "seconds"))
+        verdict = str(summary.get("verdict") or "").removeprefix("failed: ")  # the badge says it
+        return Outcome(title, state, verdict, text(summary.get("seconds"), "seconds"))
     if rows := run.metrics.get(stage):
         return Outcome(title, "running", f"last logged at step {max(rows):,}", EN_DASH)
     return Outcome(title, "absent", "", EN_DASH)
