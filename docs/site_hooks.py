@@ -17,5 +17,5 @@ def _help(match: re.Match) -> str:
 
 
 def on_page_markdown(markdown: str, **_) -> str:
-    """Puts the help of ``python -m COMMAND`` where a page has ``<!-- help: COMMAND -->``."""
-    return MARK.sub(_help, markdown)
+    """Replaces each ``<!-- help: COMMAND -->`` by the help of ``python -m COMMAND``; keeps errors beside numbers."""
+    return MARK.sub(_help, markdown).replace(" ± ", "\N{NO-BREAK SPACE}±\N{NO-BREAK SPACE}")

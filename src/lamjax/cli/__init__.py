@@ -16,7 +16,7 @@ import tyro
 
 import lamjax
 from lamjax.cli import doctor, files, information, linear, models, play, train
-from lamjax.cli.options import Dtype
+from lamjax.cli.options import Dtype, columns
 from lamjax.presets import PRESET_NOTES, with_dtype
 
 VERBS: dict[str, tuple[type, Callable[[Any], None]]] = {
@@ -52,8 +52,8 @@ class _Choice:
 
 
 def _usage() -> str:
-    verbs = "\n".join(f"  {verb:14s} {cls.__doc__.splitlines()[0]}" for verb, (cls, _) in VERBS.items())
-    presets = "\n".join(f"  {name:10s} {note}" for name, note in PRESET_NOTES.items())
+    verbs = columns({verb: cls.__doc__.splitlines()[0] for verb, (cls, _) in VERBS.items()})
+    presets = columns(PRESET_NOTES)
     return (
         f"usage: lamjax <verb> [options]; lamjax <verb> --help lists the options\n\n{verbs}\n\npresets:\n{presets}\n\n"
         "with every verb:\n"

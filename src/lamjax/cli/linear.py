@@ -8,6 +8,7 @@ from typing import Any, Literal
 import numpy as np
 import tyro
 
+from lamjax.cli.options import columns
 from lamjax.linear.metrics import score
 from lamjax.linear.optimum import LAM, Optimum, angle, optimum
 from lamjax.linear.train import PAPER, RECOMMENDED, Point, train
@@ -184,7 +185,7 @@ def parse(argv: list[str]) -> OptimumArgs | TrainArgs:
       SystemExit: after showing help.
     """
     if argv[:1] in (["-h"], ["--help"]):
-        lines = "\n".join(f"  {name:8s} {cls.__doc__.splitlines()[0]}" for name, (cls, _) in COMMANDS.items())
+        lines = columns({name: cls.__doc__.splitlines()[0] for name, (cls, _) in COMMANDS.items()})
         print(f"usage: lamjax linear <command> [options]; lamjax linear <command> --help lists the options\n\n{lines}")
         raise SystemExit(0)
     known = ", ".join(COMMANDS)
