@@ -63,7 +63,7 @@ class Discrete:
         """Draws actions ``[B]``."""
         return jax.random.categorical(key, outputs).astype(jnp.int32)
 
-    def mode(self, outputs: jax.Array) -> jax.Array:
+    def mode(self, outputs: jax.Array | np.ndarray) -> jax.Array:
         """The likeliest actions ``[B]``."""
         return jnp.argmax(outputs, -1).astype(jnp.int32)
 
@@ -94,7 +94,7 @@ class Discrete:
         """The loss float ``[B]`` of a head that encodes actions in `size` numbers: cross-entropy in nats."""
         return self.loss(encoded, action)
 
-    def score(self, guess: jax.Array, action: jax.Array) -> jax.Array:
+    def score(self, guess: jax.Array | np.ndarray, action: jax.Array | np.ndarray) -> jax.Array:
         """1 where the action ``[B]`` was guessed, else 0: float32 ``[B]``, whose mean is the accuracy."""
         return (guess == action).astype(jnp.float32)
 
@@ -147,11 +147,11 @@ class Box:
     def _bounds(self) -> jax.Array:
         return jnp.array([self.low, self.high], jnp.float32)
 
-    def _scaled(self, action: jax.Array) -> jax.Array:
+    def _scaled(self, action: jax.Array | np.ndarray) -> jax.Array:
         low, high = self._bounds
         return (action - (low + high)[None] / 2) / ((high - low)[None] / 2)
 
-    def _unscaled(self, x: jax.Array) -> jax.Array:
+    def _unscaled(self, x: jax.Array | np.ndarray) -> jax.Array:
         low, high = self._bounds
         return x * ((high - low)[None] / 2) + (low + high)[None] / 2
 
@@ -173,7 +173,7 @@ class Box:
         anywhere = jax.random.uniform(key_uniform, mean.shape, jnp.float32, -1.0, 1.0)
         return self._unscaled(jnp.where(jnp.isposinf(outputs[..., self.size :]), anywhere, drawn))
 
-    def mode(self, outputs: jax.Array) -> jax.Array:
+    def mode(self, outputs: jax.Array | np.ndarray) -> jax.Array:
         """The means ``[B, D]``, in the environment's units, from outputs of `size` numbers or of K."""
         return self._unscaled(outputs[..., : self.size])
 
@@ -219,7 +219,7 @@ class Box:
         """The loss float ``[B]`` of a head that encodes actions in `size` numbers: their mean squared error."""
         return self.score(self._unscaled(encoded), action)
 
-    def score(self, guess: jax.Array, action: jax.Array) -> jax.Array:
+    def score(self, guess: jax.Array | np.ndarray, action: jax.Array | np.ndarray) -> jax.Array:
         """How badly actions ``[B, D]`` were guessed, float32 ``[B]``: the mean squared error in half-ranges."""
         return jnp.mean(jnp.square(self._scaled(guess) - self._scaled(action)), axis=-1)
 

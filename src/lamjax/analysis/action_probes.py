@@ -44,7 +44,7 @@ class DiscreteActions:
         self, key: jax.Array, train_z: np.ndarray, train_y: np.ndarray, test_z: np.ndarray, test_y: np.ndarray
     ) -> dict[str, float]:
         """Accuracies of an MLP and a linear probe: fitted on latents ``[S, Z]``, tested on other levels' ``[E, Z]``."""
-        scores = {}
+        scores: dict[str, float] = {}
         for prefix, hidden in (("", probes.HIDDEN), ("linear_", ())):
             raw, merged = probes.accuracies(key, train_z, train_y, test_z, test_y, self.merged, hidden)
             scores |= {f"{prefix}probe_accuracy": raw, f"{prefix}probe_accuracy_merged": merged}

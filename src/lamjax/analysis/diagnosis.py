@@ -103,9 +103,9 @@ def judge_dynamics(results: dict[str, Any]) -> Verdict:
         return {"ok": True, "verdict": f"error {results['fdm_ratio']:.2f} of copying; no actions to compare with"}
     lead = results[names.probe] - max(results[name] for name in names.baselines)
     if information := results.get("action_information"):
-        verdict = judge_information(information)
-        held = verdict["verdict"]
-        return verdict | {"verdict": f"error {results['fdm_ratio']:.2f} of copying; {held}" if verdict["ok"] else held}
+        judged = judge_information(information)
+        held = judged["verdict"]
+        return judged | {"verdict": f"error {results['fdm_ratio']:.2f} of copying; {held}" if judged["ok"] else held}
     if lead < MIN_PROBE_LEAD:
         return {"ok": False, "verdict": "failed: the latents predict actions no better than the baselines"}
     verdict = f"error {results['fdm_ratio']:.2f} of copying; {names.score} {100 * lead:.0f} points above baselines"

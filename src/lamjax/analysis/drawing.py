@@ -56,7 +56,7 @@ def svg(figure: Figure, name: str, description: str = "") -> str:
     for colour, variable in CSS_VARIABLES.items():
         text = text.replace(colour, f"var(--{variable})")
     width, height = (round(DOTS_PER_INCH * inches) for inches in figure.get_size_inches())
-    view = re.search(r'viewBox="[^"]+"', text)[0]
+    view = next(re.finditer(r'viewBox="[^"]+"', text))[0]
     opening = f'<svg {view} width="{width}" height="{height}" role="img" aria-label="{html.escape(description)}">'
     return opening + text[text.index(">") + 1 :].strip()
 

@@ -78,7 +78,7 @@ def examine(
     for prefix, (fit_view, test_view) in views.items():
         scores = actions.probe(key, fit_view, fit.actions, test_view, test.actions)
         if prefix != "still_":
-            if test.distractor is not None:
+            if fit.distractor is not None and test.distractor is not None:
                 scores |= probes.distractor_scores(key, fit_view, fit.distractor, test_view, test.distractor)
             arrays["latents_untrained" if prefix else "latents"] = test_view
         results |= {prefix + name: value for name, value in scores.items()}
@@ -94,6 +94,7 @@ def examine(
         **actions.codes(codes, test.actions, seed),
     }
     if state.config.action_weight:
+        assert not isinstance(actions, NoActions)  # stage 1 was trained on actions
         outputs = np.asarray(dynamics.predict_actions(state, jnp.asarray(test_z)))
         results |= actions.head(outputs, test.actions)
 

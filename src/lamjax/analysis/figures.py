@@ -61,7 +61,7 @@ def perplexity(curves: list[Curve], num_codes: int | None) -> Figure:
     return drawing.legend(fig)
 
 
-def probe_bars(groups: dict[str, tuple[float, float, float, float]], score: str, constant: str) -> Figure:
+def probe_bars(groups: dict[str, tuple[float, ...]], score: str, constant: str) -> Figure:
     """Held-out scores of a probe that reads the true action from latents, and its baselines.
 
     Args:
@@ -149,8 +149,8 @@ def latents_by_value(points: np.ndarray, values: np.ndarray, title: str, max_poi
 def _projected(points: np.ndarray, title: str, max_points: int) -> tuple[Figure, Axes, np.ndarray, np.ndarray]:
     """Axes for latents, the positions of at most `max_points` of them [n, 2], and their indices [n]."""
     projected, explained = pca(points)
-    axis_labels = [f"PC {i + 1} ({100 * share:.0f} % of variance)" for i, share in enumerate(explained)]
-    fig, ax = drawing.panel(title, *axis_labels, size=(4.9, 4.9))
+    xlabel, ylabel = (f"PC {i + 1} ({100 * share:.0f} % of variance)" for i, share in enumerate(explained))
+    fig, ax = drawing.panel(title, xlabel, ylabel, size=(4.9, 4.9))
     ax.xaxis.set_major_locator(MaxNLocator(5))
     ax.yaxis.set_major_locator(MaxNLocator(5))
     keep = np.linspace(0, len(projected) - 1, min(len(projected), max_points)).astype(int)
@@ -269,7 +269,7 @@ def return_by_labels(
     drawing.reference(ax, oracle, "all actions cloned", "-.")
     drawing.reference(ax, random, "random policy", ":")
     ticks = np.unique(np.concatenate([np.asarray(points, float)[:, 0] for points, *_ in series if len(points)]))
-    ax.xaxis.set_major_locator(FixedLocator(ticks[:: -(-len(ticks) // 10)]))
+    ax.xaxis.set_major_locator(FixedLocator(ticks[:: -(-len(ticks) // 10)].tolist()))
     ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.0f}"))
     ax.xaxis.set_minor_locator(NullLocator())
     return drawing.legend(fig)

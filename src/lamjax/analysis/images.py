@@ -5,6 +5,7 @@ Frames are uint8 `[..., H, W, C]`; if C is not 1 or 3, each channel gets a colou
 
 import io
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -38,7 +39,7 @@ def image_grid(rows: np.ndarray, columns: list[str], notes: list[str], pixels: i
     total_h = heading + count * (note + height_px)
     fig = Figure(figsize=(total_w / DOTS_PER_INCH, total_h / DOTS_PER_INCH), facecolor="white")
     ax = fig.add_axes((0, 0, 1, 1))
-    style = {"fontsize": SMALL_FONT, "color": INK, "va": "center"}
+    style: dict[str, Any] = {"fontsize": SMALL_FONT, "color": INK, "va": "center"}
     for column, label in enumerate(columns):
         centre = column * (width_px + gap) + width_px / 2
         ax.text(centre, heading / 2, label, ha="center", fontweight="bold", **style)
@@ -102,7 +103,7 @@ def _encode_gif(images: list[Image.Image], colours: int) -> bytes:
     samples = [np.asarray(images[index]) for index in (0, len(images) // 2, -1)]
     chosen = Image.fromarray(np.concatenate(samples)).quantize(colours - len(_PLATE), dither=Image.Dither.NONE)
     palette = Image.new("P", (1, 1))
-    palette.putpalette([*chosen.getpalette(), *np.ravel(_PLATE)])
+    palette.putpalette([*(chosen.getpalette() or ()), *np.ravel(_PLATE)])
     indexed = [image.quantize(palette=palette, dither=Image.Dither.NONE) for image in images]
     durations = [150] * (len(indexed) - 1) + [1000]
     buffer = io.BytesIO()

@@ -73,7 +73,7 @@ def strips(state: DynamicsState, windows: np.ndarray) -> dict[str, np.ndarray]:
     prediction = jax.jit(dynamics.predict_next)(state, windows[:, :-1], latents.quantized)
     pixels = windows.dtype == np.uint8
     clean = dynamics.clean_frames(state.config, jnp.asarray(windows)) if pixels else None
-    frames = np.asarray(clean if pixels else normalise_obs(windows, state.obs_stats))
+    frames = np.asarray(clean if pixels else normalise_obs(jnp.asarray(windows), state.obs_stats))
     return {
         "strip_context": frames[:, :-1][:, -2:],
         "strip_truth": frames[:, -1],

@@ -93,6 +93,7 @@ def _data(summary: Mapping[str, Any]) -> str:
     frames = f"{short_count(record['frames'])} frames" if "frames" in record else "Frames"
     episodes = f" of {record['episodes']:,} episodes" if "episodes" in record else ""
     kinds = {"store": "existing trajectories", "random": "a random policy", "expert": "an expert"}
-    origin = kinds.get(source.get("policy"), source.get("policy") or "a source that the run does not state")
+    policy = source.get("policy") or ""
+    origin = kinds.get(policy, policy) or "a source that the run does not state"
     origin = "videos" if source.get("format") == "video" else origin
     return f"{frames}{episodes} of {summary.get('env')}, from {origin}. The test split was held out."

@@ -204,7 +204,7 @@ def accuracies(
     train_actions: np.ndarray,
     test_z: np.ndarray,
     test_actions: np.ndarray,
-    merged: Sequence[int],
+    merged: Sequence[int] | np.ndarray,
     hidden: tuple[int, ...] = HIDDEN,
 ) -> tuple[float, float]:
     """Held-out accuracy of a probe, raw and with aliased actions merged.
@@ -218,7 +218,7 @@ def accuracies(
     return raw, accuracy(key, train_z, train_classes, test_z, test_classes, int(classes.max()) + 1, hidden)
 
 
-def head_scores(logits: np.ndarray, actions: np.ndarray, merged: Sequence[int]) -> dict[str, float]:
+def head_scores(logits: np.ndarray, actions: np.ndarray, merged: Sequence[int] | np.ndarray) -> dict[str, float]:
     """How well stage 1's own action head predicts held-out actions; the baseline is `majority_accuracy`.
 
     Args:
@@ -232,8 +232,7 @@ def head_scores(logits: np.ndarray, actions: np.ndarray, merged: Sequence[int]) 
     classes = np.asarray(merged)
     logits = logits - logits.max(1, keepdims=True)
     share = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
-    joined = np.zeros((len(share), classes.max() + 1))
-    np.add.at(joined, (slice(None), classes), share)
+    joined = share @ np.eye(classes.max() + 1)[classes]
     return {
         "action_loss": float(-np.log(share[np.arange(len(actions)), actions] + 1e-30).mean()),
         "action_accuracy": float(np.mean(share.argmax(1) == actions)),
@@ -287,7 +286,9 @@ def purity(codes: np.ndarray, classes: np.ndarray) -> float:
     return float(_contingency(codes, classes).max(1).sum() / len(codes))
 
 
-def agreement(codes: np.ndarray, actions: np.ndarray, merged: Sequence[int], seed: int) -> dict[str, float]:
+def agreement(
+    codes: np.ndarray, actions: np.ndarray, merged: Sequence[int] | np.ndarray, seed: int
+) -> dict[str, float]:
     """Mutual information and purity of codes and actions, raw and with aliases merged, and their baselines.
 
     Both use a window's joint code, of all codebooks and latents together, and both grow with the number of joint codes.

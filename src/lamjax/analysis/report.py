@@ -207,7 +207,8 @@ class Outcome:
 def _outcome(run: RunResults, stage: str) -> Outcome:
     summary, title = run.stage(stage), STAGES[stage]
     if summary:
-        state = {True: "passed", False: "failed"}.get(summary.get("ok"), "done")
+        ok = summary.get("ok")
+        state = "done" if ok is None else "passed" if ok else "failed"
         verdict = str(summary.get("verdict") or "").removeprefix("failed: ")  # the badge says it
         return Outcome(title, state, verdict, text(summary.get("seconds"), "seconds"))
     if rows := run.metrics.get(stage):

@@ -38,10 +38,9 @@ def _is_quantized(run: RunResults) -> bool:
 
 
 def _perplexity(run: RunResults) -> Figure | None:
-    count = 0
-    while run.curve("dynamics", f"perplexity_{count}"):
-        count += 1
-    curves = [run.curve("dynamics", f"perplexity_{index}") for index in range(count)]
+    curves: list[drawing.Curve] = []
+    while curve := run.curve("dynamics", f"perplexity_{len(curves)}"):
+        curves.append(curve)
     num_codes = run.stage("dynamics").get("num_codes")
     return figures.perplexity(curves, num_codes) if curves else None
 
@@ -119,9 +118,10 @@ def _strips(run: RunResults) -> Figure | None:
     fields = run.fields("strip_context", "strip_truth", "strip_prediction")
     if not fields:
         return None
-    if fields[1].ndim == 2:
-        return figures.vector_changes(*fields)
-    return figures.strips(*(array[:6] for array in fields))
+    context, truth, prediction = fields
+    if truth.ndim == 2:
+        return figures.vector_changes(context, truth, prediction)
+    return figures.strips(context[:6], truth[:6], prediction[:6])
 
 
 def rollout_arrays(run: RunResults) -> tuple[np.ndarray, list[str]] | None:
@@ -170,11 +170,13 @@ def _by_labels(run: RunResults) -> Figure | None:
 
 
 def _by_frames(run: RunResults) -> Figure | None:
-    curves = [
+    decoded, scratch, pseudo_labelled = (
         finite_curve(run.stage(stage).get("curve")) or run.curve(stage, "episode_return", "frames")
         for stage in ("decode_online", "ppo_scratch", "decode_named")
-    ]
-    return figures.return_by_frames(*curves, *run.reference_returns()) if any(curves) else None
+    )
+    if not (decoded or scratch or pseudo_labelled):
+        return None
+    return figures.return_by_frames(decoded, scratch, pseudo_labelled, *run.reference_returns())
 
 
 @dataclasses.dataclass(frozen=True)

@@ -40,7 +40,8 @@ class RunResults:
     def reference_returns(self) -> tuple[float, float]:
         """Mean returns of the random policy and of the recorded one, NaN if unknown."""
         baselines = self.summary.get("nulls") or {}
-        return tuple(number((baselines.get(name) or {}).get("mean")) for name in ("random_return", "expert_return"))
+        random, expert = ((baselines.get(name) or {}).get("mean") for name in ("random_return", "expert_return"))
+        return number(random), number(expert)
 
     def curve(self, stage: str, metric: str, x: str = "step") -> Curve | None:
         """A metric over steps or frames (`finite_curve`)."""
@@ -49,8 +50,8 @@ class RunResults:
 
     def fields(self, *names: str) -> list[np.ndarray] | None:
         """Arrays of `analysis.npz`; None if one is absent or empty."""
-        arrays = [self.arrays.get(name) for name in names]
-        return arrays if all(array is not None and array.size for array in arrays) else None
+        arrays = [self.arrays[name] for name in names if name in self.arrays and self.arrays[name].size]
+        return arrays if len(arrays) == len(names) else None
 
 
 def load(run_dir: Path) -> RunResults:
@@ -100,8 +101,8 @@ def points_of(rows: Any, width: int) -> np.ndarray:
     return points[np.isfinite(points[:, :2]).all(1)]
 
 
-def finite_curve(points: list[tuple[float, float]]) -> Curve | None:
-    """The finite points as two arrays float [n]; None if there are none."""
+def finite_curve(points: Any) -> Curve | None:
+    """The finite ones of (x, y) points as two arrays float [n]; None if there are none."""
     x, y = points_of(points, 2).T
     return (x, y) if len(x) else None
 

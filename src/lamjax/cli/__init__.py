@@ -10,13 +10,13 @@ import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, get_args
+from typing import Annotated, Any, cast, get_args
 
 import tyro
 
 import lamjax
 from lamjax.cli import doctor, files, information, linear, models, play, train
-from lamjax.cli.options import Dtype, columns
+from lamjax.cli.options import Dtype, columns, summary_of
 from lamjax.presets import PRESET_NOTES, with_dtype
 
 VERBS: dict[str, tuple[type, Callable[[Any], None]]] = {
@@ -52,7 +52,7 @@ class _Choice:
 
 
 def _usage() -> str:
-    verbs = columns({verb: cls.__doc__.splitlines()[0] for verb, (cls, _) in VERBS.items()})
+    verbs = columns({verb: summary_of(cls) for verb, (cls, _) in VERBS.items()})
     presets = columns(PRESET_NOTES)
     return (
         f"usage: lamjax <verb> [options]; lamjax <verb> --help lists the options\n\n{verbs}\n\npresets:\n{presets}\n\n"
@@ -87,7 +87,7 @@ def parse(verb: str, argv: list[str]) -> Any:
         env = env_of(choice.env or (None if store else default.env), store)
         preset, config = choose_preset(env, preset, store)
         if hasattr(default, "dtype") and choice.dtype in get_args(Dtype):
-            config = with_dtype(config, choice.dtype)
+            config = with_dtype(config, cast(Dtype, choice.dtype))
         default = dataclasses.replace(default, env=env, preset=preset, config=config)
     return tyro.cli(cls, args=argv, default=default, prog=prog, config=(tyro.conf.AvoidSubcommands,))
 
@@ -98,9 +98,9 @@ def print_completion(argv: list[str]) -> None:
     Raises:
       SystemExit: always, as with help.
     """
-    verbs = [Annotated[cls, tyro.conf.subcommand(verb, default=cls())] for verb, (cls, _) in VERBS.items()]
-    verbs = functools.reduce(operator.or_, verbs)
-    tyro.cli(verbs, args=argv, prog="lamjax", config=(tyro.conf.AvoidSubcommands, tyro.conf.OmitSubcommandPrefixes))
+    verbs: list[Any] = [Annotated[cls, tyro.conf.subcommand(verb, default=cls())] for verb, (cls, _) in VERBS.items()]
+    any_verb = functools.reduce(operator.or_, verbs)
+    tyro.cli(any_verb, args=argv, prog="lamjax", config=(tyro.conf.AvoidSubcommands, tyro.conf.OmitSubcommandPrefixes))
 
 
 def set_verbosity(argv: list[str]) -> list[str]:
@@ -126,7 +126,8 @@ def keep_compiled() -> None:
     """
     import jax
 
-    if jax.config.jax_compilation_cache_dir is None and jax.default_backend() != "cpu":
+    folder = jax.config.jax_compilation_cache_dir  # type: ignore[attr-defined]  # JAX declares none of its settings
+    if folder is None and jax.default_backend() != "cpu":
         jax.config.update("jax_compilation_cache_dir", ".jax_cache")
 
 

@@ -4,7 +4,7 @@ import contextlib
 import dataclasses
 import os
 import shlex
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -204,7 +204,7 @@ def _named(source: Path) -> Path:
 
 
 @contextlib.contextmanager
-def _importing(out: Path, label: str, unit: str) -> Iterator[dict[str, Callable]]:
+def _importing(out: Path, label: str, unit: str) -> Iterator[dict[str, Any]]:
     """Gives an import its `progress`, `say` and `announce`; a signal stops it, and checkpointed frames stay."""
     from lamjax.training.logging import Progress, say
     from lamjax.training.run_folder import InterruptedRunError

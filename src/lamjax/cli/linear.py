@@ -8,7 +8,7 @@ from typing import Any, Literal
 import numpy as np
 import tyro
 
-from lamjax.cli.options import columns
+from lamjax.cli.options import columns, summary_of
 from lamjax.linear.metrics import score
 from lamjax.linear.optimum import LAM, Optimum, angle, optimum
 from lamjax.linear.train import PAPER, RECOMMENDED, Point, train
@@ -140,9 +140,15 @@ def _seeds(args: OptimumArgs) -> range:
 def run_optimum(args: OptimumArgs) -> None:
     """`lamjax linear optimum`."""
     rows, tie = [], False
-    settings = {"kappa": args.kappa, "action_weight": args.action_weight, "bias": args.bias}
     for seed in _seeds(args):
-        best = optimum(make_world(args.world(), seed).moments(), args.d_z, **settings, ties="ignore")
+        best = optimum(
+            make_world(args.world(), seed).moments(),
+            args.d_z,
+            kappa=args.kappa,
+            action_weight=args.action_weight,
+            bias=args.bias,
+            ties="ignore",
+        )
         tie |= best.gap < 1e-9 and best.loss > 0
         rows.append(_row(args, best.lam, best, seed))
     if tie:
@@ -155,8 +161,10 @@ def run_train(args: TrainArgs) -> None:
     config = PROTOCOLS[args.protocol]
     asked = {k: getattr(args, k) for k in ("steps", "max_rounds") if getattr(args, k) is not None}
     config = dataclasses.replace(config, units=args.units, bias=args.bias, **asked)
-    settings = {"kappa": args.kappa, "action_weight": args.action_weight, "label_fraction": args.label_fraction}
-    points = [Point(args.world(), args.d_z, **settings, seed=seed) for seed in _seeds(args)]
+    points = [
+        Point(args.world(), args.d_z, args.kappa, args.action_weight, args.label_fraction, seed=seed)
+        for seed in _seeds(args)
+    ]
     rows = []
     for t in train(points, config, progress=say):
         row = _row(args, t.lam, t.best, t.point.seed)
@@ -185,7 +193,7 @@ def parse(argv: list[str]) -> OptimumArgs | TrainArgs:
       SystemExit: after showing help.
     """
     if argv[:1] in (["-h"], ["--help"]):
-        lines = columns({name: cls.__doc__.splitlines()[0] for name, (cls, _) in COMMANDS.items()})
+        lines = columns({name: summary_of(cls) for name, (cls, _) in COMMANDS.items()})
         print(f"usage: lamjax linear <command> [options]; lamjax linear <command> --help lists the options\n\n{lines}")
         raise SystemExit(0)
     known = ", ".join(COMMANDS)

@@ -17,6 +17,11 @@ Dtype = Literal["float32", "bfloat16"]
 RUNS, DATA = Path("runs"), Path("data")
 
 
+def summary_of(options: type) -> str:
+    """The first sentence about a verb: the first line of its options' docstring."""
+    return (options.__doc__ or "").partition("\n")[0]
+
+
 def columns(notes: Mapping[str, str]) -> str:
     """Names and what they mean in two columns, wrapped to the terminal's width."""
     indent = max(map(len, notes)) + 4

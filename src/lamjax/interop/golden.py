@@ -173,7 +173,7 @@ _train_step = jax.jit(dynamics.train_step)
 
 def _train(state: DynamicsState, windows: jax.Array) -> tuple[dict[str, jax.Array], DynamicsState]:
     """Takes the steps; returns the outputs ``train*/`` that belong to them, and the state after them."""
-    outputs = {}
+    outputs: dict[str, jax.Array] = {}
     for step in range(STEPS):
         state, metrics = _train_step(state, windows)
         row = {"wm_loss": metrics["fdm_mse"], "vq_loss": metrics["commitment"], "grad_norm": metrics["grad_norm"]}

@@ -145,7 +145,7 @@ class Course:
         return Course(self.actions + other.actions, self.worlds + other.worlds)
 
 
-def plan(scene: Scene, memory: Course | None = None) -> tuple[int, Course]:
+def plan(scene: Scene, memory: Course | None = None) -> tuple[int, Course | None]:
     """The next action, and the course after it; see `lamjax.planners.Plan`."""
     world = see(scene)
     if memory is None or not _same(memory.worlds[0], world):
@@ -225,7 +225,7 @@ def _open(world: World) -> bool:
 
 def _moves_on(world: World) -> bool:
     """Whether boulders do not enclose the agent."""
-    return np.count_nonzero(_distances(world, world.agent) < FAR) >= ROOM
+    return int(np.count_nonzero(_distances(world, world.agent) < FAR)) >= ROOM
 
 
 def _reached(world: World, before: World) -> bool:
@@ -244,7 +244,9 @@ def _legs(world: World, goal: int, budget: list[int]) -> Iterator[Course]:
 
 def _walk(world: World, goal: int, arrived: Callable[[World], bool]) -> Course | None:
     """Goes to a cell along shortest paths, found anew at each step since boulders move, until it has arrived."""
-    actions, worlds, here = [], [], world
+    actions: list[int] = []
+    worlds: list[World] = []
+    here = world
     while len(actions) < len(world.cells) and not here.over:
         action = descent(_distances(here, goal), here.place(here.agent))
         if action == NOOP and here.agent != goal:
@@ -285,13 +287,17 @@ def _end(world: World) -> Course | None:
     below = [cell - width for cell, thing in enumerate(world.cells) if thing in _BOULDERS and cell >= 2 * width]
     below = [cell for cell in below if far[world.place(cell)] < FAR and world.cells[cell - width] not in _BOULDERS]
     for cell in sorted(below, key=lambda cell: (int(far[world.place(cell)]), cell))[:TRIED]:
-        course = _walk(world, cell, lambda here, cell=cell: here.agent == cell)
+        course = _walk(world, cell, functools.partial(_is_at, cell))
         for action in (DOWN, NOOP, NOOP):
             if course and not course.worlds[-1].over:
                 course = course.then(Course((action,), (course.worlds[-1].step(action),)))
         if course and course.worlds[-1].over:
             return course
     return None
+
+
+def _is_at(cell: int, world: World) -> bool:
+    return world.agent == cell
 
 
 def _stray(world: World, time: int) -> int:

@@ -117,7 +117,8 @@ def completed(config: Any, saved: Mapping[str, Any]) -> dict[str, Any]:
 
 def as_json(config: Any) -> Any:
     """Converts a config dataclass to JSON values (tuples become lists)."""
-    return json.loads(json.dumps(dataclasses.asdict(config) if dataclasses.is_dataclass(config) else config))
+    is_config = dataclasses.is_dataclass(config) and not isinstance(config, type)
+    return json.loads(json.dumps(dataclasses.asdict(config) if is_config else config))
 
 
 def from_json(kind: Any, values: Any) -> Any:
@@ -128,7 +129,7 @@ def from_json(kind: Any, values: Any) -> Any:
     Raises:
       CheckpointError: if the values fit no class of `kind`.
     """
-    members = [member for member in typing.get_args(kind) or (kind,) if dataclasses.is_dataclass(member)]
+    members = [m for m in typing.get_args(kind) or (kind,) if isinstance(m, type) and dataclasses.is_dataclass(m)]
     if not members or not isinstance(values, Mapping):
         return _as_tuples(values)
 

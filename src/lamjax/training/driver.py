@@ -53,8 +53,8 @@ def compile_steps(
     """
 
     def steps(state: Any, *args: Any, axis_name: str | None) -> tuple[Any, Any]:
-        *args, n = args
-        return repeat(lambda state: step(state, *args, axis_name=axis_name), state, n)
+        *rest, n = args
+        return repeat(lambda state: step(state, *rest, axis_name=axis_name), state, n)
 
     last = tuple(range(len(in_axes), len(in_axes) + static + 1))
     return parallel.map_step(steps, devices, in_axes=in_axes, static_argnums=last, donate_argnums=(0,))

@@ -101,6 +101,7 @@ def oracle_step(
     batch, place = state.config.batch_size, parallel.place(axis_name)
     now = sample_starts(buffer, key, state.step, batch, **place) + length - 2
     obs = gather(buffer.frames, now, 1)[:, 0]
+    assert buffer.places is not None  # a store's buffer has them
     return behaviour_cloning.train_step(state, obs, actions[buffer.places[now]], axis_name=axis_name)
 
 
