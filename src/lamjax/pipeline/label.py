@@ -176,7 +176,7 @@ def _batches(pieces: Iterator[np.ndarray], size: int) -> Iterator[tuple[np.ndarr
 
 
 def _inferred(run: LoadedRun, batches: Iterator[tuple[np.ndarray, int]]) -> Iterator[dict[str, np.ndarray]]:
-    """The columns ``z``, ``codes`` and ``action`` of each batch, ; batches do not wait for each other."""
+    """The columns ``z``, ``codes`` and ``action`` of each batch; batches do not wait for each other."""
     decode = jax.jit(run.decode) if run.decoder else None
     pending: collections.deque[tuple[dict[str, jax.Array], int]] = collections.deque()
 
