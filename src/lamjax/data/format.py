@@ -33,7 +33,7 @@ from lamjax.spaces import Box
 FORMAT = "lamjax-trajectories"
 VERSIONS = (1, 2)  # 2 adds the array of a distractor; stores without one are still written as 1
 ENDINGS = ("terminated", "truncated", "cut")  # cut: the recording stopped, not the episode
-SPLITS = ("train", "test")
+SPLITS: tuple[Literal["train"], Literal["test"]] = ("train", "test")
 MANIFEST = "manifest.json"
 METADATA = "zarr.json"  # in each array
 FRAMES_PER_CHUNK = 512

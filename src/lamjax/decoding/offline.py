@@ -197,7 +197,7 @@ def chunks(candidates: Sequence[Candidate], size: int) -> Iterator[list[Candidat
         yield chunk
 
 
-def over_seeds(rows: Sequence[tuple[int, int, float, float]]) -> list[list[float]]:
+def over_seeds(rows: Sequence[Sequence[float]]) -> list[list[float]]:
     """Computes a curve from the returns of each draw.
 
     Args:

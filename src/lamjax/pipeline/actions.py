@@ -26,7 +26,7 @@ from lamjax.statistics import stderr_over_groups
 from lamjax.training.run_folder import Run, timed
 
 STAGE = "decode_actions"
-METHODS = ("idm", "policy", "bc")
+METHODS: tuple[offline.Method, ...] = ("idm", "policy", "bc")
 _SAVED_AS = {**SAVED_AS, "idm": "idm"}
 
 _act = jax.jit(lambda network, params, obs: network(params, obs), static_argnums=0)
@@ -40,6 +40,7 @@ def action_stage(
     if run.done(STAGE):
         return
     frames, space = frames or TrainingFrames(run, store), store.action_space
+    assert space is not None  # the store has actions
     with timed() as seconds:
         held_out = held_out_windows(run, store)
         actions = evaluation_actions(store, held_out.starts, model.config.window)
@@ -78,6 +79,7 @@ def outputs_of(
 ) -> np.ndarray:
     """Outputs float32 ``[E, K]`` of a method on held-out windows, whose latents are `z` ``[E, Z]``: see `METHODS`."""
     if method == "idm":
+        assert isinstance(network, policies.DecodedPolicy)
         return latents.in_batches(
             lambda rows: offline.decode_batch(params["decoder"], rows, network.decoder, network.space), z
         )
@@ -86,4 +88,4 @@ def outputs_of(
 
 def constant_action(space: ActionSpace, actions: np.ndarray) -> np.ndarray:
     """The constant guess: the most frequent of some actions, or the mean of continuous ones."""
-    return np.bincount(actions).argmax() if isinstance(space, Discrete) else actions.mean(0)
+    return np.asarray(np.bincount(actions).argmax() if isinstance(space, Discrete) else actions.mean(0))

@@ -136,7 +136,8 @@ def examine_on_recording(
         )
         for windows in (fitting, held_out)
     )
-    probe, seed = action_probe(run.env, store.action_space) if store.has_actions else NoActions(), run.config.seed
+    space, seed = store.action_space, run.config.seed
+    probe = action_probe(run.env, space) if space is not None and store.has_actions else NoActions()
     results, arrays = examine(run.key("probe"), state, untrained, fit, test, held_out.batches, probe, seed)
-    np.savez_compressed(run.folder / "analysis.npz", **arrays)
+    np.savez_compressed(run.folder / "analysis.npz", **dict[str, Any](arrays))
     return results

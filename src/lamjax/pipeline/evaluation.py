@@ -63,8 +63,19 @@ def evaluate_policies(
 ) -> list[dict[str, Any]]:
     """Evaluates policies on levels that depend only on the run's seed and `draw`; for the arguments see `play`."""
     key = run.key(f"evaluation-{draw}" if draw else "evaluation")
-    options = {"episodes": episodes, "num_envs": num_envs, "greedy": greedy, "distracted": distracted}
-    returns, _ = play(run.env, run.config, label, policy, params, key, **options, check_stop=run.check_stop)
+    returns, _ = play(
+        run.env,
+        run.config,
+        label,
+        policy,
+        params,
+        key,
+        episodes=episodes,
+        num_envs=num_envs,
+        greedy=greedy,
+        distracted=distracted,
+        check_stop=run.check_stop,
+    )
     return [returns_summary(run.env, row) for row in returns]
 
 

@@ -57,7 +57,7 @@ def train_expert(
         folder = str(experts.folder(env)) if start == "expert" else start
         first = find_source(env, folder, runs, made.action_space)
     header = describe_run(env, preset, name, command, config.seed)
-    with Run(run_path(runs, env, name), env, config, header, first and first.name, track) as run:
+    with Run(run_path(runs, env, name), env, config, header, first.name if first else None, track) as run:
         scratch_stage(run, "expert", config.expert, first)
         return run.summary["stages"]["expert"] | {"policy": str(run.folder / "policies" / "expert")}
 

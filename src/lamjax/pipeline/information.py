@@ -94,6 +94,7 @@ def play_windows(
     env: str, settings: AnalysisConfig, play: Store, length: int
 ) -> tuple[ActionProbe, PlayWindows, PlayWindows]:
     """Returns how to score actions, the windows of `length` frames to fit probes on, and the held-out windows."""
+    assert play.action_space is not None  # a recording has one
     probe = action_probe(env, play.action_space)
 
     def drawn(count: int, split: Split) -> PlayWindows:
@@ -178,8 +179,10 @@ def train_ceiling(
     epochs = -(-steps * batch // len(fit.targets))
     rows = np.concatenate([rng.permutation(len(fit.targets)) for _ in range(epochs)])[: steps * batch]
     rows = rows.reshape(steps, batch).astype(np.int32)
-    options = {"max_in_flight": MAX_IN_FLIGHT, "check_stop": check_stop}
-    return train_on_labels(state, fit.windows, fit.targets, rows, parallel.devices(), **options)
+    devices = parallel.devices()
+    return train_on_labels(
+        state, fit.windows, fit.targets, rows, devices, max_in_flight=MAX_IN_FLIGHT, check_stop=check_stop
+    )
 
 
 @jax.jit

@@ -2,11 +2,13 @@
 
 import collections
 import dataclasses
+import functools
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from lamjax.analysis.latents import BATCH
@@ -15,6 +17,7 @@ from lamjax.data.format import MANIFEST
 from lamjax.data.importers import clips, video
 from lamjax.data.latent_files import LatentRows
 from lamjax.data.reader import open_store
+from lamjax.dynamics import DynamicsState
 from lamjax.loading import LoadedRun
 from lamjax.sharing import ModelError
 
@@ -56,7 +59,7 @@ def footage_of(run: LoadedRun, sources: Sequence[Path], **settings: Any) -> list
     paths, _, root = video.find_clips(sources)
     found = [clips.look_at(path, config) for path in paths]
     return [
-        Footage(str(clip.path.relative_to(root)), clip.seconds, lambda clip=clip: clips.read_frames(clip))
+        Footage(str(clip.path.relative_to(root)), clip.seconds, functools.partial(clips.read_frames, clip))
         for clip in found
     ]
 
@@ -86,7 +89,7 @@ def _episodes(run: LoadedRun, path: Path) -> list[Footage]:
 
     spans = zip(store.episodes.start.tolist(), (store.episodes.start + store.episodes.length).tolist(), strict=True)
     return [
-        Footage(name, seconds[start:stop], lambda start=start, stop=stop: blocks(start, stop))
+        Footage(name, seconds[start:stop], functools.partial(blocks, start, stop))
         for name, (start, stop) in zip(names, spans, strict=True)
     ]
 
@@ -109,20 +112,27 @@ def label(
       progress: called with ``(latents done, latents in all)``.
 
     Raises:
-      ModelError: if every clip is too short for a window.
+      ModelError: if every clip is too short for a window, or the run has no stage 1 yet.
       LatentFileError: if the file cannot have this name.
       DamagedFileError: if a frame cannot be decoded.
     """
     latent_files.check_name(out)
-    quantizer = run.dynamics.config.quantizer
+    model = _stage_1(run)
+    quantizer = model.config.quantizer
     about = {
-        "model": {"env": run.env, "folder": run.folder.name, "step": int(run.dynamics.step)},
+        "model": {"env": run.env, "folder": run.folder.name, "step": int(model.step)},
         "files": [each.name for each in footage],
         "latent": f"z and codes of a row say what is done from its frame to the next one; context {run.window - 2}",
         "codes": [quantizer.codebooks, quantizer.latents] if quantizer.enabled else None,
         "decoder": run.decoder,
     }
     latent_files.write(out, label_rows(run, footage, progress), about)
+
+
+def _stage_1(run: LoadedRun) -> DynamicsState:
+    if run.dynamics is None:
+        raise ModelError(f"There is no stage 1 in {run.folder} yet: train it first.")
+    return run.dynamics
 
 
 def label_rows(
@@ -178,6 +188,7 @@ def _batches(pieces: Iterator[np.ndarray], size: int) -> Iterator[tuple[np.ndarr
 def _inferred(run: LoadedRun, batches: Iterator[tuple[np.ndarray, int]]) -> Iterator[dict[str, np.ndarray]]:
     """The columns ``z``, ``codes`` and ``action`` of each batch; batches do not wait for each other."""
     decode = jax.jit(run.decode) if run.decoder else None
+    quantized = _stage_1(run).config.quantizer.enabled
     pending: collections.deque[tuple[dict[str, jax.Array], int]] = collections.deque()
 
     def oldest() -> dict[str, np.ndarray]:
@@ -185,9 +196,9 @@ def _inferred(run: LoadedRun, batches: Iterator[tuple[np.ndarray, int]]) -> Iter
         return {name: array[:count] for name, array in jax.device_get(columns).items()}
 
     for batch, count in batches:
-        latents = run.infer(batch)
+        latents = run.infer(jnp.asarray(batch))
         columns = {"z": latents.continuous}
-        if run.dynamics.config.quantizer.enabled:
+        if quantized:
             columns["codes"] = latents.codes.reshape(len(batch), -1)
         if decode:
             columns["action"] = decode(latents.continuous)

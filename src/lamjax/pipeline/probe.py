@@ -12,7 +12,7 @@ from lamjax.analysis.action_probes import ActionProbe, ContinuousActions, Discre
 from lamjax.analysis.judge import Examples
 from lamjax.config import AnalysisConfig, RunConfig
 from lamjax.data import latent_files
-from lamjax.data.format import MANIFEST, SPLITS
+from lamjax.data.format import MANIFEST, SPLITS, Split
 from lamjax.data.labels import evaluation_actions
 from lamjax.data.latent_files import LatentFileError, LatentRows
 from lamjax.data.reader import Store, open_store
@@ -49,12 +49,13 @@ def probe_file(
     seed = run.config.seed if run else 0
     if (actions / MANIFEST).exists():
         store = open_store(actions)
-        if not store.has_actions or len(rows) != store.num_frames:
+        space = store.action_space
+        if space is None or not store.has_actions or len(rows) != store.num_frames:
             raise LatentFileError(
                 f"{actions} has {store.num_frames} frames and {store.action_space or 'no actions'}, and {path} has "
                 f"{len(rows)} rows: label this store, which must have actions."
             )
-        probe = _with_classes(action_probe(store.env, store.action_space), merged)
+        probe = _with_classes(action_probe(store.env, space), merged)
         settings = run.config if run else RunConfig(analysis=AnalysisConfig())
         length = run.window if run else 3
         fit, test = (_of_store(rows, store, settings.analysis, split, length) for split in SPLITS)
@@ -122,7 +123,7 @@ def _of_rows(rows: LatentRows, labels: np.ndarray, chosen: np.ndarray) -> Exampl
     return Examples(rows.z[chosen], labels[chosen], rows.episode[chosen], codes)
 
 
-def _of_store(rows: LatentRows, store: Store, settings: AnalysisConfig, split: str, length: int) -> Examples:
+def _of_store(rows: LatentRows, store: Store, settings: AnalysisConfig, split: Split, length: int) -> Examples:
     """The windows that a run's own probes see (`lamjax.pipeline.dynamics.examine_on_recording`)."""
     count = settings.probe_train if split == "train" else settings.probe_test
     batch = 1 if split == "train" else min(128, count)

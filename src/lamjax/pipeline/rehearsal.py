@@ -61,9 +61,9 @@ class _Compilation:
     @classmethod
     @functools.cache  # a listener cannot be removed, so there is only one
     def listen(cls) -> None:
-        def add(event: str, seconds: float, **_: Any) -> None:
+        def add(event: str, duration_secs: float, **_: str | int) -> None:
             if event.startswith("/jax/core/compile/"):
-                cls.seconds += seconds
+                cls.seconds += duration_secs
 
         jax.monitoring.register_event_duration_secs_listener(add)
 

@@ -50,7 +50,7 @@ def find_source(env: str, policy: str, runs: Path, space: ActionSpace | int) -> 
       StateLayoutError: if a planner cannot read the states of the Procgen that is installed.
     """
     if policy == "random":
-        return Source("random", policies.UniformPolicy(space), {}, {"actions": "uniform"})
+        return Source("random", policies.UniformPolicy(as_space(space)), {}, {"actions": "uniform"})
     if policy == "planner":
         return _planner(env)
     if policy == "expert" and env in planners.PLANS and not has_expert(env, runs):
@@ -110,10 +110,10 @@ def env_of(env: str | None, store: Path | None) -> str:
       StoreError: if there is no store, or it is damaged.
     """
     recorded = open_store(store).env if store is not None else None
-    if env is None and recorded is None:
+    name = env or recorded
+    if name is None:
         raise RunError("Say what to learn from: an environment, or a store of trajectories.")
-    env = env or recorded
-    return env if env == recorded else envs.check_name(env)
+    return name if name == recorded else envs.check_name(name)
 
 
 def has_expert(env: str, runs: Path) -> bool:

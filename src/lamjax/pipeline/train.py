@@ -140,6 +140,7 @@ def run_stages(run: Run, source: Source, data: Path) -> Path:
     played = envs.is_known(run.env)
     last = "decode_named" if run.config.named.frames else "decode_online"
     if not played:
+        assert source.store is not None  # there is nothing else to learn from
         last = actions.STAGE if open_store(source.store).has_actions else "cloning"
     if run.done(last) and parallel.from_first(page.exists):
         return page
@@ -170,6 +171,7 @@ def run_stages(run: Run, source: Source, data: Path) -> Path:
             actions.action_stage(run, store, model, policy, frames)
             checkpoint()
         return report.write(run.folder)
+    assert space is not None  # an environment's actions have bounds
     baselines_stage(run, source, space)
     checkpoint()
     offline_stage(run, store, model, policy, space, frames)
@@ -192,9 +194,9 @@ def choose_preset(env: str, preset: str | None = None, store: Path | None = None
     Raises:
       RunError: if there is no such preset for observations of this environment's shape.
     """
-    video = store is not None and not envs.is_known(env)
-    shape = open_store(store).obs_shape if video else envs.obs_shape(env)
-    presets = presets_for(shape, env, video=video)
+    recorded = open_store(store) if store is not None and not envs.is_known(env) else None
+    shape = recorded.obs_shape if recorded else envs.obs_shape(env)
+    presets = presets_for(shape, env, video=recorded is not None)
     preset = preset or default_preset(presets)
     if preset not in presets:
         kind = "" if shape == envs.PROCGEN_SHAPE else f" for observations of shape {shape}"
