@@ -128,9 +128,9 @@ def check_sizes(
         raise ValueError("give num_actions for discrete or action_dim for continuous actions")
     if num_actions is not None and not _is_size(num_actions, 2**31):
         raise ValueError(f"num_actions must be an integer from 1 to 2^31, got {num_actions}")
-    for size, value in (("action_dim", action_dim), ("distractor_dim", distractor_dim)):
+    for field, value in (("action_dim", action_dim), ("distractor_dim", distractor_dim)):
         if value is not None and not _is_size(value):
-            raise ValueError(f"{size} must be an integer of at least 1, got {value}")
+            raise ValueError(f"{field} must be an integer of at least 1, got {value}")
     if not _is_size(frames_per_chunk):
         raise ValueError(f"frames_per_chunk must be an integer of at least 1, got {frames_per_chunk}")
     row_bytes = math.prod(map(int, obs_shape)) * np.dtype(obs_dtype).itemsize
@@ -146,7 +146,7 @@ def check_sizes(
 
 
 def _is_size(value: Any, most: int = 2**63 - 1) -> bool:
-    return isinstance(value, int | np.integer) and not isinstance(value, bool) and 1 <= value <= most
+    return isinstance(value, int | np.integer) and not isinstance(value, bool) and 1 <= int(value) <= most
 
 
 def check_description(description: Mapping) -> None:

@@ -96,7 +96,7 @@ def write(path: Path, parts: Iterable[LatentRows], about: Mapping[str, Any]) -> 
             columns = join(list(parts)).columns
             if path.suffix == ".npz":
                 with partial.open("wb") as file:
-                    np.savez_compressed(file, **columns, about=np.array(json.dumps(about)))
+                    np.savez_compressed(file, **dict[str, Any](columns), about=np.array(json.dumps(about)))
             else:
                 import safetensors.numpy
 

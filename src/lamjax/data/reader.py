@@ -9,7 +9,7 @@ import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import tensorstore
@@ -173,7 +173,7 @@ class ArrayReader:
         if self._array.shape != (manifest["num_frames"], *shape) or (self._array.dtype.numpy_dtype != dtype):
             raise StoreError(f"{root / name} does not hold what the manifest says; {_REMEDY}")
         chunks = self._array.chunk_layout
-        read_chunk, write_chunk = (each.shape for each in (chunks.read_chunk, chunks.write_chunk))
+        read_chunk, write_chunk = cast(list[tuple[int, ...]], [chunks.read_chunk.shape, chunks.write_chunk.shape])
         self._rows_per_chunk = read_chunk[0]
         self._chunk_bytes = math.prod(read_chunk) * dtype.itemsize
         codecs = tuple(codec["name"] for codec in self._array.spec().to_json()["metadata"]["codecs"])

@@ -85,14 +85,16 @@ class Prefetcher:
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="ring")
         self._next: tuple[int, Future] | None = None
 
-    def ask(self, index: int) -> None:
-        """Starts to load an entry."""
-        self._next = (index, self._thread.submit(self._load, index))
+    def ask(self, index: int) -> Future:
+        """Starts to load an entry, and returns its future."""
+        future = self._thread.submit(self._load, index)
+        self._next = (index, future)
+        return future
 
     def take(self, index: int):
         """The loaded entry; waits for it, and raises any error from loading."""
-        if self._next is None or self._next[0] != index:
-            self.ask(index)
-        _, future = self._next
+        asked, future = self._next or (None, None)
+        if future is None or asked != index:
+            future = self.ask(index)
         self._next = None
         return future.result()

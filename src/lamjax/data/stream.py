@@ -21,7 +21,7 @@ Dimension keys: N: frames, S: window starts, B: batch, L: frames in a window, D:
 
 import functools
 from collections.abc import Sequence
-from typing import Literal
+from typing import Literal, TypeVar
 
 import flax.struct
 import jax
@@ -107,7 +107,7 @@ def sample_starts(
         raise ValueError(f"batch_size {batch_size} is not a multiple of {axis_size} devices")
     num_starts = buffer.starts.shape[0] if buffer.num_starts is None else buffer.num_starts
     share = batch_size // axis_size
-    if buffer.phase is None:
+    if buffer.phase is None or buffer.first_step is None:
         epoch, positions = windows.epoch_positions(step, share, num_starts)
     else:
         first = (jnp.asarray(step, jnp.int32) - buffer.first_step) * share
@@ -127,6 +127,9 @@ class Labels:
 
     frames: jax.Array
     actions: jax.Array
+
+
+Part = TypeVar("Part", Buffer, Labels)
 
 
 def upload_labels(subset: LabelledSubset, devices: Sequence[jax.Device] | None = None) -> Labels:
@@ -219,6 +222,8 @@ class ObservationStream:
         StoreError: a device would hold fewer windows than its share of a batch.
         ValueError: the mode is unknown, the batch cannot be divided among the devices, or `like` has other windows.
     """
+
+    _buffer: Buffer  # without a ring
 
     def __init__(
         self,
@@ -495,8 +500,8 @@ def _jitted_sample(buffer, key, step, batch_size, length):
 
 def _pmapped_sample(devices: Sequence[jax.Device]):
     def sample_shard(buffer, key, step, batch_size, length):
-        where = {"axis_index": jax.lax.axis_index("devices"), "axis_size": len(devices)}
-        return sample(buffer, key, step, batch_size, length=length, **where)
+        index = jax.lax.axis_index("devices")
+        return sample(buffer, key, step, batch_size, length=length, axis_index=index, axis_size=len(devices))
 
     return jax.pmap(
         sample_shard,
@@ -515,7 +520,7 @@ def _shards(devices: Sequence[jax.Device] | None) -> list[tuple[int, jax.Device 
     return [(shard, device) for shard, device in enumerate(devices) if device in mine]
 
 
-def _joined(buffers: Sequence[Buffer | Labels], devices: Sequence[jax.Device]) -> Buffer | Labels:
+def _joined(buffers: Sequence[Part], devices: Sequence[jax.Device]) -> Part:
     """Joins buffers, or labels, that lie on one device each, [1, ...], without copying them."""
     mesh = jax.sharding.Mesh(np.asarray(parallel.local(devices)), ("devices",))
     sharding = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("devices"))

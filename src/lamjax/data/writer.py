@@ -42,7 +42,10 @@ from lamjax.data.format import (
 
 _JOURNAL = "journal.json"  # in a store that is still being written
 _WRITES_IN_FLIGHT = 3
-_CODEC_OPTIONS = {"bytes": {"configuration": {"endian": "little"}}, "zstd": {"configuration": {"level": 1}}}
+_CODEC_OPTIONS: dict[str, dict[str, Any]] = {
+    "bytes": {"configuration": {"endian": "little"}},
+    "zstd": {"configuration": {"level": 1}},
+}
 _UNBOUNDED = 2**40  # length of an array while it is written; cut to size at the end
 
 
@@ -110,8 +113,8 @@ class StoreWriter:
         self._partial = self.path.with_name(f".{self.path.name}.partial")
         self._frames_per_chunk = frames_per_chunk
         self._interrupted = False
-        self._arrays = {}
-        self._episodes = {field.name: [] for field in dataclasses.fields(Episodes)}
+        self._arrays: dict[str, ArrayWriter] = {}
+        self._episodes: dict[str, list[Any]] = {field.name: [] for field in dataclasses.fields(Episodes)}
         self._rewards: list[np.ndarray] = []  # of the running episode
         self._header = {
             "format": FORMAT,
@@ -329,7 +332,7 @@ class StoreWriter:
             raise StoreError(f"an episode was cut off, so {self.path} was not written; record the store again")
         if not self.num_frames:
             raise StoreError(f"{self.path} would hold no frames, so it was not written; append an episode")
-        files = {}
+        files: dict[str, list[Any]] = {}
         for array in self._arrays.values():
             files |= array.close()
         manifest = self._header | {
@@ -386,7 +389,7 @@ class ArrayWriter:
         self._buffer = np.empty((rows_per_chunk, *row_shape), dtype)
         self._filled = 0
         self._chunk = 0
-        self.in_flight = collections.deque()
+        self.in_flight: collections.deque[tuple[int, Any]] = collections.deque()
         self._files = {}
         chunk_shape = [rows_per_chunk, *row_shape]
         self._array = tensorstore.open(
