@@ -140,7 +140,7 @@ def load_policy(folder: Path) -> tuple[Network, Any, dict[str, Any]]:
             raise ValueError(f"{not_finite[0]} is not finite")
         params = checkpoint.nest({name: jnp.asarray(array, jnp.float32) for name, array in arrays.items()})
         sizes = {name: _from_json(value) for name, value in note["network"].items()}
-        if "num_actions" in sizes:  # written before actions could be continuous
+        if "num_actions" in sizes:  # as it was written before actions could be continuous
             sizes["space"] = sizes.pop("num_actions")
         network = KINDS[note["kind"]](**sizes)
         return network, params, note["info"]

@@ -89,11 +89,11 @@ def _results(summary: Mapping[str, Any]) -> list[tuple[str, str, str]]:
 
 def _data(summary: Mapping[str, Any]) -> str:
     """What the model learned from, in sentences."""
-    source, record = summary.get("source") or {}, _stages(summary).get("record", {})
+    source: Any = summary.get("source") or {}
+    record = _stages(summary).get("record", {})
     frames = f"{short_count(record['frames'])} frames" if "frames" in record else "Frames"
     episodes = f" of {record['episodes']:,} episodes" if "episodes" in record else ""
     kinds = {"store": "existing trajectories", "random": "a random policy", "expert": "an expert"}
-    policy = source.get("policy") or ""
-    origin = kinds.get(policy, policy) or "a source that the run does not state"
+    origin = kinds.get(source.get("policy"), source.get("policy") or "a source that the run does not state")
     origin = "videos" if source.get("format") == "video" else origin
     return f"{frames}{episodes} of {summary.get('env')}, from {origin}. The test split was held out."

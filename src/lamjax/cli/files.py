@@ -71,9 +71,9 @@ class ImportParquet:
         answer.
       shape: height, width and channels of a frame.
       num_actions: how many actions there are.
-      columns: the names of the columns.
-      skip_damaged: leaves out damaged files and lists them in the manifest; every file is read twice.
-      data: the folder that holds trajectories.
+      columns: what the columns are called.
+      skip_damaged: leave out damaged files and say so in the manifest; every file is read twice.
+      data: where trajectories lie.
     """
 
     source: Positional[Path] = tyro.MISSING
@@ -97,9 +97,9 @@ class ImportVideo:
         with a dot or an underscore are left out.
       env: a name for the data; by default that of the first file or folder.
       out: the store's folder; by default data/<env>/video.
-      config: which frames to keep, and their size.
-      skip_damaged: leaves out damaged files and lists them in the manifest; every file is read twice.
-      data: the folder that holds trajectories.
+      config: which frames are kept, in which size.
+      skip_damaged: leave out damaged files and say so in the manifest; every file is read twice.
+      data: where trajectories lie.
     """
 
     source: Positional[tuple[Path, ...]] = tyro.MISSING

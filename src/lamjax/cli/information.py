@@ -17,9 +17,9 @@ class Information:
     Attributes:
       source: a run folder, or any folder with checkpoints/dynamics in it.
       env: the environment; by default the run's.
-      seed: draws the levels and the actions of random play.
-      json: prints JSON only.
-      data: the folder that holds trajectories; random play is recorded once for all models.
+      seed: of the levels and actions of random play.
+      json: prints JSON alone.
+      data: where trajectories lie; random play is recorded once for all models.
     """
 
     source: Positional[Path] = tyro.MISSING

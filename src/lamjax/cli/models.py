@@ -1,4 +1,4 @@
-"""``lamjax export``, ``label`` and ``probe``: verbs for a trained model."""
+"""``lamjax export``, ``label`` and ``probe``: what is done with a model that is trained."""
 
 import dataclasses
 import json
@@ -11,11 +11,11 @@ from tyro.conf import Positional
 
 @dataclasses.dataclass(frozen=True)
 class Export:
-    """Writes a run's models to a folder for sharing: weights as safetensors, all settings, and a model card.
+    """Writes a run's models into a folder to share: weights as safetensors, all settings, and a model card.
 
     Attributes:
       source: the run folder.
-      folder: the folder to write; it must not exist. You can upload it to a model hub unchanged.
+      folder: the folder to write; it must not exist. It can be uploaded to a model hub as it is.
     """
 
     source: Positional[Path] = tyro.MISSING
@@ -27,13 +27,13 @@ class Label:
     """Writes the latent action of every frame of videos, or of a store, and the action that it decodes to.
 
     Attributes:
-      source: a run folder, or a shared model.
+      source: a run folder, or a model that was shared.
       clips: videos, folders with videos or pictures in them, or one trajectory store.
       out: the file to write; its name ends in .parquet, .npz or .safetensors. The first and the last frames of a clip,
         around which no window fits, have nulls: NaN, -1 and a mask where the format has none.
-      fps: how many frames of a video to keep per second; by default as many as the model learned from.
-      stride: keeps every n-th of these frames; by default as the model learned.
-      crop: top, left, height and width of the part of a video to keep; by default as the model learned.
+      fps: so many frames of a video a second; by default as the model learned.
+      stride: every so many of these; by default as the model learned.
+      crop: top, left, height and width of the part to keep of a video; by default as the model learned.
       square: keeps the largest square in the middle; by default as the model learned.
     """
 
@@ -48,15 +48,14 @@ class Label:
 
 @dataclasses.dataclass(frozen=True)
 class Probe:
-    """Measures how well actions can be read from a file of latents, from any model, and from baselines.
+    """Measures how well actions can be read from the latents of a file, of any model, beside baselines.
 
     Attributes:
-      source: a file of latents, as `lamjax label` writes it: columns episode, t and z, and codes if there are any.
-      actions: the store that was labelled, or a file with a column action, and with episode and t unless its rows
-        match.
-      run: the run, if it labelled its own store: uses the same windows and random numbers as the run's own probes.
-      merged: the class of each action, if several actions do the same, such as 0 0 1 2.
-      json: prints JSON only.
+      source: a file of latents, as `lamjax label` writes it: columns episode, t and z, and codes if there are some.
+      actions: the store that was labelled, or a file with a column action, and episode and t if its rows are others.
+      run: the run that labelled its own store: the same windows and random numbers as in the run's own probes.
+      merged: the class of each action, where several do the same, such as 0 0 1 2.
+      json: prints JSON alone.
     """
 
     source: Positional[Path] = tyro.MISSING
@@ -115,7 +114,7 @@ def probe(args: Probe) -> None:
 
 
 def load_run(path: Path) -> Any:
-    """Loads a run or a shared model as a `LoadedRun`; raises a `ModelError` if it is only a policy."""
+    """Loads a run or a shared model as a `LoadedRun`; raises a `ModelError` if it is a policy alone."""
     from lamjax.loading import LoadedRun, load
     from lamjax.sharing import ModelError
 

@@ -1,4 +1,4 @@
-"""The times at which frames of clips are shown, in the form in which a store's manifest keeps them.
+"""When the frames of clips are shown, as a store's manifest keeps it.
 
 Dimension keys: T frames of a clip, N frames of a store.
 """
@@ -9,13 +9,13 @@ import numpy as np
 
 from lamjax.data.reader import Store
 
-_STEADY = 2e-3  # seconds by which time stamps may miss a constant rate; some files round them to milliseconds
+_STEADY = 2e-3  # seconds by which time stamps may miss a constant rate; some files round them to a thousandth
 
 
 def as_json(seconds: np.ndarray) -> Any:
-    """Time stamps ``[T]`` for a manifest: their start and rate if that is constant, otherwise each of them.
+    """Time stamps ``[T]`` for a manifest: their start and their rate where that is constant, else each by itself.
 
-    An unknown time, which is NaN, becomes None.
+    NaN, which stands for an unknown time, becomes None.
     """
     if not np.isfinite(seconds).all():
         return None
@@ -26,7 +26,7 @@ def as_json(seconds: np.ndarray) -> Any:
 
 
 def from_json(value: Any, count: int) -> np.ndarray:
-    """The inverse of `as_json`: float64 ``[count]``, NaN for unknown times."""
+    """The inverse of `as_json`: float64 ``[count]``, NaN where the time is unknown."""
     if value is None:
         return np.full(count, np.nan)
     if isinstance(value, dict):
@@ -35,7 +35,7 @@ def from_json(value: Any, count: int) -> np.ndarray:
 
 
 def seconds_of(store: Store) -> np.ndarray:
-    """When each frame of a store is shown in its clip, float64 ``[N]``; NaN if the store does not say."""
+    """When each frame of a store is shown in its clip, float64 ``[N]``; NaN where the store does not say it."""
     lengths = store.episodes.length
     clips = store.policy.get("clips") or [{}] * len(lengths)
     parts = [from_json(clip.get("seconds"), int(n)) for clip, n in zip(clips, lengths, strict=True)]
@@ -43,6 +43,6 @@ def seconds_of(store: Store) -> np.ndarray:
 
 
 def files_of(store: Store) -> list[str]:
-    """The source file of each episode; an empty string if the store does not say."""
+    """The source file of each episode; empty strings where the store does not say it."""
     clips = store.policy.get("clips") or [{}] * len(store.episodes)
     return [clip.get("file", "") for clip in clips]

@@ -23,7 +23,7 @@ def measure_on_fresh_levels(folder: Path, env: str | None, data: Path, seed: int
     played, even if the run recorded only some.
 
     Args:
-      folder: the run folder.
+      folder: the folder.
       env: the environment's name; by default the run's. Another one may have other levels, but not other observations.
       data: the folder in which random play is recorded, once for all models.
       seed: draws the levels and the actions.

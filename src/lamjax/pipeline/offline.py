@@ -45,8 +45,8 @@ class Labelled:
       draw: the draw's number.
       obs: o_t, ``[L, *obs_shape]``, in device memory.
       actions: ``[L, *space.shape]``.
-      latents: float32 ``[L, Z]``: under "policy" the latent policy's at o_t, and under "idm", if that method is used,
-        the inverse model's.
+      latents: float32 ``[L, Z]``: "policy", those of the latent policy at o_t; "idm", if its method is used, those of
+        the inverse model.
     """
 
     draw: int

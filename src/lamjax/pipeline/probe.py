@@ -1,4 +1,4 @@
-"""Judges a file of latents by the actions in another file, or in a store."""
+"""Judges the latents of a file by actions that lie in another file, or in a store."""
 
 import hashlib
 from collections.abc import Sequence
@@ -21,8 +21,8 @@ from lamjax.loading import LoadedRun
 from lamjax.spaces import Box
 from lamjax.training.run_folder import stage_key
 
-HELD_OUT = 0.2  # of the episodes, or of the end of a single one
-_FRAMES = 8192  # how many examples the probe that sees only o_t is fitted on
+HELD_OUT = 0.2  # of the episodes, or of the only one's end
+_FRAMES = 8192  # on whose o_t a probe is fitted
 
 
 def probe_file(
@@ -31,12 +31,12 @@ def probe_file(
     """Judges a file of latents.
 
     Args:
-      path: a file of latents (`lamjax.data.latent_files`), from any model.
-      actions: the store that was labelled, or a file with a column ``action``, and columns ``episode`` and ``t`` unless
-        it has one row for each row of `path`.
-      run: the run, if it labelled its own store: the probes then see the same windows and draw the same random numbers
-        as the run's own probes did.
-      merged: the class of each discrete action, if several actions do the same.
+      path: a file of latents (`lamjax.data.latent_files`), of any model.
+      actions: the store that was labelled, or a file with a column ``action``; and with ``episode`` and ``t``, unless
+        it has a row for each row of `path`.
+      run: the run that labelled its own store: the probes see the windows, and draw the random numbers, that those of
+        the run itself did.
+      merged: the class of each discrete action, where several do the same.
 
     Returns:
       How the actions were scored, and the results of `lamjax.analysis.judge.judge`.
