@@ -81,7 +81,7 @@ class Discrete:
         return -jnp.sum(jnp.exp(log_p) * log_p, axis=-1)
 
     def blend(self, decoded: jax.Array, head: jax.Array) -> jax.Array:
-        """Combines the outputs of a decoder and of an RL head on top of it: their mean, as in LAPO."""
+        """The outputs of a decoder and an RL head that acts on top of it, together: their mean, as in LAPO."""
         return (head + decoded) / 2
 
     def loss(self, outputs: jax.Array, action: jax.Array, smoothing: float = 0.0) -> jax.Array:
@@ -194,7 +194,7 @@ class Box:
         return jnp.sum(log_std + 0.5 * math.log(2 * math.pi * math.e), axis=-1)
 
     def blend(self, decoded: jax.Array, head: jax.Array) -> jax.Array:
-        """Combines the outputs of a decoder and of an RL head on top of it: their sum.
+        """The outputs of a decoder and an RL head that acts on top of it, together: their sum.
 
         The mean of two logits keeps the likeliest action where the head is zero. The mean of two means would not: it
         would halve the decoded action. So the head is a residual of both the mean and the log-deviation.
