@@ -189,14 +189,16 @@ def examine(state: DynamicsState, intensity: float, seed: int) -> dict[str, floa
 
     key, actions = jax.random.key(seed), fit_truth["action"]
     shuffled = np.random.default_rng(seed).permutation(actions)
-    named, dealt = (probes.fit_probe(key, fit_z, labels, z, len(MOVES)) for labels in (actions, shuffled))
+    predicted_actions, by_chance = (
+        probes.fit_probe(key, fit_z, labels, z, len(MOVES)) for labels in (actions, shuffled)
+    )
     place = truth["position"] @ np.array([COLUMNS, 1])
     pattern = truth["noise"] @ (1 << np.arange(COLUMNS))
     scores = {
         "square_error": square,
         "noise_error": noise,
-        "probe": np.mean(named == truth["action"]),
-        "probe_shuffled": np.mean(dealt == truth["action"]),
+        "probe": np.mean(predicted_actions == truth["action"]),
+        "probe_shuffled": np.mean(by_chance == truth["action"]),
         "majority": probes.majority_accuracy(actions, truth["action"]),
     }
     placed = np.concatenate([codes, place[:, None, None]], axis=1)

@@ -31,24 +31,23 @@ from lamjax.training.provenance import describe_run
 from lamjax.training.run_folder import InterruptedRunError, Run, RunError, read_json, write_json
 
 HERE = Path(__file__).parent
-# The paper's figure has all of them; the first ones are those where LAPO gains most, or learns fastest.
+# The paper's figure has all of them; these first are where LAPO gains most, or learns fastest.
 ORDER = ("coinrun", "maze", "heist", "bigfish", "climber", "miner", "dodgeball", "jumper")
 GAMES = (*ORDER, *(game for game in envs.PROCGEN_GAMES if game not in ORDER))
 
 
 @dataclasses.dataclass(frozen=True)
 class Args:
-    """Runs LAPO and its ablations on Procgen games, one piece at a time.
+    """Runs LAPO and its ablations on Procgen games, a piece at a time.
 
     Attributes:
-      games: the games, in this order.
-      preset: the preset whose networks and budgets to use: paper, reference, cpu or smoke.
-      seeds: how many runs of each game, with seeds 0, 1, ...
-      variants: ablations to run besides LAPO and PPO from scratch (see `VARIANTS`).
+      games: in this order.
+      preset: whose networks and budgets: paper, reference, cpu or smoke.
+      seeds: runs of each game, seeds 0, 1, ...
+      variants: ablations that run beside LAPO and PPO from scratch (see `VARIANTS`).
       budget_minutes: after this time the command saves everything and ends.
       expert_frames: environment frames of an expert's training; by default the preset's.
-      expert_at_least: normalised return below which a new expert is trained instead of using the shipped one; 0 accepts
-        any.
+      expert_at_least: normalised return below which a shipped expert is not used, and a new one trained; 0 takes any.
       keep: True copies the experts and the first seed's policies, as float16, to their places in the repository.
       runs: the folder of run folders.
       data: the folder of trajectories.

@@ -94,8 +94,9 @@ def record(
     """
     key_reset, key = jax.random.split(key)
     start = env.reset(key_reset)
-    _, shown, (reward, terminated, truncated) = acting.demonstrate(env, policy, params, start, key, steps, read)
-    obs, action, extra = shown
+    _, (obs, action, extra), (reward, terminated, truncated) = acting.demonstrate(
+        env, policy, params, start, key, steps, read
+    )
     trajectories = Trajectories(obs, action, reward, terminated | truncated, extra)
     return jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1), trajectories)
 

@@ -145,8 +145,8 @@ def upload_labels(subset: LabelledSubset, devices: Sequence[jax.Device] | None =
     for shard, device in _shards(devices):
         mine = rows[shard]
         frames = (subset.starts[mine][:, None] + np.arange(subset.length)[None, :]).reshape(-1)
-        taken = subset.actions[mine]
-        actions = jax.device_put(taken.reshape(*lead, *taken.shape), device)
+        values = subset.actions[mine]
+        actions = jax.device_put(values.reshape(*lead, *values.shape), device)
         parts.append(Labels(_upload(subset.store, frames, (*lead, len(frames)), device), actions))
     return parts[0] if devices is None else _joined(parts, devices)
 

@@ -297,7 +297,7 @@ def fit_all(
     Returns:
       The decoders' parameters, with a leading axis F, and the losses of the last steps ``[F]``.
     """
-    return jax.vmap(lambda key, z, taken, count: fit(key, z, taken, config, space, count))(
+    return jax.vmap(lambda key, z, labels, count: fit(key, z, labels, config, space, count))(
         keys, latents, actions, counts
     )
 

@@ -162,11 +162,11 @@ def check_policy(env: envs.VectorEnv, source: Source) -> None:
 
 def check_store_of(env: envs.VectorEnv, store: Store) -> None:
     """Raises `RunError` unless the store's observations are like the environment's, in which policies are evaluated."""
-    held, shown = (f"{np.dtype(each.obs_dtype)}{list(each.obs_shape)}" for each in (store, env))
-    if held != shown:
+    in_store, in_env = (f"{np.dtype(each.obs_dtype)}{list(each.obs_shape)}" for each in (store, env))
+    if in_store != in_env:
         raise RunError(
-            f"{store.path} holds observations {held}, and {env.name} shows {shown}: convert the store, or register an "
-            "environment that shows the same."
+            f"{store.path} holds observations {in_store}, and {env.name} shows {in_env}: convert the store, or register "
+            "an environment that shows the same."
         )
 
 

@@ -72,7 +72,7 @@ def dynamics_stage(
         (traced(config.lengths),),
         config=config,
         fuse=fuse,
-        dealt=(labels,),
+        per_device=(labels,),
         evaluate=test,
         show=("fdm_mse", "test_fdm_ratio", "perplexity_0", "action_accuracy", "action_mse"),
     )

@@ -51,11 +51,11 @@ def train_expert(
     if frames:
         ppo = dataclasses.replace(config.expert.ppo, total_frames=frames)
         config = dataclasses.replace(config, expert=dataclasses.replace(config.expert, ppo=ppo))
-    made, first = make_env(env, 1, config), None
-    check_scratch(made, "expert", config.expert)
+    one_env, first = make_env(env, 1, config), None
+    check_scratch(one_env, "expert", config.expert)
     if start:
         folder = str(experts.folder(env)) if start == "expert" else start
-        first = find_source(env, folder, runs, made.action_space)
+        first = find_source(env, folder, runs, one_env.action_space)
     header = describe_run(env, preset, name, command, config.seed)
     with Run(run_path(runs, env, name), env, config, header, first.name if first else None, track) as run:
         scratch_stage(run, "expert", config.expert, first)
@@ -82,13 +82,13 @@ def choose_source(
         fit the environment.
     """
     # This fails at once if Procgen is not installed or the environment cannot have a distractor.
-    made = make_env(env, 1, config)
-    space = made.action_space
+    one_env = make_env(env, 1, config)
+    space = one_env.action_space
     if store and policy:
         raise ValueError("--store and --policy exclude each other: learn from trajectories, or record a policy.")
     if store:
         source = store_source(env, store, space)
-        check_store_of(made, open_store(store))
+        check_store_of(one_env, open_store(store))
         return source, None
     notice = None
     if policy is None:
@@ -106,5 +106,5 @@ def choose_source(
                 )
                 say(notice, logging.WARNING)
     source = find_source(env, policy, runs, space)
-    check_policy(made, source)
+    check_policy(one_env, source)
     return source, notice

@@ -57,10 +57,10 @@ def footage_of(run: LoadedRun, sources: Sequence[Path], **settings: Any) -> list
         return _episodes(run, sources[0])
     config = clip_config(run, **settings)
     paths, _, root = video.find_clips(sources)
-    found = [clips.look_at(path, config) for path in paths]
+    opened = [clips.look_at(path, config) for path in paths]
     return [
         Footage(str(clip.path.relative_to(root)), clip.seconds, functools.partial(clips.read_frames, clip))
-        for clip in found
+        for clip in opened
     ]
 
 

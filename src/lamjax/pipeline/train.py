@@ -122,10 +122,10 @@ def prepare(
             raise RunError(f"Nobody can play {env}, so there is no policy to record: leave out --policy.")
         check_config(Recorded(env, open_store(store).obs_shape), config)
         return store_source(env, store), {"banner": None, "simulator": False}
-    made = make_env(env, 1, config)
-    check_config(made, config)
+    one_env = make_env(env, 1, config)
+    check_config(one_env, config)
     if store is None:
-        check_recording(made, config)
+        check_recording(one_env, config)
     source, notice = choose_source(env, config, **options, runs=runs, command=command)
     return source, {"banner": notice}
 

@@ -103,7 +103,7 @@ def train_on_windows(
     *,
     config: Any,
     fuse: int,
-    dealt: tuple[Any, ...] = (),
+    per_device: tuple[Any, ...] = (),
     static: tuple[Any, ...] = (),
     evaluate: Callable[[Any], dict[str, float]] | None = None,
     show: tuple[str, ...] = (),
@@ -113,13 +113,13 @@ def train_on_windows(
     Args:
       run: the open run.
       name: the stage's name in metrics and checkpoints.
-      step: ``(state, buffer, *dealt, key, *shared, *static, axis_name=...)``, one of `lamjax.training.steps`.
+      step: ``(state, buffer, *per_device, key, *shared, *static, axis_name=...)``, one of `lamjax.training.steps`.
       state: the state before its first step; it is not donated.
       stream: the windows.
       shared: arguments that are the same on all devices.
       config: the stage's settings, which a checkpoint must match.
       fuse: steps in a dispatch.
-      dealt: arguments that differ between devices, with a leading axis of devices.
+      per_device: arguments that differ between devices, with a leading axis of devices.
       static: static arguments of the compiled program.
       evaluate: returns metrics of a state; called every `eval_every` steps.
       show: the metrics that the progress line shows.
@@ -127,14 +127,14 @@ def train_on_windows(
     Returns:
       The trained state on one device, and the seconds that steps took.
     """
-    axes = (None, 0, *[0] * len(dealt), None, *[None] * len(shared))
+    axes = (None, 0, *[0] * len(per_device), None, *[None] * len(shared))
     advance = driver.compile_steps(step, run.devices, axes, len(static))
     key, shared = parallel.replicate((stream.key, shared), run.devices)
     state, seconds = train(
         run,
         name,
         parallel.replicate(jax.tree.map(jnp.copy, state), run.devices),  # states are donated
-        lambda state, position, n: advance(state, stream.buffer(position), *dealt, key, *shared, *static, n),
+        lambda state, position, n: advance(state, stream.buffer(position), *per_device, key, *shared, *static, n),
         config.steps,
         # All devices share the state, so it is saved once and replicated when it is restored.
         saver=Saver(config, unpack=lambda _, tree, host: parallel.replicate(tree, run.devices)),

@@ -238,8 +238,8 @@ def _legs(world: World, goal: int, budget: list[int]) -> Iterator[Course]:
     """Courses to a cell: the shortest path if it goes well, then one that a search finds."""
     if walk := _walk(world, goal, lambda here: _reached(here, world)):
         yield walk
-    if found := _search(world, goal, budget):
-        yield found
+    if longer_way := _search(world, goal, budget):
+        yield longer_way
 
 
 def _walk(world: World, goal: int, arrived: Callable[[World], bool]) -> Course | None:
