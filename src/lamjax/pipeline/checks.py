@@ -165,8 +165,8 @@ def check_store_of(env: envs.VectorEnv, store: Store) -> None:
     in_store, in_env = (f"{np.dtype(each.obs_dtype)}{list(each.obs_shape)}" for each in (store, env))
     if in_store != in_env:
         raise RunError(
-            f"{store.path} holds observations {in_store}, and {env.name} shows {in_env}: convert the store, or register "
-            "an environment that shows the same."
+            f"{store.path} holds observations {in_store}, and {env.name} shows {in_env}: convert the store, or "
+            "register an environment that shows the same."
         )
 
 
