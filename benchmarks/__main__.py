@@ -1,8 +1,8 @@
 """Measures the throughput of the stages, PPO, the loader and the linear sweep; writes a table and a JSON file.
 
-The file is written after each row; a row that fails gives its reason in both. Each figure comes from dispatches that
-are awaited one by one, after a warm-up. A row also has the rate of the same work in PyTorch, where that is installed,
-and its share of the roofline of the device's matrix products and copies.
+The file is written after each row; a row that fails states its reason in both. Each figure comes from dispatches that
+the host waits for one by one, after a warm-up. A row also has the rate of the same work in PyTorch, if that is
+installed, and its share of the roofline of the device's matrix products and copies.
 """
 
 import functools
@@ -32,7 +32,7 @@ MEASURED: dict[str, Callable[[Settings, float | None], dict[str, Any]]] = {
 
 
 def torch_rates(settings: Settings) -> tuple[Callable[[str, Settings], float | None], str | None]:
-    """A function that gives PyTorch's rate of a row, and PyTorch's version; prints the reason if there is none."""
+    """A function that returns PyTorch's rate of a row, and PyTorch's version; prints the reason if there is none."""
     nothing = lambda name, settings: None  # noqa: E731
     if not settings.torch:
         return nothing, None
@@ -57,7 +57,7 @@ def torch_rates(settings: Settings) -> tuple[Callable[[str, Settings], float | N
 
 
 def measure_rows(settings: Settings, rate: Callable[[str, Settings], float | None]) -> Iterator[dict[str, Any]]:
-    """Yields the rows; one that fails gives its reason. PyTorch runs at the first batch alone."""
+    """Yields the rows; one that fails states its reason. PyTorch runs only at the first batch size."""
     for name in settings.only:
         for index, sized in enumerate(settings.scaled(name)):
             try:
@@ -69,7 +69,7 @@ def measure_rows(settings: Settings, rate: Callable[[str, Settings], float | Non
 def main() -> int:
     """Parses the options, measures, prints the table; returns 1 if a row failed."""
     settings = tyro.cli(Settings, prog="python -m benchmarks")
-    # This affects CPUs alone. There a convolution hardly uses a second core, and a second device does.
+    # This affects only CPUs, where a convolution hardly uses a second core, but a second device does.
     jax.config.update("jax_num_cpu_devices", settings.host_devices)
 
     rate, torch_version = torch_rates(settings)

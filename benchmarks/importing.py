@@ -1,4 +1,4 @@
-"""Importing video: from 640 x 480 pixels of h264 to a store of 64 x 64, beside the decoder alone."""
+"""Importing video: from h264 at 640 x 480 pixels to a store at 64 x 64, and decoding only."""
 
 import shutil
 import tempfile
@@ -35,7 +35,7 @@ def write_footage(path: Path) -> None:
 
 
 def decode(path: Path) -> int:
-    """Decodes a video in several threads and looks at no frame."""
+    """Decodes a video in several threads without looking at any frame."""
     import av
 
     with av.open(str(path)) as container:
@@ -50,9 +50,9 @@ def _milliseconds(call: Callable[..., Any], *args: Any, **options: Any) -> float
 
 
 def row(settings: Settings, torch_rate: float | None) -> dict[str, Any]:
-    """Frames a second of a whole import, and what share of the decoder's rate that is.
+    """Frames per second of a whole import, as a share of the decoder's rate.
 
-    The two take turns, so that other load disturbs both.
+    The two take turns, so that other load slows both.
     """
     times = []
     with tempfile.TemporaryDirectory() as folder:

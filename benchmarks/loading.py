@@ -1,4 +1,4 @@
-"""Windows from device memory, of a store that is resident there, and of a ring that is refilled from disk."""
+"""Windows from device memory: from a store that is resident there, and from a ring that is refilled from disk."""
 
 import dataclasses
 import functools
@@ -20,11 +20,11 @@ from lamjax.data.record import record
 from lamjax.training.steps import dynamics_step, traced
 
 FRAME_BYTES = int(np.prod(OBS))
-TIMES = 5  # by how much the store is larger than the ring
+TIMES = 5  # how many times larger the store is than the ring
 
 
 def loader(settings: Settings, torch_rate: float | None) -> dict[str, Any]:
-    """Drawing windows alone, on one device."""
+    """Only drawing windows, on one device."""
     batch, key = settings.batch_size, jax.random.key(0)
     buffer = frames_buffer(jax.local_devices()[:1])
     draw = measure.compiled(jax.jit(functools.partial(sample, batch_size=batch)), buffer, key, np.int32(0))
@@ -32,7 +32,7 @@ def loader(settings: Settings, torch_rate: float | None) -> dict[str, Any]:
     times = measure.milliseconds(stepper, max(30, settings.repeats))
     row = measure.row("loader", settings.size, batch, "frames/s", 3 * batch, [(1, times)], [(1, draw)])
     gb_per_s = row["rate"] * FRAME_BYTES / 1e9
-    # XLA counts all frames as read, and not only the drawn ones.
+    # XLA counts all frames as read, not only the drawn ones.
     row |= {"dtype": "uint8", "flops": None, "bytes": 2 * 3 * batch * FRAME_BYTES}
     return row | {"roofline_fraction": 2e9 * gb_per_s / measure.copy_bytes(), "details": {"gb_per_s": gb_per_s}}
 
@@ -47,7 +47,7 @@ def random_play(path: Path, frames: int) -> data.Store:
 
 
 def _phase(call: Callable[[int], Any], stream: data.ObservationStream, phase: int, stride: int = 1) -> float:
-    """Milliseconds of a ring's phase, awaited at its end."""
+    """Milliseconds of a ring's phase, including the wait at its end."""
     start = time.perf_counter()
     for step in range(phase * stream.steps_per_phase, (phase + 1) * stream.steps_per_phase, stride):
         result = call(step)
@@ -58,8 +58,8 @@ def _phase(call: Callable[[int], Any], stream: data.ObservationStream, phase: in
 def refilled(settings: Settings, torch_rate: float | None) -> dict[str, Any]:
     """Stage 1 from a ring that holds a fifth of its store, compared with stage 1 on the whole store in device memory.
 
-    A sample is a phase of the ring, after which a block that a thread has read meanwhile replaces another. The two take
-    turns, so that other load disturbs both.
+    A sample is a phase of the ring, after which a block that a thread has read in the meantime replaces another. The
+    two take turns, so that other load slows both.
     """
     batch, devices, fused = settings.batch_size, jax.local_devices(), settings.fused
     config = dataclasses.replace(settings.preset.dynamics, batch_size=batch)

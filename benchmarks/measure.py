@@ -1,4 +1,4 @@
-"""Measures the time of a call and the ceilings of the device, and makes a row of the table from both."""
+"""Measures the time of a call and the device's ceilings, and makes a row of the table from both."""
 
 import functools
 import os
@@ -17,7 +17,7 @@ import lamjax
 
 
 def milliseconds(call: Callable[[], Any], samples: int) -> np.ndarray:
-    """Milliseconds of each call, awaited, after an uncounted one."""
+    """Milliseconds of each call, which the host waits for, after one that does not count."""
     jax.block_until_ready(call())
     times = []
     for _ in range(samples):
@@ -52,9 +52,9 @@ class Program:
     Attributes:
       call: the executable, to be called without its static arguments.
       compile_s: seconds of tracing and compiling.
-      flops: as XLA counts them, over all devices; the body of a loop counts once.
-      bytes: read and written, likewise.
-      peak_bytes: arguments, results and temporaries, over all devices.
+      flops: as XLA counts them, over all devices; a loop's body counts once.
+      bytes: bytes read and written, counted in the same way.
+      peak_bytes: bytes of arguments, results and temporaries, over all devices.
     """
 
     call: Callable
@@ -90,7 +90,7 @@ def matmul_flops(dtype: str, precision: str | None = None) -> float:
 
 
 def matmul_error() -> float:
-    """The relative error of float32 products at the default precision: 1e-7 where it is float32's, 3e-4 in TF32."""
+    """The relative error of float32 products at the default precision: 1e-7 for true float32, 3e-4 for TF32."""
     x = jax.random.normal(jax.random.key(0), (512, 512))
     exact = np.asarray(x, np.float64) @ np.asarray(x, np.float64)
     return float(np.linalg.norm(np.asarray(jax.jit(jnp.matmul)(x, x)) - exact) / np.linalg.norm(exact))
@@ -98,7 +98,7 @@ def matmul_error() -> float:
 
 @functools.cache
 def copy_bytes() -> float:
-    """Bytes a second that are read and written where large arrays are copied."""
+    """Bytes per second that are read and written when large arrays are copied."""
     x = jax.random.normal(jax.random.key(0), (64 if jax.default_backend() == "cpu" else 512, 2**20), jnp.float32)
     # In place: on a CPU fresh memory costs more than the copy.
     negate = jax.jit(jnp.negative, donate_argnums=0)
@@ -118,7 +118,7 @@ def identity() -> dict[str, Any]:
 
 
 def device() -> dict[str, Any]:
-    """The machine, and its measured ceilings."""
+    """The machine, with its measured ceilings."""
     types = ("float32",) if jax.default_backend() == "cpu" else ("float32", "bfloat16")
     return identity() | {
         "matmul_gflops": {dtype: matmul_flops(dtype) / 1e9 for dtype in types},
@@ -149,20 +149,20 @@ def row(
       name: the part that was measured.
       size: the preset.
       batch: windows or frames in an optimizer step.
-      unit: of the rate.
+      unit: unit of the rate.
       count: units in a step.
       parts: the parts of a step: how often each occurs, and milliseconds of its samples. Their percentiles are added.
       programs: the compiled programs: how often a step runs what XLA counts once.
-      dtype: of the activations.
+      dtype: type of the activations.
       torch_rate: the rate of the same work in PyTorch.
-      **details: figures of this row alone.
+      **details: figures that only this row has.
     """
     parts, programs = list(parts), list(programs)
     p10, median, p90 = (sum(n * float(np.percentile(ms, q)) for n, ms in parts) for q in (10, 50, 90))
     flops, moved = (sum(n * getattr(program, field) for n, program in programs) for field in ("flops", "bytes"))
     least_s = max(flops / matmul_flops(dtype), moved / copy_bytes())
     rate = 1e3 * count / median
-    # Of the programs alone: what a device says of its memory is the peak of all rows before, too.
+    # The programs' own figures: a device reports the peak over all earlier rows as well.
     peak = max((program.peak_bytes for _, program in programs), default=0)
     return {
         "name": name,

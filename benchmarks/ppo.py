@@ -1,4 +1,4 @@
-"""PPO on environments that are JAX: lamjax's beside a plain one whose whole training is one function.
+"""PPO on environments that are JAX: lamjax's, and a plain one whose whole training is one function.
 
 The plain one follows single-file JAX implementations (PureJaxRL, Lu et al. 2022): environments, GAE and minibatches in
 one ``jit``, ``lax.scan`` inside ``lax.scan``, and only what CartPole needs: no reward scale, no bootstrap at time-outs,

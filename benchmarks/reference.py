@@ -1,4 +1,4 @@
-"""Measures the rates of the same work in PyTorch (`benchmarks.torch_lapo`), where the networks are LAPO's."""
+"""Measures the rates of the same work in PyTorch (`benchmarks.torch_lapo`), if the networks are LAPO's."""
 
 import functools
 import os
@@ -78,7 +78,7 @@ def _rate(step: Callable, settings: Settings) -> float:
 
 
 def _ppo(settings: Settings, name: str) -> float:
-    """Frames a second of whole updates, from the parts: a step of acting, and a minibatch."""
+    """Frames per second of whole updates, from the parts: a step of acting, and a minibatch."""
     config = ppo_config(name, settings)
     idm, _, policy = _models()
     idm.eval()
@@ -114,7 +114,7 @@ def _ppo(settings: Settings, name: str) -> float:
 
 
 def rate(name: str, settings: Settings) -> float | None:
-    """Windows or frames a second of a row, or None where PyTorch has no such program."""
+    """Windows or frames per second of a row, or None if PyTorch has no such program."""
     torch.set_num_threads(os.cpu_count() or 1)
     match name:
         case "stage1":

@@ -28,7 +28,7 @@ class Settings:
       batches: windows in a batch of stages 1 and 2, one row for each; by default the preset's, 32 for the paper's
         networks on a CPU, and for those on an accelerator also 512 and 1024. Other rows use the first.
       samples: dispatches behind each figure; by default 30, and 5 for the paper's networks on a CPU.
-      host_devices: devices that a CPU is presented as.
+      host_devices: how many devices to split a CPU into.
       torch: False leaves PyTorch out, even where it is installed.
       out: the JSON file.
       profile: a folder for traces of three more dispatches of stages 1 and 2, to open in TensorBoard or Perfetto.

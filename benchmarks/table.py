@@ -25,7 +25,7 @@ def sentence(error: BaseException | str) -> str:
 
 
 def line(row: dict[str, Any]) -> str:
-    """A row of the printed table; a second line has the figures of this row alone."""
+    """A row of the printed table; a second line has the figures that only this row has."""
     start = f"{row['name']:16s} {row['size']:6s} {row['dtype'] or '':8s} {row['batch'] or '':>6}"
     if "error" in row:
         return f"{start} failed: {row['error']}"

@@ -39,13 +39,13 @@ class Experiment:
     """An experiment.
 
     Attributes:
-      name: of its folder.
-      claim: in one line.
+      name: the name of its folder.
+      claim: the claim, in one line.
       expected: the result that was expected before it ran, in one line.
       cells: its cells, in the order of their computation.
-      measure: the measurements of a cell, by column; variants may have different columns.
-      draw: the figure of all rows.
-      sections: the tables of all rows, by their names on the page.
+      measure: returns the measurements of a cell, by column; variants may have different columns.
+      draw: draws the figure of all rows.
+      sections: returns the tables of all rows, by their names on the page.
     """
 
     name: str
@@ -58,7 +58,7 @@ class Experiment:
 
 
 def load_experiment(name: str) -> Experiment:
-    """The experiment of a folder."""
+    """The experiment in a folder."""
     return importlib.import_module(f"experiments.{name}.run").EXPERIMENT
 
 
@@ -155,9 +155,9 @@ def table(rows: Sequence[Row], heads: Sequence[str], columns: dict[str, int], of
 
     Args:
       rows: the results.
-      heads: of all columns, those of variant and level first.
-      columns: the columns to show, with their digits.
-      of: the variants to show, with their names in the table; by default all, by their own names.
+      heads: the headings of all columns, those of variant and level first.
+      columns: the columns to show, with their numbers of digits.
+      of: the variants to show, with their names in the table; by default all, under their own names.
     """
     lines = [f"| {' | '.join(heads)} |", "|" + "---|" * len(heads)]
     for variant, levels in levels_of(rows).items():

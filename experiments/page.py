@@ -18,7 +18,7 @@ def load(path: Path) -> list[dict[str, str]]:
 
 
 def store(path: Path, rows: Sequence[dict[str, str]]) -> None:
-    """Writes the CSV file in one move, so that a run that is cut off leaves the old one or the new one."""
+    """Writes the CSV file atomically, so that an interrupted run leaves either the old file or the new one."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.with_suffix(".tmp").open("w", newline="") as file:
         writer = csv.DictWriter(file, rows[0].keys(), lineterminator="\n")

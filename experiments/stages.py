@@ -32,7 +32,7 @@ from lamjax.training.steps import labelled_step
 
 
 def with_ppo(stage: Any, **settings: Any) -> Any:
-    """The settings of a stage that trains by PPO, with other settings of PPO."""
+    """The settings of a stage that trains with PPO, with some of PPO's settings replaced."""
     return dataclasses.replace(stage, ppo=dataclasses.replace(stage.ppo, **settings))
 
 
@@ -130,7 +130,7 @@ def expert_return(env: str, seed: int) -> float:
 
 @functools.cache
 def recordings(env: str, policy: str, steps: int, seed: int) -> tuple[Trajectories, Trajectories]:
-    """Training and held-out recordings of 64 environments, of the demonstrator or of uniform actions."""
+    """Training and held-out recordings of 64 environments, by the demonstrator or with uniform actions."""
     vector = envs.make(env, NUM_ENVS)
     uniform = policies.UniformPolicy(vector.num_actions), {}
     return jitted.split(record(keys(seed)[0], vector, *(expert(env, seed) if policy == "expert" else uniform), steps))
@@ -168,12 +168,12 @@ def examine(
     held_out: Trajectories,
     classes: int,
 ) -> dict[str, float]:
-    """Measures stage 1 on held-out recordings, beside its baselines.
+    """Measures stage 1 and its baselines on held-out recordings.
 
     Returns:
       ``fdm_ratio`` (the error over that of the copy-last baseline), ``perplexity`` and ``used_codes`` (means over
-      codebooks), ``probe`` and its baselines ``untrained_probe``, ``still_probe`` (untrained, given o_t alone) and
-      ``majority``, ``linear_probe``, and ``nmi`` of joint codes and actions beside ``nmi_shuffled``.
+      codebooks), ``probe`` and its baselines ``untrained_probe``, ``still_probe`` (untrained, given only o_t) and
+      ``majority``, ``linear_probe``, and ``nmi`` of joint codes and actions with its baseline ``nmi_shuffled``.
     """
     key_fit, key_test, key_probe = jax.random.split(key, 3)
     fit, fit_actions, _ = draw_windows(key_fit, train, PROBE_TRAIN)
@@ -204,7 +204,7 @@ def examine(
 def decode_online(
     key: jax.Array, config: OnlineConfig, policy: CloningState, model: DynamicsState, env: VectorEnv
 ) -> tuple[dict, dict[str, jax.Array]]:
-    """Parameters and metrics of `jitted.decode_online`, whose agent is no array."""
+    """Parameters and metrics of `jitted.decode_online`, whose agent is not an array."""
     return jitted.decode_online(key, config, policy, model, env)[1:]
 
 
@@ -218,7 +218,7 @@ def cloning_ratio(key: jax.Array, policy: CloningState, model: DynamicsState, he
 def decoded_return(
     key: jax.Array, config: RunConfig, policy: CloningState, train: Trajectories, labels: int, env: VectorEnv
 ) -> float:
-    """The mean return of the latent policy, decoded from so many labels, over two episodes in each environment."""
+    """The mean return of the latent policy, decoded from `labels` labels, over two episodes in each environment."""
     key_labels, key_fit, key_play = jax.random.split(key, 3)
     labelled, actions = windows(key_labels, train, labels)
     network, params = jitted.decode_offline(key_fit, config.offline, policy, labelled[:, 1], actions, env.num_actions)
@@ -261,13 +261,13 @@ def clone_pseudo_labels(
     """The parameters of a policy cloned from pseudo-labels of training windows (LAPO+).
 
     Args:
-      keys: of the decoder, of the windows, and of the policy.
+      keys: keys for the decoder, for the windows, and for the policy.
       config: the settings.
       model: stage 1.
       train: the recording.
       count: how many of its windows get a pseudo-label.
       labels: windows ``[L, 3, *obs_shape]`` and their actions ``[L]``, which the decoder is fitted on.
-      space: what actions are, or how many there are.
+      space: the action space, or the number of actions.
     """
     key_fit, key_windows, key_clone = keys
     z = jnp.asarray(infer(model, np.asarray(labels[0])))

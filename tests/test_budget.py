@@ -185,7 +185,7 @@ def test_durations(text, seconds):
 
 @pytest.mark.parametrize("text", ["", "0", "-5", "10 minutes", "m", "10x", "5s3m"])
 def test_text_that_is_no_duration_is_refused(text):
-    with pytest.raises(BudgetError, match="is no time: give seconds"):
+    with pytest.raises(BudgetError, match="is not a time: give seconds"):
         parse_duration(text)
 
 

@@ -425,9 +425,9 @@ def test_cleaned_frames_are_what_both_models_see(supervised, noisy, labelled):
 
 
 def test_labels_without_a_head_and_a_head_without_actions_are_refused(tiny, windows, labelled):
-    with pytest.raises(ValueError, match=r"dynamics\.action_weight above 0 alone"):
+    with pytest.raises(ValueError, match=r"only if dynamics\.action_weight is above 0"):
         dynamics.train_step(tiny, windows, labelled)
-    with pytest.raises(ValueError, match="give `num_actions`"):
+    with pytest.raises(ValueError, match="give `space`"):
         dynamics.init(jax.random.key(0), SUPERVISED, (16, 16, 3))
 
 

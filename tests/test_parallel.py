@@ -141,7 +141,7 @@ def test_shares_of_a_count():
     devices = jax.local_devices()[:2]
     assert parallel.share(6, devices, "--n") == 3 and parallel.share(7, devices[:1], "--n") == 7
     with pytest.raises(
-        ValueError, match=r"^--n is 7 over all devices and does not divide by these 2: choose a multiple"
+        ValueError, match=r"^--n is 7 over all devices, which does not divide by their number, 2: choose a multiple"
     ):
         parallel.share(7, devices, "--n")
 

@@ -23,15 +23,15 @@ EXPERT, CACHE = "expert.tar.xz", "cache.tar"
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """Measures what this machine's GPU or TPU does with lamjax, the most valuable first, in a given time.
+    """Measures what this machine's GPU or TPU does with lamjax, the most valuable first, in a limited time.
 
     Attributes:
-      minutes: for all of it.
-      out: the folder of what comes back: at most eight files of 16 MiB at most.
+      minutes: the time for everything.
+      out: the folder for the results: at most eight files of at most 16 MiB.
       earlier: the `out` of an earlier run, whose expert trains on and whose compiled programs are used; by default
         `out` itself.
       cache: JAX's compilation cache, with XLA's autotuning results.
-      expert_env: the environment whose expert is trained in the time that is left.
+      expert_env: the environment whose expert is trained in the remaining time.
       only: steps to run, by their names in `benchmarks.accelerator.plan`; by default all.
       dry: runs all of it on a CPU, with tiny networks, and two steps that must fail.
     """
@@ -105,7 +105,7 @@ class Session:
         self.write()
 
     def pack(self, name: str, call: Any, *args: Any) -> None:
-        """Packs a file, or writes down the reason why not."""
+        """Packs a file, or records the reason why it did not."""
         path = self.options.out / name
         try:
             call(*args, path)

@@ -32,7 +32,7 @@ def _row(name: str, settings: Settings, batch: int, unit: str, count: float, *pa
 
 
 def native(settings: Settings, num_envs: int, steps: int) -> dict[str, Any]:
-    """Procgen alone: acting and observing in one native batch, without JAX."""
+    """Only Procgen: acting and observing in one native batch, without JAX."""
     env, rng = coinrun.native(num_envs), np.random.default_rng(0)
     actions = rng.integers(0, 15, (steps, num_envs)).astype(np.int32)
 
@@ -71,7 +71,7 @@ def callbacks(settings: Settings, num_frames: int) -> dict[str, Any]:
 
 
 def rollout(name: str, settings: Settings, **options: Any) -> dict[str, Any]:
-    """Acting alone: whole rollouts. `options` are those of `envs.make`."""
+    """Only acting: whole rollouts. `options` are those of `envs.make`."""
     config = acting.ppo_config(name, settings)
     env = envs.make("coinrun", config.num_envs, **options)
     agent, frozen, state = acting.start(name, settings, config, env)

@@ -64,7 +64,7 @@ def random_windows(count: int) -> np.ndarray:
 
 @dataclasses.dataclass(frozen=True)
 class Problem:
-    """The point at which gradients are compared: parameters and data in host memory, equal for every device."""
+    """The point at which gradients are compared: parameters and data in host memory, the same for every device."""
 
     preset: RunConfig
     model: dynamics.DynamicsState
@@ -73,7 +73,7 @@ class Problem:
 
     @classmethod
     def at_start(cls, preset: RunConfig, windows: np.ndarray) -> "Problem":
-        """Networks as training begins."""
+        """Networks at the start of training."""
         key = jax.random.key(0)
         model = init_dynamics(key, preset.dynamics, OBS)
         policy = init_cloning(key, preset.cloning, OBS, preset.dynamics.latent_dim)
@@ -81,7 +81,7 @@ class Problem:
 
 
 def _typed(problem: Problem, dtype: str) -> Problem:
-    """The problem with another type of activations and the same parameters."""
+    """The problem with another dtype of the activations and the same parameters."""
     preset = with_dtype(problem.preset, dtype)
     return dataclasses.replace(
         problem,
@@ -92,12 +92,12 @@ def _typed(problem: Problem, dtype: str) -> Problem:
 
 
 def gradients(stage: str, problem: Problem, dtype: str, device: jax.Device) -> dict[str, Any]:
-    """The gradient of a stage's loss by its parameters, a dict of top-level modules, on the host.
+    """The gradient of a stage's loss with respect to its parameters, a dict of top-level modules, on the host.
 
     Args:
       stage: one of `STAGES`.
       problem: parameters and data.
-      dtype: of the activations.
+      dtype: dtype of the activations.
       device: where it is computed.
     """
     jit = driver.jit_once if device.platform == "cpu" else jax.jit  # a CPU is the reference, which runs once

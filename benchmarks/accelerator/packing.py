@@ -35,7 +35,7 @@ def _archive(path: Path, files: list[tuple[Path, str]], mode: str, limit: int) -
 
 
 def pack_run(run: Path, stage: str, path: Path, limit: int = LIMIT) -> Path:
-    """Packs what a run's stage resumes from: settings, metrics, newest checkpoint, and a finished policy.
+    """Packs what a stage of a run resumes from: settings, metrics, newest checkpoint, and a finished policy.
 
     Raises:
       FileNotFoundError: if the stage has no checkpoint yet.

@@ -5,10 +5,10 @@ import dataclasses
 
 @dataclasses.dataclass(frozen=True)
 class Step:
-    """A step, which runs in a process of its own.
+    """A step, which runs in its own process.
 
     Attributes:
-      name: of its function in `benchmarks.accelerator.steps`.
+      name: the name of its function in `benchmarks.accelerator.steps`.
       limit_s: its time limit in seconds.
       least_s: it is skipped if fewer seconds are left.
       grace_s: seconds before its limit at which it gets SIGTERM, to save its state.

@@ -63,14 +63,14 @@ class Reader:
 def run_step(
     command: list[str], step: Step, seconds: float, env: Mapping[str, str], log: Path, poll: Callable[[], None]
 ) -> str | None:
-    """Runs a command for at most so many seconds, with all it starts.
+    """Runs a command, with everything it starts, for at most `seconds` seconds.
 
     Args:
       command: the program and its arguments.
-      step: whose it is; near the end of its time it gets SIGTERM, at the end SIGKILL.
-      seconds: its time.
+      step: the step that it belongs to; near the end of its time it gets SIGTERM, at the end SIGKILL.
+      seconds: the time limit.
       env: environment variables.
-      log: the file that its output is appended to.
+      log: the file to which its output is appended.
       poll: called several times a second while it runs.
 
     Returns:

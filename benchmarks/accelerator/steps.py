@@ -1,6 +1,6 @@
-"""Runs a step in a process of its own: ``python -m benchmarks.accelerator.steps JOB``, with JOB as JSON.
+"""Runs a step in its own process: ``python -m benchmarks.accelerator.steps JOB``, with JOB as JSON.
 
-A step appends each measurement to a file at once, one JSON object a line, so that they survive if it is stopped.
+A step appends each measurement to a file at once, one JSON object per line, so that it survives if the step is stopped.
 """
 
 import dataclasses
@@ -24,11 +24,11 @@ class Job:
     """The settings of a step.
 
     Attributes:
-      step: its name.
+      step: the step's name.
       dry: tiny networks and few samples.
       results: the file it appends to.
       out: the folder of files that come back.
-      work: a folder of all steps, for everything else.
+      work: a folder for everything else, which all steps share.
       expert_env: the environment whose expert is trained.
     """
 

@@ -52,7 +52,7 @@ def structure(source: str, seed: int) -> dict[str, float]:
 
 
 def policy_from(method: str, labels: int, seed: int) -> tuple[policies.Network, dict]:
-    """A policy by one of the methods from so many labels, and its parameters."""
+    """A policy from `labels` labels by one of the methods, and its parameters."""
     train, _, model, policy = models("expert", seed)
     key_labels, key_fit, key_clone, *_ = stages.keys(1000 + seed, 5)
     windows, actions = labelled = stages.windows(key_labels, train, labels)
@@ -68,7 +68,7 @@ def policy_from(method: str, labels: int, seed: int) -> tuple[policies.Network, 
 
 
 def imitate(method: str, labels: int, seed: int) -> dict[str, float]:
-    """The return of a policy from so many labels, and how often its likeliest action is the demonstrator's."""
+    """The return of a policy from `labels` labels, and how often its likeliest action is the demonstrator's."""
     network, params = policy_from(method, labels, seed)
     *_, key_play, key_test = stages.keys(1000 + seed, 5)
     env, (_, held_out, *_) = envs.make(GAME, stages.NUM_ENVS), models("expert", seed)

@@ -20,19 +20,19 @@ GAME = "minatar/breakout"
 CONFIG = stages.GRID
 FRAMES = ("1000", "10000", "100000", "1000000")
 LABELS = ("16", "64", "256", "1024", "8192")
-MOST = 64 * 16_384  # frames that are recorded once for all
+MOST = 64 * 16_384  # frames, which are recorded once for all cells
 LEVELS = {"frames": FRAMES, "labels of 10000": LABELS[:4], "labels of 1000000": LABELS}
 
 
 @functools.lru_cache(maxsize=1)
 def recordings(seed: int) -> tuple[Trajectories, Trajectories]:
-    """As `stages.recordings`, of one seed at a time: each has a million frames."""
+    """Like `stages.recordings`, for one seed at a time: each has a million frames."""
     return stages.recordings.__wrapped__(GAME, "expert", MOST // stages.NUM_ENVS, seed)
 
 
 @functools.lru_cache(maxsize=len(FRAMES))
 def models(frames: int, seed: int) -> tuple[Trajectories, Trajectories, DynamicsState, CloningState]:
-    """The first frames of each environment of the recording, all that is held out, and stages 1 and 2 on the first."""
+    """The first frames of each environment of the recording, all held-out frames, and stages 1 and 2 on the former."""
     train, held_out = recordings(seed)
     steps = -(-frames // train.action.shape[0])
     train = jax.tree.map(lambda x: x[:, :steps], train)

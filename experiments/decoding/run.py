@@ -1,4 +1,4 @@
-"""The frames or labels that it takes to reach the demonstrator's return: LAPO beside PPO from scratch and cloning."""
+"""How many frames or labels it takes to reach the demonstrator's return: LAPO, PPO from scratch and cloning."""
 
 import dataclasses
 import functools
@@ -32,7 +32,7 @@ LABELS = ("16", "64", "256", "1024")
 ONLINE = ("scratch", "online", "named-online")
 EPISODES = 4  # in each environment
 # In "named-online" the decoder is fitted on random play, which counts towards the budget of frames; PPO starts from the
-# policy that is cloned from the pseudo-labels of the video.
+# policy that is cloned from the video's pseudo-labels.
 ROLLOUT = 128  # steps of random play
 TUNING = {"entropy_coef": 0.003, "learning_rates": CONFIG.named.ppo.learning_rates}
 NEAR = 0.95  # of the demonstrator's return
@@ -71,7 +71,7 @@ def expert_returns(game: str, seed: int) -> dict[str, float]:
 
 
 def progress(game: str, seed: int, curve: Sequence[float], frames: int, before: int = 0) -> dict[str, float]:
-    """The demonstrator's return, and the frames until a curve of training returns is near it; `before` come first."""
+    """The demonstrator's return, and the frames until a training curve comes near it, after `before` frames."""
     target = expert_returns(game, seed)["return"]
     return {"expert_return": target, "near": before + frames_to(NEAR * target, np.nan_to_num(curve), frames)}
 
@@ -146,7 +146,7 @@ def measure(variant: str, level: str, seed: int) -> dict[str, float]:
 
 
 def cells() -> list[Cell]:
-    """All cells, those of a game and seed together: they share recordings and models."""
+    """All cells; those of a game and seed come together, because they share recordings and models."""
     methods = {"expert": (str(DEMONSTRATOR.ppo.total_frames),)} | dict.fromkeys(ONLINE, FRAMES)
     methods |= dict.fromkeys(("decoded", "named", "cloned"), LABELS)
     return [

@@ -1,4 +1,4 @@
-"""What the panels share: train what is missing, keep it in a CSV file, draw SGD points over the closed form."""
+"""What the panels share: trains missing points, keeps them in a CSV file, and draws SGD points over the closed form."""
 
 import argparse
 import dataclasses
@@ -155,7 +155,7 @@ def produce(panel: Panel, full: bool) -> None:
 
 
 def options(panels: Sequence[str] = ()) -> argparse.Namespace:
-    """The command line; `panels` are those of which one may be asked for."""
+    """The command line; `panels` are the names of which one may be chosen."""
     parser = argparse.ArgumentParser()
     if panels:
         parser.add_argument("--only", choices=panels, help="one panel instead of all")

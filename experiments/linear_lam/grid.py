@@ -1,12 +1,12 @@
 """Table 1: does a non-linear latent action model do what the linear theory says? A square in a 4 x 4 grid, by stage 1.
 
 The top 3 x 4 cells hold one square of intensity 1, which five actions leave alone or move by a cell; it comes back on
-the other side, so that every action shows (the paper does not tell what its walls do). The bottom row is noise: each
-cell is on in half of the frames, independently of everything, at a given intensity. The paper's model sees the pair
-(o, o'); `lamjax.dynamics` sees windows of three frames, so the context frame o_{t-1} repeats o_t: nothing is added.
+the other side, so that every action shows (the paper does not say what its walls do). The bottom row is noise: each
+cell is on in half of the frames, independently of everything, at a given intensity. The paper's model sees the pair (o,
+o'); `lamjax.dynamics` sees windows of three frames, so the context frame o_{t-1} repeats o_t and adds nothing.
 
 Errors are relative to the smallest that is possible without a latent, the variance of what o does not predict: 0.8 for
-the square, intensity squared for the noise. 1 is a latent that knows nothing of it, 0 one that knows all.
+the square, intensity squared for the noise. At 1 the latent holds nothing of it, at 0 everything.
 
 Dimension keys: B batch.
 """
@@ -176,7 +176,7 @@ def train(config: DynamicsConfig, intensity: float, seed: int, fade: bool = Fals
 
 
 def examine(state: DynamicsState, intensity: float, seed: int) -> dict[str, float]:
-    """What the latent knows of action and noise, on fresh transitions, beside baselines."""
+    """What the latent holds of action and noise, on fresh transitions, with baselines."""
     (fit, fit_truth), (test, truth) = (
         jax.device_get(sample(jax.random.fold_in(jax.random.key(seed), name), TEST, jnp.float32(intensity)))
         for name in (1, 2)
@@ -189,14 +189,16 @@ def examine(state: DynamicsState, intensity: float, seed: int) -> dict[str, floa
 
     key, actions = jax.random.key(seed), fit_truth["action"]
     shuffled = np.random.default_rng(seed).permutation(actions)
-    named, dealt = (probes.fit_probe(key, fit_z, labels, z, len(MOVES)) for labels in (actions, shuffled))
+    predicted_actions, by_chance = (
+        probes.fit_probe(key, fit_z, labels, z, len(MOVES)) for labels in (actions, shuffled)
+    )
     place = truth["position"] @ np.array([COLUMNS, 1])
     pattern = truth["noise"] @ (1 << np.arange(COLUMNS))
     scores = {
         "square_error": square,
         "noise_error": noise,
-        "probe": np.mean(named == truth["action"]),
-        "probe_shuffled": np.mean(dealt == truth["action"]),
+        "probe": np.mean(predicted_actions == truth["action"]),
+        "probe_shuffled": np.mean(by_chance == truth["action"]),
         "majority": probes.majority_accuracy(actions, truth["action"]),
     }
     placed = np.concatenate([codes, place[:, None, None]], axis=1)
@@ -216,7 +218,7 @@ def examine(state: DynamicsState, intensity: float, seed: int) -> dict[str, floa
 
 
 def points() -> list[tuple[str, float, int]]:
-    """Curve, intensity and seed; a run that is cut off has whole seeds."""
+    """Curve, intensity and seed of every point, whole seeds first, so that an interrupted run has whole seeds."""
     curves = [(PLAIN, x) for x in INTENSITIES] + [(FADED, 1.0)]
     return [(curve, x, seed) for seed in SEEDS for curve, x in curves]
 

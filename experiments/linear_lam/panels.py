@@ -27,7 +27,7 @@ def fig3_left(full: bool) -> list[Run]:
 
 
 def fig3_middle(full: bool) -> list[Run]:
-    """iid noise lowers everything a little, and turns nothing around."""
+    """iid noise lowers everything a little and reverses nothing."""
     levels = [0.1 * i for i in range(16)]
     latents = range(2, 17, 2) if full else (2, 4, 8, 16)
     curves = {f"latent size {d_z}": lambda s, d_z=d_z: Point(WorldConfig(s_iid=s), d_z) for d_z in latents}

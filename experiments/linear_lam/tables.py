@@ -12,7 +12,7 @@ DOCS = HERE.parents[1] / "docs" / "linear_lam.md"
 
 
 def all_panels(panels: list[Panel]) -> str:
-    """SGD against the closed form, a line a panel."""
+    """SGD against the closed form, one line per panel."""
     lines = ["| panel | points | converged | what | median gap | worst gap | worst excess |", "|" + "---|" * 7]
     for panel in panels:
         rows = load(RESULTS / f"{panel.name}.csv")
@@ -29,7 +29,7 @@ def all_panels(panels: list[Panel]) -> str:
 
 
 def at_eight(panels: list[Panel]) -> str:
-    """What a latent of the actions' size knows, as trained, seed 0."""
+    """What a trained latent of the actions' size holds, seed 0."""
     lines = ["| panel | curve | x | NMSE q | NMSE noise | NMSE o | LLO | LLO, closed form |", "|" + "---|" * 8]
     for panel in panels:
         for row in load(RESULTS / f"{panel.name}.csv"):
@@ -86,7 +86,7 @@ def spare() -> str:
 
 
 def grid() -> str:
-    """Table 1's check: errors beside both theories, then what can be read from the latent beside its baselines."""
+    """Table 1's check: errors and both theories' values, then what can be read from the latent, with baselines."""
     rows = load(RESULTS / "grid.csv")
     names = list(dict.fromkeys((row["x"], row["curve"]) for row in rows))
     groups = [[row for row in rows if (row["x"], row["curve"]) == name] for name in names]

@@ -161,7 +161,7 @@ def row(game: str, result: dict[str, Any] | None, reported: dict[str, float]) ->
 
 
 def table(results: dict[str, dict[str, Any]]) -> str:
-    """The table of all games; a game without results has the paper's values alone."""
+    """The table of all games; a game without results has only the paper's values."""
     names = ("game", "preset", "seeds", "random", "expert", *LABELS.values(), "offline, of labels")
     head = [*names, f"minutes of {', '.join(TIMED.values())}"]
     rows = [head, ["---"] * len(head), *(row(game, results.get(game), reported) for game, reported in paper().items())]

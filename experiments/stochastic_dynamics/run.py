@@ -26,7 +26,7 @@ executed = operator.attrgetter("executed")  # one object: programs are compiled 
 
 
 def best_guess(train: tuple[np.ndarray, np.ndarray], test: tuple[np.ndarray, np.ndarray], classes: int) -> float:
-    """Accuracy of the best guess of the chosen action from (executed before, executed) and nothing else."""
+    """Accuracy of the best guess of the chosen action that sees only (executed before, executed)."""
     counts = np.zeros((classes * classes, classes))
     np.add.at(counts, (train[0] @ [classes, 1], train[1]), 1)
     return float(np.mean(counts.argmax(1)[test[0] @ [classes, 1]] == test[1]))

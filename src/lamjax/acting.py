@@ -28,7 +28,7 @@ def _without_info(*outcome: Any) -> tuple[Any, ...]:
 
 
 def _sample(space: ActionSpace, random_share: float, key: jax.Array, outputs: jax.Array) -> jax.Array:
-    """Draws actions ``[N, ...]`` from outputs ``[N, K]``, of which this share gives way to uniform ones."""
+    """Draws actions ``[N, ...]`` from outputs ``[N, K]``; with this probability an action is uniformly random."""
     if random_share:
         key_random, key = jax.random.split(key)
         random = jax.random.bernoulli(key_random, random_share, outputs.shape[:1])
@@ -52,7 +52,7 @@ def unroll(
       act: chooses actions ``[N, *space.shape]`` within their bounds, and returns with them what the caller wants to
         keep of the step, any pytree of ``[N, ...]``.
       start: where the environments stand.
-      key: a typed PRNG key; each step splits its own into those of the actions and of the environments.
+      key: a typed PRNG key; each step splits its share into a key for the actions and one for the environments.
       num_steps: T.
       keep: maps the outcome ``(reward, terminated, truncated, info)`` of a step to what the caller wants to keep of it;
         by default all but ``info``, which holds a second copy of every frame.
@@ -75,11 +75,12 @@ def unroll(
 def unroll_in_turns(
     env: Any, act: Act, start: Position, key: jax.Array, num_steps: int, keep: Callable = _without_info
 ) -> tuple[Position, Any, Any]:
-    """`unroll` of two groups in turn (`lamjax.envs.api.takes_turns`): the host steps one while the device acts for one.
+    """`unroll` for two groups in turn: the host steps one while the device acts for the other.
 
-    Turn ``2 t + g`` acts with group g at step t. It sends that group's actions, and receives what the other group
-    answers to those of the turn before. The first turn receives what group 1 shows already: `start` holds it too.
-    `act` gets the observations of one group, and the state of all N environments.
+    Only environments for which `lamjax.envs.api.takes_turns` is true can do so. Turn ``2 t + g`` acts for group g at
+    step t. It sends that group's actions, and receives the other group's response to the actions of the previous turn.
+    The first turn has no previous one: it receives group 1's current observations, which `start` also holds. `act` gets
+    the observations of one group, and the state of all N environments.
     """
     half = env.num_envs // 2
     keys = jax.random.split(key, num_steps)
@@ -89,7 +90,7 @@ def unroll_in_turns(
         key_action, _ = jax.random.split(keys[number // 2])
 
         def draw(outputs: jax.Array) -> jax.Array:
-            # Drawn among the rows of all N, so that each environment gets the action that `unroll` draws for it.
+            # Sampled as rows of all N, so that each environment gets the action that `unroll` would draw for it.
             everyone = jnp.zeros((2, *outputs.shape), outputs.dtype).at[group].set(outputs)
             sample = env.action_space.sample(key_action, everyone.reshape(2 * half, -1))
             return sample.reshape(2, half, *sample.shape[1:])[group]
@@ -127,9 +128,9 @@ def demonstrate(
 ) -> tuple[Position, Any, Any]:
     """Unrolls a demonstrator, which samples from ``policy(params, obs)`` and always sees clean frames.
 
-    Under a distractor it sees the game alone, so that its play does not depend on the distractor. Each step keeps the
+    Under a distractor it sees only the game, so that its play does not depend on the distractor. Each step keeps the
     observations, which do show the distractor, the actions, and what `read` returns of the environments' state. With
-    probability `random_share` the action of a step in an environment is a uniform one.
+    probability `random_share` the action of a step in an environment is uniformly random.
     """
 
     def act(draw: Callable[[jax.Array], jax.Array], obs: jax.Array, env_state: Any):
@@ -140,9 +141,10 @@ def demonstrate(
 
 
 def count(running: tuple[jax.Array, jax.Array], step: tuple[jax.Array, jax.Array]) -> tuple[Any, Any]:
-    """Counts a step, rewards and ends ``[N]``, into running returns float32 and lengths int32 ``[N]``.
+    """Adds a step's rewards and episode ends ``[N]`` to running returns float32 and lengths int32 ``[N]``.
 
-    As a body for ``lax.scan`` it gives them for the next step, 0 where an episode ended, and with this step.
+    This is the body of a ``lax.scan``. It returns the running values for the next step, which are 0 where an episode
+    ended, and the values that include this step.
     """
     reward, done = step
     episode_return, episode_length = running[0] + reward, running[1] + 1
@@ -150,7 +152,7 @@ def count(running: tuple[jax.Array, jax.Array], step: tuple[jax.Array, jax.Array
     return following, (episode_return, episode_length)
 
 
-# Only some environments have levels or a distractor: those, and only those, have the attributes that follow.
+# Only environments with levels or a distractor have the attributes that these functions read.
 
 
 def clean_obs(obs: jax.Array, env_state: Any) -> jax.Array:
@@ -159,11 +161,11 @@ def clean_obs(obs: jax.Array, env_state: Any) -> jax.Array:
 
 
 def distractor_dim(env: Any) -> int:
-    """D: how many numbers tell what the observations show of a distractor (`Distracted.distractor_state`)."""
+    """D: how many numbers describe the distractor that the observations show (`Distracted.distractor_state`)."""
     return getattr(env, "distractor_dim", 0)
 
 
 def level_and_distractor(env: Any, env_state: Any) -> tuple[jax.Array, jax.Array]:
-    """The levels being played, int32 ``[N]``, -1 without levels, and what is shown of a distractor, ``[N, D]``."""
+    """The levels being played, int32 ``[N]``, -1 without levels, and the state of the distractor, ``[N, D]``."""
     level_seed = getattr(env_state, "level_seed", jnp.full(env.num_envs, -1, jnp.int32))
     return level_seed, env.distractor_state(env_state) if distractor_dim(env) else jnp.zeros((env.num_envs, 0))

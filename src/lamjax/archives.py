@@ -1,7 +1,7 @@
-"""Arrays in ``.npz`` archives, read without trusting what the archive says of itself.
+"""Reads arrays from ``.npz`` archives without trusting what an archive claims about itself.
 
-A header may claim terabytes. So no more memory is asked for than the archive's own bytes can fill, and nothing is
-unpickled. Members are read by name; none is written to disk, wherever its name may lead.
+A header may claim terabytes, so the reader allocates no more memory than the archive's own bytes can fill. It unpickles
+nothing. It reads members by name and writes none to disk, so a name that leads elsewhere does no harm.
 """
 
 import contextlib
@@ -16,15 +16,15 @@ from typing import Any
 import numpy as np
 
 _LONGEST = 150  # characters of another library's message
-_RATIO = 1032  # deflate's largest: bytes that a byte of an archive can become
+_RATIO = 1032  # the most bytes that deflate can expand one byte to
 
 
 class ArchiveError(ValueError):
-    """Raised where an archive does not hold what is asked for; a part of a sentence, without the file's name."""
+    """Raised if an archive lacks what is asked for; the message is part of a sentence and omits the file's name."""
 
 
 class DamagedArchiveError(ArchiveError):
-    """Raised where an archive is damaged, or is none."""
+    """Raised if an archive is damaged, or the file is no archive."""
 
 
 class Member:
@@ -40,7 +40,7 @@ class Member:
 
         Args:
           file: the open member.
-          name: of the array, for messages.
+          name: the array's name, for messages.
           size: bytes of the member.
         """
         self._file, self._name = file, name
@@ -77,7 +77,7 @@ class Member:
         return data
 
     def finish(self) -> None:
-        """Reads to the end of the member, so that the checksum of the whole array is compared."""
+        """Reads to the end of the member, so that the checksum of the whole array is checked."""
         if self._file.read(1):
             raise DamagedArchiveError(f"its array {self._name!r} is longer than it says")
 
@@ -86,7 +86,7 @@ class Archive:
     """An open archive.
 
     Attributes:
-      names: of its arrays.
+      names: the arrays' names.
     """
 
     def __init__(self, archive: zipfile.ZipFile, size: int, stack: contextlib.ExitStack):
@@ -97,7 +97,7 @@ class Archive:
         self.names = [name.removesuffix(".npy") for name in archive.namelist()]
 
     def member(self, name: str) -> Member:
-        """Opens an array; raises an ArchiveError if there is none."""
+        """Opens an array; raises an ArchiveError if the archive has none of this name."""
         try:
             info = self._archive.getinfo(f"{name}.npy")
         except KeyError:
@@ -114,8 +114,8 @@ def opened(path: Path) -> Iterator[Archive]:
     """Opens an ``.npz`` archive.
 
     Raises:
-      ArchiveError: without the file's name: if it does not hold what the block asks for, or is damaged.
-      OSError: if it may not be opened.
+      ArchiveError: if the archive lacks what the block asks for, or is damaged; the message omits the file's name.
+      OSError: if the archive cannot be opened.
     """
     with path.open("rb") as file:
         try:
@@ -123,7 +123,7 @@ def opened(path: Path) -> Iterator[Archive]:
                 yield Archive(archive, os.fstat(file.fileno()).st_size, stack)
         except (ArchiveError, MemoryError):
             raise
-        except Exception as error:  # a damaged archive makes zipfile, zlib and numpy raise whatever they meet
+        except Exception as error:  # on a damaged archive zipfile, zlib and numpy raise errors of all kinds
             raise DamagedArchiveError(brief(error)) from error
 
 
@@ -134,7 +134,7 @@ def read(path: Path) -> dict[str, np.ndarray]:
 
 
 def brief(error: Exception) -> str:
-    """What another library's error says, on one short line, without addresses in memory and unprintable characters."""
+    """Another library's error on one short line, without memory addresses and unprintable characters."""
     line = (str(error).splitlines() or [""])[0] or type(error).__name__
     line = re.sub(r"<([\w.]+) object at 0x[0-9a-f]+>", r"\1", line)
     line = "".join(character if character.isprintable() else "?" for character in line)

@@ -1,16 +1,16 @@
 """Fits a run into a given time: turns this machine's rates into steps, frames and evaluations.
 
 The functions are pure; `pipeline.rehearsal` measures the rates. The fixed costs come first: recording and measuring,
-set-up, and the examination of stage 1. The rest of the time is split so:
+set-up, and the examination of stage 1. The rest of the time is split as follows:
 
-- `RESERVE` of all of it stays free, for checkpoints, the report and moments in which the machine is slower.
-- Recording may take `RECORDING` of all of it: frames that training never visits help nothing.
+- `RESERVE` of the whole time stays free, for checkpoints, the report, and moments when the machine is slower.
+- Recording may take `RECORDING` of the whole time: frames that training never visits do not help.
 - Playing (baselines, offline decoding's curves, final returns) may take `PLAYING` of the rest. To save time, draws of
   labels go first, then numbers of labels, then comparisons, then episodes.
 - Of the remainder (`SHARES`) stage 1 has 0.4, since every later stage uses its latents, stage 2 has 0.2, and PPO,
   online and from scratch at the same frames, has 0.4. No stage gets more than the preset gives it. Time that a stage
   does not use goes to the others.
-- The oracle is trained if there is time left when all others have theirs.
+- The oracle is trained if time is left once all other stages have theirs.
 
 Settings other than lengths stay as they are: batches, networks, learning rates. Schedules are fractions and scale by
 themselves; this module scales warm-up steps and the decoder's `every`.
@@ -31,11 +31,11 @@ RESERVE = 0.05
 RECORDING = 0.1
 PLAYING = 0.35
 SHARES = {"dynamics": 0.4, "cloning": 0.2, "ppo": 0.4}
-TESTS = 5  # evaluations on held-out windows in the longer of stages 1 and 2, at most
+TESTS = 5  # the most evaluations on held-out windows in the longer of stages 1 and 2
 FEWEST_UPDATES = 8
 FEWEST_FRAMES = 4096
-DENSE = 4  # the online decoder is refitted after each of PPO's first updates, at least so many
-FEWEST = 50  # a stage keeps at least one step in so many of the preset's
+DENSE = 4  # the online decoder is refitted after each of PPO's first updates, for at least this many
+FEWEST = 50  # a stage keeps at least one in this many of the preset's steps
 
 
 class BudgetError(ValueError):
@@ -71,7 +71,7 @@ class Rates:
       online: online decoding, without its decoder.
       decoder_step: a step of online decoding's decoder.
       examine: examining stage 1.
-      episode: one episode of the greatest length in each environment of an evaluation.
+      episode: one episode of maximum length in each environment of an evaluation.
       player: compiling the evaluation of one more policy.
       labels: drawing labels.
       fit: an offline decoder's fit.
@@ -100,13 +100,13 @@ def parse_duration(text: str) -> float:
     """Parses "600", "600s", "10m" or "1h30m" to seconds.
 
     Raises:
-      BudgetError: if the text has no such form, or the time is not above 0.
+      BudgetError: if the text does not have this form, or the time is not positive.
     """
     parts = re.fullmatch(r"(?:(\d+(?:\.\d+)?)h)?(?:(\d+(?:\.\d+)?)m)?(?:(\d+(?:\.\d+)?)s?)?", text.strip())
     hours, minutes, seconds = (float(part or 0) for part in parts.groups()) if parts else (0.0, 0.0, 0.0)
     total = 3600 * hours + 60 * minutes + seconds
     if total <= 0:
-        raise BudgetError(f"--within {text} is no time: give seconds (600), or hours and minutes such as 10m or 1h30m.")
+        raise BudgetError(f"--within {text} is not a time: give seconds (600), or hours and minutes (10m, 1h30m).")
     return total
 
 
@@ -119,7 +119,7 @@ def format_duration(seconds: float) -> str:
 
 
 def with_frames(config: RunConfig, frame: float, seconds: float) -> RunConfig:
-    """Shortens the recording so that it fits, and with it the probe's windows and the numbers of labels.
+    """Shortens the recording so that it fits; the probe's windows and the numbers of labels shrink with it.
 
     `frame` is the time for a recorded frame, `seconds` the whole budget.
     """
@@ -163,7 +163,7 @@ def _protocols(config: RunConfig) -> Iterator[RunConfig]:
         yield dataclasses.replace(config, offline=settings)
     labels = settings.labels
     while len(labels) > 1:
-        # The largest stays, since fits are padded to it, and so does the one of comparisons; the smallest goes last.
+        # The largest stays, because fits are padded to it, and so does the one for comparisons; the smallest goes last.
         kept = {labels[-1], *settings.compare_at[-1:]}
         spare = [n for n in labels if n not in kept]
         labels = tuple(n for n in labels if n != (spare[0] if spare else labels[0]))
@@ -287,7 +287,7 @@ def _with_lengths(config: RunConfig, lengths: _Lengths) -> RunConfig:
 
 
 def _with_refits(decoder: online.DecoderConfig, share: float, updates: int) -> online.DecoderConfig:
-    """Keeps the number of refits about that of the whole preset, and refits at least after the first few updates."""
+    """Keeps the number of refits close to the preset's, and refits after each of the first few updates."""
     if share >= 1:
         return decoder
     dense = min(1.0, max(decoder.dense_until, (DENSE + 0.5) / updates))
@@ -303,7 +303,7 @@ def _with_refits(decoder: online.DecoderConfig, share: float, updates: int) -> o
 def fit_budget(config: RunConfig, rates: Rates, seconds: float) -> RunConfig:
     """Shortens a run so that it ends within `seconds` on a machine of these rates, as the module describes.
 
-    `config` holds the preset's settings. `seconds` is the whole time, with that of measuring.
+    `config` holds the preset's settings. `seconds` is the whole time, including that of measuring.
 
     Returns:
       Settings whose `predict` adds up to at most `seconds`; no stage is longer than in `config`.
@@ -320,8 +320,8 @@ def fit_budget(config: RunConfig, rates: Rates, seconds: float) -> RunConfig:
     while _fit(config, rates, needed) is None:
         needed *= 1.05
     raise BudgetError(
-        f"A run of these settings does not fit into {format_duration(seconds)} on this machine, of which measuring "
-        f"took {format_duration(rates.spent)}: give it {format_duration(needed)}, or smaller settings."
+        f"A run with these settings does not fit into {format_duration(seconds)} on this machine, where measuring "
+        f"took {format_duration(rates.spent)}: give it {format_duration(needed)}, or choose smaller settings."
     )
 
 

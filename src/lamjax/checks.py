@@ -25,15 +25,15 @@ _BOUNDS: dict[str, tuple[str, Callable[[float], bool]]] = {
 def check_fields(config: Any, prefix: str = "", **bounds: Sequence[str]) -> None:
     """Checks every field of a frozen dataclass by its type, and some by bounds; call it in ``__post_init__``.
 
-    It stores a list as a tuple, a number of numpy as Python's, and a float such as 2e4 as a whole number where the
-    field is one. So the config can be hashed and written as JSON.
+    It converts lists to tuples, numpy numbers to Python's, and floats such as 2e4 to int where the field is an int, so
+    that the config can be hashed and written as JSON.
 
     Args:
       config: the dataclass.
       prefix: the config's own name, which messages put before the field's.
-      **bounds: for each bound the names of its fields; of a tuple it holds for every element. The bounds are
-        ``at_least_1``, ``at_least_0``, ``above_0``, ``finite`` (and not negative), ``shares`` (of 1), ``seeds`` (of
-        JAX's keys), and ``not_empty`` (of tuples).
+      **bounds: for each bound the names of the fields that must respect it; every element of a tuple must. The bounds
+        are ``at_least_1``, ``at_least_0``, ``above_0``, ``finite`` (and not negative), ``shares`` (of 1), ``seeds`` (of
+        JAX's keys), and ``not_empty`` (for tuples).
 
     Raises:
       ValueError: if a value does not fit; the message names the field and the value.
@@ -56,7 +56,7 @@ def check_fields(config: Any, prefix: str = "", **bounds: Sequence[str]) -> None
 
 
 def _converted(value: Any) -> Any:
-    """Lists as tuples, and numbers of numpy as Python's."""
+    """Converts lists to tuples, and numpy numbers to Python's."""
     if isinstance(value, list | tuple):
         return tuple(map(_converted, value))
     if isinstance(value, numbers.Number) and hasattr(value, "item"):
@@ -76,7 +76,7 @@ def _whole(kind: Any, value: Any) -> Any:
 
 
 def _type_problem(kind: Any, value: Any) -> str | None:
-    """What a value of this type must be, if `value` is not; types without a check fit everything."""
+    """Says what a value of this type must be, or None if `value` fits; types without a check accept everything."""
     if get_origin(kind) is Literal:
         return None if value in get_args(kind) else f"must be one of {', '.join(map(str, get_args(kind)))}"
     members = _members(kind)
@@ -110,7 +110,7 @@ def check_path_name(option: str, name: str | None, *, nested: bool = False) -> s
     """Returns a name that becomes a folder, or, if it may be `nested`, a path of folders such as "minatar/breakout".
 
     Raises:
-      ValueError: if the path would leave the folder that it is put in, or some file systems do not take it; the message
+      ValueError: if the path would leave the folder that it is put in, or some file systems reject it; the message
         calls the name `option`.
     """
     words = (name.split("/") if nested else [name]) if isinstance(name, str) else []
@@ -125,9 +125,9 @@ def check_path_name(option: str, name: str | None, *, nested: bool = False) -> s
 
 
 def is_utf8(path: str | os.PathLike) -> bool:
-    """Whether UTF-8 can write a path; libraries that open files by their path's UTF-8 cannot open the others."""
+    """Whether a path can be encoded as UTF-8; libraries that encode paths this way cannot open any other."""
     try:
         str(path).encode()
-    except UnicodeEncodeError:  # bytes of the file system that are no text
+    except UnicodeEncodeError:  # the file system's bytes are not text
         return False
     return True

@@ -34,7 +34,7 @@ class CloningConfig:
       learning_rate: the peak.
       warmup_steps: steps in which the rate rises linearly from a hundredth of the peak to the peak; it then falls
         linearly to 0 at the last step.
-      weight_decay: AdamW's, on every parameter.
+      weight_decay: AdamW's, for every parameter.
       trunk: the policy's trunk.
       dtype: type of the activations.
     """
@@ -63,7 +63,7 @@ class CloningConfig:
 
     @property
     def program(self) -> "CloningConfig":
-        """The settings without lengths: equal for runs that differ in nothing else, so they compile once."""
+        """The settings without their lengths: equal for runs that differ only in length, so they compile once."""
         return dataclasses.replace(self, warmup_steps=0, steps=0)
 
 
@@ -92,7 +92,7 @@ def _schedule(config: CloningConfig, lengths: Lengths | None = None) -> optax.Sc
 
 
 def optimizer(config: CloningConfig, lengths: Lengths | None = None) -> optax.GradientTransformation:
-    """AdamW under a warm-up and a linear decay (over `lengths` instead of the config's), no clip.
+    """AdamW under a warm-up and a linear decay (over `lengths` instead of the config's), without gradient clipping.
 
     The value head has no gradient here and must keep its initial values, so weight decay must not change it.
     """
@@ -126,7 +126,7 @@ def train_step(
     axis_name: str | None = None,
     lengths: Lengths | None = None,
 ) -> tuple[CloningState, dict[str, jax.Array]]:
-    """One step of behaviour cloning in latent space, a pure function as `dynamics.train_step`.
+    """One step of behaviour cloning in latent space, a pure function like `dynamics.train_step`.
 
     Args:
       state: the training state.

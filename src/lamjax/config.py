@@ -27,8 +27,8 @@ class PlayConfig:
       num_levels: levels to play; 0 means all.
       start_level: the first level's seed.
       distribution_mode: Procgen's difficulty.
-      distractor: exogenous noise over every frame: "overlay" is a square that wanders, "noise" is new for every pixel,
-        "jitter" shifts the colour channels. A demonstrator that is recorded sees the frames without it.
+      distractor: exogenous noise on every frame: "overlay" is a wandering square, "noise" is drawn anew for every
+        pixel, "jitter" shifts the colour channels. The recorded demonstrator sees the frames without it.
       distractor_strength: in (0, 1]: the square's side as a share of the frame's, or the noise's deviation as a share
         of the pixels' range.
     """
@@ -47,10 +47,10 @@ class PlayConfig:
 
 @dataclasses.dataclass(frozen=True)
 class RecordConfig(PlayConfig):
-    """What is recorded.
+    """What a run records.
 
     Attributes:
-      frames: frames of the store.
+      frames: how many frames to record.
       random_share: probability that a step's action is uniformly random instead of the policy's.
     """
 
@@ -67,11 +67,11 @@ class InformationConfig:
     """How the action information of latents is measured on random play (`lamjax.analysis.action_information`).
 
     Attributes:
-      frames: frames of random play, recorded once for all runs of an environment; 0 leaves the measure out.
-      num_envs: environments that play them. The more there are, the more levels there are, and the sooner they are cut.
+      frames: frames of random play, recorded once for all runs of an environment; 0 skips the measurement.
+      num_envs: environments that play them. More environments visit more levels, but cut their episodes off sooner.
       steps: optimizer steps of the inverse network that is trained on the actions, the ceiling.
       batch_size: windows in a step.
-      learning_rate: the peak; warmed up over a twentieth of the steps, then linear down to zero.
+      learning_rate: the peak; the rate warms up over a twentieth of the steps, then falls linearly to zero.
     """
 
     frames: int = 163_840
@@ -96,7 +96,7 @@ class AnalysisConfig:
 
     Attributes:
       probe_train: windows of the training levels that a probe is fitted on.
-      probe_test: windows of held-out levels that it is tested on, and that the held-out error is taken over.
+      probe_test: windows of held-out levels on which the probe is tested and the held-out error is measured.
       eval_every: steps between evaluations on held-out windows.
       mask_boundaries: False lets training windows cross episode ends, as the reference does.
       mask_probes: False lets the probes' and held-out windows cross them too, as the reference does.
@@ -116,7 +116,7 @@ class AnalysisConfig:
 
 @dataclasses.dataclass(frozen=True)
 class ScratchConfig:
-    """PPO from scratch: what online decoding is held against, and what trains an expert.
+    """PPO from scratch: the baseline of online decoding, and the way to train an expert.
 
     Attributes:
       trunk: the network.
@@ -132,11 +132,11 @@ class ScratchConfig:
         check_fields(self, "scratch")
 
     def agent(self, space: ActionSpace) -> ActorCriticAgent:
-        """What is trained, with these actions."""
+        """The network to train, for these actions."""
         return ActorCriticAgent(self.trunk, space, getattr(jnp, self.dtype))
 
 
-# The value head of a cloned policy knows nothing yet: it learns first, alone. At small rates the policy forgets less.
+# A cloned policy's value head is untrained, so it learns first, by itself. At small rates the policy forgets less.
 CLONED_RATES: tuple[tuple[str, Schedule], ...] = (
     ("value_head", ((0.0, 2.5e-3), (1.0, 0.0))),
     ("", ((0.0, 0.0), (0.05, 0.0), (0.07, 5e-4), (1.0, 0.0))),
@@ -145,12 +145,12 @@ CLONED_RATES: tuple[tuple[str, Schedule], ...] = (
 
 @dataclasses.dataclass(frozen=True)
 class NamedConfig:
-    """Stage 3 with actions that random play labels: LAPO+'s order (`lamjax.decoding.behaviour_cloning`), then PPO.
+    """Stage 3 with pseudo-labels, in LAPO+'s order (`lamjax.decoding.behaviour_cloning`), then PPO.
 
     Attributes:
-      frames: of random play, on whose actions the decoder of the inverse model is fitted; 0 leaves the stage out. The
-        decoder's settings are those of offline decoding, and cloning's those of stage 2.
-      ppo: PPO's settings; its frames count those of random play.
+      frames: frames of random play, on whose actions the inverse model's decoder is fitted; 0 skips the stage. The
+        decoder has the settings of offline decoding, and cloning has those of stage 2.
+      ppo: PPO's settings; its frames include those of random play.
     """
 
     frames: int = 0
@@ -161,17 +161,17 @@ class NamedConfig:
         update = self.ppo.num_envs * self.ppo.num_steps
         if self.frames and self.ppo.total_frames - self.frames < update:
             raise ValueError(
-                f"named.frames ({self.frames}) must be fewer than the frames that PPO shares with it "
-                f"(named.ppo.total_frames, {self.ppo.total_frames}), by an update ({update}) at least."
+                f"named.frames ({self.frames}) must leave PPO at least one update ({update} frames) of "
+                f"named.ppo.total_frames ({self.ppo.total_frames})."
             )
 
     @property
     def after(self) -> PPOConfig:
-        """PPO's settings for what is left of the frames."""
+        """PPO's settings for the frames that random play leaves."""
         return dataclasses.replace(self.ppo, total_frames=self.ppo.total_frames - self.frames)
 
 
-# An expert for an accelerator. PPO on easy Procgen usually takes IMPALA's own width (a quarter of LAPO's), 64
+# An expert for an accelerator. PPO on easy Procgen usually has IMPALA's own width (a quarter of LAPO's), 64
 # environments of 256 steps, 3 epochs of 8 minibatches, gamma 0.999, an entropy bonus of 0.01, and 25M frames. A GPU
 # waits for the environments, so 256 of them play 64 steps: an update has the same 16,384 transitions.
 _EXPERT = ScratchConfig(
@@ -183,7 +183,7 @@ _EXPERT = ScratchConfig(
 
 @dataclasses.dataclass(frozen=True)
 class RunConfig:
-    """A run: three stages, what they are held against, and how they are examined.
+    """A run: three stages, their baselines, and how stage 1 is examined.
 
     Attributes:
       seed: everything random follows from it.
@@ -192,18 +192,18 @@ class RunConfig:
       cloning: stage 2.
       offline: stage 3 from labels.
       online: stage 3 by PPO.
-      named: stage 3 by actions that random play names, and PPO.
-      scratch: PPO from scratch at the frames of stage 3.
+      named: stage 3 with pseudo-labels from random play, then PPO.
+      scratch: PPO from scratch, with as many frames as online decoding.
       expert: how `lamjax expert` trains a demonstrator.
       analysis: how stage 1 is examined.
       eval_episodes: episodes behind each reported return, a multiple of 64.
       log_every: steps between rows of metrics.
       checkpoint_every: seconds between checkpoints.
-      max_in_flight: dispatches that may be un-awaited.
-      ring_frames: training frames that a device keeps at a time, besides an eighth more on their way; the others wait
-        on disk and come in turn (see `lamjax.data.ring`). 0 keeps all of them.
-      train_expert: where there is no expert, trains one first, as `expert` says, instead of recording a planner or
-        random play.
+      max_in_flight: how many dispatches may be in flight before the host waits for the oldest.
+      ring_frames: training frames that a device holds at a time, besides an eighth more that are on their way; the rest
+        wait on disk for their turn (see `lamjax.data.ring`). 0 holds all of them.
+      train_expert: if there is no expert, train one first, with the settings of `expert`, instead of recording a
+        planner or random play.
     """
 
     seed: int = 0

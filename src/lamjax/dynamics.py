@@ -47,8 +47,8 @@ from lamjax.schedules import Lengths, check_lengths, warmup_linear
 from lamjax.spaces import ActionSpace, as_space
 
 _AUGMENT = 0x5417F7  # seed of the random shifts
-_AUGMENT_LABELLED = 0x1ABE1  # seed of those of labelled windows
-_FOCUS = 0xF0C05  # seed of the places of the squares
+_AUGMENT_LABELLED = 0x1ABE1  # seed of the random shifts of labelled windows
+_FOCUS = 0xF0C05  # seed of the squares' positions
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,37 +61,39 @@ class DynamicsConfig:
       learning_rate: the peak.
       warmup_steps: steps in which the rate rises linearly from a tenth of the peak to the peak; it then falls
         linearly to a hundredth of the peak at the last step.
-      weight_decay: AdamW's, on every parameter.
+      weight_decay: AdamW's, for every parameter.
       max_grad_norm: the gradient's global norm over both models is clipped to this.
       play_share: 0 is LAPO. Above, this share of a step's windows comes from random play, frames without actions beside
         the demonstrations. A demonstrator that always does the same shows too little of what its actions do.
-      context: k, frames before o_t that both models see; windows hold k + 2 frames. LAPO: 1.
+      context: k, the number of frames before o_t that both models see; windows hold k + 2 frames. LAPO: 1.
       idm: trunk of the inverse model.
       fdm: the forward model.
       quantizer: the quantiser.
       idm_input: what the inverse model sees. "frames" are o_{t-1}, o_t, o_{t+1}, as in LAPO. "changes" are
         o_t - o_{t-1}, o_t, o_{t+1} - o_t, and earlier changes with a longer context; a small network can read motion
         from them directly.
-      clean: "none" is LAPO. "median" removes noise of single pixels and "level" removes changes of the light, from all
+      clean: "none" is LAPO. "median" removes noise of single pixels and "level" removes changes in lighting, from all
         frames that either model sees, in training and in inference (see `lamjax.preprocess`).
       augment: "none" is LAPO. "shift" translates the frames that the inverse model sees in training, at random and by
         the same amount within a window. The forward model sees the frames unshifted, so a latent that carries o_t
         itself does not help it (see `shift_windows`).
       augment_pixels: the largest shift along each axis, in pixels.
-      focus: 0 is LAPO: both models see whole frames. Above, each sees a square of so many pixels a side, cut around
-        what moves in the window (`preprocess.moving_squares`), so that a small thing makes up more of the error and of
-        what the inverse model sees. The networks' sizes must fit the square. Predictions of whole frames join squares.
-      focus_jitter: the forward model's square lies up to so many pixels beside the inverse model's, along each axis at
-        random: else its place would give away what o_{t+1} holds, and the latent need not say it.
+      focus: 0 is LAPO: both models see whole frames. Otherwise each sees a square with sides of this many pixels, cut
+        around what moves in the window (`preprocess.moving_squares`), so that a small object makes up more of the error
+        and of the inverse model's input. The networks' sizes must fit the square. Predictions of whole frames are
+        joined from squares.
+      focus_jitter: the forward model's square is shifted at random from the inverse model's, by up to this many pixels
+        along each axis. Otherwise its position would reveal part of o_{t+1}, and the latent would not have to.
       loss_scale: "none" is LAPO's loss. "copy_last" divides the prediction error by that of the copy-last baseline, so
         that games whose frames barely change learn as fast as others.
-      decorrelation: 0 is LAPO. Above, the loss gains this weight times `correlation(z)`. With a prediction error alone
-        a few large changes, such as the view's motion, fill all of z, and a small one can hardly be read from it.
+      decorrelation: 0 is LAPO. A positive weight adds this weight times `correlation(z)` to the loss. With the
+        prediction error alone, a few large changes, such as camera motion, fill all of z, and small ones can hardly be
+        read from it.
       action_weight: 0 is LAPO. A positive weight adds to the loss this weight times the error with which a linear head
         on z predicts the actions of labelled windows: cross-entropy (nats), or the squared error of continuous actions.
         LAOM (arXiv 2502.00379) uses 0.01 beside a prediction error of order 1. The error in pixels is far smaller,
         unless `loss_scale` is "copy_last".
-      labelled: how many training windows have a label: below 1 a share of them, from 1 on their number.
+      labelled: how many training windows have a label: a share if it is below 1, otherwise a number.
       labelled_batch: labelled windows in a step, over all devices, in addition to the `batch_size` others. Only the
         inverse model sees them.
       dtype: type of the activations; losses, statistics, the quantiser and the optimizer stay float32.
@@ -145,7 +147,7 @@ class DynamicsConfig:
 
     @property
     def program(self) -> "DynamicsConfig":
-        """The settings without lengths: equal for runs that differ in nothing else, so they compile once."""
+        """The settings without their lengths: equal for runs that differ only in length, so they compile once."""
         return dataclasses.replace(self, warmup_steps=0, steps=0)
 
     @property
@@ -159,7 +161,7 @@ class DynamicsConfig:
         return self.context + 2
 
     def num_labelled(self, windows: int) -> int:
-        """How many of a number of training windows have a label; 0 if actions are not predicted."""
+        """How many of `windows` training windows have a label; 0 if actions are not predicted."""
         if not self.action_weight:
             return 0
         return int(self.labelled) if self.labelled >= 1 else max(1, round(self.labelled * windows))
@@ -249,8 +251,8 @@ def init(
       space: the action space, or the number of actions; required with `action_weight`, and ignored without it.
 
     Raises:
-      ValueError: if `augment` shifts or `focus` cuts observations that are not images, or smaller than the square, or
-        `action_weight` is set without `space`.
+      ValueError: if `augment` or `focus` is set and observations are not images, if the images are smaller than the
+        square, or if `action_weight` is set without `space`.
     """
     *shape, c = obs_shape
     if config.augment == "shift" and len(obs_shape) != 3:
@@ -269,8 +271,8 @@ def init(
     params = {"idm": idm, "fdm": fdm["params"]}
     if config.action_weight:
         if space is None:
-            raise ValueError("dynamics.action_weight predicts actions: give `num_actions`, or their space.")
-        # A key of its own, so that both models start as they do without the head.
+            raise ValueError("dynamics.action_weight predicts actions: give `space`, or the number of actions.")
+        # The head has its own key, so that both models start as they do without it.
         key_head, z = jax.random.fold_in(key_idm, 1), jnp.zeros((1, config.latent_dim))
         params["action_head"] = Dense(as_space(space).size).init(key_head, z)["params"]
     return DynamicsState(
@@ -307,7 +309,7 @@ def augmentation_keys(
 
 
 def shift_windows(keys: jax.Array, windows: jax.Array, pixels: int) -> jax.Array:
-    """Moves each window by a random translation, the same for all of its frames; the edge is repeated.
+    """Shifts each window by a random translation, the same for all its frames, and repeats the edge pixels.
 
     This is the augmentation kappa_1 of arXiv 2506.15691, one draw for both inputs of the inverse model. In a linear
     model z = C o + D o' may hold any multiple of o, which the forward model subtracts. If the forward model does not
@@ -334,7 +336,7 @@ def shift_windows(keys: jax.Array, windows: jax.Array, pixels: int) -> jax.Array
 
 
 def clean_frames(config: DynamicsConfig, frames: jax.Array) -> jax.Array:
-    """Cleans frames ``[B, T, *S, C]``, in which k frames precede o_t, as the config says; floats stay as they are."""
+    """Cleans frames ``[B, T, *S, C]`` as `config.clean` says; k of them precede o_t, and floats stay as they are."""
     if config.clean == "none" or frames.dtype != jnp.uint8:
         return frames
     return clean(frames, config.clean, config.context)
@@ -343,9 +345,9 @@ def clean_frames(config: DynamicsConfig, frames: jax.Array) -> jax.Array:
 def forward_squares(
     config: DynamicsConfig, frames: jax.Array, step: jax.Array | int, axis_name: str | None = None
 ) -> jax.Array:
-    """What the forward model sees and predicts of windows: with `focus` a square ``[B, k + 2, F, F, C]``, else all.
+    """What the forward model sees and predicts: with `focus` squares ``[B, k + 2, F, F, C]``, else whole windows.
 
-    The squares' places are drawn from the step and the row (see `augmentation_keys`).
+    The squares' positions are drawn from the step and the row (see `augmentation_keys`).
 
     Args:
       config: the settings.
@@ -362,10 +364,10 @@ def forward_squares(
 
 
 def correlation(z: jax.Array, axis_name: str | None = None) -> jax.Array:
-    """How alike the numbers of a latent are over a batch: ``sum_{i != j} r_ij^2 / Z^2``, r_ij their correlations.
+    """How correlated the numbers of a latent are over a batch: ``sum_{i != j} r_ij^2 / Z^2``, r_ij their correlations.
 
-    0 if no two go together; 1 - 1 / Z if all say the same; about 1 / B for independent numbers, by chance. VICReg's
-    covariance term (arXiv 2105.04906), free of scale.
+    It is 0 if no two are correlated, 1 - 1 / Z if all are equal, and about 1 / B, by chance, for independent numbers.
+    It is VICReg's covariance term (arXiv 2105.04906), made independent of scale.
 
     Args:
       z: float32 ``[B, Z]``; a number that does not vary counts as uncorrelated.
@@ -402,7 +404,7 @@ def _action_loss(
     Devices may hold different numbers of labels: each divides its sums by the mean number of labels on a device.
 
     Args:
-      params: the head's.
+      params: the head's parameters.
       z: float32 ``[L, Z]``.
       actions: ``[L, *space.shape]``, -1 or NaN where unknown.
       space: the action space.
@@ -430,7 +432,8 @@ def loss_fn(
       params: the parameters by which the loss is differentiated.
       state: batch statistics, codebooks, config, and the step, from which the augmentation draws.
       windows: ``[B, k + 2, *S, C]``, o_{t-k}, ..., o_t, o_{t+1}; uint8, or float32 that `obs_stats` standardise.
-      axis_name: devices that share the batch; the loss is this device's, and its mean over devices the joined batch's.
+      axis_name: devices that share the batch; the loss is this device's, and its mean over devices is the joined
+        batch's.
       labelled: windows ``[L, k + 2, *S, C]`` and the actions at their o_t ``[L, *space.shape]``, -1 or NaN where
         unknown.
 
@@ -507,8 +510,8 @@ def train_step(
       The new state and metrics, float32 ``[]``: ``loss``, ``fdm_mse`` and ``copy_last_mse`` (pixels in [-0.5, 0.5],
       or standardised numbers), ``commitment`` (weighted), ``grad_norm`` (before the clip), ``learning_rate``, for each
       codebook n ``perplexity_n`` and ``used_codes_n`` of this batch, with `decorrelation` ``correlation`` (not
-      weighted), and with `labelled` ``action_loss`` (not weighted) and ``action_accuracy``, or of continuous actions
-      ``action_mse``.
+      weighted), and with `labelled` ``action_loss`` (not weighted) and ``action_accuracy``, or ``action_mse`` for
+      continuous actions.
 
     Raises:
       ValueError: if there are labels and the state has no action head, or images that are not uint8 and no statistics.
@@ -519,7 +522,7 @@ def train_step(
     chex.assert_axis_dimension(windows, 1, config.window)
     if labelled is not None:
         if state.space is None:
-            raise ValueError("Labels are used with dynamics.action_weight above 0 alone: set it, or give no labels.")
+            raise ValueError("Labels are used only if dynamics.action_weight is above 0: set it, or give no labels.")
         chex.assert_shape(labelled[0], (None, *windows.shape[1:]))
         chex.assert_shape(labelled[1], (len(labelled[0]), *state.space.shape))
     grads, (batch_stats, latents, metrics) = jax.grad(loss_fn, has_aux=True)(
@@ -558,7 +561,7 @@ def predict_actions(state: DynamicsState, latents: jax.Array) -> jax.Array:
 
 
 def predict_next(state: DynamicsState, frames: jax.Array, latent: jax.Array) -> jax.Array:
-    """Predicts o_{t+1} in evaluation mode; with `focus` in squares, whose inner halves are joined.
+    """Predicts o_{t+1} in evaluation mode; with `focus` it predicts squares and joins their inner halves.
 
     Args:
       state: the trained state.
@@ -587,7 +590,7 @@ def _predict(state: DynamicsState, frames: jax.Array, latent: jax.Array) -> jax.
 def evaluate(state: DynamicsState, windows: jax.Array) -> dict[str, jax.Array]:
     """Errors on held-out windows ``[B, k + 2, *S, C]`` (see `loss_fn`), in evaluation mode, on cleaned frames.
 
-    With `focus` they are those of the squares that the forward model would be trained on in step 0.
+    With `focus` they are the errors on the squares that the forward model would be trained on in step 0.
 
     Returns:
       ``fdm_mse`` and ``copy_last_mse`` float32 ``[]``, and ``code_counts`` float32 ``[N, M]``.

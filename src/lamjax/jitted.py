@@ -1,8 +1,8 @@
 """The stages as pure functions, for environments that are JAX: ``jit`` one, or ``vmap`` it over seeds.
 
 The steps are those of `dynamics`, `cloning`, `decoding` and `ppo`; what `pipeline` adds on the host (stores on disk,
-checkpoints, reports) is left out, and a stage is one ``lax.scan``. Everything random follows from the key, so a row of
-``jax.vmap(f)(keys)`` is what ``f(key)`` gives.
+checkpoints, reports) is left out, and a stage is one ``lax.scan``. Everything random follows from the key, so each row
+of ``jax.vmap(f)(keys)`` is what ``f(key)`` gives.
 
     env = envs.make("cartpole", 64)
     params, _ = jitted.learn(key, env, config.expert)                        # a demonstrator
@@ -45,8 +45,8 @@ from lamjax.training.steps import cloning_step, dynamics_step
 class Trajectories:
     """Recorded transitions ``[N, T, ...]``; `done` says that the step ended an episode.
 
-    `action` is what was carried out, int32 ``[N, T]``, or float32 ``[N, T, D]`` within its bounds. `extra` is what
-    `record` was asked to read from the environments' state at each observation, or None.
+    `action` is the action that the environment executed, int32 ``[N, T]``, or float32 ``[N, T, D]`` within its bounds.
+    `extra` is what `record`'s argument `read` returned at each observation, or None.
     """
 
     obs: jax.Array
@@ -94,21 +94,22 @@ def record(
     """
     key_reset, key = jax.random.split(key)
     start = env.reset(key_reset)
-    _, shown, (reward, terminated, truncated) = acting.demonstrate(env, policy, params, start, key, steps, read)
-    obs, action, extra = shown
+    _, (obs, action, extra), (reward, terminated, truncated) = acting.demonstrate(
+        env, policy, params, start, key, steps, read
+    )
     trajectories = Trajectories(obs, action, reward, terminated | truncated, extra)
     return jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1), trajectories)
 
 
 def split(trajectories: Trajectories, held_out: float = 0.1) -> tuple[Trajectories, Trajectories]:
-    """Training and held-out transitions: of different environments."""
+    """Splits transitions into a training and a held-out set, which come from different environments."""
     n = trajectories.done.shape[0]
     first = min(max(round((1 - held_out) * n), 1), n - 1)
     return tuple(jax.tree.map(lambda x, part=part: x[part], trajectories) for part in (slice(first), slice(first, n)))
 
 
 def buffer(trajectories: Trajectories, length: int = 3) -> Buffer:
-    """What stages 1 and 2 sample from: windows of `length` frames that cross no episode's end."""
+    """A buffer from which stages 1 and 2 sample windows of `length` frames; no window crosses an episode's end."""
     n, t = trajectories.done.shape
     frames = trajectories.obs.reshape(n * t, *trajectories.obs.shape[2:])
     ended = jnp.stack([trajectories.done[:, i : t - length + 1 + i] for i in range(length - 1)]).any(0)
@@ -127,15 +128,15 @@ def stats(trajectories: Trajectories) -> ObsStats:
 
 
 def starts(key: jax.Array, trajectories: Trajectories, count: int, length: int = 3) -> jax.Array:
-    """Draws where windows start, int32 ``[E]``, counted over all F frames.
+    """Draws the starts of windows, int32 ``[E]``, as indices into all F frames.
 
-    Without replacement while `count` is at most the number of windows; it must be.
+    It draws without replacement, so `count` must be at most the number of windows.
     """
     return stream.sample_starts(buffer(trajectories, length), key, jnp.zeros((), jnp.int32), count)
 
 
 def windows(key: jax.Array, trajectories: Trajectories, count: int, length: int = 3) -> tuple[jax.Array, jax.Array]:
-    """Draws (as `starts`) windows ``[E, length, *obs_shape]`` and the actions at their last frames but one."""
+    """Draws (as `starts`) windows ``[E, length, *obs_shape]`` and the actions at their second-to-last frames."""
     first = starts(key, trajectories, count, length)
     frames, actions = (x.reshape(-1, *x.shape[2:]) for x in (trajectories.obs, trajectories.action))
     return stream.gather(frames, first, length), actions[first + length - 2]
@@ -150,7 +151,7 @@ def labelled(key: jax.Array, trajectories: Trajectories, count: int) -> tuple[ja
 def untrained_dynamics(
     key: jax.Array, config: DynamicsConfig, trajectories: Trajectories, space: ActionSpace | int | None = None
 ) -> DynamicsState:
-    """Where `train_dynamics` starts from under the same key: the baseline of its probes."""
+    """The state from which `train_dynamics` starts under the same key: the baseline of its probes."""
     return dynamics.init(jax.random.split(key)[0], config, trajectories.obs.shape[2:], stats(trajectories), space)
 
 
@@ -166,9 +167,10 @@ def train_dynamics(
     Args:
       key: a typed PRNG key.
       config: the settings.
-      trajectories: what to learn from; its actions are not looked at.
-      labels: with `config.action_weight`, windows and their actions (see `windows`): all that it may know of actions.
-      space: with labels, what actions are, or how many there are.
+      trajectories: what to learn from; their actions are not read.
+      labels: with `config.action_weight`, windows and their actions (see `windows`), the only actions that stage 1
+        sees.
+      space: with labels, the action space, or the number of actions.
 
     Returns:
       The state, and metrics ``[steps]`` (see `dynamics.train_step`).
@@ -208,7 +210,7 @@ def decode_offline(
       policy: stage 2.
       obs: ``[L, *obs_shape]``.
       actions: ``[L, *space.shape]``.
-      space: what actions are, or how many there are.
+      space: the action space, or the number of actions.
     """
     decoder, _ = offline.fit(key, cloning.predict_latents(policy, obs), actions, config, space)
     network = DecodedPolicy(policy.config.trunk, policy.latent_dim, as_space(space), config)
@@ -225,5 +227,5 @@ def decode_online(
 
 
 def evaluate(key: jax.Array, env: VectorEnv, policy: PolicyFn, params: Any, per_env: int) -> jax.Array:
-    """Raw returns float32 ``[N, per_env]``: as `envs.evaluate`, each environment plays the same number of episodes."""
+    """Raw returns float32 ``[N, per_env]``: like `envs.evaluate`, with the same number of episodes per environment."""
     return evaluation.play_all(policy, params, env, per_env, key)[0]

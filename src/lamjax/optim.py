@@ -1,4 +1,4 @@
-"""Parameters and moments that lie end to end in memory while optimizer steps repeat."""
+"""Packs parameters and moments end to end in memory while optimizer steps repeat."""
 
 import math
 from typing import Any
@@ -12,13 +12,13 @@ from flax import struct
 class Packed:
     """A tree of arrays of one dtype, end to end in one array.
 
-    An optimizer that works number by number, as Adam does, takes it for a tree of one leaf: on an accelerator its step
-    is then one kernel instead of one for each array, and so is the gradient's norm.
+    An elementwise optimizer, such as Adam, treats it as a tree of one leaf. On an accelerator its step is then one
+    kernel instead of one for each array, and so is the gradient's norm.
 
     Attributes:
       values: ``[P]``.
-      structure: the tree's (static).
-      shapes: of its leaves (static).
+      structure: the tree's structure (static).
+      shapes: the shapes of its leaves (static).
     """
 
     values: jax.Array
@@ -33,7 +33,7 @@ def pack(tree: Any) -> Packed:
 
 
 def unpack(packed: Packed) -> Any:
-    """The tree that `pack` got."""
+    """Undoes `pack`."""
     start, leaves = 0, []
     for shape in packed.shapes:
         size = math.prod(shape)
@@ -43,10 +43,10 @@ def unpack(packed: Packed) -> Any:
 
 
 def pack_groups(params: dict[str, Any], opt_state: Any) -> tuple[dict[str, Any], Any]:
-    """Packs each top-level group of `params`, and of what an optimizer keeps for it.
+    """Packs each top-level group of `params`, and what an optimizer keeps for it.
 
-    Groups stay apart, because optimizers treat some of them in their own way; what an optimizer does not keep for a
-    group (`optax.MaskedNode`) stays as it is.
+    Groups stay apart because optimizers may treat them differently. A node without moments (`optax.MaskedNode`) stays
+    as it is.
     """
 
     def is_kept(node: Any) -> bool:
@@ -71,5 +71,5 @@ def unpack_groups(tree: Any) -> Any:
 
 
 def grads_as(params: dict[str, Any], grads: dict[str, Any]) -> dict[str, Any]:
-    """Gradients by `unpack_groups` of `params`, packed where these are."""
+    """Packs the gradients of ``unpack_groups(params)`` wherever `params` are packed."""
     return {name: pack(grads[name]) if isinstance(params[name], Packed) else grads[name] for name in params}

@@ -28,11 +28,11 @@ def devices() -> tuple[jax.Device, ...]:
     """The devices that training uses: all devices of all hosts.
 
     Raises:
-      ValueError: if JAX cannot use the platform that it was told to.
+      ValueError: if JAX cannot use the platform that it was asked to use.
     """
     try:
         return tuple(jax.devices())
-    except (RuntimeError, AssertionError) as error:  # without a plugin for CUDA, JAX asserts and says nothing
+    except (RuntimeError, AssertionError) as error:  # without a CUDA plugin, JAX fails an assertion that says nothing
         reason = str(error).partition("\n")[0]
         platforms = jax.config.jax_platforms  # type: ignore[attr-defined]  # JAX declares none of its settings
         raise ValueError(
@@ -50,7 +50,7 @@ def share(count: int, devices: Sequence[jax.Device], name: str) -> int:
     part, rest = divmod(count, len(devices))
     if rest:
         raise ValueError(
-            f"{name} is {count} over all devices and does not divide by these {len(devices)}: "
+            f"{name} is {count} over all devices, which does not divide by their number, {len(devices)}: "
             f"choose a multiple of {len(devices)}, or show JAX fewer devices."
         )
     return part
@@ -135,11 +135,11 @@ def place(axis_name: str | None) -> dict[str, Any]:
 
 
 def vary(tree: Any, axis_name: str | None) -> Any:
-    """Marks arrays as each device's own, which a step does to parameters before it differentiates a loss by them.
+    """Marks arrays as different on each device, which a step does to parameters before it differentiates a loss.
 
-    ``jax.shard_map`` knows that parameters are the same on every device, and sums the gradient by them over devices. A
-    `pmean` of it would be too large by the number of devices. The gradient by marked parameters is the device's own, as
-    under ``pmap`` and ``vmap``, where nothing has to be marked.
+    ``jax.shard_map`` knows that parameters are the same on every device, and sums their gradient over devices. A
+    `pmean` of that sum would be too large by a factor of the number of devices. The gradient with respect to marked
+    parameters is the device's own, as it is under ``pmap`` and ``vmap``, where nothing has to be marked.
 
     Args:
       tree: arrays, which keep their values.
@@ -147,7 +147,7 @@ def vary(tree: Any, axis_name: str | None) -> Any:
     """
     if axis_name is None or axis_name not in jax.sharding.get_abstract_mesh().manual_axes:
         return tree
-    # What depends on the device's index varies by its type, in every version of JAX. XLA removes the choice.
+    # A value that depends on the device's index varies over devices, in every version of JAX. XLA removes the choice.
     on_device = jax.lax.axis_index(axis_name) >= 0
     return jax.tree.map(lambda x: jnp.where(on_device, x, x), tree)
 

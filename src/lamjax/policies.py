@@ -1,7 +1,7 @@
-"""Policies as folders: ``weights.npz`` (arrays alone, no pickle) and ``policy.json`` (what they are, and from where).
+"""Policies as folders: ``weights.npz`` (arrays only, no pickle) and ``policy.json`` (their settings and provenance).
 
 Three kinds: an actor-critic that PPO trained, a latent policy with an offline decoder, and the hybrid actor of online
-decoding. Weights may be kept in float16 to be small; they are computed with in float32.
+decoding. Weights may be stored in float16 to save space; computation is always in float32.
 """
 
 import dataclasses
@@ -35,11 +35,11 @@ class PolicyError(ValueError):
 class Policy(Protocol):
     """A policy without its parameters: a frozen dataclass that compares by value, so that ``jit`` compiles it once.
 
-    `ActorCriticAgent`, `HybridAgent`, `DecodedPolicy` and `UniformPolicy` are policies. They start in different ways:
-    each has an ``init`` of its own. `save_policy` and `load_policy` keep them with their parameters.
+    `ActorCriticAgent`, `HybridAgent`, `DecodedPolicy` and `UniformPolicy` are policies. They start in different ways,
+    so each has its own ``init``. `save_policy` and `load_policy` store them with their parameters.
 
     Attributes:
-      space: what actions are; it samples from outputs, and gives their likeliest action and log-probabilities.
+      space: the action space; it samples from outputs, and gives their likeliest action and log-probabilities.
     """
 
     space: ActionSpace
@@ -56,7 +56,7 @@ class DecodedPolicy:
     Attributes:
       trunk: the policy's trunk.
       latent_dim: Z.
-      space: what actions are; a number n stands for `Discrete(n)`.
+      space: the action space; a number n stands for `Discrete(n)`.
       decoder: the decoder's settings.
     """
 
@@ -82,7 +82,7 @@ class DecodedPolicy:
 
 @dataclasses.dataclass(frozen=True)
 class UniformPolicy:
-    """The random policy over a space, or over so many actions; it has no parameters."""
+    """The random policy over a space, or over a number of actions; it has no parameters."""
 
     space: ActionSpace
 
@@ -102,8 +102,8 @@ def save_policy(folder: Path, network: Network, params: Any, info: dict[str, Any
     """Writes a policy folder.
 
     Args:
-      folder: made if need be; files of an older policy in it are replaced.
-      network: what the weights belong to.
+      folder: created if needed; files of an older policy in it are replaced.
+      network: the policy that the weights belong to.
       params: nested dicts of arrays.
       info: provenance, anything JSON can hold.
       dtype: float32, or float16 for weights that are shipped.
@@ -139,7 +139,7 @@ def load_policy(folder: Path) -> tuple[Network, Any, dict[str, Any]]:
         return from_description(note), params, note["info"]
     except FileNotFoundError as error:
         raise PolicyError(f"There is no policy at {folder}: {Path(error.filename).name} is missing.") from error
-    except Exception as error:  # damaged files make json, zipfile and zlib raise whatever they meet
+    except Exception as error:  # on damaged files json, zipfile and zlib raise errors of all kinds
         raise PolicyError(f"{folder} does not hold a policy of ours, or is damaged ({error!r}).") from error
 
 

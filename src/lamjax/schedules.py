@@ -12,13 +12,13 @@ Schedule = tuple[tuple[float, float], ...]
 
 
 def check_lengths(steps: int, lengths: Lengths | None) -> None:
-    """Raises `ValueError` where neither the settings (`steps` of them) nor `lengths` say how long training is."""
+    """Raises `ValueError` if neither the settings (their `steps`) nor `lengths` say how long training is."""
     if not steps and lengths is None:
         raise ValueError("These settings have no lengths (`program`): give the step `lengths`, or a config with steps.")
 
 
 def check_schedule(name: str, points: Schedule) -> None:
-    """Raises `ValueError`, which calls the schedule `name`, unless its points are in order and its rates are rates."""
+    """Raises `ValueError`, which calls the schedule `name`, unless its points are in order and its rates are valid."""
     places, rates = [place for place, _ in points], [rate for _, rate in points]
     if not points or places != sorted(places) or not 0 <= places[0] <= places[-1] <= 1:
         raise ValueError(f"{name} must hold points in order of their fraction of training, from 0 to 1, not {points}.")

@@ -1,10 +1,10 @@
-"""What actions are: `Discrete(n)` or `Box(low, high)`, and the policies over them.
+"""Action spaces, `Discrete(n)` and `Box(low, high)`, and the distributions of policies over them.
 
-A policy head gives K numbers for an observation, its *outputs* ``[B, K]``; what they mean, only the space knows. Of
-discrete actions they are the logits of a categorical distribution (K = A). Of continuous ones they are the means and
-log-deviations of a Gaussian whose D numbers are independent (K = 2 D), in *half-ranges*: units in which the box is
-``[-1, 1]^D``. A Gaussian leaves the box. Probabilities are those of the unbounded sample, and `clip` gives what an
-environment is told and a store keeps: the action that was carried out.
+A policy head gives K numbers for an observation, its *outputs* ``[B, K]``, and only the space knows what they mean. For
+discrete actions they are the logits of a categorical distribution (K = A). For continuous actions they are the means
+and log-deviations of a Gaussian with D independent components (K = 2 D), in *half-ranges*: units in which the box is
+``[-1, 1]^D``. A Gaussian's samples may leave the box. Probabilities are those of the unbounded sample, and `clip`
+returns the action that the environment executes and a store keeps.
 
 Dimension keys: B batch, A discrete actions, D numbers of a continuous action, K outputs.
 """
@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-# Softly bounded log-deviations, in half-ranges: a fit on a few labels would else be sure of them without end.
+# Soft bounds of log-deviations, in half-ranges. Without them a fit on few labels would become ever more certain.
 MIN_LOG_STD, MAX_LOG_STD = -4.0, 2.0
 
 Blend = Literal["mean", "sum"]  # of two heads' logits
@@ -50,7 +50,7 @@ class Discrete:
 
     @property
     def size(self) -> int:
-        """How many numbers name an action: A logits."""
+        """How many numbers encode an action: A logits."""
         return self.n
 
     def uniform(self, batch: int) -> jax.Array:
@@ -65,12 +65,12 @@ class Discrete:
         """Draws actions ``[B]``."""
         return jax.random.categorical(key, outputs).astype(jnp.int32)
 
-    def mode(self, outputs: jax.Array) -> jax.Array:
+    def mode(self, outputs: jax.Array | np.ndarray) -> jax.Array:
         """The likeliest actions ``[B]``."""
         return jnp.argmax(outputs, -1).astype(jnp.int32)
 
     def clip(self, action: jax.Array) -> jax.Array:
-        """What an environment is told of a sample: the sample."""
+        """The action that an environment executes for a sample: the sample."""
         return action
 
     def log_prob(self, outputs: jax.Array, action: jax.Array) -> jax.Array:
@@ -91,21 +91,21 @@ class Discrete:
         return head + decoded if how == "sum" else (head + decoded) / 2
 
     def loss(self, outputs: jax.Array, action: jax.Array, smoothing: float = 0.0) -> jax.Array:
-        """Cross-entropy float ``[B]`` in nats; with `smoothing` that share of each label is dealt to all actions."""
+        """Cross-entropy float ``[B]`` in nats; `smoothing` is the share of a label that all actions have equally."""
         if not smoothing:
             return optax.softmax_cross_entropy_with_integer_labels(outputs, action)
         return optax.softmax_cross_entropy(outputs, optax.smooth_labels(jax.nn.one_hot(action, self.n), smoothing))
 
-    def point_loss(self, named: jax.Array, action: jax.Array) -> jax.Array:
-        """The loss float ``[B]`` of a head that names actions by `size` numbers: cross-entropy in nats."""
-        return self.loss(named, action)
+    def point_loss(self, encoded: jax.Array, action: jax.Array) -> jax.Array:
+        """The loss float ``[B]`` of a head that encodes actions in `size` numbers: cross-entropy in nats."""
+        return self.loss(encoded, action)
 
-    def score(self, guess: jax.Array, action: jax.Array) -> jax.Array:
-        """How well actions ``[B]`` were guessed, float32 ``[B]``, whose mean is the accuracy."""
+    def score(self, guess: jax.Array | np.ndarray, action: jax.Array | np.ndarray) -> jax.Array:
+        """1 where the action ``[B]`` was guessed, else 0: float32 ``[B]``, whose mean is the accuracy."""
         return (guess == action).astype(jnp.float32)
 
     def known(self, action: jax.Array) -> jax.Array:
-        """Which labels ``[B]`` are labels, bool ``[B]``: unknown is -1."""
+        """Which labels ``[B]`` are known, bool ``[B]``: -1 means unknown."""
         return action >= 0
 
 
@@ -146,18 +146,18 @@ class Box:
 
     @property
     def size(self) -> int:
-        """How many numbers name an action: D, in half-ranges."""
+        """How many numbers encode an action: D, in half-ranges."""
         return len(self.low)
 
     @property
     def _bounds(self) -> jax.Array:
         return jnp.array([self.low, self.high], jnp.float32)
 
-    def _scaled(self, action: jax.Array) -> jax.Array:
+    def _scaled(self, action: jax.Array | np.ndarray) -> jax.Array:
         low, high = self._bounds
         return (action - (low + high)[None] / 2) / ((high - low)[None] / 2)
 
-    def _unscaled(self, x: jax.Array) -> jax.Array:
+    def _unscaled(self, x: jax.Array | np.ndarray) -> jax.Array:
         low, high = self._bounds
         return x * ((high - low)[None] / 2) + (low + high)[None] / 2
 
@@ -168,7 +168,7 @@ class Box:
         return mean, MAX_LOG_STD - jax.nn.softplus(MAX_LOG_STD - log_std)
 
     def uniform(self, batch: int) -> jax.Array:
-        """Outputs ``[B, K]`` of the uniform policy, which is no Gaussian: infinite deviations stand for it."""
+        """Outputs ``[B, K]`` of the uniform policy, which is not Gaussian: infinite deviations stand for it."""
         return jnp.concatenate([jnp.zeros((batch, self.size)), jnp.full((batch, self.size), jnp.inf)], -1, jnp.float32)
 
     def sample(self, key: jax.Array, outputs: jax.Array) -> jax.Array:
@@ -179,12 +179,12 @@ class Box:
         anywhere = jax.random.uniform(key_uniform, mean.shape, jnp.float32, -1.0, 1.0)
         return self._unscaled(jnp.where(jnp.isposinf(outputs[..., self.size :]), anywhere, drawn))
 
-    def mode(self, outputs: jax.Array) -> jax.Array:
-        """The means ``[B, D]``, in the environment's units; of `size` numbers or of K."""
+    def mode(self, outputs: jax.Array | np.ndarray) -> jax.Array:
+        """The means ``[B, D]``, in the environment's units, from outputs of `size` numbers or of K."""
         return self._unscaled(outputs[..., : self.size])
 
     def clip(self, action: jax.Array) -> jax.Array:
-        """What an environment is told of a sample ``[B, D]``: the nearest action in the box."""
+        """The action that an environment executes for a sample ``[B, D]``: the nearest one in the box."""
         low, high = self._bounds
         return jnp.clip(action, low[None], high[None])
 
@@ -203,34 +203,34 @@ class Box:
         """The outputs of a decoder and an RL head that acts on top of it, together: their sum, whatever `how` says.
 
         The mean of two logits keeps the likeliest action where the head is zero. The mean of two means would not: it
-        would halve the decoded action. So the head is a residual, of the mean and of the log-deviation.
+        would halve the decoded action. So the head is a residual of both the mean and the log-deviation.
         """
         return head + decoded
 
     def loss(self, outputs: jax.Array, action: jax.Array, smoothing: float = 0.0) -> jax.Array:
         """Negative log-likelihood float ``[B]`` in nats, per half-range.
 
-        With `smoothing` that share of each label is dealt to the whole box, as of discrete actions to all of them: the
-        expected loss, so that no deviation falls below that of the share.
+        `smoothing` is the share of each label that is spread over the whole box, as it is over all actions of a
+        discrete space. The loss is its expectation, which keeps the deviation from shrinking to nothing.
         """
         nats = -self.log_prob(outputs, action)
         if not smoothing:
             return nats
         mean, log_std = self._gaussian(outputs)
-        square = jnp.square(mean) + 1 / 3  # of a uniform draw's distance from the mean
+        square = jnp.square(mean) + 1 / 3  # the expected squared distance from a uniform draw
         anywhere = 0.5 * square * jnp.exp(-2 * log_std) + log_std + 0.5 * math.log(2 * math.pi)
         return (1 - smoothing) * nats + smoothing * jnp.sum(anywhere, axis=-1)
 
-    def point_loss(self, named: jax.Array, action: jax.Array) -> jax.Array:
-        """The loss float ``[B]`` of a head that names actions by `size` numbers: their mean squared error."""
-        return self.score(self._unscaled(named), action)
+    def point_loss(self, encoded: jax.Array, action: jax.Array) -> jax.Array:
+        """The loss float ``[B]`` of a head that encodes actions in `size` numbers: their mean squared error."""
+        return self.score(self._unscaled(encoded), action)
 
-    def score(self, guess: jax.Array, action: jax.Array) -> jax.Array:
+    def score(self, guess: jax.Array | np.ndarray, action: jax.Array | np.ndarray) -> jax.Array:
         """How badly actions ``[B, D]`` were guessed, float32 ``[B]``: the mean squared error in half-ranges."""
         return jnp.mean(jnp.square(self._scaled(guess) - self._scaled(action)), axis=-1)
 
     def known(self, action: jax.Array) -> jax.Array:
-        """Which labels ``[B, D]`` are labels, bool ``[B]``: unknown is NaN."""
+        """Which labels ``[B, D]`` are known, bool ``[B]``: NaN means unknown."""
         return jnp.all(jnp.isfinite(action), axis=-1)
 
 

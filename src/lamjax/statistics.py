@@ -12,7 +12,7 @@ def mean_and_stderr(values: Sequence[float] | np.ndarray) -> tuple[float, float]
       values: numbers ``[N]``.
 
     Returns:
-      Two floats: NaN for the mean of no value, and for the error of fewer than two.
+      Two floats: the mean, NaN without values, and the error, NaN for fewer than two values.
     """
     values = np.asarray(values)
     mean = float(np.mean(values)) if len(values) else float("nan")
@@ -20,13 +20,13 @@ def mean_and_stderr(values: Sequence[float] | np.ndarray) -> tuple[float, float]
 
 
 def stderr_over_groups(values: np.ndarray, groups: np.ndarray) -> float:
-    """Standard error of the mean of values that resemble each other within groups, such as windows of an episode.
+    """Standard error of the mean of values that are correlated within groups, such as windows of an episode.
 
     The sums over the K groups count as independent, not the values (N in all):
 
         stderr = sqrt(K / (K - 1) * sum_k (sum_{e in k} (v_e - mean v))^2) / N.
 
-    If there is one group alone, its values count as independent.
+    If there is only one group, its values count as independent.
 
     Args:
       values: float ``[N]``.

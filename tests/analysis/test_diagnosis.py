@@ -72,8 +72,10 @@ def test_latents_must_hold_half_of_the_action_and_more_than_an_untrained_models(
     information = INFORMATION | {"share": share, "untrained_share": untrained}
     results = DYNAMICS | {"action_information": information, "probe_accuracy_merged": 0.1}  # that probe is no judge now
     assert failed(judge_dynamics(results)) == failed(judge_information(information)) == fails
-    names = [item["name"] for item in diagnose({"stages": {"dynamics": results}})]
-    assert names == ["information"] * fails
+    messages = diagnose({"stages": {"dynamics": results}})
+    assert [item["name"] for item in messages] == ["information"] * fails
+    if fails:
+        assert ("--dynamics.focus" in messages[0]["try"]) == (share < diagnosis.MIN_SHARE)
     assert failed(judge_dynamics(results | {"fdm_mse": 0.01}))
 
 
@@ -189,7 +191,7 @@ def test_a_verdict_on_continuous_actions_names_their_score():
     [
         ({}, None),
         ({"probe_r2": 0.31}, "no better than those of an untrained model"),
-        ({"still_probe_r2": 0.2}, "o_t alone tells 20 % of the actions' variance"),
+        ({"still_probe_r2": 0.2}, "only o_t predicts 20 % of the actions' variance"),
         ({"code_r2": 0.32, "code_r2_shuffled": 0.3}, "share of variance 0.02 above shuffled"),
         ({"code_r2": 0.5, "code_r2_shuffled": 0.3}, None),
     ],
@@ -323,7 +325,7 @@ def test_latents_no_better_than_untrained_ones(summary):
 def test_a_recorded_policy_that_gives_its_actions_away(summary):
     summary["stages"]["dynamics"]["untrained_probe_accuracy_merged"] = 0.6
     summary["stages"]["dynamics"]["still_probe_accuracy_merged"] = 0.451
-    assert "tells 45 % of the actions" in only(diagnose(summary), "dynamics")
+    assert "predicts 45 % of the actions" in only(diagnose(summary), "dynamics")
     summary["stages"]["dynamics"]["still_probe_accuracy_merged"] = 0.449
     assert "untrained model" in only(diagnose(summary), "dynamics")
 
@@ -340,6 +342,8 @@ def test_decoding_that_failed(summary, stage):
     verdict = "failed: no better than the random policy (2.70)"
     summary["stages"][stage] = {"ok": False, "verdict": verdict}
     assert only(diagnose(summary), stage) == "No better than the random policy (2.70)."
+    summary["stages"][stage]["verdict"] = "failed: 6.56, PPO from scratch has 6.56"
+    assert only(diagnose(summary), stage) == "6.56, PPO from scratch has 6.56."
 
 
 def test_labels_of_stage_1_count_for_decoding(summary):

@@ -306,6 +306,18 @@ def test_text_of_the_run_is_escaped(tmp_path):
     assert page.text.count(hostile) >= 8
 
 
+def test_a_run_without_a_quantiser_has_no_figures_of_codes(tmp_path):
+    results = {**SUMMARY["stages"]["dynamics"], "quantized": False}
+    finished = SUMMARY | {"stages": SUMMARY["stages"] | {"dynamics": results}}
+    begun = SUMMARY | {"stages": {}, "nulls": {}}
+    for name, summary in (("finished", finished), ("begun", begun)):
+        folder = make_run(tmp_path / name, summary)
+        (folder / "config.json").write_text(json.dumps({"dynamics": {"quantizer": {"enabled": False}}}))
+        page = Page(report.write(folder))
+        assert {"figure-probe", "figure-perplexity", "figure-code_usage"} & set(page.ids) == {"figure-probe"}
+        assert not {"perplexity.png", "code_usage.png"} & {path.name for path in (folder / "figures").iterdir()}
+
+
 def test_missing_numbers_are_dashes(tmp_path):
     def blank(value):
         if isinstance(value, dict):

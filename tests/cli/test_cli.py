@@ -374,7 +374,7 @@ def test_a_time_is_not_for_training_an_expert(measured, fails):
 
 
 def test_a_time_that_is_none_or_too_short_is_a_sentence(measured, fails, capfd):
-    assert fails(*TRAIN, "--within", "soon").startswith("--within soon is no time: give seconds (600)")
+    assert fails(*TRAIN, "--within", "soon").startswith("--within soon is not a time: give seconds (600)")
     capfd.readouterr()
     assert main([*TRAIN, "--within", "12s"]) == 2
     assert "does not fit into 12s on this machine" in capfd.readouterr().err

@@ -39,7 +39,7 @@ def ends(monkeypatch, error):
         (OSError(errno.EDQUOT, "Quota", "runs/x"), 2, "The disk is full: free some space for runs/x"),
         (OSError(errno.EACCES, "Permission denied", "runs/x"), 2, "Permission denied: runs/x"),
         (RuntimeError("RESOURCE_EXHAUSTED: Out of memory\nmore"), 2, "The device has too little memory (RESOURCE_EX"),
-        (KeyboardInterrupt(), 130, "stopped at once; the same command goes on from what was saved before"),
+        (KeyboardInterrupt(), 130, "stopped at once; the same command continues from the last checkpoint"),
         (KeyboardInterrupt(15), 143, "stopped at once"),
     ],
 )

@@ -244,7 +244,7 @@ def test_other_folders_and_versions_are_refused(store, tmp_path):
     file = store.path / "manifest.json"
     manifest = json.loads(file.read_text())
     file.write_text(json.dumps(manifest | {"format": "other"}))
-    with pytest.raises(data.StoreError, match="not of a lamjax trajectory store"):
+    with pytest.raises(data.StoreError, match="does not belong to a lamjax trajectory store"):
         data.open_store(store.path)
     file.write_text(json.dumps(manifest | {"version": 3}))
     with pytest.raises(data.StoreError, match="format version 3 but this lamjax reads versions 1 and 2"):

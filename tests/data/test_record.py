@@ -193,9 +193,7 @@ class Broken(Counter):
 @pytest.mark.parametrize("value", [np.nan, -np.inf])
 def test_an_environment_that_returns_no_number_is_refused_in_that_step(tmp_path, what, step, value):
     env = envs.Gymnax(Broken(what, value), 4)
-    message = (
-        f"^counter returned {value} in the {what} of step {step} of its copy 0, both counted from 0: .*mend the env"
-    )
+    message = f"^counter returned {value} in the {what} of step {step} of its copy 0 \\(both counted from 0\\)"
     with pytest.raises(ValueError, match=message):
         record(tmp_path / "store", env, policies.UniformPolicy(2), {}, 10**9, KEY, source={"kind": "random"})
     assert not list(tmp_path.iterdir())

@@ -95,7 +95,7 @@ def test_the_run_was_stopped_inside_the_stage(chain, number):
     assert stage not in ended, output
     if signum == signal.SIGTERM:
         assert code == 128 + signum, output
-        assert output.splitlines()[-1] == "lamjax: stopped by SIGTERM; everything is saved, the same command goes on"
+        assert output.splitlines()[-1] == "lamjax: stopped by SIGTERM; everything is saved, the same command continues"
     else:
         assert code == -signum, output
     assert "Traceback" not in output

@@ -34,7 +34,7 @@ def test_actions_are_found_by_episode_and_frame_and_merged(files):
     assert results["fit"] + results["windows"] == (EPISODES - 1) * (LENGTH - 2)
     assert results["curve"][-1][1] > 0.95 > results["constant_score"]
     assert probe.target_space.n == 2 and results["majority_accuracy_merged"] > results["majority_accuracy"]
-    with pytest.raises(LatentFileError, match="--merged needs the class of each of discrete actions, and got 2"):
+    with pytest.raises(LatentFileError, match="--merged needs one class for each discrete action, and got 2"):
         probe_file(files / "latents.parquet", files / "aligned.npz", merged=(0, 1))
 
 
@@ -89,7 +89,7 @@ def test_what_does_not_fit_is_refused(files, tmp_path):
         writer.append_episode(np.zeros((3, 4), np.uint8), np.zeros(3, int), np.zeros(3), 0, "cut")
     for actions, sentence in (
         ("short.npz", "has 5 rows and no columns 'episode' and 't', not 300"),
-        ("none.npz", "has no column 'action': name it so"),
+        ("none.npz", "has no column 'action': rename the column"),
         ("store", "has 3 frames and 1 actions, and .* has 300 rows: label this store, which must have actions"),
     ):
         with pytest.raises(LatentFileError, match=sentence):

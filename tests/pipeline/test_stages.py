@@ -258,7 +258,7 @@ def with_ppo(config: RunConfig, stage: str, **changes) -> RunConfig:
     [
         (
             dataclasses.replace(settings(), cloning=dataclasses.replace(settings().cloning, batch_size=5)),
-            "^--cloning.batch-size is 5 over all devices and does not divide by these 2: choose a multiple of 2, or",
+            "^--cloning.batch-size is 5 over all devices, which does not divide by their number, 2: choose a multiple",
         ),
         (with_ppo(settings(), "scratch", num_envs=9, num_minibatches=1), "^--scratch.ppo.num-envs is 9 over all"),
         (
@@ -420,9 +420,7 @@ def test_clones_of_labels_see_the_rows_of_the_runs_seed(store, tmp_path):
 
 
 def test_random_play_leaves_frames_for_ppo():
-    with pytest.raises(
-        ValueError, match=r"^named.frames \(768\) must be fewer than the frames that PPO shares with it"
-    ):
+    with pytest.raises(ValueError, match=r"^named.frames \(768\) must leave PPO at least one update"):
         dataclasses.replace(NAMED.named, frames=768)
 
 

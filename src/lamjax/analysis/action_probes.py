@@ -24,9 +24,9 @@ class DiscreteActions:
     """Scores of discrete actions, int32 ``[E]``.
 
     Attributes:
-      env: the environment; it knows which actions do the same.
+      env: the environment, which knows the aliases among its actions.
       num_actions: A.
-      classes: the class of each action instead, A numbers from 0 on.
+      classes: replaces the environment's: the class of each action, A numbers from 0 on.
     """
 
     env: str
@@ -44,7 +44,7 @@ class DiscreteActions:
         self, key: jax.Array, train_z: np.ndarray, train_y: np.ndarray, test_z: np.ndarray, test_y: np.ndarray
     ) -> dict[str, float]:
         """Accuracies of an MLP and a linear probe: fitted on latents ``[S, Z]``, tested on other levels' ``[E, Z]``."""
-        scores = {}
+        scores: dict[str, float] = {}
         for prefix, hidden in (("", probes.HIDDEN), ("linear_", ())):
             raw, merged = probes.accuracies(key, train_z, train_y, test_z, test_y, self.merged, hidden)
             scores |= {f"{prefix}probe_accuracy": raw, f"{prefix}probe_accuracy_merged": merged}
@@ -72,7 +72,7 @@ class DiscreteActions:
         return Discrete(int(self.merged.max()) + 1)
 
     def targets(self, actions: np.ndarray) -> np.ndarray:
-        """The classes int32 ``[E]`` of actions ``[E]``, aliases merged: what frames can tell of them at best."""
+        """The classes int32 ``[E]`` of actions ``[E]``, aliases merged: the most that frames can reveal about them."""
         return self.merged[actions].astype(np.int32)
 
     def guess(
@@ -114,7 +114,7 @@ class ContinuousActions:
     """Scores of continuous actions, float32 ``[E, D]``.
 
     Attributes:
-      space: their bounds.
+      space: the actions' bounds.
     """
 
     space: Box
@@ -146,7 +146,7 @@ class ContinuousActions:
 
     @property
     def target_space(self) -> Box:
-        """What `targets` are elements of: the actions' bounds."""
+        """The space of `targets`: the actions' bounds."""
         return self.space
 
     def targets(self, actions: np.ndarray) -> np.ndarray:
@@ -181,7 +181,7 @@ class ContinuousActions:
 
 
 class NoActions:
-    """The scores of trajectories without actions: there are none."""
+    """Scores for trajectories without actions: there are none."""
 
     def probe(
         self, key: jax.Array, train_z: np.ndarray, train_y: np.ndarray, test_z: np.ndarray, test_y: np.ndarray
@@ -198,7 +198,7 @@ class NoActions:
         return {}
 
     def arrays(self, test_y: np.ndarray) -> dict[str, np.ndarray]:
-        """Nothing by which figures could colour latents."""
+        """No arrays, because there is nothing to colour latents by."""
         return {}
 
 

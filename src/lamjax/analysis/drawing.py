@@ -1,4 +1,4 @@
-"""The style that all figures of a report share, and how they become PNG and SVG.
+"""The style that all figures of a report share, and their conversion to PNG and SVG.
 
 The functions use matplotlib's `Figure` class without pyplot and without a global style, so any thread may draw. 1 inch
 is 100 CSS pixels in the report.
@@ -16,12 +16,12 @@ from matplotlib.ticker import EngFormatter, MaxNLocator
 
 Curve = tuple[np.ndarray, np.ndarray]
 
-# Both palettes suit the common forms of colour blindness. Lines: Okabe and Ito; the page has a lighter set for dark
-# mode. Classes: Tol's "bright", which is legible on light and dark, for marks that are pixels in the page.
+# Both palettes suit the common forms of colour blindness. Lines use Okabe and Ito's; the page has a lighter set for
+# dark mode. Classes use Tol's "bright", which is legible on light and dark, because their marks are pixels in the page.
 BLUE, VERMILLION, GREEN, PURPLE = "#0072b2", "#d55e00", "#009e73", "#cc79a7"
 LINES = (BLUE, VERMILLION, GREEN, PURPLE)
 CLASSES = ("#4477aa", "#ee6677", "#228833", "#ccbb44", "#66ccee", "#aa3377", "#bbbbbb")
-MARKERS = "o^sDvP"  # the colours start anew with each
+MARKERS = "o^sDvP"  # each marker goes through all colours
 INK, MUTED, GRID = "#1f2328", "#6e7781", "#dde1e6"
 CSS_VARIABLES = {INK: "ink", MUTED: "muted", GRID: "grid"}
 CSS_VARIABLES |= {BLUE: "blue", VERMILLION: "vermillion", GREEN: "green", PURPLE: "purple"}
@@ -43,8 +43,8 @@ def svg(figure: Figure, name: str, description: str = "") -> str:
     """Encodes a figure as an `<svg>` element to put into a page.
 
     Colours become the CSS variables of `CSS_VARIABLES`, so that the page can switch to dark mode. The element loads
-    nothing from elsewhere, and the same figure gives the same text. `name` is the prefix of the element's ids, which
-    are unique in a page if names are; `description` is for readers that do not see the figure.
+    nothing from elsewhere, and the same figure always gives the same text. `name` is the prefix of the element's ids,
+    which are unique in a page if names are; `description` is for readers who cannot see the figure.
     """
     buffer = io.StringIO()
     empty = dict.fromkeys(["Creator", "Date", "Format", "Type"])
@@ -56,13 +56,13 @@ def svg(figure: Figure, name: str, description: str = "") -> str:
     for colour, variable in CSS_VARIABLES.items():
         text = text.replace(colour, f"var(--{variable})")
     width, height = (round(DOTS_PER_INCH * inches) for inches in figure.get_size_inches())
-    view = re.search(r'viewBox="[^"]+"', text)[0]
+    view = next(re.finditer(r'viewBox="[^"]+"', text))[0]
     opening = f'<svg {view} width="{width}" height="{height}" role="img" aria-label="{html.escape(description)}">'
     return opening + text[text.index(">") + 1 :].strip()
 
 
 def panel(title: str, xlabel: str, ylabel: str, size: tuple[float, float] = PANEL) -> tuple[Figure, Axes]:
-    """An empty figure with one set of axes in the style of all."""
+    """An empty figure with one set of axes, in the common style."""
     fig = Figure(figsize=size, layout="constrained", facecolor="white")
     ax = fig.subplots()
     ax.set_title(plain(title), fontsize=FONT + 1, fontweight="bold", color=INK, loc="left")
@@ -71,7 +71,7 @@ def panel(title: str, xlabel: str, ylabel: str, size: tuple[float, float] = PANE
 
 
 def panels(count: int, xlabel: str, ylabel: str, columns: int = 4) -> tuple[Figure, list[Axes]]:
-    """Small panels in rows of at most `columns`, in the style of all."""
+    """Small panels in rows of at most `columns`, in the common style."""
     columns, rows = min(count, columns), -(-count // columns)
     fig = Figure(figsize=(2.5 * columns, 2.5 * rows), layout="constrained", facecolor="white")
     axes = fig.subplots(rows, columns, squeeze=False).ravel()
@@ -83,7 +83,7 @@ def panels(count: int, xlabel: str, ylabel: str, columns: int = 4) -> tuple[Figu
 
 
 def _style(ax: Axes, xlabel: str, ylabel: str, size: int) -> None:
-    """Gives axes the common style; `size` is that of their labels in points."""
+    """Gives axes the common style; `size` is the font size of their labels in points."""
     ax.set_xlabel(xlabel, fontsize=size, color=INK)
     ax.set_ylabel(ylabel, fontsize=size, color=INK)
     ax.tick_params(which="both", labelsize=SMALL_FONT, color=MUTED, labelcolor=INK, width=THIN)
@@ -94,7 +94,7 @@ def _style(ax: Axes, xlabel: str, ylabel: str, size: int) -> None:
 
 
 def legend(fig: Figure) -> Figure:
-    """Puts the legend below the axes, where it covers nothing, in as many columns as fit."""
+    """Puts the legend below the axes, where it covers no data, in as many columns as fit."""
     handles, labels = fig.axes[0].get_legend_handles_labels()
     if handles:
         style = {"frameon": False, "fontsize": SMALL_FONT, "labelcolor": INK, "handlelength": 1.8, "columnspacing": 1.4}
@@ -120,7 +120,7 @@ def line(ax: Axes, curve: Curve | None, label: str, colour: str) -> None:
 
 
 def smoothed(ax: Axes, curve: Curve | None, label: str, colour: str) -> None:
-    """Draws a curve, faint, and over it its moving mean over a twentieth of its length."""
+    """Draws a faint curve, and on top of it its moving mean over a twentieth of its length."""
     if curve is None:
         return
     x, y = curve
@@ -144,15 +144,15 @@ def step_axis(ax: Axes) -> None:
 
 
 def plain(text: str) -> str:
-    """Escapes text from data, so that mathtext shows it as it is."""
+    """Escapes text from data, so that mathtext shows it unchanged."""
     return str(text).replace("$", r"\$")
 
 
 def smooth(values: np.ndarray, window: int) -> np.ndarray:
     """Centred moving mean, float [n].
 
-    The window shrinks from both sides towards the start, where curves are steep, and from the right alone towards
-    the end, where they are flat and the last values matter.
+    The window shrinks on both sides towards the start, where curves are steep, and only on the right towards the end,
+    where they are flat and the last values matter.
     """
     sums = np.concatenate([[0.0], np.cumsum(values)])
     index = np.arange(len(values))

@@ -1,6 +1,6 @@
-"""Examines stage 1 on levels that it was not trained on; every score stands beside its baseline.
+"""Examines stage 1 on levels that it was not trained on; every score comes with its baseline.
 
-Dimension keys: E windows, L frames in a window, D numbers that tell a distractor's state.
+Dimension keys: E windows, L frames in a window, D numbers that describe a distractor's state.
 """
 
 from typing import Any, NamedTuple
@@ -15,9 +15,9 @@ from lamjax.analysis.action_probes import ActionProbe, NoActions
 from lamjax.analysis.held_out import held_out_errors, swapped_error
 from lamjax.dynamics import DynamicsState
 
-SWAPPED = 8  # batches of held-out windows whose latents are exchanged
+SWAPPED = 8  # batches of held-out windows whose latents are swapped
 STRIPS = {1: 256, 3: 8}  # held-out predictions that a report shows, by the rank of an observation
-IMAGINED = 8  # latent actions whose imagined rollouts it shows
+IMAGINED = 8  # latent actions whose imagined rollouts the report shows
 
 
 class Examined(NamedTuple):
@@ -32,7 +32,7 @@ class Examined(NamedTuple):
 
 
 def still(windows: np.ndarray) -> np.ndarray:
-    """Windows ``[E, L, *obs_shape]`` with o_t in place of every frame; a view."""
+    """Windows ``[E, L, *obs_shape]`` with every frame replaced by o_t; a view."""
     return np.broadcast_to(windows[:, -2:-1], windows.shape)
 
 
@@ -51,7 +51,7 @@ def examine(
     Args:
       key: a typed PRNG key, for the probes.
       state: stage 1, trained.
-      untrained: stage 1 before its first step: the baseline of probes.
+      untrained: stage 1 before its first step, the baseline of probes.
       fit: windows that probes are fitted on.
       test: windows that everything is tested on.
       batches: the windows of `test` in device memory, ``[M, B, L, *obs_shape]``.
@@ -59,7 +59,7 @@ def examine(
       seed: draws the shuffled actions and the windows that figures show.
 
     Returns:
-      Results by name: errors, ``codebook_perplexity``, ``dead_codes``, the scores of `actions`, again with the
+      Results by name: errors, ``codebook_perplexity``, ``dead_codes``, the scores of `actions`, the same with the
       prefixes ``untrained_`` and ``still_``, and those of `probes.distractor_scores`; and the arrays of a report's
       figures.
     """
@@ -72,13 +72,13 @@ def examine(
             latents.latents_of(untrained, fit.windows)[0],
             latents.latents_of_batches(untrained, batches)[0],
         ),
-        # The untrained model sees o_t alone: the actions that it tells, the recorded policy gives away by itself.
+        # The untrained model sees only o_t: if it predicts the actions, the recorded policy gives them away by itself.
         "still_": tuple(latents.latents_of(untrained, still(windows))[0] for windows in (fit.windows, test.windows)),
     }
     for prefix, (fit_view, test_view) in views.items():
         scores = actions.probe(key, fit_view, fit.actions, test_view, test.actions)
         if prefix != "still_":
-            if test.distractor is not None:
+            if fit.distractor is not None and test.distractor is not None:
                 scores |= probes.distractor_scores(key, fit_view, fit.distractor, test_view, test.distractor)
             arrays["latents_untrained" if prefix else "latents"] = test_view
         results |= {prefix + name: value for name, value in scores.items()}
@@ -94,6 +94,7 @@ def examine(
         **actions.codes(codes, test.actions, seed),
     }
     if state.config.action_weight:
+        assert not isinstance(actions, NoActions)  # stage 1 was trained on actions
         outputs = np.asarray(dynamics.predict_actions(state, jnp.asarray(test_z)))
         results |= actions.head(outputs, test.actions)
 

@@ -1,7 +1,7 @@
 """The figures of a run's report: arrays in, a matplotlib `Figure` out.
 
 A curve is a pair `(x [n], y [n])` of finite float arrays, or None if the run has none. A reference value that is None
-or NaN is left out. Frames are uint8 `[..., H, W, C]` (see `images`).
+or NaN is not drawn. Frames are uint8 `[..., H, W, C]` (see `images`).
 """
 
 import math
@@ -45,13 +45,13 @@ def fdm_error(train: Curve | None, test: Curve | None, copy_last: float | None) 
     drawing.line(ax, test, "held-out levels", VERMILLION)
     drawing.reference(ax, copy_last, "copy last frame", "--")
     drawing.step_axis(ax)
-    # An axis that spans less than two decades would show one number: there minor ticks have labels too.
+    # On an axis of less than two decades only one number would appear, so there the minor ticks have labels too.
     ax.yaxis.set_minor_formatter(LogFormatterSciNotation(minor_thresholds=(2, 0.4)))
     return drawing.legend(fig)
 
 
 def perplexity(curves: list[Curve], num_codes: int | None) -> Figure:
-    """Perplexity of each codebook, `exp(-sum_k p_k log p_k)`, with its maximum, the number of codes."""
+    """Perplexity of each codebook, `exp(-sum_k p_k log p_k)`, and its maximum, the number of codes."""
     fig, ax = drawing.panel("Codebook perplexity", "gradient step", "effective number of codes")
     for index, curve in enumerate(curves):
         drawing.smoothed(ax, curve, f"codebook {index}", LINES[index % len(LINES)])
@@ -61,21 +61,20 @@ def perplexity(curves: list[Curve], num_codes: int | None) -> Figure:
     return drawing.legend(fig)
 
 
-def probe_bars(groups: dict[str, tuple[float, float, float, float]], score: str, constant: str) -> Figure:
-    """Held-out scores of a probe that reads the true action from latents, beside its baselines.
+def probe_bars(groups: dict[str, tuple[float, ...]], score: str, constant: str) -> Figure:
+    """Held-out scores of a probe that reads the true action from latents, and its baselines.
 
     Args:
-        groups: for each set of actions (all, or aliases merged; or each kind of probe) the score, at most 1, on the
-            trained IDM, on an untrained one, on an untrained one that sees o_t alone, and of `constant`; NaN if
-            unknown.
+        groups: for each set of actions (all, or aliases merged; or each kind of probe) the score, at most 1, for the
+            trained IDM, an untrained one, an untrained one that sees only o_t, and `constant`; NaN if unknown.
         score: what is measured: accuracy, or variance explained.
-        constant: the baseline that looks at nothing.
+        constant: the name of the constant baseline.
     """
     fig, ax = drawing.panel("Action probe", "", f"held-out {score} (%)")
     series = (
         ("trained IDM", BLUE, 1),
         ("untrained IDM", MUTED, 1),
-        ("untrained IDM, o_t alone", MUTED, 0.7),
+        ("untrained IDM, only o_t", MUTED, 0.7),
         (constant, MUTED, 0.4),
     )
     centres = np.arange(len(groups))
@@ -95,7 +94,7 @@ def probe_bars(groups: dict[str, tuple[float, float, float, float]], score: str,
 
 
 def code_usage(counts: np.ndarray) -> Figure:
-    """Share of the windows that each code takes, most used code first.
+    """The share of windows that has each code, most used code first.
 
     Args:
         counts: int [codebooks, codes].
@@ -119,11 +118,11 @@ def latents(points: np.ndarray, labels: np.ndarray, names: list[str], title: str
     """Latent actions on their first two principal components, coloured by true action.
 
     Args:
-        points: float [n, Z]; more than `max_points` are thinned to this number, evenly.
+        points: float [n, Z]; more than `max_points` are thinned evenly to that number.
         labels: int [n], indices into `names`.
         names: the actions.
         title: the model that the latents come from.
-        max_points: how many to draw.
+        max_points: how many points to draw at most.
     """
     fig, ax, projected, keep = _projected(points, title, max_points)
     labels = np.asarray(labels)[keep]
@@ -136,7 +135,7 @@ def latents(points: np.ndarray, labels: np.ndarray, names: list[str], title: str
 
 
 def latents_by_value(points: np.ndarray, values: np.ndarray, title: str, max_points: int = 3000) -> Figure:
-    """As `latents`, coloured by the first number of the true action: `values` are float [n, D]."""
+    """Like `latents`, coloured by the first number of the true action: `values` are float [n, D]."""
     fig, ax, projected, keep = _projected(points, title, max_points)
     x, y = projected.T
     marks = ax.scatter(x, y, s=9, c=np.asarray(values)[keep, 0], cmap="viridis", alpha=0.7, lw=0, rasterized=True)
@@ -150,8 +149,8 @@ def latents_by_value(points: np.ndarray, values: np.ndarray, title: str, max_poi
 def _projected(points: np.ndarray, title: str, max_points: int) -> tuple[Figure, Axes, np.ndarray, np.ndarray]:
     """Axes for latents, the positions of at most `max_points` of them [n, 2], and their indices [n]."""
     projected, explained = pca(points)
-    axis_labels = [f"PC {i + 1} ({100 * share:.0f} % of variance)" for i, share in enumerate(explained)]
-    fig, ax = drawing.panel(title, *axis_labels, size=(4.9, 4.9))
+    xlabel, ylabel = (f"PC {i + 1} ({100 * share:.0f} % of variance)" for i, share in enumerate(explained))
+    fig, ax = drawing.panel(title, xlabel, ylabel, size=(4.9, 4.9))
     ax.xaxis.set_major_locator(MaxNLocator(5))
     ax.yaxis.set_major_locator(MaxNLocator(5))
     keep = np.linspace(0, len(projected) - 1, min(len(projected), max_points)).astype(int)
@@ -162,7 +161,7 @@ def strips(context: np.ndarray, truth: np.ndarray, prediction: np.ndarray) -> Fi
     """One-step predictions: the context frames, the next frame, the FDM's, and their absolute difference.
 
     Args:
-        context: uint8 [k, K, H, W, C], up to `o_t`; K is 2, or 1 for models without another context frame.
+        context: uint8 [k, K, H, W, C], up to `o_t`; K is 2, or 1 for models with a single context frame.
         truth: uint8 [k, H, W, C], `o_{t+1}`.
         prediction: uint8 [k, H, W, C], the FDM's output under the IDM's latent action.
     """
@@ -179,9 +178,9 @@ def strips(context: np.ndarray, truth: np.ndarray, prediction: np.ndarray) -> Fi
 
 
 def rollouts(frames: np.ndarray, labels: list[str], max_frames: int = 8) -> Figure:
-    """The frames of `rollout_gif` side by side, for print: a row for each latent action, time to the right.
+    """The frames of `rollout_gif` side by side, for print: one row per latent action, with time from left to right.
 
-    `frames` are uint8 [A, T, H, W, C], `labels` [A]. More than `max_frames` are thinned evenly to this number, and the
+    `frames` are uint8 [A, T, H, W, C] and `labels` [A]. More than `max_frames` are thinned evenly to that number; the
     first and the last stay.
     """
     times = np.unique(np.linspace(0, frames.shape[1] - 1, min(frames.shape[1], max_frames)).astype(int))
@@ -189,13 +188,13 @@ def rollouts(frames: np.ndarray, labels: list[str], max_frames: int = 8) -> Figu
 
 
 def vector_changes(context: np.ndarray, truth: np.ndarray, prediction: np.ndarray, max_panels: int = 8) -> Figure:
-    """One-step predictions of vectors: for each number its predicted change against the true one.
+    """One-step predictions of vectors: each number's predicted change against the true one.
 
     Args:
         context: float [k, 2, D], `o_{t-1}` and `o_t`, standardised.
         truth: float [k, D], `o_{t+1}`.
         prediction: float [k, D], the FDM's output under the IDM's latent action.
-        max_panels: how many numbers to show, at most.
+        max_panels: how many numbers to show at most.
     """
     true, predicted = truth - context[:, 1], prediction - context[:, 1]
     fig, axes = drawing.panels(min(truth.shape[1], max_panels), "true change", "predicted")
@@ -209,9 +208,9 @@ def vector_changes(context: np.ndarray, truth: np.ndarray, prediction: np.ndarra
 
 
 def vector_rollouts(frames: np.ndarray, labels: list[str], max_panels: int = 8) -> Figure:
-    """Rollouts that the FDM imagines from one vector under each constant latent action: a panel for each number.
+    """Rollouts that the FDM imagines from one vector under each constant latent action: one panel per number.
 
-    `frames` are float [A, T, D], standardised, `labels` [A]. Of more than `max_panels` numbers it shows the first.
+    `frames` are float [A, T, D], standardised, and `labels` [A]. It shows at most the first `max_panels` numbers.
     """
     fig, axes = drawing.panels(min(frames.shape[2], max_panels), "step", "")
     for index, ax in enumerate(axes):
@@ -252,7 +251,7 @@ def return_by_labels(
         cloned: the same for behaviour cloning on the same labels; may be empty.
         random: return of a random policy.
         expert: return of the demonstrator.
-        others: as `decoded`, for other ways from labels to a policy, by name.
+        others: other methods that use labels, by name, in the form of `decoded`.
         oracle: return of a policy cloned from all true actions.
     """
     fig, ax = drawing.panel("Return against labels", "labelled transitions", "episode return")
@@ -270,7 +269,7 @@ def return_by_labels(
     drawing.reference(ax, oracle, "all actions cloned", "-.")
     drawing.reference(ax, random, "random policy", ":")
     ticks = np.unique(np.concatenate([np.asarray(points, float)[:, 0] for points, *_ in series if len(points)]))
-    ax.xaxis.set_major_locator(FixedLocator(ticks[:: -(-len(ticks) // 10)]))
+    ax.xaxis.set_major_locator(FixedLocator(ticks[:: -(-len(ticks) // 10)].tolist()))
     ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.0f}"))
     ax.xaxis.set_minor_locator(NullLocator())
     return drawing.legend(fig)

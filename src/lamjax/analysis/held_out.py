@@ -1,7 +1,7 @@
 """Errors of stages 1 and 2 on windows of held-out levels, in one dispatch for all batches.
 
-The windows lie in device memory (`EvaluationWindows.batches`). The loop over batches runs inside ``jit``, on a CPU too:
-without a backward pass it is no slower there.
+The windows lie in device memory (`EvaluationWindows.batches`). The loop over batches runs inside ``jit``, even on a
+CPU, where it is no slower without a backward pass.
 
 Dimension keys: M batches, B windows in a batch, L frames in a window, Z latent size.
 """
@@ -47,7 +47,7 @@ def held_out_errors(state: DynamicsState, batches: jax.Array) -> dict[str, Any]:
 
 
 def swapped_error(state: DynamicsState, batches: jax.Array) -> float:
-    """The forward model's error if the windows of each batch ``[M, B, L, *obs_shape]`` exchange their latents."""
+    """The forward model's error if the windows in each batch ``[M, B, L, *obs_shape]`` swap their latents."""
     return float(np.mean(_evaluate_swapped(state, batches)))
 
 
@@ -57,7 +57,7 @@ def cloning_error(state: CloningState, batches: jax.Array, latents: jax.Array) -
     Args:
       state: stage 2.
       batches: ``[M, B, L, *obs_shape]``.
-      latents: float32 ``[M * B, Z]``, what the inverse model infers of them.
+      latents: float32 ``[M * B, Z]``, the inverse model's latents of the windows.
     """
     targets = latents.reshape(*batches.shape[:2], -1)
     return float(np.mean(_evaluate_cloning(state, batches, targets)))

@@ -5,6 +5,7 @@ Frames are uint8 `[..., H, W, C]`; if C is not 1 or 3, each channel gets a colou
 
 import io
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -30,7 +31,7 @@ def rgb(frames: np.ndarray) -> np.ndarray:
 
 
 def image_grid(rows: np.ndarray, columns: list[str], notes: list[str], pixels: int, notes_at: int = 0) -> Figure:
-    """Frames [rows, columns, H, W, 3] on whole pixels, a heading per column and a note above each row."""
+    """Draws frames [rows, columns, H, W, 3] on whole pixels, with a heading per column and a note above each row."""
     count, width = rows.shape[:2]
     height_px, width_px = (max(1, round(pixels / rows.shape[3])) * size for size in rows.shape[2:4])
     gap, heading, note = 8, 24, 22
@@ -38,7 +39,7 @@ def image_grid(rows: np.ndarray, columns: list[str], notes: list[str], pixels: i
     total_h = heading + count * (note + height_px)
     fig = Figure(figsize=(total_w / DOTS_PER_INCH, total_h / DOTS_PER_INCH), facecolor="white")
     ax = fig.add_axes((0, 0, 1, 1))
-    style = {"fontsize": SMALL_FONT, "color": INK, "va": "center"}
+    style: dict[str, Any] = {"fontsize": SMALL_FONT, "color": INK, "va": "center"}
     for column, label in enumerate(columns):
         centre = column * (width_px + gap) + width_px / 2
         ax.text(centre, heading / 2, label, ha="center", fontweight="bold", **style)
@@ -55,12 +56,12 @@ def image_grid(rows: np.ndarray, columns: list[str], notes: list[str], pixels: i
 
 
 def rollout_gif(frames: np.ndarray, labels: list[str], max_bytes: int = GIF_BYTES) -> bytes:
-    """Animates the rollouts that the FDM imagines from one frame under each constant latent action.
+    """Animates the rollouts that the FDM imagines from one frame, one for each constant latent action.
 
     Args:
         frames: uint8 [A, T, H, W, C].
         labels: [A], written above each tile.
-        max_bytes: the frames are shown smaller, then with fewer colours, until the file is no larger.
+        max_bytes: shrinks the frames, then reduces the colours, until the file is no larger than this.
 
     Returns:
         A GIF that loops for ever.
@@ -74,12 +75,12 @@ def rollout_gif(frames: np.ndarray, labels: list[str], max_bytes: int = GIF_BYTE
     return gif
 
 
-_FONT_FILE = Path(matplotlib.get_data_path(), "fonts/ttf/DejaVuSans.ttf")  # of the other figures, too
-_PLATE = [(31 + 40 * shade, 35 + 39 * shade, 40 + 39 * shade) for shade in range(6)]  # dark ground to light text
+_FONT_FILE = Path(matplotlib.get_data_path(), "fonts/ttf/DejaVuSans.ttf")  # the font of the other figures
+_PLATE = [(31 + 40 * shade, 35 + 39 * shade, 40 + 39 * shade) for shade in range(6)]  # dark background to light text
 
 
 def _tile(images: np.ndarray, labels: list[str], scale: int) -> Image.Image:
-    """Images [A, H, W, 3] enlarged by a whole factor, in rows of at most four, each below its label."""
+    """Enlarges images [A, H, W, 3] by a whole factor, in rows of at most four, each below its label."""
     count, height, width = images.shape[:3]
     height, width = scale * height, scale * width
     columns, gap, heading = min(count, 4), 8, 22
@@ -98,11 +99,11 @@ def _tile(images: np.ndarray, labels: list[str], scale: int) -> Image.Image:
 
 
 def _encode_gif(images: list[Image.Image], colours: int) -> bytes:
-    """A GIF of the images with one palette for all, the last one held for a second."""
+    """A GIF of the images with one palette for all; the last one stays for a second."""
     samples = [np.asarray(images[index]) for index in (0, len(images) // 2, -1)]
     chosen = Image.fromarray(np.concatenate(samples)).quantize(colours - len(_PLATE), dither=Image.Dither.NONE)
     palette = Image.new("P", (1, 1))
-    palette.putpalette([*chosen.getpalette(), *np.ravel(_PLATE)])
+    palette.putpalette([*(chosen.getpalette() or ()), *np.ravel(_PLATE)])
     indexed = [image.quantize(palette=palette, dither=Image.Dither.NONE) for image in images]
     durations = [150] * (len(indexed) - 1) + [1000]
     buffer = io.BytesIO()

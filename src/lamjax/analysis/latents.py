@@ -29,7 +29,7 @@ _infer_all = over_batches(dynamics.infer_latents)
 def latents_of(state: DynamicsState, windows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Latents of windows ``[E, k + 2, *obs_shape]``: continuous float32 ``[E, Z]`` and codes int32 ``[E, N, H]``.
 
-    Windows in host memory go to the device batch by batch; no batch waits for the results of another.
+    Windows in host memory go to the device batch by batch; batches do not wait for each other's results.
     """
     latents = in_batches(lambda batch: _infer(state, batch), windows)
     return latents.continuous, latents.codes
@@ -38,7 +38,7 @@ def latents_of(state: DynamicsState, windows: np.ndarray) -> tuple[np.ndarray, n
 def in_batches(function: Callable[[np.ndarray], Any], rows: np.ndarray) -> Any:
     """Applies a jitted function to rows ``[E, ...]`` in host memory, `BATCH` of them at a time.
 
-    The last batch is filled up, so that all have one shape. No batch waits for the results of another.
+    The last batch is padded, so that all have one shape. Batches do not wait for each other's results.
 
     Returns:
       The function's arrays ``[E, ...]`` in host memory.
@@ -52,27 +52,27 @@ def in_batches(function: Callable[[np.ndarray], Any], rows: np.ndarray) -> Any:
 
 
 def latents_of_batches(state: DynamicsState, batches: jax.Array) -> tuple[np.ndarray, np.ndarray]:
-    """As `latents_of`, of windows ``[M, B, k + 2, *obs_shape]`` in device memory (E = M * B), in one dispatch."""
+    """Like `latents_of`, for windows ``[M, B, k + 2, *obs_shape]`` in device memory (E = M * B), in one dispatch."""
     latents = _infer_all(state, batches)
     continuous, codes = jax.device_get((latents.continuous, latents.codes))
     return continuous.reshape(-1, *continuous.shape[2:]), codes.reshape(-1, *codes.shape[2:])
 
 
 def to_uint8(frames: jax.Array) -> np.ndarray:
-    """float32 pixels in [-0.5, 0.5] (clipped) to uint8."""
+    """Converts float32 pixels in [-0.5, 0.5], clipped, to uint8."""
     return np.asarray(jnp.clip(jnp.round((frames + 0.5) * 255), 0, 255).astype(jnp.uint8))
 
 
 def strips(state: DynamicsState, windows: np.ndarray) -> dict[str, np.ndarray]:
-    """Returns the last two context frames, the next frame and its prediction, of windows ``[K, k + 2, *obs_shape]``.
+    """Returns the last two context frames, the next frame and its prediction for windows ``[K, k + 2, *obs_shape]``.
 
-    Pixels are uint8, cleaned as stage 1 sees them; vectors are standardised.
+    Pixels are uint8, cleaned as for stage 1; vectors are standardised.
     """
     latents = _infer(state, windows)
     prediction = jax.jit(dynamics.predict_next)(state, windows[:, :-1], latents.quantized)
     pixels = windows.dtype == np.uint8
     clean = dynamics.clean_frames(state.config, jnp.asarray(windows)) if pixels else None
-    frames = np.asarray(clean if pixels else normalise_obs(windows, state.obs_stats))
+    frames = np.asarray(clean if pixels else normalise_obs(jnp.asarray(windows), state.obs_stats))
     return {
         "strip_context": frames[:, :-1][:, -2:],
         "strip_truth": frames[:, -1],

@@ -65,7 +65,7 @@ def policy_card(summary: Mapping[str, Any], info: Mapping[str, Any], name: str, 
     """Writes a policy's card in Markdown; the arguments are those of `model_card`, and the policy's own results."""
     env = summary.get("env") or info.get("env")
     parts = _beginning(
-        summary | {"versions": summary.get("versions") or info.get("versions")},
+        {**summary, "versions": summary.get("versions") or info.get("versions")},
         name,
         f"A policy for {env}",
         "reinforcement-learning",
@@ -156,7 +156,8 @@ def _policy_results(summary: Mapping[str, Any], info: Mapping[str, Any]) -> list
 
 def _data(summary: Mapping[str, Any]) -> str:
     """What the model learned from, in sentences."""
-    source, record = summary.get("source") or {}, _stages(summary).get("record", {})
+    source: Any = summary.get("source") or {}
+    record = _stages(summary).get("record", {})
     frames = f"{short_count(record['frames'])} frames" if "frames" in record else "Frames"
     episodes = f" of {record['episodes']:,} episodes" if "episodes" in record else ""
     kinds = {

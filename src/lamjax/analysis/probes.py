@@ -1,7 +1,7 @@
-"""Probes on frozen latents, held out by level: how well the latents tell the actions or a distractor.
+"""Probes on frozen latents, tested on held-out levels: how well latents predict actions or a distractor.
 
 Dimension keys: S training windows, E test windows, Z latent size, A actions, K merged actions, N codebooks, H latents
-of a codebook, J different joint codes, D numbers that tell a distractor's state.
+of a codebook, J different joint codes, D numbers that describe a distractor's state.
 """
 
 import functools
@@ -18,7 +18,7 @@ HIDDEN = (128, 128)
 EPOCHS = 5
 BATCH = 128
 LEARNING_RATE = 1e-3
-SHUFFLES = 8  # the mean over so many shuffles of the actions is exact to a few thousandths
+SHUFFLES = 8  # the mean over this many shuffles of the actions is accurate to a few thousandths
 
 
 @functools.partial(jax.jit, static_argnames=("num_classes", "hidden"))
@@ -34,7 +34,7 @@ def fit_probe(
 
     Args:
       key: a typed PRNG key.
-      train_x: float32 ``[S, Z]``, standardised here with its own mean and deviation.
+      train_x: float32 ``[S, Z]``, standardised here with its own mean and deviation, as is `test_x`.
       train_y: int32 ``[S]``.
       test_x: float32 ``[E, Z]``.
       num_classes: A.
@@ -88,14 +88,14 @@ def _regress(
 def regress(
     key: jax.Array, train_z: np.ndarray, train_y: np.ndarray, test_z: np.ndarray, hidden: tuple[int, ...] = HIDDEN
 ) -> np.ndarray:
-    """Fits a probe of numbers, each divided by its deviation on the training set, and predicts those of the test set.
+    """Fits a probe for numbers, which it scales by their deviations on the training set, and predicts the test set's.
 
     Args:
       key: a typed PRNG key.
       train_z: float32 ``[S, Z]``.
-      train_y: float32 ``[S, D]``; of a number that does not vary, the prediction is its mean.
+      train_y: float32 ``[S, D]``; the prediction of a number that does not vary is its mean.
       test_z: float32 ``[E, Z]``.
-      hidden: widths of the probe's hidden layers; without any the probe is the exact least-squares one.
+      hidden: widths of the probe's hidden layers; without any the probe is the exact least-squares fit.
 
     Returns:
       Predictions ``[E, D]`` in the units of `train_y`.
@@ -123,11 +123,11 @@ def r_squared(
     test_y: np.ndarray,
     hidden: tuple[int, ...] = HIDDEN,
 ) -> float:
-    """Share of the variance of numbers on the test set that a probe on latents explains.
+    """The share of the test set's variance that a probe on latents explains.
 
-    ``R^2 = 1 - sum |y - y^|^2 / sum |y - mean y|^2``, over all numbers at once after each is divided by its deviation
-    on the training set; numbers that do not vary there are left out. 1 is perfect, 0 is what their mean gives. Below 0
-    the probe generalises worse to other levels than their mean.
+    ``R^2 = 1 - sum |y - y^|^2 / sum |y - mean y|^2``, over all numbers together, after each is divided by its deviation
+    on the training set; numbers that do not vary there are left out. 1 is perfect, and 0 is as good as predicting the
+    mean. Below 0 the probe generalises worse to other levels than the mean does.
 
     Args:
       key: a typed PRNG key.
@@ -135,7 +135,7 @@ def r_squared(
       train_y: float32 ``[S, D]``.
       test_z: float32 ``[E, Z]``, of other levels.
       test_y: float32 ``[E, D]``.
-      hidden: widths of the probe's hidden layers; without any the probe is the exact least-squares one.
+      hidden: widths of the probe's hidden layers; without any the probe is the exact least-squares fit.
     """
     scale = train_y.std(0)
     if not (scale > 1e-6).any():
@@ -149,7 +149,7 @@ def explained(predicted: np.ndarray, true: np.ndarray, scale: np.ndarray) -> flo
     Args:
       predicted: float ``[E, D]``.
       true: float ``[E, D]``.
-      scale: float ``[D]``, deviations; numbers of deviation 0 do not count.
+      scale: float ``[D]``, deviations; numbers with deviation 0 do not count.
     """
     return float(np.mean(explained_by_row(predicted, true, scale)))
 
@@ -164,12 +164,12 @@ def explained_by_row(predicted: np.ndarray, true: np.ndarray, scale: np.ndarray)
 def distractor_scores(
     key: jax.Array, train_z: np.ndarray, train_states: np.ndarray, test_z: np.ndarray, test_states: np.ndarray
 ) -> dict[str, float]:
-    """How well latents tell a distractor: its change from o_t to o_{t+1}, and its state at o_t.
+    """How well latents predict a distractor: its change from o_t to o_{t+1}, and its state at o_t.
 
     Args:
       key: a typed PRNG key.
       train_z: float32 ``[S, Z]``.
-      train_states: float32 ``[S, 2, D]``, its states at o_t and o_{t+1} (`evaluation_distractor`).
+      train_states: float32 ``[S, 2, D]``, the distractor's states at o_t and o_{t+1} (`evaluation_distractor`).
       test_z: float32 ``[E, Z]``, of other levels.
       test_states: float32 ``[E, 2, D]``.
 
@@ -194,7 +194,7 @@ def accuracy(
     num_classes: int,
     hidden: tuple[int, ...] = HIDDEN,
 ) -> float:
-    """Held-out accuracy of a probe; arguments as of `fit_probe`, and `test_y` int32 ``[E]``."""
+    """Held-out accuracy of a probe; for the arguments see `fit_probe`. `test_y` is int32 ``[E]``."""
     return float(np.mean(fit_probe(key, train_z, train_y, test_z, num_classes, hidden) == test_y))
 
 
@@ -204,13 +204,13 @@ def accuracies(
     train_actions: np.ndarray,
     test_z: np.ndarray,
     test_actions: np.ndarray,
-    merged: Sequence[int],
+    merged: Sequence[int] | np.ndarray,
     hidden: tuple[int, ...] = HIDDEN,
 ) -> tuple[float, float]:
-    """Held-out accuracy of a probe, raw and after merging actions that do the same.
+    """Held-out accuracy of a probe, raw and with aliased actions merged.
 
-    It fits one probe for each: a probe of 15 actions spreads its votes over aliases that cannot be told apart. `merged`
-    is the class of each action, length A; the other arguments are those of `accuracy`.
+    It fits a separate probe for each: a probe of 15 actions spreads its votes over aliases that cannot be told apart.
+    `merged` is the class of each action, length A; the other arguments are those of `accuracy`.
     """
     classes = np.asarray(merged)
     raw = accuracy(key, train_z, train_actions, test_z, test_actions, len(classes), hidden)
@@ -218,13 +218,13 @@ def accuracies(
     return raw, accuracy(key, train_z, train_classes, test_z, test_classes, int(classes.max()) + 1, hidden)
 
 
-def head_scores(logits: np.ndarray, actions: np.ndarray, merged: Sequence[int]) -> dict[str, float]:
+def head_scores(logits: np.ndarray, actions: np.ndarray, merged: Sequence[int] | np.ndarray) -> dict[str, float]:
     """How well stage 1's own action head predicts held-out actions; the baseline is `majority_accuracy`.
 
     Args:
       logits: float32 ``[E, A]``.
       actions: int ``[E]``, true actions.
-      merged: the class of each action, length A; a class has the probability of all its actions.
+      merged: the class of each action, length A; a class's probability is the sum over its actions.
 
     Returns:
       ``action_loss`` (nats), ``action_accuracy`` and ``action_accuracy_merged``.
@@ -232,8 +232,7 @@ def head_scores(logits: np.ndarray, actions: np.ndarray, merged: Sequence[int]) 
     classes = np.asarray(merged)
     logits = logits - logits.max(1, keepdims=True)
     share = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
-    joined = np.zeros((len(share), classes.max() + 1))
-    np.add.at(joined, (slice(None), classes), share)
+    joined = share @ np.eye(classes.max() + 1)[classes]
     return {
         "action_loss": float(-np.log(share[np.arange(len(actions)), actions] + 1e-30).mean()),
         "action_accuracy": float(np.mean(share.argmax(1) == actions)),
@@ -264,10 +263,10 @@ def _entropy(share: np.ndarray) -> float:
 
 
 def normalised_mutual_information(codes: np.ndarray, classes: np.ndarray) -> float:
-    """Mutual information of codes and classes, both ints ``[E]`` not below 0, normalised to [0, 1].
+    """Mutual information of codes and classes, both non-negative ints ``[E]``, normalised to [0, 1].
 
-    ``NMI = 2 I(c; a) / (H(c) + H(a))`` from the windows' frequencies: 1 where each is a function of the other, 0 where
-    they are independent or both constant. Few windows agree by chance, and many codes more so: compare it with shuffled
+    ``NMI = 2 I(c; a) / (H(c) + H(a))`` from the windows' frequencies. It is 1 if each is a function of the other, and 0
+    if they are independent or both constant. With few windows or many codes they agree by chance: compare with shuffled
     classes (`agreement`).
     """
     joint = _contingency(codes, classes) / len(codes)
@@ -279,19 +278,21 @@ def normalised_mutual_information(codes: np.ndarray, classes: np.ndarray) -> flo
 
 
 def purity(codes: np.ndarray, classes: np.ndarray) -> float:
-    """Accuracy of predicting for each code its most frequent class: ``sum_c max_a n(c, a) / E``, of ints ``[E]``.
+    """Accuracy of predicting each code's most frequent class: ``sum_c max_a n(c, a) / E``, of ints ``[E]``.
 
-    At least the share of the most frequent class, and 1 if each code occurs with one class only. If every window has a
-    code of its own, that is always so: compare it with shuffled classes (`agreement`).
+    It is at least the share of the most frequent class, and 1 if each code occurs with only one class. That is always
+    so if every window has its own code: compare with shuffled classes (`agreement`).
     """
     return float(_contingency(codes, classes).max(1).sum() / len(codes))
 
 
-def agreement(codes: np.ndarray, actions: np.ndarray, merged: Sequence[int], seed: int) -> dict[str, float]:
-    """Mutual information and purity of codes and actions, raw and merged, each beside its baseline.
+def agreement(
+    codes: np.ndarray, actions: np.ndarray, merged: Sequence[int] | np.ndarray, seed: int
+) -> dict[str, float]:
+    """Mutual information and purity of codes and actions, raw and with aliases merged, and their baselines.
 
-    Both use the joint code of a window, all codebooks and latents together, and both grow with the number of joint
-    codes. The baseline is the same measure with shuffled actions, the mean of `SHUFFLES` shuffles: what is above it was
+    Both use a window's joint code, of all codebooks and latents together, and both grow with the number of joint codes.
+    The baseline is the same measure with shuffled actions, averaged over `SHUFFLES` shuffles: only what exceeds it was
     learned.
 
     Args:
@@ -315,10 +316,10 @@ def agreement(codes: np.ndarray, actions: np.ndarray, merged: Sequence[int], see
 
 
 def variance_between(codes: np.ndarray, values: np.ndarray, seed: int) -> dict[str, float]:
-    """Share of the variance of numbers that lies between joint codes, beside its baseline.
+    """The share of the variance of some numbers that lies between joint codes, and its baseline.
 
-    ``1 - sum |y - mean y of its code|^2 / sum |y - mean y|^2``: what the best function of the code explains, fitted on
-    the same windows. Codes of few windows explain by chance; the baseline is as in `agreement`.
+    ``1 - sum |y - mean y of its code|^2 / sum |y - mean y|^2`` is what the best function of the code explains, fitted
+    on the same windows. Codes with few windows explain something by chance; the baseline is as in `agreement`.
 
     Args:
       codes: int ``[E, N, H]`` of held-out windows.

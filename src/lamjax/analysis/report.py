@@ -1,8 +1,8 @@
 """Writes the report of a run: one self-contained HTML file.
 
 `write` reads `config.json`, `summary.json`, `metrics.jsonl` and `analysis.npz` of the run folder. Each may be absent or
-incomplete: the report of an unfinished run shows what is there and says what is missing. It computes no results, so a
-report can be written again on any machine. The figures also go to `figures/`, as PNG and GIF.
+incomplete: the report of an unfinished run shows what exists and says what is missing. It computes no results, so you
+can write a report again on any machine. The figures also go to `figures/`, as PNG and GIF.
 """
 
 import dataclasses
@@ -102,7 +102,7 @@ def _headline_probe(run: RunResults) -> Headline:
 
 
 def _information(run: RunResults) -> dict[str, Any] | None:
-    """The table of the action information: its number of windows, headings and rows; None without a measurement."""
+    """The table of the action information: its number of windows, headings and rows; None if it was not measured."""
     stage = run.stage("dynamics")
     if not (information := stage.get("action_information")):
         return None
@@ -111,7 +111,7 @@ def _information(run: RunResults) -> dict[str, Any] | None:
 
 
 def _distractor(run: RunResults) -> list[tuple[str, list[str]]]:
-    """Rows of a table: how well latents tell the action and a distractor; empty without a distractor."""
+    """Rows of a table: how well latents predict the action and a distractor; empty without a distractor."""
     stage = run.stage("dynamics")
     if "distractor_change_r2" not in stage:
         return []
@@ -139,7 +139,7 @@ def _headline_offline(run: RunResults) -> Headline:
 def _headline_actions(run: RunResults) -> Headline:
     stage = run.stage("decode_actions")
     score = stage.get("score")
-    sign = -1 if score == "mse" else 1  # of errors less is better
+    sign = -1 if score == "mse" else 1  # less is better for errors
     decoded, cloned = points_of(stage.get("idm_curve"), 3).tolist(), points_of(stage.get("bc_curve"), 3).tolist()
     labels, value, _ = max(decoded, key=lambda row: sign * row[1], default=(math.nan, math.nan, math.nan))
     same = next((row[1] for row in cloned if row[0] == labels), math.nan)
@@ -152,14 +152,14 @@ def _headline_actions(run: RunResults) -> Headline:
 
 
 def _action_curves(run: RunResults) -> list[tuple[str, ...]] | None:
-    """The table of decoded actions: headings, then a row for each number of labels; None without a result."""
+    """The table of decoded actions: headings, then one row per number of labels; None without results."""
     stage = run.stage("decode_actions")
     if not stage:
         return None
     names = {
         "idm_curve": "decoder of the inverse model's latents",
-        "policy_curve": "latent policy, decoded (sees o_t alone)",
-        "bc_curve": "behaviour cloning (sees o_t alone)",
+        "policy_curve": "latent policy, decoded (sees only o_t)",
+        "bc_curve": "behaviour cloning (sees only o_t)",
     }
     curves = {
         label: {n: (mean, error) for n, mean, error in stage[name]} for name, label in names.items() if name in stage
@@ -207,15 +207,17 @@ class Outcome:
 def _outcome(run: RunResults, stage: str) -> Outcome:
     summary, title = run.stage(stage), STAGES[stage]
     if summary:
-        state = {True: "passed", False: "failed"}.get(summary.get("ok"), "done")
-        return Outcome(title, state, summary.get("verdict") or "", text(summary.get("seconds"), "seconds"))
+        ok = summary.get("ok")
+        state = "done" if ok is None else "passed" if ok else "failed"
+        verdict = str(summary.get("verdict") or "").removeprefix("failed: ")  # the badge says it
+        return Outcome(title, state, verdict, text(summary.get("seconds"), "seconds"))
     if rows := run.metrics.get(stage):
         return Outcome(title, "running", f"last logged at step {max(rows):,}", EN_DASH)
     return Outcome(title, "absent", "", EN_DASH)
 
 
 def _verdict(outcomes: dict[str, Outcome]) -> tuple[str, str]:
-    """State and verdict of the run as a whole."""
+    """State and verdict of the whole run."""
     failed = [outcome.title for outcome in outcomes.values() if outcome.state == "failed"]
     unfinished = any(outcome.state in {"running", "absent"} for outcome in outcomes.values())
     if failed:
@@ -237,7 +239,7 @@ _ELSEWHERE = {"stages", "nulls", "diagnosis", "banner", "command", "verdict"}
 
 
 def _columns(path: str, width: int) -> tuple[str, ...]:
-    """The headings of a curve, by its place in `summary.json`."""
+    """The headings of a curve, which follow from its place in `summary.json`."""
     stage, _, name = path.removeprefix(".partial.").partition(".")
     if stage == "decode_actions":
         return "labels", "mean", "stderr"
@@ -278,17 +280,17 @@ def _curve_row(key: str, points: list[list[Any]], path: str) -> Row:
 
 
 def _stage_numbers(run: RunResults, stage: str) -> list[Row]:
-    """The scalars of a stage, which stand beside its figure."""
+    """The scalars of a stage, which the report shows beside its figure."""
     return [row for row in _rows(run.stage(stage), stage) if row.value and row.key != "ok"]
 
 
 def _is_played(run: RunResults) -> bool:
-    """Whether there is a simulator in which policies were played."""
+    """Whether a simulator exists in which policies were played."""
     return run.summary.get("simulator", True) is not False
 
 
 def _has_actions(run: RunResults) -> bool:
-    """Whether the recording has actions that say anything."""
+    """Whether the recording has usable actions."""
     return run.stage("record").get("action_space") not in (None, {"n": 1})
 
 
@@ -301,7 +303,7 @@ def stages_of(run: RunResults) -> list[str]:
 
 
 def _headlines(run: RunResults) -> list[Callable[[RunResults], Headline]]:
-    """What stands at the top of the report."""
+    """The headlines at the top of the report."""
     if _is_played(run):
         return [_headline_dynamics, _headline_probe, _headline_offline, _headline_online]
     return [_headline_dynamics, *([_headline_probe, _headline_actions] if _has_actions(run) else [])]

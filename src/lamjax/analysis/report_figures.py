@@ -16,7 +16,7 @@ from lamjax.analysis.run_results import RunResults, finite_curve, number, points
 
 @dataclasses.dataclass(frozen=True)
 class Embedded:
-    """A figure in the page: its element, its caption and, if it could not be drawn, why."""
+    """A figure in the page: its element, its caption and, if it could not be drawn, the reason."""
 
     caption: str
     element: Markup | None = None
@@ -31,13 +31,16 @@ def _fdm_error(run: RunResults) -> Figure | None:
     return figures.fdm_error(train, test, copy_last) if train or test else None
 
 
+def _is_quantized(run: RunResults) -> bool:
+    """Whether stage 1 quantises its latents. Without a quantiser a codebook only follows them."""
+    settings = (run.config.get("dynamics") or {}).get("quantizer") or {}
+    return run.stage("dynamics").get("quantized", settings.get("enabled")) is not False
+
+
 def _perplexity(run: RunResults) -> Figure | None:
-    if run.stage("dynamics").get("quantized") is False:
-        return None
-    count = 0
-    while run.curve("dynamics", f"perplexity_{count}"):
-        count += 1
-    curves = [run.curve("dynamics", f"perplexity_{index}") for index in range(count)]
+    curves: list[drawing.Curve] = []
+    while curve := run.curve("dynamics", f"perplexity_{len(curves)}"):
+        curves.append(curve)
     num_codes = run.stage("dynamics").get("num_codes")
     return figures.perplexity(curves, num_codes) if curves else None
 
@@ -47,10 +50,10 @@ class ProbeView:
     """How the report shows the scores of a probe.
 
     Attributes:
-        groups: for each group of bars the keys of the probe and of the baseline that looks at nothing.
+        groups: for each group of bars the keys of the probe's score and of the constant baseline's.
         score: what the scores measure, in words.
         constant: what that baseline guesses, in words.
-        unit: follows the number in the headline.
+        unit: the text after the number in the headline.
         row: the probe's name in a table.
     """
 
@@ -95,8 +98,7 @@ def _probe(run: RunResults) -> Figure | None:
 
 def _code_usage(run: RunResults) -> Figure | None:
     fields = run.fields("code_counts")
-    unused = run.stage("dynamics").get("quantized") is False
-    return figures.code_usage(fields[0]) if fields and not unused else None
+    return figures.code_usage(fields[0]) if fields else None
 
 
 def _latents(run: RunResults, name: str, title: str) -> Figure | None:
@@ -116,25 +118,30 @@ def _strips(run: RunResults) -> Figure | None:
     fields = run.fields("strip_context", "strip_truth", "strip_prediction")
     if not fields:
         return None
-    if fields[1].ndim == 2:
-        return figures.vector_changes(*fields)
-    return figures.strips(*(array[:6] for array in fields))
+    context, truth, prediction = fields
+    if truth.ndim == 2:
+        return figures.vector_changes(context, truth, prediction)
+    return figures.strips(context[:6], truth[:6], prediction[:6])
 
 
 def rollout_arrays(run: RunResults) -> tuple[np.ndarray, list[str]] | None:
-    """Imagined frames uint8 [A, T, H, W, C] and their labels; None without them, and of vectors."""
+    """Imagined frames uint8 [A, T, H, W, C] and their labels; None without them, and for vectors."""
     fields = run.fields("rollout_frames")
     if not fields or fields[0].ndim != 5:
         return None
-    labels = [str(label) for label in run.arrays.get("rollout_labels", [])]
-    return fields[0], labels or [f"latent action {index}" for index in range(len(fields[0]))]
+    return fields[0], _rollout_labels(run, len(fields[0]))
+
+
+def _rollout_labels(run: RunResults, count: int) -> list[str]:
+    codes = [str(label) for label in run.arrays.get("rollout_labels", [])] if _is_quantized(run) else []
+    return codes or [f"latent action {index}" for index in range(count)]
 
 
 def _rollouts(run: RunResults) -> Figure | None:
     if arrays := rollout_arrays(run):
         return figures.rollouts(*arrays)
-    fields = run.fields("rollout_frames", "rollout_labels")
-    return figures.vector_rollouts(fields[0], [str(label) for label in fields[1]]) if fields else None
+    fields = run.fields("rollout_frames")
+    return figures.vector_rollouts(fields[0], _rollout_labels(run, len(fields[0]))) if fields else None
 
 
 def _cloning(run: RunResults) -> Figure | None:
@@ -142,7 +149,7 @@ def _cloning(run: RunResults) -> Figure | None:
     return figures.cloning_loss(train, test, number(run.stage("cloning").get("null_mse"))) if train or test else None
 
 
-# Ways from labels to a policy besides the decoded latent policy and behaviour cloning, both sampled.
+# Methods that use labels, besides the decoded latent policy and behaviour cloning, both sampled.
 OFFLINE_CURVES = {
     "greedy_curve": "latent policy, decoded, greedy",
     "bc_greedy_curve": "behaviour cloning, greedy",
@@ -163,21 +170,32 @@ def _by_labels(run: RunResults) -> Figure | None:
 
 
 def _by_frames(run: RunResults) -> Figure | None:
-    curves = [
+    decoded, scratch, pseudo_labelled = (
         finite_curve(run.stage(stage).get("curve")) or run.curve(stage, "episode_return", "frames")
         for stage in ("decode_online", "ppo_scratch", "decode_named")
-    ]
-    return figures.return_by_frames(*curves, *run.reference_returns()) if any(curves) else None
+    )
+    if not (decoded or scratch or pseudo_labelled):
+        return None
+    return figures.return_by_frames(decoded, scratch, pseudo_labelled, *run.reference_returns())
 
 
 @dataclasses.dataclass(frozen=True)
 class Plot:
-    """How to draw a figure (None without data), its title and caption, and the data that it needs."""
+    """A figure of the report.
+
+    Attributes:
+        draw: draws the figure; returns None without data.
+        title: its title.
+        caption: the text below it.
+        needs: the data that it needs, in words.
+        applies: whether the report of a run has the figure at all.
+    """
 
     draw: Callable[[RunResults], Figure | None]
     title: str
     caption: str
     needs: str
+    applies: Callable[[RunResults], bool] = lambda run: True
 
 
 FIGURES = {
@@ -192,22 +210,24 @@ FIGURES = {
         _perplexity,
         "Codebook perplexity",
         "Effective number of codes in use, per codebook; 1 is a collapsed codebook.",
-        "the metrics of stage 1, with its quantiser",
+        "the metrics of stage 1",
+        _is_quantized,
     ),
     "probe": Plot(
         _probe,
         "Action probe",
         "On the run's own recording: accuracy with which a probe reads the true action from the latent, on held-out "
-        "levels, beside the same probe on an untrained IDM, on an untrained IDM that sees o_t alone (what the recorded "
-        "policy gives away), and beside always guessing the most frequent action. Merged: actions that do the same in "
-        "this game count as one. Of continuous actions: the share of their variance that is explained.",
+        "levels. Its baselines are the same probe on an untrained IDM, on an untrained IDM that sees only o_t (what "
+        "the recorded policy gives away), and always guessing the most frequent action. Merged: actions with the same "
+        "effect in this game count as one. For continuous actions: the share of their variance that is explained.",
         "the result of stage 1",
     ),
     "code_usage": Plot(
         _code_usage,
         "Code usage",
-        "Share of the held-out windows that have each code.",
-        "the analysis of stage 1, with its quantiser",
+        "Share of the held-out windows with each code.",
+        "the analysis of stage 1",
+        _is_quantized,
     ),
     "latents_trained": Plot(
         lambda run: _latents(run, "latents", "Trained IDM"),
@@ -218,21 +238,22 @@ FIGURES = {
     "latents_untrained": Plot(
         lambda run: _latents(run, "latents_untrained", "Untrained IDM"),
         "Latents of the untrained IDM",
-        "The same windows through the IDM before training: structure that is here too was not learned.",
+        "The same windows through the IDM before training: structure that also appears here was not learned.",
         "the analysis of stage 1",
     ),
     "strips": Plot(
         _strips,
         "Predictions",
         "Held-out windows: both context frames, the frame that followed, the forward model's prediction under the "
-        "inferred latent action, and their absolute difference, brightened. Above the difference stands the window's "
-        "error relative to repeating the last frame. Of vectors: each number's predicted change against the true one.",
+        "inferred latent action, and their absolute difference, brightened. The number above the difference is the "
+        "window's error relative to repeating the last frame. For vectors: each number's predicted change against the "
+        "true one.",
         "the analysis of stage 1",
     ),
     "rollouts": Plot(
         _rollouts,
         "Imagined rollouts",
-        "What the forward model imagines from one frame under each of the most used latent actions, held constant.",
+        "What the forward model imagines from one frame under each of several common latent actions, held constant.",
         "the analysis of stage 1",
     ),
     "cloning": Plot(
@@ -245,27 +266,28 @@ FIGURES = {
         _by_labels,
         "Return against labels",
         "Return of the policy whose decoder was fitted on that many labelled transitions, of behaviour cloning on the "
-        "same labels, and of other ways from these labels to a policy if the run measured them. The dash-dotted line, "
-        "if there is one, is the oracle: all true actions cloned, for as long as stage 2 takes. Bars: one standard "
-        "error, over draws of the labels if there are several, else over episodes.",
+        "same labels, and of any other methods that the run measured. The dash-dotted line, if there is one, is the "
+        "oracle: a policy cloned from all true actions, for as long as stage 2 takes. Bars: one standard error, over "
+        "draws of the labels if there are several, otherwise over episodes.",
         "the result of offline decoding",
     ),
     "return_by_frames": Plot(
         _by_frames,
         "Return against frames",
-        "Return while PPO trains the decoded latent policy, while it trains a policy from scratch, and, if the run has "
-        "this stage, while it trains a policy cloned from pseudo-labels. Faint: mean of the episodes that ended at "
-        "each update; bold: moving mean.",
+        "Return while PPO trains the decoded latent policy, a policy from scratch and, if the run has this stage, a "
+        "policy cloned from pseudo-labels. Faint: mean of the episodes that ended in each update; bold: moving mean.",
         "the metrics of online decoding",
     ),
 }
 
 
 def draw_figures(run: RunResults, folder: Path) -> dict[str, Embedded]:
-    """Draws every figure that the run has data for, and writes it into `folder` too."""
+    """Draws every figure that applies to the run and has data, and also writes it into `folder`."""
     folder.mkdir(exist_ok=True)
     embedded = {}
     for name, plot in FIGURES.items():
+        if not plot.applies(run):
+            continue
         figure = plot.draw(run)
         if figure is None:
             embedded[name] = Embedded(plot.caption, missing=f"{plot.title}: missing, needs {plot.needs}.")

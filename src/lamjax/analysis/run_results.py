@@ -34,13 +34,14 @@ class RunResults:
     arrays: dict[str, np.ndarray]
 
     def stage(self, stage: str) -> dict[str, Any]:
-        """The results of a stage, empty if it has not ended."""
+        """The results of a stage; empty if it has not finished."""
         return (self.summary.get("stages") or {}).get(stage) or {}
 
     def reference_returns(self) -> tuple[float, float]:
         """Mean returns of the random policy and of the recorded one, NaN if unknown."""
         baselines = self.summary.get("nulls") or {}
-        return tuple(number((baselines.get(name) or {}).get("mean")) for name in ("random_return", "expert_return"))
+        random, expert = ((baselines.get(name) or {}).get("mean") for name in ("random_return", "expert_return"))
+        return number(random), number(expert)
 
     def curve(self, stage: str, metric: str, x: str = "step") -> Curve | None:
         """A metric over steps or frames (`finite_curve`)."""
@@ -49,12 +50,12 @@ class RunResults:
 
     def fields(self, *names: str) -> list[np.ndarray] | None:
         """Arrays of `analysis.npz`; None if one is absent or empty."""
-        arrays = [self.arrays.get(name) for name in names]
-        return arrays if all(array is not None and array.size for array in arrays) else None
+        arrays = [self.arrays[name] for name in names if name in self.arrays and self.arrays[name].size]
+        return arrays if len(arrays) == len(names) else None
 
 
 def load(run_dir: Path) -> RunResults:
-    """Reads a run folder; what is absent stays empty."""
+    """Reads a run folder; absent files stay empty."""
     summary = _read_json(run_dir / "summary.json")
     check_summary(run_dir / "summary.json", summary)
     return RunResults(
@@ -94,20 +95,20 @@ def number(value: Any) -> float:
 
 
 def points_of(rows: Any, width: int) -> np.ndarray:
-    """Rows of numbers as float [n, width]; short rows are filled with NaN, rows without x and y left out."""
+    """Rows of numbers as float [n, width]; short rows are filled with NaN, and rows without x and y are dropped."""
     filled = [[number(value) for value in [*row, *[None] * width][:width]] for row in rows or []]
     points = np.array(filled, float).reshape(-1, width)
     return points[np.isfinite(points[:, :2]).all(1)]
 
 
-def finite_curve(points: list[tuple[float, float]]) -> Curve | None:
-    """The points without those that are not finite, as two arrays float [n]; None without any."""
+def finite_curve(points: Any) -> Curve | None:
+    """The finite ones of (x, y) points as two arrays float [n]; None if there are none."""
     x, y = points_of(points, 2).T
     return (x, y) if len(x) else None
 
 
 def replace_file(path: Path, content: bytes) -> None:
-    """Writes a file in one step, so that a reader never sees half of it."""
+    """Replaces a file atomically, so that a reader never sees half of it."""
     temporary = path.with_name(path.name + ".part")
     temporary.write_bytes(content)
     os.replace(temporary, path)

@@ -1,4 +1,4 @@
-"""The command line: ``lamjax <verb> --help``. Parses, calls the library, turns a user's mistakes into a sentence."""
+"""The command line, ``lamjax <verb> --help``: parses, calls the library, and turns a user's mistake into a sentence."""
 
 import dataclasses
 import functools
@@ -10,13 +10,13 @@ import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, get_args
+from typing import Annotated, Any, cast, get_args
 
 import tyro
 
 import lamjax
 from lamjax.cli import doctor, files, information, linear, models, play, train
-from lamjax.cli.options import Dtype
+from lamjax.cli.options import Dtype, columns, summary_of
 from lamjax.presets import PRESET_NOTES, with_dtype
 
 VERBS: dict[str, tuple[type, Callable[[Any], None]]] = {
@@ -49,7 +49,7 @@ WITHOUT_DEVICES = (
 
 @dataclasses.dataclass(frozen=True)
 class _Choice:
-    """The options on which the defaults of all others depend."""
+    """The options that determine the defaults of all others."""
 
     env: str | None = None
     preset: str | None = None
@@ -58,12 +58,12 @@ class _Choice:
 
 
 def _usage() -> str:
-    verbs = "\n".join(f"  {verb:14s} {cls.__doc__.splitlines()[0]}" for verb, (cls, _) in VERBS.items())
-    presets = "\n".join(f"  {name:10s} {note}" for name, note in PRESET_NOTES.items())
+    verbs = columns({verb: summary_of(cls) for verb, (cls, _) in VERBS.items()})
+    presets = columns(PRESET_NOTES)
     return (
         f"usage: lamjax <verb> [options]; lamjax <verb> --help lists the options\n\n{verbs}\n\npresets:\n{presets}\n\n"
         "with every verb:\n"
-        "  --quiet    shows results, warnings and errors alone: no progress, no notices\n"
+        "  --quiet    shows only results, warnings and errors: no progress, no notices\n"
         "  --verbose  also shows what is compiled, saved and restored, and tracebacks\n\n"
         "without a verb:\n"
         "  --version\n"
@@ -72,11 +72,11 @@ def _usage() -> str:
 
 
 def parse(verb: str, argv: list[str]) -> Any:
-    """Parses the options of a verb; the environment and the preset among them decide the defaults of the others.
+    """Parses the options of a verb; the environment and the preset determine the defaults of the others.
 
     Raises:
       RunError: if the preset is unknown.
-      UnknownEnvError: if the environment is.
+      UnknownEnvError: if the environment is unknown.
     """
     cls, _ = VERBS[verb]
     if cls is linear.Linear:
@@ -93,7 +93,7 @@ def parse(verb: str, argv: list[str]) -> Any:
         env = env_of(choice.env or (None if store else default.env), store)
         preset, config = choose_preset(env, preset, store)
         if hasattr(default, "dtype") and choice.dtype in get_args(Dtype):
-            config = with_dtype(config, choice.dtype)
+            config = with_dtype(config, cast(Dtype, choice.dtype))
         default = dataclasses.replace(default, env=env, preset=preset, config=config)
     return tyro.cli(cls, args=argv, default=default, prog=prog, config=(tyro.conf.AvoidSubcommands,))
 
@@ -102,51 +102,52 @@ def print_completion(argv: list[str]) -> None:
     """Prints or writes a shell's completions of all verbs and options: tyro's ``--tyro-*-completion``.
 
     Raises:
-      SystemExit: always, as after help.
+      SystemExit: always, as with help.
     """
-    verbs = [Annotated[cls, tyro.conf.subcommand(verb, default=cls())] for verb, (cls, _) in VERBS.items()]
-    verbs = functools.reduce(operator.or_, verbs)
-    tyro.cli(verbs, args=argv, prog="lamjax", config=(tyro.conf.AvoidSubcommands, tyro.conf.OmitSubcommandPrefixes))
+    verbs: list[Any] = [Annotated[cls, tyro.conf.subcommand(verb, default=cls())] for verb, (cls, _) in VERBS.items()]
+    any_verb = functools.reduce(operator.or_, verbs)
+    tyro.cli(any_verb, args=argv, prog="lamjax", config=(tyro.conf.AvoidSubcommands, tyro.conf.OmitSubcommandPrefixes))
 
 
 def set_verbosity(argv: list[str]) -> list[str]:
-    """Obeys ``--quiet`` and ``--verbose``, which may stand anywhere, and returns the other words.
+    """Applies ``--quiet`` and ``--verbose``, which may stand anywhere, and returns the other words.
 
     Raises:
-      ValueError: if both are there.
+      ValueError: if both are given.
     """
     quiet, verbose = "--quiet" in argv, "--verbose" in argv
     if quiet and verbose:
         raise ValueError("--quiet and --verbose exclude each other.")
     level = logging.WARNING if quiet else logging.DEBUG if verbose else logging.NOTSET
     logging.getLogger("lamjax").setLevel(level)
-    # orbax tells every step of a save, and its errors twice
+    # orbax logs every step of a save, and its errors twice
     logging.getLogger("absl").setLevel(logging.WARNING if verbose else logging.CRITICAL)
     return [word for word in argv if word not in ("--quiet", "--verbose")]
 
 
 def keep_compiled() -> None:
-    """Keeps compiled programs between runs on an accelerator, and with them what XLA tuned (JAX does so by itself).
+    """Keeps compiled programs between runs on an accelerator, together with what XLA tuned (JAX does so by itself).
 
-    In ``JAX_COMPILATION_CACHE_DIR`` where that is set, which counts on a CPU too; else in ``.jax_cache`` here.
+    They go to ``JAX_COMPILATION_CACHE_DIR`` if it is set, on a CPU too, and otherwise to ``.jax_cache`` in this folder.
     """
     import jax
 
-    if jax.config.jax_compilation_cache_dir is None and jax.default_backend() != "cpu":
+    folder = jax.config.jax_compilation_cache_dir  # type: ignore[attr-defined]  # JAX declares none of its settings
+    if folder is None and jax.default_backend() != "cpu":
         jax.config.update("jax_compilation_cache_dir", ".jax_cache")
 
 
 def main(argv: list[str] | None = None) -> int:
     """Runs a verb; returns the exit code: 0, 2 for a user's mistake, 128 + n after signal n.
 
-    If the output's reader has left, as ``head`` does, the command ends without a word, as if by SIGPIPE.
+    If the reader of the output has closed it, as ``head`` does, the command ends silently, as if by SIGPIPE.
     """
     argv = sys.argv[1:] if argv is None else argv
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:  # closed by the shell (``>&-``)
             setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115
         stream = getattr(sys, name)
-        if isinstance(stream, io.TextIOWrapper):  # a terminal that cannot show a letter must not cost the result
+        if isinstance(stream, io.TextIOWrapper):  # a terminal that cannot show a letter must not lose the result
             stream.reconfigure(errors="replace")
     from lamjax.training.run_folder import InterruptedRunError
 
@@ -158,7 +159,7 @@ def main(argv: list[str] | None = None) -> int:
         print(f"lamjax: {stop}", file=sys.stderr)
         return 128 + stop.signum
     except KeyboardInterrupt as stop:
-        print("lamjax: stopped at once; the same command goes on from what was saved before", file=sys.stderr)
+        print("lamjax: stopped at once; the same command continues from the last checkpoint", file=sys.stderr)
         return 128 + (stop.args[0] if stop.args else signal.SIGINT)
     except (ValueError, ImportError, OSError, RuntimeError) as error:
         sentence = _sentence(error)
@@ -170,7 +171,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def run(argv: list[str]) -> int:
-    """Runs a verb, or what stands in its place; returns the exit code, or raises an error."""
+    """Runs a verb, or an option that replaces it; returns the exit code, or raises an error."""
     if not argv or argv[0] in ("-h", "--help"):
         print(_usage())
         return 0 if argv else 2
@@ -185,19 +186,19 @@ def run(argv: list[str]) -> int:
     from lamjax import parallel
 
     if verb == "train" and not {"-h", "--help"} & set(rest):
-        parallel.join_hosts("--distributed" in rest)  # options have defaults that look at the devices
+        parallel.join_hosts("--distributed" in rest)  # before parsing: some defaults depend on the devices
     if verb not in WITHOUT_DEVICES:
-        parallel.devices()  # raises an error that says what to do, if there is none
+        parallel.devices()  # raises an error that says what to do if there are none
     args = parse(verb, rest)
     if verb in ("train", "expert"):
         keep_compiled()
     VERBS[verb][1](args)
-    sys.stdout.flush()  # the last chance to see that nobody reads it
+    sys.stdout.flush()  # the last chance to notice that nobody reads it
     return 0
 
 
 def _end_of_pipe() -> int:
-    """Sends what is still in a broken pipe's buffer nowhere, where Python would complain of it at its end."""
+    """Discards what is left in a broken pipe's buffer, about which Python would complain at its end."""
     for stream in (sys.stdout, sys.stderr):
         try:
             stream.flush()
@@ -209,7 +210,7 @@ def _end_of_pipe() -> int:
 
 
 def _sentence(error: Exception) -> str | None:
-    """What to tell the user of an error, and what to do; None if it is no mistake of a user but a fault."""
+    """What to tell the user about an error, and what to do; None for a fault that is not the user's mistake."""
     from lamjax.training.disk import FULL
 
     if isinstance(error, OSError):

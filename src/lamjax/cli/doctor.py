@@ -1,4 +1,4 @@
-"""``lamjax doctor``: what this machine has of what lamjax can use, and how to get the rest."""
+"""``lamjax doctor``: which things that lamjax can use this machine has, and how to get the rest."""
 
 import dataclasses
 import importlib.util
@@ -12,7 +12,7 @@ from pathlib import Path
 
 import lamjax
 
-# Bytes below which a run may fail: its recording, checkpoints and figures; its frames and programs in memory.
+# A run may fail with fewer bytes: for its recording, checkpoints and figures; for its frames and programs in memory.
 MIN_DISK, MIN_MEMORY = 10e9, 4e9
 
 
@@ -21,7 +21,7 @@ class Doctor:
     """Checks devices, versions, Procgen, disk and memory, and says what to do about what is missing.
 
     Attributes:
-      json: prints JSON alone.
+      json: prints JSON only.
     """
 
     json: bool = False
@@ -29,12 +29,12 @@ class Doctor:
 
 @dataclasses.dataclass(frozen=True)
 class Check:
-    """One thing that was looked at.
+    """The result of one check.
 
     Attributes:
-      name: what.
+      name: what was checked.
       ok: whether lamjax can use it.
-      text: what was seen.
+      text: the finding.
       remedy: what to do if it is not ok, or could be better; empty if there is nothing to do.
     """
 
@@ -49,13 +49,13 @@ def check_versions() -> Check:
     names = ("jax", "jaxlib", "flax", "optax", "numpy")
     versions = ", ".join(f"{name} {importlib.import_module(name).__version__}" for name in names)
     supported = platform.python_version_tuple()[:2] in (("3", "11"), ("3", "12"))
-    remedy = "" if supported else "use Python 3.11 or 3.12: Procgen has wheels for these alone"
+    remedy = "" if supported else "use Python 3.11 or 3.12: Procgen has wheels only for these"
     text = f"lamjax {lamjax.__version__}, Python {platform.python_version()}, {versions}"
     return Check("versions", supported, text, remedy)
 
 
 def check_devices() -> Check:
-    """What JAX computes on, and whether it overlooks a GPU."""
+    """The devices that JAX computes on, and whether it overlooks a GPU."""
     import jax
 
     try:
@@ -124,14 +124,14 @@ def check_extras() -> Check:
 
 
 def check_disk(folder: Path = Path()) -> Check:
-    """Free space where ``data/`` and ``runs/`` would lie."""
+    """Free disk space where ``data/`` and ``runs/`` would be."""
     free = shutil.disk_usage(folder).free
     remedy = f"free {MIN_DISK / 1e9:.0f} GB, or put data and runs elsewhere with --data and --runs"
     return Check("disk", free >= MIN_DISK, f"{free / 1e9:,.0f} GB free here", "" if free >= MIN_DISK else remedy)
 
 
 def check_memory(meminfo: Path = Path("/proc/meminfo")) -> Check:
-    """Memory that is available to new processes."""
+    """Memory available to new processes."""
     fields = dict(line.split(":") for line in meminfo.read_text().splitlines()) if meminfo.exists() else {}
     if "MemAvailable" not in fields:
         return Check("memory", True, "unknown")
@@ -162,7 +162,7 @@ def _lines(checks: Iterator[Check]) -> Iterator[str]:
 
 
 def doctor(args: Doctor) -> None:
-    """Prints every check as it is made."""
+    """Prints each check as soon as it is done."""
     checks = (check() for check in CHECKS)
     if args.json:
         print(json.dumps([dataclasses.asdict(check) for check in checks], indent=2))

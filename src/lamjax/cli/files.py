@@ -4,7 +4,7 @@ import contextlib
 import dataclasses
 import os
 import shlex
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -26,7 +26,7 @@ class Report:
     Attributes:
       run: the run folder; by default the newest of --env.
       env: the environment.
-      runs: where run folders lie.
+      runs: the folder that holds the run folders.
     """
 
     run: Path | None = None
@@ -36,16 +36,17 @@ class Report:
 
 @dataclasses.dataclass(frozen=True)
 class ImportLapo:
-    """Turns a game of LAPO's published data set into a trajectory store; goes on where it was interrupted.
+    """Turns a game of LAPO's published data set into a trajectory store; continues an interrupted import.
 
     Attributes:
       source: the folder of one game, with train/<number>.npz and perhaps test/<number>.npz in it.
       env: the environment; by default the folder's name.
       out: the store's folder; by default data/<env>/lapo.
-      done: what "done" marks: an episode's first frame, its last, or auto, which looks at the frames and says so.
-      max_files: of each split at most so many files, as the reference reads; 0 means all.
-      skip_damaged: leave out damaged files and say so in the manifest; every file is read twice.
-      data: where trajectories lie.
+      done: what "done" marks: an episode's first frame, its last, or auto, which looks at the frames and prints the
+        answer.
+      max_files: reads at most this many files of each split, as the reference does; 0 means all.
+      skip_damaged: leaves out damaged files and lists them in the manifest; every file is read twice.
+      data: the folder that holds trajectories.
     """
 
     source: Positional[Path] = tyro.MISSING
@@ -59,14 +60,15 @@ class ImportLapo:
 
 @dataclasses.dataclass(frozen=True)
 class ImportParquet:
-    """Turns transitions in Parquet files into a trajectory store; goes on where it was interrupted.
+    """Turns transitions in Parquet files into a trajectory store; continues an interrupted import.
 
     Attributes:
-      source: a Parquet file, or a folder with some in it; names that begin with train or test say the split. Links
-        are followed; files and folders whose names begin with a dot or an underscore are left out.
+      source: a Parquet file, or a folder of them; names that begin with train or test choose the split. Links are
+        followed; files and folders whose names begin with a dot or an underscore are left out.
       env: the environment; by default the folder's or file's name.
       out: the store's folder; by default data/<env>/parquet.
-      done: what "done" marks: an episode's first frame, its last, or auto, which looks at the frames and says so.
+      done: what "done" marks: an episode's first frame, its last, or auto, which looks at the frames and prints the
+        answer.
       shape: height, width and channels of a frame.
       num_actions: how many actions there are, if they are integers; lists of numbers become vectors.
       columns: what the columns are called.
@@ -87,13 +89,13 @@ class ImportParquet:
 
 @dataclasses.dataclass(frozen=True)
 class ImportVideo:
-    """Turns videos and folders of pictures into a trajectory store without actions; goes on where it was interrupted.
+    """Turns videos and folders of pictures into a trajectory store without actions; continues an interrupted import.
 
     Attributes:
-      source: videos, and folders with videos or pictures in them. Each video is an episode, and so is each folder of
-        pictures. Names that begin with train or test say the split. Links are followed; files and folders whose names
-        begin with a dot or an underscore are left out.
-      env: what the data is called; by default as the first file or folder.
+      source: videos, and folders of videos or pictures. Each video is an episode, and so is each folder of pictures.
+        Names that begin with train or test choose the split. Links are followed; files and folders whose names begin
+        with a dot or an underscore are left out.
+      env: a name for the data; by default that of the first file or folder.
       out: the store's folder; by default data/<env>/video.
       config: which frames are kept, in which size.
       scenes: an episode also ends where the picture changes by more than so many percent, and by so much more than
@@ -166,14 +168,14 @@ class ImportHdf5:
 
 @dataclasses.dataclass(frozen=True)
 class ImportTorch:
-    """Turns checkpoints of LAPO's PyTorch code into a run folder; reads weights alone and runs nothing that is in them.
+    """Turns checkpoints of LAPO's PyTorch code into a run folder; reads only weights and runs no code in the files.
 
     Attributes:
-      source: files of torch.save that hold the inverse and the forward model, the latent policy, or all.
+      source: files of torch.save that hold the inverse and the forward model, the latent policy, or all of them.
       env: the environment that they were trained on.
       name: the run folder's name.
-      preset: whose settings the run gets, with the sizes of the networks.
-      runs: where run folders lie.
+      preset: the preset whose settings the run gets, with the networks' sizes from the files.
+      runs: the folder that holds the run folders.
       config: the settings of the preset.
     """
 
@@ -187,7 +189,7 @@ class ImportTorch:
 
 @dataclasses.dataclass(frozen=True)
 class ExportTorch:
-    """Writes a run's networks by the names of LAPO's PyTorch code, for torch.load(..., weights_only=True).
+    """Writes a run's networks under the names of LAPO's PyTorch code, for torch.load(..., weights_only=True).
 
     Attributes:
       source: the run folder; its networks must have the reference's form (presets paper and reference).
@@ -279,13 +281,13 @@ def import_hdf5(args: ImportHdf5) -> None:
 
 
 def _named(source: Path) -> Path:
-    """A path whose last part is a name, where "." and ".." have none; a link keeps its own."""
+    """Replaces paths such as "." and ".." by ones that end in a name; a link keeps its own."""
     return Path(os.path.abspath(source))
 
 
 @contextlib.contextmanager
-def _importing(out: Path, label: str, unit: str) -> Iterator[dict[str, Callable]]:
-    """Gives an import its `progress`, `say` and `announce`; a signal stops it, and what is checkpointed stays."""
+def _importing(out: Path, label: str, unit: str) -> Iterator[dict[str, Any]]:
+    """Gives an import its `progress`, `say` and `announce`; a signal stops it, and checkpointed frames stay."""
     from lamjax.training.logging import Progress, say
     from lamjax.training.run_folder import InterruptedRunError
     from lamjax.training.signals import handled_by

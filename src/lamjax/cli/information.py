@@ -1,4 +1,4 @@
-"""``lamjax information``: how much of what frames tell of the action the latents of a model hold."""
+"""``lamjax information``: measures how much of the action information in frames a model's latents hold."""
 
 import dataclasses
 import json
@@ -12,7 +12,7 @@ from lamjax.cli.options import DATA
 
 @dataclasses.dataclass(frozen=True)
 class Information:
-    """Measures how much a model's latents hold of the action, on random play of levels that its run did not record.
+    """Measures how much of the action a model's latents hold, on random play of levels that its run did not record.
 
     Attributes:
       source: a run folder, any folder with checkpoints/dynamics in it, a model that was shared, or the name of one that

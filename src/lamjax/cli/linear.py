@@ -8,6 +8,7 @@ from typing import Any, Literal
 import numpy as np
 import tyro
 
+from lamjax.cli.options import columns, summary_of
 from lamjax.linear.metrics import score
 from lamjax.linear.optimum import LAM, Optimum, angle, optimum
 from lamjax.linear.train import PAPER, RECOMMENDED, Point, train
@@ -24,9 +25,9 @@ class Linear:
 
 @dataclasses.dataclass(frozen=True)
 class OptimumArgs:
-    """The closed-form optimum of a linear latent action model, and what its latent knows.
+    """The closed-form optimum of a linear latent action model, and what its latent holds.
 
-    The latent is in the gauge C = -D, probes see the uncleaned world on-policy, moments are exact.
+    The latent is in the gauge C = -D, probes see the uncleaned world on-policy, and moments are exact.
 
     Attributes:
       d_o: size of an observation.
@@ -40,16 +41,16 @@ class OptimumArgs:
       clean: fraction of the noise that is removed before training.
       kappa: standard deviation of the augmentation.
       action_weight: weight of the action loss, in sums over coordinates.
-      noise: the iid noise, gaussian or uniform on [0, s_iid).
-      q_norm: direction (X has orthonormal columns) or coordinate (q has variance 1 a coordinate).
+      noise: the distribution of the iid noise, gaussian or uniform on [0, s_iid).
+      q_norm: direction (X has orthonormal columns) or coordinate (q has variance 1 in each coordinate).
       orthogonal: the other agents act orthogonally to the actions.
       bias: the forward model has a bias.
       latent: true (z), surrogate (B^+ (o^ - o)) or change (o^ - o).
       probe: noisy, noisy-clean (fitted with, evaluated without noise) or clean.
       random_policy: evaluates the probe under random actions.
-      seed: of the world.
+      seed: draws the world.
       seeds: averages over this many worlds.
-      json: prints JSON alone.
+      json: prints JSON only.
     """
 
     d_o: int = 32
@@ -75,7 +76,7 @@ class OptimumArgs:
     json: bool = False
 
     def world(self) -> WorldConfig:
-        """The settings of the world that is trained on."""
+        """The settings of the world to train on."""
         names = {field.name for field in dataclasses.fields(WorldConfig)}
         return WorldConfig(**{name: value for name, value in vars(self).items() if name in names})
 
@@ -86,10 +87,10 @@ class TrainArgs(OptimumArgs):
 
     Attributes:
       protocol: recommended (Adam, 1e-2, cosine to 0, rounds until it has converged) or paper (1e-3, 4000 steps).
-      steps: of the first round; by default the protocol's.
-      max_rounds: rounds at most, each twice as long; by default the protocol's.
+      steps: steps of the first round; by default the protocol's.
+      max_rounds: the most rounds, each twice as long as the last; by default the protocol's.
       label_fraction: probability that a transition has its action.
-      units: of the action weight: sum (over coordinates) or code (the authors' means).
+      units: the units of the action weight: sum (over coordinates) or code (the authors' means).
     """
 
     protocol: Literal["recommended", "paper"] = "recommended"
@@ -100,7 +101,7 @@ class TrainArgs(OptimumArgs):
 
 
 def _row(args: OptimumArgs, lam: LAM, best: Optimum, seed: int) -> dict[str, Any]:
-    """What is printed of one world."""
+    """The printed results of one world."""
     world = make_world(dataclasses.replace(args.world(), clean=0.0), seed)
     scores = score(lam, world, latent=args.latent, probe=args.probe, on_policy=not args.random_policy)
     return {
@@ -113,7 +114,7 @@ def _row(args: OptimumArgs, lam: LAM, best: Optimum, seed: int) -> dict[str, Any
 
 
 def _mean(rows: list[dict[str, Any]]) -> dict[str, Any]:
-    """The mean over worlds: of numbers and lists; a fact holds if it holds for all."""
+    """The mean over worlds, for numbers and lists; a fact holds if it holds for all."""
 
     def mean(values: list[Any]) -> Any:
         return all(values) if isinstance(values[0], bool) else np.mean(values, axis=0).tolist()
@@ -139,13 +140,19 @@ def _seeds(args: OptimumArgs) -> range:
 def run_optimum(args: OptimumArgs) -> None:
     """`lamjax linear optimum`."""
     rows, tie = [], False
-    settings = {"kappa": args.kappa, "action_weight": args.action_weight, "bias": args.bias}
     for seed in _seeds(args):
-        best = optimum(make_world(args.world(), seed).moments(), args.d_z, **settings, ties="ignore")
+        best = optimum(
+            make_world(args.world(), seed).moments(),
+            args.d_z,
+            kappa=args.kappa,
+            action_weight=args.action_weight,
+            bias=args.bias,
+            ties="ignore",
+        )
         tie |= best.gap < 1e-9 and best.loss > 0
         rows.append(_row(args, best.lam, best, seed))
     if tie:
-        say("lamjax: eigenvalues tie at the cut: another latent of equal loss may know other things.", logging.WARNING)
+        say("lamjax: eigenvalues tie at the cut: another latent of equal loss may hold other things.", logging.WARNING)
     _print(_mean(rows), args.json)
 
 
@@ -154,8 +161,10 @@ def run_train(args: TrainArgs) -> None:
     config = PROTOCOLS[args.protocol]
     asked = {k: getattr(args, k) for k in ("steps", "max_rounds") if getattr(args, k) is not None}
     config = dataclasses.replace(config, units=args.units, bias=args.bias, **asked)
-    settings = {"kappa": args.kappa, "action_weight": args.action_weight, "label_fraction": args.label_fraction}
-    points = [Point(args.world(), args.d_z, **settings, seed=seed) for seed in _seeds(args)]
+    points = [
+        Point(args.world(), args.d_z, args.kappa, args.action_weight, args.label_fraction, seed=seed)
+        for seed in _seeds(args)
+    ]
     rows = []
     for t in train(points, config, progress=say):
         row = _row(args, t.lam, t.best, t.point.seed)
@@ -184,7 +193,7 @@ def parse(argv: list[str]) -> OptimumArgs | TrainArgs:
       SystemExit: after showing help.
     """
     if argv[:1] in (["-h"], ["--help"]):
-        lines = "\n".join(f"  {name:8s} {cls.__doc__.splitlines()[0]}" for name, (cls, _) in COMMANDS.items())
+        lines = columns({name: summary_of(cls) for name, (cls, _) in COMMANDS.items()})
         print(f"usage: lamjax linear <command> [options]; lamjax linear <command> --help lists the options\n\n{lines}")
         raise SystemExit(0)
     known = ", ".join(COMMANDS)

@@ -16,16 +16,16 @@ from lamjax.training.trackers import Service
 
 @dataclasses.dataclass(frozen=True)
 class Record:
-    """Records a policy's trajectories into a store; actions and rewards lie apart from the frames.
+    """Records a policy's trajectories into a store, which keeps actions and rewards apart from the frames.
 
     Attributes:
       env: the environment.
       policy: expert, planner, random, or a policy folder.
       out: the store's folder; by default data/<env>/<policy>-<frames>-s<seed>.
-      seed: of the recording.
-      config: how much is recorded, and of what.
-      runs: where run folders (and experts trained here) lie.
-      data: where recorded trajectories lie.
+      seed: draws the levels and the actions.
+      config: how much to record, and on which levels.
+      runs: the folder that holds the run folders, with experts trained on this machine.
+      data: the folder that holds recorded trajectories.
     """
 
     env: str = "coinrun"
@@ -39,18 +39,18 @@ class Record:
 
 @dataclasses.dataclass(frozen=True)
 class Expert:
-    """Trains a demonstrator by PPO from scratch, resumes, and evaluates it.
+    """Trains a demonstrator with PPO from scratch, or resumes, and evaluates it.
 
     Attributes:
       env: the environment.
-      preset: whose network and PPO settings to use.
-      name: the run folder's name; the policy "expert" means the one called so.
+      preset: the preset whose network and PPO settings to use.
+      name: the run folder's name; the policy "expert" is the one of this name.
       frames: environment frames; by default the preset's.
-      start: expert (the shipped one), or a policy folder, whose weights training starts from instead of from scratch.
+      start: expert (the shipped one) or a policy folder, whose weights training starts from.
       dtype: type of the activations, float32 or bfloat16; by default the preset's.
-      runs: where run folders lie.
+      runs: the folder that holds the run folders.
       track: also sends the metrics to a tracking service, wandb or trackio.
-      config: the settings of the preset; --expert.* matters here.
+      config: the settings of the preset; only --expert.* matters here.
     """
 
     env: str = "coinrun"
@@ -71,12 +71,12 @@ class Eval:
     Attributes:
       env: the environment.
       checkpoint: expert, planner, random, or a policy folder (runs/<env>/<name>/policies/...).
-      episodes: how many, a multiple of --num-envs unless fewer.
-      seed: of levels and actions.
-      greedy: takes the most likely action; otherwise samples.
-      json: prints JSON alone.
-      config: what is played.
-      runs: where run folders (and experts trained here) lie.
+      episodes: how many to play, a multiple of --num-envs unless it is smaller.
+      seed: draws the levels and the actions.
+      greedy: takes the most likely action instead of sampling.
+      json: prints JSON only.
+      config: the environments to play.
+      runs: the folder that holds the run folders, with experts trained on this machine.
     """
 
     env: str = "coinrun"
@@ -94,9 +94,9 @@ class Experts:
     """Lists the experts and planners that come with the package, with their returns.
 
     Attributes:
-      measure: plays the planners, and random play beside them, for so many episodes first (a multiple of 64), and keeps
-        the returns.
-      env: measures the planner of this game alone.
+      measure: first plays the planners, and random play on the same levels, for this many episodes (a multiple of 64),
+        and keeps the returns.
+      env: measures only the planner of this game.
     """
 
     measure: int | None = None
@@ -218,7 +218,7 @@ def measure_planners(episodes: int, games: list[str]) -> None:
 
     table, space = planners.returns(), planners.Planner().space
     for game in games:
-        planner = pipeline.find_source(game, "planner", RUNS, space).policy  # one sentence if there is none
+        planner = pipeline.find_source(game, "planner", RUNS, space).policy  # raises one sentence if there is none
         random = play(game, policies.UniformPolicy(space))
         table[game] = play(game, planner) | {"version": planners.VERSION, "random": random}
         planners.RETURNS.write_text(json.dumps(dict(sorted(table.items())), indent=2) + "\n")

@@ -20,20 +20,20 @@ class Train:
         and pendulum have cpu and smoke.
       name: the run folder's name; by default <preset>-s<seed>.
       seeds: trains this many seeds, one run folder each, and writes an aggregate.
-      policy: whom to record: expert, planner, random, or a policy folder; by default the expert if there is one, else
-        the planner if there is one.
-      store: trajectories to learn from, recorded or imported before, instead of recording a policy. Those that no
-        environment stands behind, such as videos, are enough for stages 1 and 2, and for stage 3 if they have actions.
-      expert_frames: where there is no expert, trains one with so many frames first.
+      policy: the policy to record: expert, planner, random, or a policy folder; by default the expert if there is one,
+        otherwise the planner if there is one, otherwise random.
+      store: trajectories to learn from, recorded or imported before, instead of recording a policy. Without a
+        simulator, as for videos, they suffice for stages 1 and 2, and for stage 3 if they have actions.
+      expert_frames: if there is no expert, first trains one with this many frames.
       dtype: type of the activations in every stage, float32 or bfloat16; by default the preset's (paper: bfloat16 on
         an accelerator).
       within: how long the run may take, such as 10m, 600s or 1h30m; it measures this machine first and sets steps,
         frames and evaluations.
-      runs: where run folders lie.
-      data: where recorded trajectories lie.
+      runs: the folder that holds the run folders.
+      data: the folder that holds recorded trajectories.
       track: also sends the metrics to a tracking service, wandb or trackio.
-      distributed: trains stages 1 and 2 together with the same command on other hosts; also where the environment
-        has JAX_COORDINATOR_ADDRESS.
+      distributed: trains stages 1 and 2 together with the same command on other hosts; this is also on if the
+        environment has JAX_COORDINATOR_ADDRESS.
       config: the settings of the preset.
     """
 

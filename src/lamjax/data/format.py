@@ -1,4 +1,4 @@
-"""The format of a trajectory store: what its writer and its reader share.
+"""The format of a trajectory store, which its writer and its reader share.
 
 A store holds N frames of E episodes, laid end to end in time order:
 
@@ -9,9 +9,9 @@ A store holds N frames of E episodes, laid end to end in time order:
     rewards/        float32 [N], the reward of that action
     distractor/     float32 [N, D], the distractor's state in each frame; only in recordings with a distractor
 
-zarr reads a missing chunk as zeros, and a checksum inside a chunk cannot tell that two chunks
-were swapped. So the manifest lists every file with its size and SHA-256 digest, and itself
-carries one; whatever does not match is a `StoreError` that names the file.
+zarr reads a missing chunk as zeros, and a checksum inside a chunk cannot show that two chunks were swapped. So the
+manifest lists every file with its size and SHA-256 digest, and has a digest of itself; any mismatch is a `StoreError`
+that names the file.
 
 Learning latent actions must not see actions. `lamjax.data.reader` has no access to them: labels come from
 `lamjax.data.labels`, which counts them.
@@ -33,15 +33,15 @@ from lamjax.spaces import Box
 FORMAT = "lamjax-trajectories"
 VERSIONS = (1, 2)  # 2 adds the array of a distractor; stores without one are still written as 1
 ENDINGS = ("terminated", "truncated", "cut")  # cut: the recording stopped, not the episode
-SPLITS = ("train", "test")
+SPLITS: tuple[Literal["train"], Literal["test"]] = ("train", "test")
 MANIFEST = "manifest.json"
-METADATA = "zarr.json"  # of each array
+METADATA = "zarr.json"  # in each array
 FRAMES_PER_CHUNK = 512
 SCALARS_PER_CHUNK = 65536  # of is_first, actions, rewards: 512 would make thousands of tiny files
-MAX_FRAMES = 2**31 - 1  # where windows start is kept in int32
-MAX_CHUNK_BYTES = 2**32  # of a chunk in memory, and of all chunks that are read at a time
+MAX_FRAMES = 2**31 - 1  # window starts are int32
+MAX_CHUNK_BYTES = 2**32  # for a chunk in memory, and for all chunks that are read at a time
 CODECS = ("bytes", "zstd", "crc32c")  # of each chunk
-ZSTD_RATIO = 2**15  # bytes that a byte of zstd can become: its blocks of 128 KiB take at least 4
+ZSTD_RATIO = 2**15  # the most bytes that a byte of zstd can become: its blocks of 128 KiB take at least 4
 _BITS = {"int": (8, 16, 32, 64), "uint": (8, 16, 32, 64), "float": (16, 32, 64)}
 OBS_DTYPES = ("bool", "bfloat16", *(f"{kind}{bits}" for kind, sizes in _BITS.items() for bits in sizes))
 
@@ -57,7 +57,7 @@ class Episodes:
     """One entry per episode, in the order of the store.
 
     Attributes:
-        level_seed: int64 [E], -1 where the source does not say.
+        level_seed: int64 [E], -1 if the source does not say.
         start: int64 [E], index of the first frame.
         length: int64 [E], frames.
         returns: float64 [E], undiscounted sum of rewards.
@@ -77,7 +77,7 @@ class Episodes:
 
     @classmethod
     def of(cls, columns: Mapping[str, Sequence]) -> "Episodes":
-        """The episodes of a manifest; raises a ValueError, TypeError or OverflowError if its values cannot be."""
+        """The episodes of a manifest; raises a ValueError, TypeError or OverflowError if its values are impossible."""
         integers = {name: columns[name] for name in ("level_seed", "start", "length")}
         if not all(type(value) is int for column in integers.values() for value in column):
             raise TypeError("level seeds, starts and lengths of episodes are not all integers")
@@ -90,7 +90,7 @@ class Episodes:
 
 
 def split_of_level(level_seed: int) -> str:
-    """Returns "test" for a tenth of all level seeds and "train" for the rest, for ever the same."""
+    """Returns "test" for a tenth of all level seeds and "train" for the rest, always the same."""
     hashed = hashlib.sha256(b"lamjax level %d" % int(level_seed)).digest()
     return "test" if int.from_bytes(hashed[:8], "big") % 10 == 0 else "train"
 
@@ -115,7 +115,7 @@ def check_sizes(
     distractor_dim: int | None = None,
     frames_per_chunk: int = FRAMES_PER_CHUNK,
 ) -> None:
-    """Raises a ValueError that says which size no store can have; for the arguments, see `StoreWriter`."""
+    """Raises a ValueError that says which size is impossible for a store; for the arguments see `StoreWriter`."""
     try:
         name = np.dtype(obs_dtype).name
     except TypeError as error:
@@ -128,9 +128,9 @@ def check_sizes(
         raise ValueError("give num_actions for discrete or action_dim for continuous actions")
     if num_actions is not None and not _is_size(num_actions, 2**31):
         raise ValueError(f"num_actions must be an integer from 1 to 2^31, got {num_actions}")
-    for size, value in (("action_dim", action_dim), ("distractor_dim", distractor_dim)):
+    for field, value in (("action_dim", action_dim), ("distractor_dim", distractor_dim)):
         if value is not None and not _is_size(value):
-            raise ValueError(f"{size} must be an integer of at least 1, got {value}")
+            raise ValueError(f"{field} must be an integer of at least 1, got {value}")
     if not _is_size(frames_per_chunk):
         raise ValueError(f"frames_per_chunk must be an integer of at least 1, got {frames_per_chunk}")
     row_bytes = math.prod(map(int, obs_shape)) * np.dtype(obs_dtype).itemsize
@@ -146,11 +146,11 @@ def check_sizes(
 
 
 def _is_size(value: Any, most: int = 2**63 - 1) -> bool:
-    return isinstance(value, int | np.integer) and not isinstance(value, bool) and 1 <= value <= most
+    return isinstance(value, int | np.integer) and not isinstance(value, bool) and 1 <= int(value) <= most
 
 
 def check_description(description: Mapping) -> None:
-    """Raises a ValueError, TypeError or KeyError unless the part of a manifest that describes a store can be."""
+    """Raises a ValueError, TypeError or KeyError unless the part of a manifest that describes a store is possible."""
     check_sizes(
         description["obs_shape"],
         description["obs_dtype"],
@@ -170,7 +170,7 @@ def check_description(description: Mapping) -> None:
 
 
 def check_manifest(manifest: Mapping) -> None:
-    """Raises a ValueError, TypeError, KeyError or OverflowError unless a manifest describes a store that can be."""
+    """Raises a ValueError, TypeError, KeyError or OverflowError unless a manifest describes a possible store."""
     check_description(manifest)
     if not isinstance(manifest["files"], dict):
         raise TypeError("files is not an object")
@@ -190,7 +190,7 @@ def check_manifest(manifest: Mapping) -> None:
 
 
 def check_path(path: Path) -> Path:
-    """Returns a store's path; raises a StoreError if it is not UTF-8, as tensorstore needs."""
+    """Returns a store's path; raises a StoreError if it is not UTF-8, which tensorstore needs."""
     if not is_utf8(path.absolute()):
         raise StoreError(f"{path} is not UTF-8, as a store's path must be; choose another path")
     return path
@@ -202,7 +202,7 @@ def chunk_file(name: str, chunk: int, rank: int) -> str:
 
 
 def to_json(value: Any) -> str:
-    """The one way in which a value is written, so that equal values have equal digests."""
+    """The only way in which a value is written, so that equal values have equal digests."""
     return json.dumps(value, sort_keys=True, allow_nan=False)
 
 
@@ -212,6 +212,6 @@ def digest(content: bytes) -> str:
 
 
 def manifest_digest(manifest: Mapping) -> str:
-    """Digest of everything in the manifest but the digest itself."""
+    """Digest of the whole manifest except the digest itself."""
     content = {key: value for key, value in manifest.items() if key != "sha256"}
     return digest(to_json(content).encode())

@@ -1,4 +1,4 @@
-"""The only door to the actions of a trajectory store: counted labels for training, all for probes and the oracle."""
+"""The only access to the actions of a trajectory store: counted labels for training, all for probes and the oracle."""
 
 import functools
 
@@ -11,15 +11,15 @@ from lamjax.data.reader import ArrayReader, Store
 class LabelledSubset:
     """The few transitions whose actions a decoder may see; counts the labels that it returns.
 
-    Windows are drawn uniformly without replacement from the valid starts of a split. Draws are
-    nested: with the same seed, n = 16 gives the first 16 of n = 32.
+    Windows are drawn uniformly without replacement from the valid starts of a split. Draws are nested: with the same
+    seed, n = 16 gives the first 16 of n = 32.
 
     Args:
         store: the source of the windows.
         n: number of labelled windows.
-        seed: of the draw.
+        seed: draws the windows.
         split: "train", "test" or "all".
-        length: frames in a window; the label belongs to the last frame but one.
+        length: frames in a window; the label belongs to the second-to-last frame.
 
     Attributes:
         starts: int32 [n], first frames of the windows, in the order of the draw.
@@ -53,7 +53,7 @@ class LabelledSubset:
 
 
 def evaluation_actions(store: Store, starts: np.ndarray, length: int = 3) -> np.ndarray:
-    """True actions of any windows, for probes and metrics only: nothing may be trained on them.
+    """True actions of any windows, only for probes and metrics: nothing may be trained on them.
 
     Args:
         store: the source of the windows.
@@ -61,20 +61,20 @@ def evaluation_actions(store: Store, starts: np.ndarray, length: int = 3) -> np.
         length: frames in a window.
 
     Returns:
-        int32 [B] or float32 [B, A], the action a_t at the last frame but one of each window, which a latent
-        inferred from `[o_{t-1}, o_t, o_{t+1}]` should describe.
+        int32 [B] or float32 [B, A], the action a_t at the second-to-last frame of each window, which a latent inferred
+        from `[o_{t-1}, o_t, o_{t+1}]` should describe.
     """
     reader = ArrayReader(store.path, "actions", store.manifest, store.verify)
     return reader.take(np.asarray(starts) + length - 2)
 
 
 def oracle_actions(store: Store) -> np.ndarray:
-    """True actions of all frames of a store, int32 [N] or float32 [N, A]: for the oracle, which is no method."""
+    """True actions of all frames of a store, int32 [N] or float32 [N, A], only for the oracle, which is a reference."""
     return ArrayReader(store.path, "actions", store.manifest, store.verify).take(np.arange(store.num_frames))
 
 
 def evaluation_distractor(store: Store, starts: np.ndarray, length: int = 3) -> np.ndarray:
-    """A distractor's state in any windows, for probes only; D = 0 without a distractor.
+    """A distractor's state in any windows, only for probes; D = 0 without a distractor.
 
     Args:
         store: the source of the windows.
@@ -82,7 +82,7 @@ def evaluation_distractor(store: Store, starts: np.ndarray, length: int = 3) -> 
         length: frames in a window.
 
     Returns:
-        float32 [B, 2, D], at the last frame but one and at the last of each window.
+        float32 [B, 2, D], at the second-to-last and the last frame of each window.
     """
     last = np.asarray(starts)[:, None] + np.arange(length - 2, length)[None, :]
     if not store.distractor_dim:

@@ -1,9 +1,9 @@
-"""Files of latent actions, a row a frame: Parquet, npz or safetensors, by the name's ending.
+"""Files of latent actions, one row per frame: Parquet, npz or safetensors, by the name's suffix.
 
 The columns are ``episode``, ``t`` (the frame's number in its episode), ``seconds``, ``z``, ``codes`` (all codebooks and
-latents in a row), and ``action`` if something decodes it. Where a window does not fit around a frame, as at the first
-and the last frames of a clip, there is no latent: Parquet has nulls there. npz and safetensors, which have none, hold
-NaN (and -1 for integers) and say in ``mask`` where there is a latent.
+latents in a row), and ``action`` if there is a decoder. Where no window fits around a frame, as at the first and the
+last frames of a clip, there is no latent: Parquet has nulls there. npz and safetensors, which have no nulls, hold NaN
+(and -1 for integers), and ``mask`` says where there is a latent.
 
 Dimension keys: R rows, Z latent size, K codes of a latent, A numbers of a continuous action.
 """
@@ -22,12 +22,12 @@ from lamjax import archives
 from lamjax.data.format import StoreError
 
 ENDINGS = (".parquet", ".npz", ".safetensors")
-_ROWS = 16_384  # of a row group of Parquet
-_KEY = "lamjax"  # of the metadata
+_ROWS = 16_384  # in a row group of Parquet
+_KEY = "lamjax"  # in the metadata
 
 
 class LatentFileError(ValueError):
-    """Raised where a file of latents cannot be read or written; one sentence that names it."""
+    """Raised if a file of latents cannot be read or written; one sentence that names the file."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,10 +37,10 @@ class LatentRows:
     Attributes:
       episode: int32 ``[R]``.
       t: int32 ``[R]``, frames from the episode's beginning.
-      seconds: float64 ``[R]``, NaN where the time is not known.
+      seconds: float64 ``[R]``, NaN if the time is unknown.
       mask: bool ``[R]``, whether there is a latent.
       z: float32 ``[R, Z]``, before the quantiser; NaN without a latent.
-      codes: int32 ``[R, K]``, -1 without a latent; None of a model without a quantiser.
+      codes: int32 ``[R, K]``, -1 without a latent; None for a model without a quantiser.
       action: int32 ``[R]`` or float32 ``[R, A]``, the decoded action, -1 or NaN without a latent; None without a
         decoder.
     """
@@ -58,13 +58,13 @@ class LatentRows:
 
     @property
     def columns(self) -> dict[str, np.ndarray]:
-        """The arrays that are there, by name."""
+        """The arrays that exist, by name."""
         arrays = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         return {name: array for name, array in arrays.items() if array is not None}
 
 
 def join(parts: Sequence[LatentRows]) -> LatentRows:
-    """Rows one after the other."""
+    """Concatenates rows."""
     return LatentRows(**{name: np.concatenate([part.columns[name] for part in parts]) for name in parts[0].columns})
 
 
@@ -79,14 +79,14 @@ def check_name(path: Path) -> None:
 
 
 def write(path: Path, parts: Iterable[LatentRows], about: Mapping[str, Any]) -> None:
-    """Writes rows as they come; Parquet holds few of them in memory, the others hold all, which are no frames.
+    """Writes rows as they come. Parquet holds few of them in memory, and the others all, which are small.
 
-    It is written beside its place and renamed, so there is never half a file.
+    The file is written under a temporary name and renamed, so there is never half a file.
 
     Args:
       path: a name that `check_name` accepts.
       parts: the rows, at least one part.
-      about: what else the file says, anything JSON can hold.
+      about: further information for the file, anything JSON can hold.
     """
     partial = path.with_name(f".{path.name}.partial")
     try:
@@ -96,7 +96,7 @@ def write(path: Path, parts: Iterable[LatentRows], about: Mapping[str, Any]) -> 
             columns = join(list(parts)).columns
             if path.suffix == ".npz":
                 with partial.open("wb") as file:
-                    np.savez_compressed(file, **columns, about=np.array(json.dumps(about)))
+                    np.savez_compressed(file, **dict[str, Any](columns), about=np.array(json.dumps(about)))
             else:
                 import safetensors.numpy
 
@@ -107,20 +107,20 @@ def write(path: Path, parts: Iterable[LatentRows], about: Mapping[str, Any]) -> 
 
 
 def read(path: Path) -> tuple[LatentRows, dict[str, Any]]:
-    """Reads a file that `write` wrote; returns its rows, and what else it says.
+    """Reads a file that `write` wrote; returns its rows and its further information.
 
     Raises:
-      LatentFileError: if it is missing, damaged, or lacks a column.
+      LatentFileError: if the file is missing, damaged, or lacks a column.
     """
     columns, about = read_columns(path)
     return _rows(path, columns), about
 
 
 def read_columns(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    """Reads all columns of a file, whatever they are called; returns them, and what else the file says.
+    """Reads all columns of a file, whatever their names; returns them and the file's further information.
 
     Raises:
-      LatentFileError: if it is damaged, or its name has another ending than `ENDINGS`.
+      LatentFileError: if the file is damaged, or its name does not end in one of `ENDINGS`.
     """
     with _explained(path):
         if path.suffix == ".parquet":
@@ -145,7 +145,7 @@ def _rows(path: Path, columns: Mapping[str, np.ndarray]) -> LatentRows:
         defaults["mask"] = np.isfinite(columns["z"]).all(1)
     columns = defaults | {name: array for name, array in columns.items() if name in names}
     if missing := [name for name in ("episode", "t", "z", "mask") if name not in columns]:
-        raise LatentFileError(f"{path} has no column {missing[0]!r}: name it so, or label the frames with lamjax.")
+        raise LatentFileError(f"{path} has no column {missing[0]!r}: rename it, or label the frames with lamjax.")
     if odd := [name for name, array in columns.items() if len(array) != count]:
         raise LatentFileError(f"{path} has {len(columns[odd[0]])} rows of {odd[0]!r} and {count} of 'z'.")
     return LatentRows(**columns)
@@ -157,7 +157,7 @@ def _explained(path: Path) -> Iterator[None]:
         yield
     except (LatentFileError, ImportError, OSError, StoreError):
         raise
-    except Exception as error:  # damaged files make each library raise errors of its own
+    except Exception as error:  # on damaged files each library raises errors of its own
         raise LatentFileError(f"{path} cannot be read as latents ({archives.brief(error)}): write it again.") from None
 
 
@@ -218,7 +218,7 @@ def _read_parquet(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
         array = table[name].combine_chunks()
         absent = array.is_null().to_numpy(zero_copy_only=False)
         if hasattr(array.type, "list_size") or hasattr(array, "value_lengths"):
-            flat = array.flatten().to_numpy(zero_copy_only=False)  # without those of null rows
+            flat = array.flatten().to_numpy(zero_copy_only=False)  # without the values of null rows
             width = len(flat) // max((~absent).sum(), 1)
             values = np.full((len(array), width), -1 if flat.dtype.kind in "iu" else np.nan, flat.dtype)
             values[~absent] = flat.reshape(-1, width)

@@ -1,4 +1,4 @@
-"""Reading a trajectory store: observations and where episodes begin, never actions."""
+"""Reads a trajectory store: observations and where episodes begin, never actions."""
 
 import concurrent.futures
 import contextlib
@@ -9,7 +9,7 @@ import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import tensorstore
@@ -53,11 +53,11 @@ def open_store(path: str | os.PathLike, verify: bool = True) -> "Store":
 
     Args:
         path: the folder.
-        verify: also compare the SHA-256 digest of each chunk whenever it is read. Without it a
-            cut or flipped chunk is still refused, but a swapped one is not.
+        verify: also compares the SHA-256 digest of each chunk whenever it is read. Without this a cut or flipped chunk
+            is still refused, but a swapped one is not.
 
     Raises:
-        StoreError: the folder is not a store, is of another version, or is damaged.
+        StoreError: the folder is not a store, has another format version, or is damaged.
     """
     path = check_path(Path(path))
     manifest = _read_manifest(path)
@@ -70,13 +70,13 @@ class Store:
 
     Attributes:
         path: the folder.
-        manifest: everything the manifest says, as plain JSON values.
+        manifest: the whole manifest, as plain JSON values.
         env, env_params, policy: where the trajectories come from.
         num_frames: N.
-        obs_shape, obs_dtype: of one observation.
+        obs_shape, obs_dtype: shape and dtype of one observation.
         num_actions: number of discrete actions, None for continuous ones.
         action_dim: length of a continuous action, None for discrete ones.
-        action_space: `Discrete`, or `Box`; None for continuous actions whose bounds the store does not say.
+        action_space: `Discrete`, or `Box`; None for continuous actions without bounds in the manifest.
         distractor_dim: length of a distractor's state, 0 without a distractor.
         episodes: `Episodes`.
     """
@@ -107,7 +107,7 @@ class Store:
 
     @property
     def has_actions(self) -> bool:
-        """Whether its actions can say anything: not if there is one alone, nor if continuous ones have no bounds."""
+        """Whether its actions are usable: there are at least two, or continuous ones have bounds."""
         return self.action_space not in (None, Discrete(1))
 
     @functools.cached_property
@@ -117,14 +117,14 @@ class Store:
         return reader.take(np.arange(self.num_frames))
 
     def observations(self, start: int = 0, stop: int | None = None) -> np.ndarray:
-        """Frames start .. stop-1 as [stop - start, *obs_shape]; chunks are read in parallel."""
+        """Frames start .. stop-1 as [stop - start, *obs_shape]; reads chunks in parallel."""
         stop = self.num_frames if stop is None else stop
         if not 0 <= start <= stop <= self.num_frames:
             raise IndexError(f"frames {start} to {stop} are not in [0, {self.num_frames}]")
         return self._observations.take(np.arange(start, stop))
 
     def observations_at(self, frames: np.ndarray) -> np.ndarray:
-        """Frames at any indices [...], as [..., *obs_shape]; each chunk is read once."""
+        """Frames at any indices [...], as [..., *obs_shape]; reads each chunk once."""
         return self._observations.take(frames)
 
     def windows(self, starts: np.ndarray, length: int = 3) -> np.ndarray:
@@ -142,9 +142,9 @@ class ArrayReader:
 
     Args:
         root: the store's folder.
-        name: of the array.
-        manifest: of the store.
-        verify: also compare the digest of each chunk.
+        name: the array's name.
+        manifest: the store's manifest.
+        verify: also compares the digest of each chunk.
 
     Raises:
         StoreError: the array's metadata are damaged; later, a chunk is missing or damaged.
@@ -173,7 +173,7 @@ class ArrayReader:
         if self._array.shape != (manifest["num_frames"], *shape) or (self._array.dtype.numpy_dtype != dtype):
             raise StoreError(f"{root / name} does not hold what the manifest says; {_REMEDY}")
         chunks = self._array.chunk_layout
-        read_chunk, write_chunk = (each.shape for each in (chunks.read_chunk, chunks.write_chunk))
+        read_chunk, write_chunk = cast(list[tuple[int, ...]], [chunks.read_chunk.shape, chunks.write_chunk.shape])
         self._rows_per_chunk = read_chunk[0]
         self._chunk_bytes = math.prod(read_chunk) * dtype.itemsize
         codecs = tuple(codec["name"] for codec in self._array.spec().to_json()["metadata"]["codecs"])
@@ -188,7 +188,7 @@ class ArrayReader:
             or not all(file in self._files for file in names)
         ):
             raise StoreError(f"{root / name} has other chunks than the manifest says; {_REMEDY}")
-        for each in names:  # before memory is asked for
+        for each in names:  # before asking for memory
             if self._chunk_bytes > ZSTD_RATIO * (size := self._files[each][0]):
                 raise StoreError(
                     f"{_described(root, each)} has {size} bytes, which cannot hold the {self._chunk_bytes} that the "
@@ -196,7 +196,7 @@ class ArrayReader:
                 )
 
     def take(self, rows: np.ndarray) -> np.ndarray:
-        """Rows at indices [...], as [..., *row_shape]; threads each read whole chunks, as many as memory allows."""
+        """Rows at indices [...], as [..., *row_shape]; threads read whole chunks, as many as memory allows."""
         rows = np.asarray(rows)
         num_rows, *row_shape = self._array.shape
         flat = rows.reshape(-1).astype(np.int64)
@@ -254,7 +254,7 @@ def _read_manifest(path: Path) -> dict[str, Any]:
     except (OSError, ValueError, RecursionError) as error:
         raise StoreError(f"{file} cannot be read; {_REMEDY}") from error
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
-        raise StoreError(f"{file} is not of a lamjax trajectory store; check the path")
+        raise StoreError(f"{file} does not belong to a lamjax trajectory store; check the path")
     if manifest.get("version") not in VERSIONS:
         raise StoreError(
             f"{path} has format version {manifest.get('version')} but this lamjax reads versions "
@@ -274,12 +274,12 @@ def _read_manifest(path: Path) -> dict[str, Any]:
 
 
 def _check_files(path: Path, manifest: Mapping) -> None:
-    """Every listed file is there with its size, and no other file lies beside it."""
+    """Checks that every listed file exists with its size, and that no other file does."""
     sizes = {}
     for name in layout(manifest):
         with contextlib.suppress(FileNotFoundError), os.scandir(path / name) as entries:
             for entry in entries:
-                if not entry.name.startswith(".") and entry.is_file():  # hidden: what desktops and NFS leave behind
+                if not entry.name.startswith(".") and entry.is_file():  # hidden files come from desktops and NFS
                     sizes[f"{name}/{entry.name}"] = entry.stat().st_size
     for file, (size, _) in manifest["files"].items():
         if not re.fullmatch(r"\w+/(zarr\.json|c(\.\d+)+)", file):

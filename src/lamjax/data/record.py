@@ -1,4 +1,4 @@
-"""Recording a policy's trajectories into a store.
+"""Records a policy's trajectories into a store.
 
 Dimension keys: T steps, N environments.
 """
@@ -18,7 +18,7 @@ from lamjax.data.writer import StoreWriter
 from lamjax.envs.api import VectorEnv, stepper
 from lamjax.spaces import ActionSpace, Box
 
-CHUNK = 32  # steps a dispatch: 64 environments' frames are 25 MB of host memory
+CHUNK = 32  # steps in a dispatch: the frames of 64 environments are 25 MB of host memory
 
 
 @functools.partial(jax.jit, static_argnames=("env", "policy", "random_share"))
@@ -35,12 +35,12 @@ def _actions(space: ActionSpace) -> dict[str, Any]:
 
 
 def _check_finite(env: str, what: str, values: np.ndarray, first: int) -> None:
-    """Raises `ValueError` if ``[T, N, ...]`` of the steps from `first` on holds what is NaN or infinite."""
+    """Raises `ValueError` if ``[T, N, ...]``, the steps from `first` on, holds a value that is NaN or infinite."""
     if values.dtype.kind == "f" and (bad := ~np.isfinite(values)).any():
         step, number, *_ = np.argwhere(bad)[0]
         raise ValueError(
-            f"{env} returned {values[bad][0]} in the {what} of step {first + step} of its copy {number}, both counted "
-            "from 0: only finite numbers can be learned from, so mend the environment."
+            f"{env} returned {values[bad][0]} in the {what} of step {first + step} of its copy {number} (both counted "
+            "from 0): the models need finite numbers, so correct the environment."
         )
 
 
@@ -56,29 +56,30 @@ def record(
     random_share: float = 0.0,
     progress: Callable[[int], None] | None = None,
 ) -> None:
-    """Records sampled actions of a policy until `frames` frames lie in the store, whole episodes first.
+    """Records sampled actions of a policy until the store holds `frames` frames, whole episodes first.
 
-    Each environment's episodes are written as they end. When enough has been played the running episodes are written
-    too, marked as cut, so that the store holds what was played and short episodes are not favoured. Actions are those
-    that were carried out: continuous ones lie within their bounds. Under a distractor (`Distracted`) the store holds
-    the frames with it, and apart from them what they show of it, for probes; the policy sees clean frames
+    Each environment's episodes are written as they end. Once enough has been played, the running episodes are written
+    too, marked as cut, so that the store holds everything that was played and does not favour short episodes. Actions
+    are those that the environment executed: continuous ones lie within their bounds. Under a distractor (`Distracted`)
+    the store holds the frames with it and, in a separate array for probes, its state; the policy sees clean frames
     (`acting.demonstrate`).
 
     Args:
       path: folder of the store; it must not exist, and appears only when the recording is complete.
       env: N environments.
-      policy: ``(params, obs [N, *obs_shape]) -> outputs [N, K]`` (see `lamjax.spaces`), or a planner's
+      policy: ``(params, obs [N, *obs_shape]) -> outputs [N, K]`` (see `lamjax.spaces`), or a planner
         (`acting.respond`).
-      params: its parameters.
-      frames: at least so many frames are recorded; the last dispatch may bring up to ``32 N`` more.
+      params: the policy's parameters.
+      frames: the least number of frames to record; the last dispatch may add up to ``32 N`` more.
       key: a typed PRNG key.
-      source: what the manifest says of the policy.
-      random_share: probability in [0, 1] that a step's action, in each environment for itself, is a uniform one.
+      source: what the manifest says about the policy.
+      random_share: probability in [0, 1] that a step's action is uniformly random, independently in each environment.
       progress: called with the number of frames played so far.
 
     Raises:
       StoreError: if the path exists or the disk is full.
-      ValueError: if the environment returns an observation or a reward that is NaN or infinite; it says in which step.
+      ValueError: if the environment returns an observation or a reward that is NaN or infinite; the message names the
+        step.
     """
     num_envs, distractor_dim, numbers = env.num_envs, acting.distractor_dim(env), itertools.count()
     running: list[list[tuple[np.ndarray, ...]]] = [[] for _ in range(num_envs)]
@@ -115,7 +116,7 @@ def record(
                 for rows in np.split(np.arange(CHUNK), np.flatnonzero(done[:, n]) + 1):
                     if not len(rows):
                         continue
-                    # Such indices copy: a view would keep the whole dispatch in memory until the episode ends.
+                    # Indices like these copy: a view would keep the whole dispatch in memory until the episode ends.
                     running[n].append(tuple(x[rows, n] for x in (obs, action, reward, *read)))
                     if done[rows[-1], n]:
                         write(running[n], "terminated" if terminated[rows[-1], n] else "truncated")

@@ -1,11 +1,11 @@
-"""Which frames lie in device memory when a split does not fit there: a ring of blocks, refilled during training.
+"""Chooses the frames in device memory if a split does not fit there: a ring of blocks, refilled during training.
 
-The split is cut into blocks of whole episodes. They come in an endless sequence, pass after pass in an order drawn from
-(seed, pass), and entry i of it lies in slot i % R. During phase p, which lasts S steps, the entries p .. p + R - 1 are
-resident; then entry p gives way to entry p + R, which a thread has read in the meantime. All of this is a pure function
-of (seed, step), so a run restored at any step finds the blocks that the uninterrupted one had.
+The split is cut into blocks of whole episodes. They form an endless sequence, pass after pass, in an order drawn from
+(seed, pass); entry i of it lies in slot i % R. During phase p, which lasts S steps, the entries p .. p + R - 1 are
+resident. Then entry p + R, which a thread has read in the meantime, replaces entry p. All of this is a pure function of
+(seed, step), so a run restored at any step finds the blocks that the uninterrupted one had.
 
-Dimension keys: F frames of a slot, R slots, S steps of a phase.
+Dimension keys: F frames in a slot, R slots, S steps in a phase.
 """
 
 import dataclasses
@@ -21,7 +21,7 @@ class Block:
     """Frames that are resident together.
 
     Attributes:
-      frames: int64 ``[<= F]``, their places in the store.
+      frames: int64 ``[<= F]``, their indices in the store.
       starts: int32, where in `frames` a window may start.
     """
 
@@ -36,13 +36,13 @@ def cut(frames: np.ndarray, lengths: np.ndarray, capacity: int, window: int) -> 
     windows lies in one piece.
 
     Args:
-      frames: int ``[N]``, the places in the store of episodes laid end to end.
-      lengths: int ``[E]``, the episodes' frames, N together.
+      frames: int ``[N]``, the indices in the store of episodes laid end to end.
+      lengths: int ``[E]``, the frames of each episode, N in total.
       capacity: F, at least `window`.
-      window: frames of a window.
+      window: frames in a window.
 
     Returns:
-      The places in the store of each block's frames.
+      The indices in the store of each block's frames.
     """
     if capacity < window:
         raise ValueError(f"a block of {capacity} frames holds no window of {window}; enlarge ring_frames")
@@ -78,21 +78,23 @@ def steps_per_phase(blocks: list[Block], batch_size: int, align: int) -> int:
 
 
 class Prefetcher:
-    """Loads one entry ahead in a thread; `take` gives it, or loads it now if another is asked for."""
+    """Loads one entry ahead in a thread; `take` returns it, or loads the requested one now if it is another."""
 
     def __init__(self, load):
         self._load = load
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="ring")
         self._next: tuple[int, Future] | None = None
 
-    def ask(self, index: int) -> None:
-        """Begins to load an entry."""
-        self._next = (index, self._thread.submit(self._load, index))
+    def ask(self, index: int) -> Future:
+        """Starts to load an entry, and returns its future."""
+        future = self._thread.submit(self._load, index)
+        self._next = (index, future)
+        return future
 
     def take(self, index: int):
-        """The loaded entry; waits for it, and raises what loading raised."""
-        if self._next is None or self._next[0] != index:
-            self.ask(index)
-        _, future = self._next
+        """The loaded entry; waits for it, and raises any error from loading."""
+        asked, future = self._next or (None, None)
+        if future is None or asked != index:
+            future = self.ask(index)
         self._next = None
         return future.result()

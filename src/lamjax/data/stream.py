@@ -1,8 +1,8 @@
 """Observation streams: frames in device memory, windows drawn inside the jitted step.
 
-`sample` is pure: it maps (buffer, key, step) to a batch of windows. So a stream has no position
-of its own; what it gives next is decided by its seed and the step, and a run restored at any
-step sees the batches that the uninterrupted run would have seen.
+`sample` is pure: it maps (buffer, key, step) to a batch of windows. So a stream has no position of its own. Its seed
+and the step decide the next batch, and a run restored at any step sees the batches that the uninterrupted run would
+have seen.
 
     stream = ObservationStream(open_store(path), batch_size=128, seed=0)
 
@@ -14,7 +14,7 @@ step sees the batches that the uninterrupted run would have seen.
     for step in range(num_steps):
         state, metrics = update(state, stream.buffer(step))
 
-A buffer has no actions. The few that training may see come from a `LabelledSubset`, with windows of their own.
+A buffer has no actions. The few that training may see come from a `LabelledSubset`, with their own windows.
 
 Dimension keys: N: frames, S: window starts, B: batch, L: frames in a window, D: devices, K: labelled windows.
 """
@@ -22,7 +22,7 @@ Dimension keys: N: frames, S: window starts, B: batch, L: frames in a window, D:
 import dataclasses
 import functools
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import flax.struct
 import jax
@@ -35,25 +35,25 @@ from lamjax.data.format import Episodes, Split, StoreError
 from lamjax.data.labels import LabelledSubset
 from lamjax.data.reader import Store, split_mask
 
-_LABELS = 2**31 - 2  # folds the labels' key out of the stream's; no number of a device reaches it
+_LABELS = 2**31 - 2  # derives the labels' key from the stream's; no device's number reaches it
 _PLAY = 2**31 - 3  # the same for random play
-_FRAMES_PER_COPY = 4096  # host memory while a buffer fills: 50 MB of 64x64 pixels
+_FRAMES_PER_COPY = 4096  # bounds host memory while a buffer fills: 50 MB of 64x64 pixels
 
 
 @flax.struct.dataclass
 class Buffer:
-    """Frames that one device holds. Over D devices, each field has a leading axis D.
+    """The frames that one device holds. Over D devices, each field has a leading axis D.
 
     Attributes:
-        frames: [N, *obs_shape] of the store's dtype, uint8 for pixels; whole episodes, end to end, and zeros up to a
+        frames: [N, *obs_shape] of the store's dtype, uint8 for pixels; whole episodes, end to end, then zeros up to a
             round N.
         starts: int32 [S], the frames at which a window may start.
-        num_starts: int32 scalar, how many of `starts` count, so that buffers of equal shape can
-            hold different numbers of windows; None means all.
-        phase: int32 scalar, for frames that come and go: which filling this is. Its windows come
-            in an order drawn from `fold_in(key, phase)`; None means that nothing changes.
-        first_step: int32 scalar, the step at which the phase began; None with `phase`.
-        places: int32 [N], the place of each frame in the store, 0 where a frame is filling; None without a store.
+        num_starts: int32 scalar, how many of `starts` count, so that buffers of equal shape can hold different numbers
+            of windows; None means all.
+        phase: int32 scalar, how often a ring's frames have been replaced. Each phase draws its windows in an order from
+            `fold_in(key, phase)`; None means that nothing is replaced.
+        first_step: int32 scalar, the step at which the phase began; None like `phase`.
+        places: int32 [N], each frame's index in the store, 0 for padding; None without a store.
         play: frames of random play beside these, for stage 1 (`sample_with_play`); None without.
     """
 
@@ -78,8 +78,8 @@ def sample(
 ) -> jax.Array:
     """The windows of a step; runs inside jit.
 
-    Each epoch visits the starts in the order of a permutation drawn from `fold_in(key, epoch)`,
-    each at most once. A device holds its own episodes and draws its own windows from them.
+    Each epoch visits every start at most once, in the order of a permutation drawn from `fold_in(key, epoch)`. A device
+    holds its own episodes and draws its own windows from them.
 
     Args:
         buffer: this device's frames and starts.
@@ -106,12 +106,13 @@ def sample_with_play(
     the windows of random play come last.
     """
     devices = options.get("axis_size", 1)
-    count = 0 if buffer.play is None else round(play_share * batch_size / devices) * devices
+    play = buffer.play
+    count = 0 if play is None else round(play_share * batch_size / devices) * devices
     parts = []
     if count < batch_size:
         parts.append(sample(buffer, key, step, batch_size - count, **options))
-    if count:
-        parts.append(sample(buffer.play, jax.random.fold_in(key, _PLAY), step, count, **options))
+    if play is not None and count:
+        parts.append(sample(play, jax.random.fold_in(key, _PLAY), step, count, **options))
     return jnp.concatenate(parts) if len(parts) > 1 else parts[0]
 
 
@@ -124,12 +125,12 @@ def sample_starts(
     axis_index: jax.Array | int = 0,
     axis_size: int = 1,
 ) -> jax.Array:
-    """Where in the buffer the windows of `sample` start: int32 [batch_size / axis_size]."""
+    """Where the windows of `sample` start in the buffer: int32 [batch_size / axis_size]."""
     if batch_size % axis_size:
         raise ValueError(f"batch_size {batch_size} is not a multiple of {axis_size} devices")
     num_starts = buffer.starts.shape[0] if buffer.num_starts is None else buffer.num_starts
     share = batch_size // axis_size
-    if buffer.phase is None:
+    if buffer.phase is None or buffer.first_step is None:
         epoch, positions = windows.epoch_positions(step, share, num_starts)
     else:
         first = (jnp.asarray(step, jnp.int32) - buffer.first_step) * share
@@ -144,17 +145,20 @@ class Labels:
 
     Attributes:
         frames: [K * L, *obs_shape], the windows end to end.
-        actions: int32 [K] or float32 [K, A], the action taken at the last frame but one of each.
+        actions: int32 [K] or float32 [K, A], the action at the second-to-last frame of each window.
     """
 
     frames: jax.Array
     actions: jax.Array
 
 
-def upload_labels(subset: LabelledSubset, devices: Sequence[jax.Device] | None = None) -> Labels:
-    """Puts the windows and labels of a subset on the device, or deals them to several in equal parts.
+Part = TypeVar("Part", Buffer, Labels)
 
-    Where they cannot be dealt evenly, the first ones are dealt twice.
+
+def upload_labels(subset: LabelledSubset, devices: Sequence[jax.Device] | None = None) -> Labels:
+    """Puts a subset's windows and labels on the device, or distributes them over several in equal parts.
+
+    If they cannot be distributed evenly, the first ones are used twice.
     """
     lead = () if devices is None else (1,)
     count = len(devices or [None])
@@ -164,8 +168,8 @@ def upload_labels(subset: LabelledSubset, devices: Sequence[jax.Device] | None =
     for shard, device in _shards(devices):
         mine = rows[shard]
         frames = (subset.starts[mine][:, None] + np.arange(subset.length)[None, :]).reshape(-1)
-        taken = subset.actions[mine]
-        actions = jax.device_put(taken.reshape(*lead, *taken.shape), device)
+        values = subset.actions[mine]
+        actions = jax.device_put(values.reshape(*lead, *values.shape), device)
         parts.append(Labels(_upload(subset.store, frames, (*lead, len(frames)), device), actions))
     return parts[0] if devices is None else _joined(parts, devices)
 
@@ -179,10 +183,10 @@ def sample_labelled(
     axis_index: jax.Array | int = 0,
     axis_size: int = 1,
 ) -> tuple[jax.Array, jax.Array]:
-    """Labelled windows of a step, drawn with replacement; runs inside jit.
+    """The labelled windows of a step, drawn with replacement; runs inside jit.
 
     Args:
-        labels: those of this device.
+        labels: the labels of this device.
         key: the stream's JAX key, the same at every step and on every device.
         step: int32 scalar, >= 0.
         batch_size: windows over all devices; a multiple of `axis_size`.
@@ -216,32 +220,33 @@ class ObservationStream:
         store: where the frames come from. Only observations and episode starts are read.
         split: "train", "test" or "all".
         batch_size: windows in a batch, over all devices.
-        seed: of the order in which windows come.
-        mode: "resident" keeps every frame of the split in device memory. "ring" keeps
-            `ring_frames` of them and replaces an eighth at a time, while training goes on; a split
-            that fits is kept whole (see `lamjax.data.ring`).
-        ring_frames: frames that each device keeps, besides an eighth more that is on its way.
-        align: a phase of the ring has a multiple of so many steps, the steps of a dispatch.
+        seed: draws the order of the windows.
+        mode: "resident" keeps every frame of the split in device memory. "ring" keeps `ring_frames` of them and
+            replaces an eighth at a time while training continues; a split that fits is kept whole (see
+            `lamjax.data.ring`).
+        ring_frames: frames that each device keeps, besides an eighth more that are on their way.
+        align: makes a phase of the ring a multiple of this many steps, the steps of a dispatch.
         length: L, frames in a window.
-        mask_boundaries: False lets windows cross episode ends, as the LAPO reference does; in a
-            ring, those within a block.
-        devices: None for one buffer on the default device. Otherwise each device holds its own
-            episodes, and every field of the buffer has a leading axis D, laid out for `pmap`. Of
-            devices of several hosts this host's alone are filled, and D counts them.
-        like: a stream of the same windows whose resident frames this one shares instead of
-            uploading them again; a ring shares nothing.
+        mask_boundaries: False lets windows cross episode ends, as the LAPO reference does; in a ring, only those within
+            a block.
+        devices: None for one buffer on the default device. Otherwise each device holds its own episodes, and every
+            field of the buffer has a leading axis D, laid out for `pmap`. If they belong to several hosts, this host
+            fills only its own devices, and D counts those.
+        like: a stream of the same windows, whose resident frames this one shares instead of uploading them again; a
+            ring shares nothing.
 
     Attributes:
         key: JAX key made from the seed.
         num_starts: windows in an epoch over all devices, before the remainder is dropped.
-        steps_per_epoch: of the device with the fewest windows.
-        steps_per_phase: steps between two replacements in a ring; None where nothing is replaced.
+        steps_per_epoch: steps in an epoch of the device with the fewest windows.
+        steps_per_phase: steps between two replacements in a ring; None if nothing is replaced.
 
     Raises:
         StoreError: a device would hold fewer windows than its share of a batch.
-        ValueError: the mode is unknown, the batch does not divide by the devices, or `like` has
-            other windows.
+        ValueError: the mode is unknown, the batch cannot be divided among the devices, or `like` has other windows.
     """
+
+    _buffer: Buffer  # without a ring
 
     def __init__(
         self,
@@ -303,9 +308,9 @@ class ObservationStream:
         if like is not None and like.steps_per_phase is None:
             self._buffer = like._buffer
             return
-        # A round number, so that stores of about one size, of other seeds or games, share one compiled step.
+        # A round number, so that stores of similar size, from other seeds or games, share one compiled step.
         size = -(-max(len(frames) for frames in shards) // _FRAMES_PER_COPY) * _FRAMES_PER_COPY
-        # Over devices each part is made with its leading axis: adding one later copies it.
+        # Over devices each part is created with its leading axis: adding one later would copy it.
         lead = () if devices is None else (1,)
         buffers = [
             Buffer(
@@ -320,13 +325,13 @@ class ObservationStream:
         self._buffer = buffers[0] if devices is None else _joined(buffers, devices)
 
     def buffer(self, step: int) -> Buffer:
-        """What to sample from at a step. A ring's buffer serves one phase: the next call may donate its frames."""
+        """The buffer to sample from at a step. A ring's buffer lasts one phase: the next call may donate its frames."""
         if self.steps_per_phase is None:
             return self._buffer
         return self._ring.buffer(step, self.steps_per_phase)
 
     def windows(self, step: int) -> jax.Array:
-        """The batch of a step: [B, L, *obs_shape], or [D, B / D, L, *obs_shape] over devices."""
+        """A step's batch: [B, L, *obs_shape], or [D, B / D, L, *obs_shape] over devices."""
         return self._sample(self.buffer(step), self.key, np.int32(step), self.batch_size, self.length)
 
 
@@ -349,7 +354,7 @@ class StreamBesidePlay:
 
     def buffer(self, step: int) -> Buffer:
         """What to sample from at a step, with `sample_with_play`."""
-        return self.stream.buffer(step).replace(play=self.play.buffer(step))
+        return dataclasses.replace(self.stream.buffer(step), play=self.play.buffer(step))
 
 
 class _Ring:
@@ -369,13 +374,13 @@ class _Ring:
         shape = (*self._lead, ring.SLOTS * capacity, *store.obs_shape)
         self._frames = [jnp.zeros(shape, store.obs_dtype, device=device) for _, device in self._shards]
         self._resident = [[ring.Block(*np.zeros((2, 0), np.int64))] * ring.SLOTS for _ in self._shards]
-        # Two passes meet in a ring, so that a block can be there twice.
+        # Two passes meet in a ring, so that a block can be in it twice.
         self._most_starts = ring.SLOTS * max(len(block.starts) for shard in blocks for block in shard)
         self._prefetcher = ring.Prefetcher(self._load)
         self._phase: int | None = None
 
     def buffer(self, step: int, steps_per_phase: int) -> Buffer:
-        """The resident blocks of the phase that `step` is in."""
+        """The resident blocks in the phase of `step`."""
         phase = step // steps_per_phase
         if phase != self._phase:
             next_one = self._phase is not None and phase == self._phase + 1
@@ -427,7 +432,7 @@ def evaluation_starts(
     length: int = 3,
     mask_boundaries: bool = True,
 ) -> tuple[int, np.ndarray]:
-    """The size of the batches, and the first frames int32 ``[num_windows]``, of what `EvaluationWindows` holds."""
+    """The batch size, and the first frames int32 ``[num_windows]``, of what `EvaluationWindows` holds."""
     starts = store.starts(split, length, mask_boundaries)
     if not len(starts):
         raise StoreError(f"the {split} split of {store.path} has no windows; record more episodes")
@@ -442,8 +447,8 @@ class EvaluationWindows:
     Args:
         store: where the frames come from.
         num_windows: at most this many, drawn without replacement; fewer if the split has fewer.
-        batch_size: of the batches, which are all full; at most `num_windows`.
-        seed: of the draw.
+        batch_size: size of the batches, which are all full; at most `num_windows`.
+        seed: draws the windows.
         split: "test", "train" or "all".
         length: L, frames in a window.
         mask_boundaries: False also draws windows that cross episode ends.
@@ -480,7 +485,7 @@ class EvaluationWindows:
 
 
 def shard_episodes(lengths: np.ndarray, num_shards: int) -> np.ndarray:
-    """Deals episodes to shards: contiguous runs, so that each reads its own part of the store.
+    """Distributes episodes over shards in contiguous runs, so that each shard reads its own part of the store.
 
     Args:
         lengths: integers [E], frames of each episode.
@@ -497,12 +502,12 @@ def shard_episodes(lengths: np.ndarray, num_shards: int) -> np.ndarray:
 
 
 def _filled(numbers: np.ndarray, size: int) -> np.ndarray:
-    """Fills numbers [n] up with zeros, int32 [size]."""
+    """Pads numbers [n] with zeros: int32 [size]."""
     return np.pad(numbers, (0, size - len(numbers))).astype(np.int32)
 
 
 def _starts_in(store: Store, frames: np.ndarray, length: int, mask_boundaries: bool) -> np.ndarray:
-    """Where windows may start among `frames`, int64 [N] places in the store: not across a gap in them."""
+    """Where windows may start among `frames`, int64 [N] indices in the store, without crossing a gap in them."""
     pieces = np.cumsum(np.diff(frames, prepend=frames[:1]) != 1)
     return windows.valid_starts(store.is_first[frames], pieces, length=length, mask_boundaries=mask_boundaries)
 
@@ -515,9 +520,9 @@ def _frames_of(episodes: Episodes, chosen: np.ndarray) -> np.ndarray:
 
 
 def _upload(store: Store, frames: np.ndarray, shape: tuple[int, ...], device) -> jax.Array:
-    """Copies frames to a device, as [*shape, *obs_shape] where the last axis of `shape` is time.
+    """Copies frames to a device, as [*shape, *obs_shape], where the last axis of `shape` is time.
 
-    They go in pieces: host memory holds one of them, never the whole.
+    They go in pieces, so that host memory holds one piece, never all frames.
     """
     buffer = jnp.zeros((*shape, *store.obs_shape), store.obs_dtype, device=device)
     for offset in range(0, len(frames), _FRAMES_PER_COPY):
@@ -540,8 +545,8 @@ def _jitted_sample(buffer, key, step, batch_size, length):
 
 def _pmapped_sample(devices: Sequence[jax.Device]):
     def sample_shard(buffer, key, step, batch_size, length):
-        where = {"axis_index": jax.lax.axis_index("devices"), "axis_size": len(devices)}
-        return sample(buffer, key, step, batch_size, length=length, **where)
+        index = jax.lax.axis_index("devices")
+        return sample(buffer, key, step, batch_size, length=length, axis_index=index, axis_size=len(devices))
 
     return jax.pmap(
         sample_shard,
@@ -560,8 +565,8 @@ def _shards(devices: Sequence[jax.Device] | None) -> list[tuple[int, jax.Device 
     return [(shard, device) for shard, device in enumerate(devices) if device in mine]
 
 
-def _joined(buffers: Sequence[Buffer | Labels], devices: Sequence[jax.Device]) -> Buffer | Labels:
-    """Puts together buffers, or labels, that lie on one device each, [1, ...], without copying them."""
+def _joined(buffers: Sequence[Part], devices: Sequence[jax.Device]) -> Part:
+    """Joins buffers, or labels, that lie on one device each, [1, ...], without copying them."""
     mesh = jax.sharding.Mesh(np.asarray(parallel.local(devices)), ("devices",))
     sharding = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("devices"))
 

@@ -1,8 +1,8 @@
 """Windows of consecutive frames, and the order in which an epoch visits them.
 
-A window of length L that starts at frame i holds the frames i .. i+L-1; LAPO's has L = 3,
-`[o_{t-1}, o_t, o_{t+1}]`. Starts are computed once, on the host. The order of an epoch is a
-permutation that is evaluated where it is needed, inside the jitted step, and stored nowhere.
+A window of length L that starts at frame i holds the frames i .. i+L-1; LAPO's has L = 3, `[o_{t-1}, o_t, o_{t+1}]`.
+Starts are computed once, on the host. An epoch's order is a permutation that the jitted step evaluates where it needs
+it, and that is stored nowhere.
 """
 
 import jax
@@ -15,12 +15,12 @@ _ROUNDS = 8  # four suffice for large domains; tiny ones (n < 16) need more to l
 def valid_starts(
     is_first, segment_ids=None, in_split=None, *, length: int = 3, mask_boundaries: bool = True
 ) -> np.ndarray:
-    """Frames at which a window may start.
+    """The frames at which a window may start.
 
     Args:
         is_first: bool [N], True at the first frame of each episode; episodes lie end to end.
-        segment_ids: optional int [N], the source file of each frame. No window crosses a change.
-        in_split: optional bool [N]; only windows that lie wholly in the split are kept.
+        segment_ids: optional int [N], the source file of each frame. No window crosses from one file to another.
+        in_split: optional bool [N]; only windows entirely in the split are kept.
         length: frames in a window, at least 1.
         mask_boundaries: False ignores episode ends and seams, as the LAPO reference does, and
             keeps the N - length + 1 windows of the whole array (still within `in_split`).
@@ -41,7 +41,7 @@ def valid_starts(
         cuts = is_first.copy()
         if segment_ids is not None:
             cuts[1:] |= np.diff(_per_frame("segment_ids", segment_ids, is_first)) != 0
-        # Both ends of a window see the same number of cuts exactly if none lies between them.
+        # Both ends of a window count the same number of cuts exactly if no cut lies between them.
         cuts_so_far = np.cumsum(cuts)
         keep &= cuts_so_far[:num_starts] == cuts_so_far[length - 1 :]
     if in_split is not None:
@@ -79,7 +79,7 @@ def permute(index, n, key) -> jax.Array:
             left, right = right, left ^ (_mix(right ^ round_keys[i]) & mask)
         return (left << half) | right
 
-    # An index out of range could walk a cycle that never meets [0, n): clip rather than hang.
+    # An index out of range could follow a cycle that never meets [0, n): clip rather than hang.
     x = jnp.minimum(jnp.asarray(index).astype(jnp.uint32), n - 1)
     x = jax.lax.while_loop(lambda x: jnp.any(x >= n), lambda x: jnp.where(x >= n, feistel(x), x), feistel(x))
     return x.astype(jnp.int32)
@@ -88,8 +88,8 @@ def permute(index, n, key) -> jax.Array:
 def epoch_positions(step, batch_size: int, num_starts) -> tuple[jax.Array, jax.Array]:
     """The epoch that a step belongs to, and its batch's positions in that epoch's order.
 
-    An epoch has `num_starts // batch_size` steps; the remainder is dropped, so that no batch
-    mixes two permutations. No product with `step` is formed: every step below 2^31 is exact.
+    An epoch has `num_starts // batch_size` steps; the remainder is dropped, so that no batch mixes two permutations.
+    The function never multiplies `step`, so it is exact for every step below 2^31.
 
     Args:
         step: int32 scalar, >= 0.

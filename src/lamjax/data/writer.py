@@ -1,4 +1,4 @@
-"""Writing a trajectory store, episode by episode."""
+"""Writes a trajectory store, episode by episode."""
 
 import collections
 import contextlib
@@ -40,9 +40,12 @@ from lamjax.data.format import (
     to_json,
 )
 
-_JOURNAL = "journal.json"  # of a store that is still being written
+_JOURNAL = "journal.json"  # in a store that is still being written
 _WRITES_IN_FLIGHT = 3
-_CODEC_OPTIONS = {"bytes": {"configuration": {"endian": "little"}}, "zstd": {"configuration": {"level": 1}}}
+_CODEC_OPTIONS: dict[str, dict[str, Any]] = {
+    "bytes": {"configuration": {"endian": "little"}},
+    "zstd": {"configuration": {"level": 1}},
+}
 _UNBOUNDED = 2**40  # length of an array while it is written; cut to size at the end
 
 
@@ -52,12 +55,12 @@ class StoreWriter:
     with StoreWriter(path, env="coinrun", obs_shape=(64, 64, 3), num_actions=15) as writer:
         writer.append_episode(observations, actions, rewards, level_seed=7, ending="terminated")
 
-    The writer builds the store in a hidden folder beside `path` and renames that when it is complete and on
-    disk, so there is never half a store at `path`. An exception removes the hidden folder; the next writer
-    to the same path removes what a killed process left.
+    The writer builds the store in a hidden folder beside `path`, and renames that folder when it is complete and on
+    disk, so there is never half a store at `path`. An exception removes the hidden folder, and the next writer to the
+    same path removes what a killed process left.
 
-    A resumable writer keeps the hidden folder. The next resumable writer of a store of the same description
-    continues from the last `checkpoint`.
+    A resumable writer keeps the hidden folder. The next resumable writer with the same description continues from the
+    last `checkpoint`.
 
     Args:
         path: folder to create; it must not exist.
@@ -66,13 +69,13 @@ class StoreWriter:
         obs_dtype: dtype of the observations.
         num_actions: number of discrete actions; None for continuous ones.
         action_dim: length A of a continuous action; exactly one of the two is given.
-        action_bounds: the least and the largest continuous action, A finite numbers each; None where
-            the source does not say.
+        action_bounds: the least and the largest continuous action, A finite numbers each; None if the source does not
+            say.
         distractor_dim: length D of a distractor's state; None without a distractor.
-        env_params: what defines the environment beside its name; anything JSON can hold.
+        env_params: what defines the environment besides its name; anything JSON can hold.
         policy: what chose the actions; anything JSON can hold.
         frames_per_chunk: observations in a chunk, the unit of compression and of digests.
-        resumable: keep what was written when the writing is interrupted.
+        resumable: keeps what was written when the writing is interrupted.
 
     Attributes:
         num_frames: frames so far.
@@ -81,7 +84,7 @@ class StoreWriter:
 
     Raises:
         ValueError: no store can have such sizes or bounds, or JSON cannot hold a description.
-        TypeError: a description is not of the kind that JSON or a store needs.
+        TypeError: a description has a type that JSON or a store cannot hold.
         StoreError: the path exists, is not UTF-8 or cannot be written, another process is writing to it, or the
             disk is full.
     """
@@ -110,9 +113,9 @@ class StoreWriter:
         self._partial = self.path.with_name(f".{self.path.name}.partial")
         self._frames_per_chunk = frames_per_chunk
         self._interrupted = False
-        self._arrays = {}
-        self._episodes = {field.name: [] for field in dataclasses.fields(Episodes)}
-        self._rewards: list[np.ndarray] = []  # of the episode that is running
+        self._arrays: dict[str, ArrayWriter] = {}
+        self._episodes: dict[str, list[Any]] = {field.name: [] for field in dataclasses.fields(Episodes)}
+        self._rewards: list[np.ndarray] = []  # of the running episode
         self._header = {
             "format": FORMAT,
             "version": 2 if distractor_dim else 1,
@@ -129,7 +132,7 @@ class StoreWriter:
         if distractor_dim:
             self._header["distractor_dim"] = int(distractor_dim)
         # What JSON or a store cannot hold fails here, not after hours of recording. And what JSON changes, such as keys
-        # that are numbers, is changed before the digest is computed.
+        # that are numbers, changes before the digest is computed.
         try:
             self._header = json.loads(json.dumps(self._header, allow_nan=False))
         except (ValueError, RecursionError) as error:
@@ -166,7 +169,7 @@ class StoreWriter:
         """Makes what was appended so far survive an interruption, if the writer is resumable.
 
         Args:
-            position: how far the source has been read, anything JSON can hold; the next writer's `position`.
+            position: how far the source has been read, anything JSON can hold; the next writer has it as `position`.
 
         Raises:
             StoreError: the disk is full.
@@ -193,7 +196,7 @@ class StoreWriter:
         self.position = position
 
     def _read_journal(self) -> dict[str, Any] | None:
-        """The journal of an interrupted writer, or None if it is of another store, or damaged."""
+        """The journal of an interrupted writer, or None if it belongs to another store or is damaged."""
         try:
             journal = json.loads((self._partial / _JOURNAL).read_text(encoding="utf-8"))
             expected = (self._header, self._frames_per_chunk, manifest_digest(journal))
@@ -224,11 +227,11 @@ class StoreWriter:
             observations: [T, *obs_shape] of the store's dtype; finite.
             actions: integers [T] in [0, num_actions), or finite floats [T, action_dim]; the action
                 at each observation.
-            rewards: [T], the reward of each action; finite in float32, as all floats of a store.
-            level_seed: in [0, 2^63), decides the split; None where the source does not say.
-            ending: "terminated", "truncated", or "cut" where only the recording stopped.
-            split: "train" or "test" where the source says so itself; needed without a level seed.
-            distractor: [T, distractor_dim], given exactly if the store has that array; finite.
+            rewards: [T], the reward of each action; finite in float32, like all floats of a store.
+            level_seed: in [0, 2^63), decides the split; None if the source does not say.
+            ending: "terminated", "truncated", or "cut" if only the recording stopped.
+            split: "train" or "test" if the source says so itself; needed without a level seed.
+            distractor: [T, distractor_dim], needed exactly if the store has that array; finite.
 
         Raises:
             ValueError: an array's shape, dtype or range, or another argument, does not fit.
@@ -248,10 +251,10 @@ class StoreWriter:
         *,
         distractor: np.ndarray | None = None,
     ) -> None:
-        """Appends T >= 1 frames to the episode that is running; `end_episode` ends it.
+        """Appends T >= 1 frames to the running episode; `end_episode` ends it.
 
         Args:
-            observations: as of `append_episode`.
+            observations: as in `append_episode`.
             actions: likewise.
             rewards: likewise.
             distractor: likewise.
@@ -290,7 +293,7 @@ class StoreWriter:
         self._rewards.append(rows["rewards"])
 
     def end_episode(self, level_seed: int | None, ending: str, *, split: str | None = None) -> None:
-        """Ends the episode that is running; for the arguments, see `append_episode`.
+        """Ends the running episode; for the arguments see `append_episode`.
 
         Raises:
             ValueError: an argument does not fit, or no episode is running.
@@ -329,7 +332,7 @@ class StoreWriter:
             raise StoreError(f"an episode was cut off, so {self.path} was not written; record the store again")
         if not self.num_frames:
             raise StoreError(f"{self.path} would hold no frames, so it was not written; append an episode")
-        files = {}
+        files: dict[str, list[Any]] = {}
         for array in self._arrays.values():
             files |= array.close()
         manifest = self._header | {
@@ -361,15 +364,15 @@ class ArrayWriter:
     """Appends rows to one zarr array, a chunk at a time, and keeps the digest of each chunk.
 
     Args:
-        root: the folder in which the array's folder lies.
-        name: of the array.
+        root: the folder that holds the array's folder.
+        name: the array's name.
         row_shape: shape of a row.
-        dtype: of the array.
-        rows_per_chunk: rows of a chunk.
-        written: what `suspend` of an earlier writer returned, to continue its array; None for a new one.
+        dtype: the array's dtype.
+        rows_per_chunk: rows in a chunk.
+        written: what an earlier writer's `suspend` returned, to continue its array; None for a new one.
 
     Attributes:
-        in_flight: (chunk, future) of each chunk that is being written, the oldest first.
+        in_flight: (chunk, future) of each chunk that is being written, oldest first.
     """
 
     def __init__(
@@ -386,14 +389,14 @@ class ArrayWriter:
         self._buffer = np.empty((rows_per_chunk, *row_shape), dtype)
         self._filled = 0
         self._chunk = 0
-        self.in_flight = collections.deque()
+        self.in_flight: collections.deque[tuple[int, Any]] = collections.deque()
         self._files = {}
         chunk_shape = [rows_per_chunk, *row_shape]
         self._array = tensorstore.open(
             {
                 "driver": "zarr3",
                 "kvstore": {"driver": "file", "path": str(root / name)},
-                "store_data_equal_to_fill_value": True,  # else a black chunk is a missing file
+                "store_data_equal_to_fill_value": True,  # otherwise a black chunk would be a missing file
                 "metadata": {
                     "shape": [_UNBOUNDED, *row_shape],
                     "data_type": np.dtype(dtype).name,
@@ -412,7 +415,7 @@ class ArrayWriter:
             self._buffer[: self._filled] = self._array[start : start + self._filled].read().result()
 
     def suspend(self) -> dict[str, Any]:
-        """Writes everything, an unfinished chunk too; returns what the next writer needs to continue."""
+        """Writes everything, including an unfinished chunk; returns what the next writer needs to continue."""
         while self.in_flight:
             self._await_oldest()
         if self._filled:
@@ -443,7 +446,7 @@ class ArrayWriter:
         return self._files
 
     def abandon(self) -> None:
-        """Waits for the chunks in flight and ignores their errors: each would make a removed folder anew."""
+        """Waits for the chunks in flight and ignores their errors: each write would recreate a removed folder."""
         for _, write in self.in_flight:
             with contextlib.suppress(ValueError, OSError):
                 write.result()
@@ -470,7 +473,7 @@ class ArrayWriter:
 
 
 def _claim(folder: Path) -> int:
-    """Creates a folder that this process alone owns; returns the descriptor of its lock.
+    """Creates a folder that only this process owns; returns the descriptor of its lock.
 
     The kernel drops the lock when its process dies, so a folder without one is a dead writer's.
     """
@@ -484,7 +487,7 @@ def _claim(folder: Path) -> int:
             target = folder.with_name(folder.name[1 : -len(".partial")])
             raise StoreError(f"another process is writing {target}; wait for it or choose another path") from None
         except OSError:
-            pass  # a file system without locks: keeping writers apart is left to the user
+            pass  # a file system without locks: the user must keep writers apart
         # Between open and lock, another writer may have renamed or removed the folder.
         with contextlib.suppress(FileNotFoundError):
             if os.path.samestat(os.stat(folder), os.fstat(lock)):
@@ -500,7 +503,7 @@ def _empty(folder: Path) -> None:
 
 @contextlib.contextmanager
 def _explained_errors(path: Path):
-    """Turns what the system, or tensorstore for it, says about the disk into one sentence."""
+    """Turns what the system, or tensorstore on its behalf, says about the disk into one sentence."""
     try:
         yield
     except StoreError:
@@ -517,7 +520,7 @@ def _explained_errors(path: Path):
 
 
 def as_float32(values: Any, name: str) -> np.ndarray:
-    """Numbers as float32; raises a ValueError if they are no numbers, or not finite in that type."""
+    """Converts numbers to float32; raises a ValueError if they are not numbers, or not finite in that type."""
     array = np.asarray(values)
     if array.dtype.kind not in "biuf":
         raise ValueError(f"{name} must be numbers, got {array.dtype}")
@@ -545,7 +548,7 @@ def _as_actions(actions: np.ndarray, num_actions: int | None) -> np.ndarray:
 
 
 def _episode_entry(level_seed: Any, ending: str, split: str | None) -> dict[str, Any]:
-    """What the manifest says of an episode beside its frames; raises a ValueError that says what does not fit."""
+    """The manifest's entry for an episode without its frames; raises a ValueError that says what does not fit."""
     if ending not in ENDINGS:
         raise ValueError(f"ending must be one of {ENDINGS}, got {ending!r}")
     if split is None and level_seed is None:

@@ -1,11 +1,11 @@
-"""Behaviour cloning of actions: of a few true ones (the baseline), or of a decoder's pseudo-labels for all windows.
+"""Behaviour cloning of actions: of a few true ones (the baseline), or of pseudo-labels for all windows.
 
     loss = mean -log pi(a_t | o_t)
 
 For continuous actions pi is a Gaussian (see `lamjax.spaces`).
 
-LAPO+ (arXiv 2602.02762) reverses LAPO's order. The few labels train a decoder of the inverse model's latents, which
-gives every training window a pseudo-label; the policy is cloned from those.
+LAPO+ (arXiv 2602.02762) reverses LAPO's order. It fits a decoder of the inverse model's latents on the few labels,
+gives every training window a pseudo-label with it, and clones the policy from those.
 
 Dimension keys: B batch, L labels.
 """
@@ -36,7 +36,7 @@ class ActionState(struct.PyTreeNode):
       params: the agent's parameters, float32.
       opt_state: AdamW's moments, float32.
       step: int32 ``[]``, steps done.
-      agent: what is cloned into, ``(params, obs) -> outputs`` of its ``space`` (static): an actor-critic, whose value
+      agent: the network to train, ``(params, obs) -> outputs`` of its ``space`` (static): an actor-critic, whose value
         head is not trained, or any other `lamjax.policies.Policy`.
       config: stage 2's settings (static).
       decays: True if the learning rate warms up and decays as in stage 2, False if it stays at its peak (static).
@@ -87,7 +87,7 @@ def init(
 
 
 def start(agent: Any, params: Any, config: CloningConfig, decays: bool, obs_stats: ObsStats) -> ActionState:
-    """Starts behaviour cloning into `agent` from `params`; see `ActionState`."""
+    """Starts behaviour cloning of `agent` from `params`; see `ActionState`."""
     stats = jax.tree.map(jnp.copy, obs_stats)  # a copy: states are donated
     opt_state = _optimizer(config, decays).init(params)
     return ActionState(params, opt_state, jnp.zeros((), jnp.int32), agent, config, decays, stats)
@@ -96,7 +96,7 @@ def start(agent: Any, params: Any, config: CloningConfig, decays: bool, obs_stat
 def train_step(
     state: ActionState, obs: jax.Array, actions: jax.Array, *, axis_name: str | None = None
 ) -> tuple[ActionState, dict[str, jax.Array]]:
-    """One step of behaviour cloning, a pure function as `dynamics.train_step`.
+    """One step of behaviour cloning, a pure function like `dynamics.train_step`.
 
     Args:
       state: the training state.
@@ -126,11 +126,11 @@ def train_step(
 def pseudo_labels(
     model: DynamicsState, decoder: Any, windows: jax.Array, config: OfflineConfig, space: ActionSpace | int
 ) -> jax.Array:
-    """A decoder's most likely actions of windows, from the inverse model's latents.
+    """The actions that a decoder finds most likely for windows, from the inverse model's latents.
 
     Args:
       model: stage 1.
-      decoder: the parameters that `offline.fit` returned for its latents.
+      decoder: the parameters that `offline.fit` returned for this model's latents.
       windows: ``[B, k + 2, *obs_shape]``.
       config: the decoder's settings.
       space: the action space, or the number of actions.

@@ -25,9 +25,9 @@ class HybridAgent:
     Attributes:
       trunk: the latent policy's trunk.
       latent_dim: Z.
-      space: what actions are; a number n stands for `Discrete(n)`.
+      space: the action space; a number n stands for `Discrete(n)`.
       decoder_hidden: widths of the decoder's hidden layers.
-      supervised: whether there is a decoder; else the RL head stands alone.
+      supervised: whether there is a decoder; without one the RL head acts alone.
       train: "head" or "all" layers (see `OnlineConfig`).
       dtype: type of the trunk's activations.
       blend: how the decoder's outputs and the RL head's become one (see `OnlineConfig`).
@@ -56,12 +56,12 @@ class HybridAgent:
         return ("fc", "policy_head", "value_head", *(("convs",) if self.train == "all" else ()))
 
     def init(self, key: jax.Array, policy: CloningState) -> tuple[dict[str, Any], dict[str, Any]]:
-        """The surgery on stage 2's policy.
+        """Splits stage 2's policy into what PPO trains and what is frozen.
 
         Returns:
           What PPO trains: a copy of the fully connected layer, a policy head of zeros, the value head, and a copy of
-          the convolutions where all layers are trained; and what is frozen: convolutions, that layer, the latent head,
-          and a decoder that starts at random, as far as they are used.
+          the convolutions if all layers are trained. And what is frozen: the convolutions, that layer, the latent head,
+          and a randomly initialised decoder, as far as they are used.
         """
         trunk, head = policy.params["trunk_net"], policy.params["latent_head"]
         shape = (self.trunk.features, self.space.num_outputs)
@@ -90,7 +90,7 @@ class HybridAgent:
         return nn.relu(trunk.apply({"params": {"convs": params}}, inputs, method=lambda m, x: m.convs(x)))
 
     def encode(self, frozen: dict[str, Any], obs: jax.Array) -> dict[str, jax.Array]:
-        """What is fixed during an update: the convolutions' output, or observations, and the decoder's outputs."""
+        """What is constant during an update: the convolutions' output, or observations, and the decoder's outputs."""
         stats = frozen.get("obs_stats")
         if self.train == "all":
             features = {"obs": obs if stats is None else normalise_obs(obs, stats)}
@@ -103,7 +103,7 @@ class HybridAgent:
         return features
 
     def apply(self, params: dict[str, Any], features: dict[str, jax.Array]) -> tuple[jax.Array, jax.Array]:
-        """Outputs ``[B, O]`` of both heads (`blend` of the space) or of the RL head alone, and values ``[B]``."""
+        """Outputs ``[B, O]`` of both heads (the space's `blend`) or of the RL head alone, and values ``[B]``."""
         convs = self._convs(params["convs"], features["obs"]) if self.train == "all" else features["convs"]
         x = self._fc(params["fc"], convs)
         outputs = x @ params["policy_head"]["kernel"] + params["policy_head"]["bias"][None]

@@ -1,10 +1,10 @@
 """Stage 3, offline: a decoder from latent to real actions, fitted on a few labelled transitions.
 
-The paper gives no protocol. This one: N windows are labelled, drawn at random from the training levels, as many times
-over as there are seeds; on each draw every method is fitted, and plays the same fixed number of episodes in each
-environment. LAPO's own order is to clone latents first and to decode the policy: the decoder is fitted on what the
-*policy* says at the labelled observations, because that is what it will see when it acts. A decoder fitted on the
-inverse model's latents, the other reading, meets off-manifold inputs there; it is measured beside it.
+The paper gives no protocol. In this one, N windows are labelled, drawn at random from the training levels, once for
+each seed. On each draw every method is fitted, and its policy plays the same fixed number of episodes in each
+environment. LAPO's own order is to clone latents first and then decode the policy: the decoder is fitted on the latents
+that the *policy* predicts at the labelled observations, because those are its inputs when it acts. The alternative, a
+decoder fitted on the inverse model's latents, meets off-manifold inputs there; it is measured as well.
 
 Dimension keys: F decoders, L places for labels, N labels, Z latent size, K numbers that a policy head gives (see
 `lamjax.spaces`).
@@ -36,26 +36,26 @@ class OfflineConfig:
     """Offline decoding's settings.
 
     Attributes:
-      labels: numbers of labelled transitions to fit with.
-      label_shares: more of them, as shares of the training windows.
-      seeds: draws of the labels, each with evaluation levels of its own; what is reported is the mean over them.
-      methods: what is done with the labels. "policy": a decoder on the latents of the policy; "bc": cloning the labels
-        from scratch, the null; "idm": a decoder on the latents of the inverse model, put behind the policy; "relabel":
-        the order of LAPO+ (arXiv 2602.02762), which decodes the inverse model first, lets it name the action of every
-        training window, and clones these actions for as long as stage 2 took.
+      labels: the numbers of labelled transitions to fit with.
+      label_shares: further numbers of labels, as shares of the training windows.
+      seeds: how many draws of the labels, each with its own evaluation levels; the results are means over them.
+      methods: what to do with the labels. "policy": fit a decoder on the latents of the policy; "bc": clone the labels
+        from scratch, the baseline; "idm": fit a decoder on the latents of the inverse model, and use it behind the
+        policy; "relabel": LAPO+'s order (arXiv 2602.02762), which decodes the inverse model first, pseudo-labels every
+        training window with it, and clones these actions for as long as stage 2 took.
       play: how the policies act.
-      compare_at: the numbers of labels at which anything but "policy" and "bc", both sampled, is measured; by default
-        all.
+      compare_at: the numbers of labels at which methods other than "policy" and "bc", and greedy play, are measured; by
+        default all.
       steps: optimizer steps of one fit.
       batch_size: labels in a step, drawn with replacement.
-      learning_rate: the peak; warmed up over a tenth of the steps, then linear down to zero.
+      learning_rate: the peak; the rate warms up over a tenth of the steps, then falls linearly to zero.
       weight_decay: AdamW's.
       hidden: widths of the decoder's hidden layers.
       episodes: evaluation episodes, a multiple of `num_envs`.
       num_envs: environments that evaluate.
-      bc_steps: optimizer steps of behaviour cloning from scratch on the same labels, the null.
-      oracle: also clones all true actions of the recording, for as long as stage 2 takes: what a policy of this size
-        can do whose labels are perfect.
+      bc_steps: optimizer steps of behaviour cloning from scratch on the same labels, the baseline.
+      oracle: also clones all true actions of the recording, for as long as stage 2 takes: how well a policy of this
+        size does with perfect labels.
     """
 
     labels: tuple[int, ...] = (16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192)
@@ -76,7 +76,7 @@ class OfflineConfig:
 
     @property
     def program(self) -> "OfflineConfig":
-        """The settings that fits and decoded policies depend on; the protocol's numbers are neutral."""
+        """The settings that fits and decoded policies depend on, with the protocol's numbers left neutral."""
         return dataclasses.replace(
             self,
             labels=(),
@@ -114,19 +114,19 @@ class OfflineConfig:
 
 
 def label_counts(config: OfflineConfig, windows: int) -> list[int]:
-    """The numbers of labels to fit with where so many training windows are there, ascending; too large ones go."""
+    """The numbers of labels to fit with, ascending, out of so many training windows; larger numbers are dropped."""
     shares = (round(share * windows) for share in config.label_shares)
     return sorted({n for n in (*config.labels, *shares) if 1 <= n <= windows})
 
 
 def curve_name(method: Method, play: Play) -> str:
-    """What a curve is called in the summary: "curve" is the policy's, sampled; others are as "idm_greedy_curve"."""
+    """The curve's name in the summary: "curve" for the sampled policy, otherwise a name such as "idm_greedy_curve"."""
     parts = ("" if method == "policy" else method, "" if play == "sampled" else play, "curve")
     return "_".join(part for part in parts if part)
 
 
 def variants(config: OfflineConfig, count: int) -> dict[Method, tuple[Play, ...]]:
-    """The methods at a number of labels, and how the policies act."""
+    """The methods at a number of labels, each with the ways its policies act."""
     if not config.compare_at or count in config.compare_at:
         return dict.fromkeys(config.methods, config.play)
     return {method: ("sampled",) for method in config.methods if method in ("policy", "bc")}
@@ -138,9 +138,9 @@ class Candidate:
 
     Attributes:
       draw: which draw of the labels.
-      count: how many of them.
-      method: what is done with them.
-      plays: how it acts, an evaluation each.
+      count: how many labels of it.
+      method: what is done with the labels.
+      plays: how the policy acts, one evaluation for each.
     """
 
     draw: int
@@ -150,19 +150,19 @@ class Candidate:
 
     @property
     def is_decoded(self) -> bool:
-        """Whether it is the latent policy with a decoder of its own, not a clone of actions."""
+        """Whether it is the latent policy with its own decoder, not a clone of actions."""
         return self.method in ("policy", "idm")
 
 
 def candidates(
     config: OfflineConfig, counts: Sequence[int], by_seed: Mapping[str, Sequence[Sequence[float]]]
 ) -> list[Candidate]:
-    """What is still to be measured: by draw, the decoded policies first, then by number of labels.
+    """What is still to be measured, in order of draw, decoded policies first, and number of labels.
 
     Args:
       config: the settings.
       counts: the numbers of labels.
-      by_seed: what is measured already: of each curve rows that start with ``(N, draw)``.
+      by_seed: what has been measured: for each curve rows that start with ``(N, draw)``.
     """
     every = [
         Candidate(
@@ -183,9 +183,9 @@ def candidates(
 
 
 def chunks(candidates: Sequence[Candidate], size: int) -> Iterator[list[Candidate]]:
-    """Cuts candidates into those that are evaluated together: one draw, networks of one kind, at most `size` plays.
+    """Groups candidates that are evaluated together: one draw, one kind of network, at most `size` plays.
 
-    The plays of one candidate stay together, also where they are more.
+    The plays of one candidate stay together, even if there are more.
     """
     for _, alike in itertools.groupby(candidates, lambda one: (one.draw, one.is_decoded)):
         chunk: list[Candidate] = []
@@ -197,14 +197,14 @@ def chunks(candidates: Sequence[Candidate], size: int) -> Iterator[list[Candidat
         yield chunk
 
 
-def over_seeds(rows: Sequence[tuple[int, int, float, float]]) -> list[list[float]]:
-    """A curve from the returns of each draw.
+def over_seeds(rows: Sequence[Sequence[float]]) -> list[list[float]]:
+    """Computes a curve from the returns of each draw.
 
     Args:
       rows: ``(N, seed, mean, standard error over episodes)`` of each number of labels and draw.
 
     Returns:
-      ``[N, mean, standard error]`` for each N, ascending: over the draws, or over the episodes where one is there.
+      ``[N, mean, standard error]`` for each N, ascending: over the draws, or over the episodes of a single draw.
     """
     curve = []
     for count in sorted({row[0] for row in rows}):
@@ -216,7 +216,7 @@ def over_seeds(rows: Sequence[tuple[int, int, float, float]]) -> list[list[float
 
 
 def decoder(config: OfflineConfig, space: ActionSpace | int) -> MLP:
-    """The decoder: latents ``[B, Z]`` to outputs ``[B, K]``, logits of discrete actions."""
+    """The decoder, from latents ``[B, Z]`` to outputs ``[B, K]``, which are logits for discrete actions."""
     return MLP((*config.hidden, as_space(space).num_outputs))
 
 
@@ -229,17 +229,18 @@ def fit(
     space: ActionSpace | int,
     count: jax.Array | int | None = None,
 ) -> tuple[Any, jax.Array]:
-    """Fits a decoder by the likelihood of the labels. Compiled once for all counts of them that are padded to one size.
+    """Fits a decoder by the likelihood of the labels. All counts that are padded to one size share a compiled program.
 
-    Of discrete actions that is cross-entropy; of continuous ones the decoder gives a Gaussian (see `lamjax.spaces`).
+    For discrete actions that is cross-entropy; for continuous ones the decoder outputs a Gaussian (see
+    `lamjax.spaces`).
 
     Args:
       key: a typed PRNG key.
       latents: float32 ``[L, Z]``.
       actions: ``[L, *space.shape]``.
       config: the settings (static).
-      space: what actions are, or how many there are (static).
-      count: int32 ``[]``, N, how many of the first rows count; all by default.
+      space: the action space, or the number of actions (static).
+      count: int32 ``[]``, N, how many of the first rows to use; all by default.
 
     Returns:
       The decoder's parameters, and the loss of the last step.
@@ -249,10 +250,10 @@ def fit(
     network = decoder(config, space)
     key_init, key_rows = jax.random.split(key)
     count = latents.shape[0] if count is None else count
-    # Latents of different runs differ in scale by orders of magnitude; the decoder should not have to.
+    # The scale of latents differs between runs by orders of magnitude; the decoder should not have to adapt to it.
     counts = (jnp.arange(latents.shape[0]) < count)[:, None]
     mean = jnp.where(counts, latents, 0).sum(0) / count
-    # The deviation of all numbers together, about their common mean.
+    # One deviation for all numbers together, around their common mean.
     scale = jnp.sqrt(jnp.where(counts, jnp.square(latents - mean.mean()), 0).sum() / (count * latents.shape[1]))
     params = {"mean": mean, "scale": scale + 1e-6, "net": network.init(key_init, latents[:1])}
     schedule = warmup_linear(config.learning_rate, 0.01, 0.0, config.steps // 10, config.steps)
@@ -283,26 +284,26 @@ def fit_all(
     space: ActionSpace | int,
     counts: jax.Array,
 ) -> tuple[Any, jax.Array]:
-    """Fits F decoders in one dispatch; each is what `fit` makes of its key, latents, actions and count.
+    """Fits F decoders in one dispatch; each is what `fit` returns for its key, latents, actions and count.
 
     Args:
       keys: typed PRNG keys ``[F]``.
       latents: float32 ``[F, L, Z]``.
       actions: ``[F, L, *space.shape]``.
       config: the settings (static).
-      space: what actions are (static).
+      space: the action space (static).
       counts: int32 ``[F]``.
 
     Returns:
       The decoders' parameters, with a leading axis F, and the losses of the last steps ``[F]``.
     """
-    return jax.vmap(lambda key, z, taken, count: fit(key, z, taken, config, space, count))(
+    return jax.vmap(lambda key, z, labels, count: fit(key, z, labels, config, space, count))(
         keys, latents, actions, counts
     )
 
 
 def decode(params: Any, latents: jax.Array, config: OfflineConfig, space: ActionSpace | int) -> jax.Array:
-    """Outputs float32 ``[B, K]`` of latents float32 ``[B, Z]``."""
+    """Outputs float32 ``[B, K]`` for latents float32 ``[B, Z]``."""
     x = (latents - params["mean"][None]) / params["scale"]
     return decoder(config, space).apply(params["net"], x)
 

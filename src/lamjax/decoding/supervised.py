@@ -1,9 +1,9 @@
-"""Stage 1's inverse model trained on actions: what it can tell of them at best, the ceiling for its latents.
+"""Stage 1's inverse model trained on actions: the ceiling for what its latents can hold.
 
     a_t = head(z_t),  z_t = IDM(o_{t-1}, o_t, o_{t+1}),  loss = mean -log p(a_t)
 
-It sees what the inverse model sees and has the same network; there is no forward model and no quantiser. Trained by
-`behaviour_cloning.train_step`, it is a policy whose observations are windows.
+It has the input and the network of the inverse model, without a forward model and a quantiser.
+`behaviour_cloning.train_step` trains it, as a policy whose observations are windows.
 
 Dimension keys: B batch, K numbers that the head gives (see `lamjax.spaces`).
 """
@@ -27,18 +27,18 @@ from lamjax.spaces import ActionSpace
 
 @dataclasses.dataclass(frozen=True)
 class ActionIDM:
-    """The inverse model with a linear head that tells the action.
+    """The inverse model with a linear head that predicts the action.
 
     Attributes:
       config: stage 1's settings.
-      space: what actions are.
+      space: the action space.
     """
 
     config: DynamicsConfig
     space: ActionSpace
 
     def init(self, key: jax.Array, obs_shape: tuple[int, ...]) -> dict[str, Any]:
-        """Parameters for windows of observations of this shape."""
+        """Initial parameters for windows of observations of this shape."""
         key_model, key_head = jax.random.split(key)
         unsupervised = dataclasses.replace(self.config, action_weight=0.0)
         params = dynamics.init(key_model, unsupervised, obs_shape).params
@@ -49,7 +49,7 @@ class ActionIDM:
     def __call__(self, params: Any, windows: jax.Array) -> jax.Array:
         """Outputs float32 ``[B, K]`` of `space` for windows ``[B, k + 2, *obs_shape]``."""
         params, stats = without_stats(params)
-        codebooks = quantizer.init(jax.random.key(0), self.config.quantizer)  # the latents before it are used
+        codebooks = quantizer.init(jax.random.key(0), self.config.quantizer)  # unused: the head reads z before it
         step = jnp.zeros((), jnp.int32)
         model = DynamicsState(params["model"], {}, codebooks, None, step, self.config, stats)
         latents = dynamics.infer_latents(model, windows).continuous
@@ -70,7 +70,7 @@ def init(
       key: a typed PRNG key.
       config: stage 1's settings, which hold the inverse model's.
       training: steps, batch and learning rate; its trunk must be the inverse model's.
-      space: what actions are.
+      space: the action space.
       obs_shape: shape of one observation.
       obs_stats: as for `dynamics.init`.
     """

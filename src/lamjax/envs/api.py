@@ -28,7 +28,7 @@ class VectorEnv(Protocol):
 
     @property
     def name(self) -> str:
-        """Its name, as `make` takes it."""
+        """The name, as `make` accepts it."""
         ...
 
     @property
@@ -38,7 +38,7 @@ class VectorEnv(Protocol):
 
     @property
     def action_space(self) -> ActionSpace:
-        """What actions are."""
+        """The action space."""
         ...
 
     @property
@@ -124,8 +124,9 @@ def split_state(saved: dict[str, np.ndarray], parts: int) -> list[dict[str, np.n
 def stepper(env: VectorEnv) -> Any:
     """Returns the part of `env` that ``step`` depends on, for the static argument of a jitted rollout.
 
-    It has ``step``, ``num_envs`` and ``action_space``. Environments that step alike have equal steppers, so ``jit``
-    compiles a rollout once for all Procgen games. An environment without the attribute ``stepper`` is its own.
+    It has ``step``, ``num_envs`` and ``action_space``. Environments that step in the same way have equal steppers, so
+    ``jit`` compiles one rollout for all Procgen games. An environment without the attribute ``stepper`` is its own
+    stepper.
     """
     return getattr(env, "stepper", env)
 
@@ -139,7 +140,7 @@ def takes_turns(env: Any) -> bool:
     - ``receive(state, group)``: receives one group's results.
 
     Both return the values of ``step`` for the N / 2 environments that they receive, but the state of all N. Receiving
-    twice from a group without sending it actions returns the same observations and leaves the state as it is.
+    twice from a group without sending it actions returns the same observations and does not change the state.
     """
     return getattr(env, "groups", 1) == 2
 

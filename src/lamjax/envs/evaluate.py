@@ -1,10 +1,10 @@
 """Evaluates policies: their returns over a fixed number of episodes in each environment.
 
-Stopping at the first E episodes to finish would favour short ones. So every environment plays the same number, and all
-of them count.
+Stopping at the first E episodes to finish would favour short ones. So every environment plays the same number of
+episodes, and all of them count.
 
-Several policies can play side by side, each in N environments of its own. These start alike and draw alike, so a policy
-plays exactly what it would play alone.
+Several policies can play side by side, each in its own N environments. These start in the same state and draw the same
+random numbers, so a policy plays exactly as it would alone.
 
 Dimension keys: P policies, N environments of each, E episodes in each environment, K outputs of a policy.
 """
@@ -23,9 +23,9 @@ from lamjax import acting
 from lamjax.acting import PolicyFn
 from lamjax.envs.api import VectorEnv, join_states, stepper
 
-MOST = 16  # policies side by side on an accelerator, at most
-MOST_ENVS = 1024  # environments of all of them together, at most
-CHUNK = 32  # steps in a dispatch; at most so many are wasted after the last episode
+MOST = 16  # the most policies side by side on an accelerator
+MOST_ENVS = 1024  # the most environments of all of them together
+CHUNK = 32  # steps in a dispatch, and the most steps that are wasted after the last episode
 
 
 def most_together(num_envs: int, backend: str | None = None) -> int:
@@ -36,7 +36,7 @@ def most_together(num_envs: int, backend: str | None = None) -> int:
 
 
 def side_by_side(params: Sequence[Any]) -> tuple[Any, tuple[int | None, ...]]:
-    """Stacks the parameters of P policies of one structure; leaves that all of them share are kept once.
+    """Stacks the parameters of P policies of one structure; leaves that all of them share are kept only once.
 
     Returns:
       Parameters whose leaves are ``[P, ...]``, or unchanged if all policies hold the very same array; and for each leaf
@@ -50,10 +50,10 @@ def side_by_side(params: Sequence[Any]) -> tuple[Any, tuple[int | None, ...]]:
 
 
 def over_policies(f: Callable, axes: tuple[int | None, ...]) -> Callable:
-    """Prepares ``f(params, obs)`` for ``vmap`` over policies; `axes` are those of `side_by_side`.
+    """Prepares ``f(params, obs)`` for ``vmap`` over policies; `axes` comes from `side_by_side`.
 
-    Policies that share a trunk run it once on all their observations. Policies that share nothing run one after the
-    other: together their convolutions would be grouped, which is slow on every backend.
+    Policies that share a trunk run it once on all their observations. Policies that share nothing run one after
+    another: together their convolutions would be grouped, which is slow on every backend.
     """
     return sequential_vmap(f) if axes and None not in axes else f
 
@@ -77,7 +77,7 @@ class Games:
 
 @functools.partial(jax.jit, static_argnames=("policy", "env", "axes"))
 def _play(policy, params, axes, env, greedy, games, key):
-    """Plays `CHUNK` more steps."""
+    """Plays another `CHUNK` steps."""
     space, outputs_of = env.action_space, over_policies(policy, axes)
 
     def play(params, greedy, games):
@@ -95,7 +95,7 @@ def _play(policy, params, axes, env, greedy, games, key):
         tables = jax.tree.map(lambda table, x: table.at[places].set(x, mode="drop"), games.tables, totals)
         return Games(position, running, jnp.minimum(games.finished + done.sum(axis=0), per_env), tables)
 
-    # One key for all policies: each draws what it would draw alone.
+    # One key for all policies: each draws the numbers that it would draw alone.
     return jax.vmap(play, (jax.tree.unflatten(jax.tree.structure(params), axes), 0, 0))(params, greedy, games)
 
 
@@ -152,15 +152,15 @@ def evaluate_all(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Plays ``episodes / N`` episodes with each of P policies in each of N environments, side by side.
 
-    Every policy plays the same levels, and draws its actions with the same keys: its returns are those that it gets
-    alone.
+    Every policy plays the same levels and draws its actions with the same keys, so its returns are those that it would
+    get alone.
 
     Args:
       policy: the function of all policies, ``(params, obs [N, *obs_shape]) -> outputs [N, K]`` (see `lamjax.spaces`),
-        or a planner's (`acting.respond`); compiled once for all that are equal.
+        or a planner (`acting.respond`); equal ones compile once.
       params: the parameters of each policy, P pytrees of one structure (see `over_policies`).
       env: N environments.
-      episodes: how many episodes of each policy, a multiple of N.
+      episodes: how many episodes each policy plays, a multiple of N.
       key: a typed PRNG key; with the same key an environment plays the same levels.
       greedy: for each policy, whether it takes the most likely action; otherwise it samples.
       wide: P * N environments like those of `env`; a single policy does not need them.

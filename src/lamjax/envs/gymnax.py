@@ -76,7 +76,7 @@ class Gymnax:
         return self._show(obs), state
 
     def step(self, key: jax.Array, state: Any, action: jax.Array, params: Any = None):
-        """See `VectorEnv.step`; here ``final_observation`` is the true last observation, except of `FiveValues`."""
+        """See `VectorEnv.step`; here ``final_observation`` is the true last observation, except for `FiveValues`."""
         params = self.params if params is None else params
         keys = jax.random.split(key, self.num_envs)
         action = action.astype(_action_dtype(self.action_space))
@@ -98,14 +98,14 @@ class Gymnax:
         return jax.tree.unflatten(structure, [jnp.asarray(saved[str(i)]) for i in range(structure.num_leaves)])
 
     def close(self) -> None:
-        """Does nothing: the environments hold nothing outside JAX."""
+        """Does nothing, because the environments hold nothing outside JAX."""
 
 
 class FiveValues:
     """Gives an environment whose ``step`` returns ``(obs, state, reward, done, info)`` gymnax's six values.
 
-    Five values do not tell a time-out from another end, so every end counts as termination. They do not show the last
-    observation either, because the environment has reset itself; the one before stands for it, as in Procgen.
+    Five values do not distinguish a time-out from another end, so every end counts as termination. They do not show the
+    last observation either, because the environment has reset itself; the one before replaces it, as in Procgen.
     """
 
     def __init__(self, env: Any):
@@ -113,7 +113,7 @@ class FiveValues:
         self.env = env
 
     def reset(self, key: jax.Array, params: Any) -> tuple[jax.Array, Any]:
-        """The first observation, and the state with that observation beside it."""
+        """The first observation, and the state together with that observation."""
         obs, state = self.env.reset(key, params)
         return obs, (state, obs)
 
@@ -127,14 +127,14 @@ class FiveValues:
 
 @dataclasses.dataclass(frozen=True)
 class Interface:
-    """What an environment shows and takes.
+    """The interface of an environment.
 
     Attributes:
       env: the environment, with six values.
-      action_space: its actions.
+      action_space: the environment's actions.
       obs_shape: the shape of an observation.
-      obs_dtype: its type.
-      pixel_scale: by what observations are multiplied to become uint8 pixels; 0 if they stay as they are.
+      obs_dtype: the dtype of an observation.
+      pixel_scale: the factor that turns observations into uint8 pixels; 0 if they stay as they are.
     """
 
     env: Any
@@ -144,7 +144,7 @@ class Interface:
     pixel_scale: int
 
 
-# By the identities of environment and parameters, which the entry keeps alive: tracing a step can take a second.
+# Keyed by the identities of environment and parameters, which the entry keeps alive: tracing a step can take a second.
 _INTERFACES: dict[tuple[int, int], tuple[Any, Any, Interface]] = {}
 
 
@@ -198,7 +198,7 @@ def _inspect(env: Any, params: Any, name: str) -> Interface:
 def _traced(name: str, call: str, function: Callable, *args: Any) -> Any:
     try:
         return jax.eval_shape(function, *args)
-    except Exception as error:  # an environment raises whatever its code meets
+    except Exception as error:  # an environment's code may raise any error
         reason = f"{type(error).__name__}: {error}".partition("\n")[0]
         raise ValueError(f"{name}: JAX cannot trace {call} ({reason}): write it with jax.numpy.") from error
 
@@ -211,7 +211,7 @@ def _space(env: Any, attribute: str, params: Any, name: str) -> Any:
 
 
 def _words(value: Any) -> str:
-    """What a traced value is."""
+    """Describes a traced value."""
     if isinstance(value, Mapping):
         return f"a dict of {', '.join(map(str, value))}"
     if not hasattr(value, "shape"):
@@ -220,7 +220,7 @@ def _words(value: Any) -> str:
 
 
 def _action_dtype(space: ActionSpace) -> Any:
-    """The type of the actions that an environment gets: continuous ones have that of its own floats.
+    """The dtype of the actions that an environment gets: for continuous ones, that of its own floats.
 
     Pendulum keeps the last action in its state. With ``JAX_ENABLE_X64`` its floats are float64.
     """
@@ -250,7 +250,7 @@ def _check_obs(obs: Any, name: str) -> None:
 
 
 def _check_same(what: str, value: Any, like: Any) -> None:
-    """Raises `ValueError` unless two traced trees have the same structure, shapes and types."""
+    """Raises `ValueError` unless two traced trees have the same structure, shapes and dtypes."""
     ours, theirs = (jax.tree_util.tree_flatten_with_path(tree) for tree in (value, like))
     if ours[1] != theirs[1]:
         raise ValueError(f"{what} has another structure than that of reset: return the same one.")
@@ -261,7 +261,7 @@ def _check_same(what: str, value: Any, like: Any) -> None:
 
 
 def _pixel_scale(obs: Any, space: Any) -> int:
-    """255 for images in [0, 1], 1 for those in [0, 255] of another type than uint8, else 0."""
+    """255 for images in [0, 1], 1 for images in [0, 255] that are not uint8, else 0."""
     if len(obs.shape) != 3 or obs.dtype == np.uint8:
         return 0
     low, high = (np.asarray(getattr(space, bound, np.nan)) for bound in ("low", "high"))

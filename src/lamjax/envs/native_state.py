@@ -1,7 +1,7 @@
-"""What a Procgen game's saved state says of its scene: the grid, the entities, and the game's own numbers.
+"""Reads the scene from a Procgen game's saved state: the grid, the entities, and the game's own numbers.
 
-`read` follows the order in which Procgen 0.10 writes a state: numbers of four bytes, and strings and lists with their
-length in front, so that nothing but the beginning lies at a fixed offset. It reads no random generator.
+`read` follows the order in which Procgen 0.10 writes a state: numbers of four bytes, and strings and lists preceded by
+their length, so that only the beginning lies at a fixed offset. It does not use the random generators in the state.
 
 Dimension keys: H and W rows and columns of the grid, E entities, K the game's own numbers. Row 0 is the lowest.
 """
@@ -31,7 +31,7 @@ _WORD = 4
 
 
 class StateLayoutError(ValueError):
-    """Raised if a saved state is not laid out as Procgen 0.10 lays it out."""
+    """Raised if a saved state does not have the layout of Procgen 0.10."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,7 +43,7 @@ class Scene:
       time: the number of steps in the running episode.
       cells: int32 ``[H, W]``, ids of what fills each cell of the grid.
       entities: records ``[E]`` of the type `ENTITY`, positions and sizes in cells, speeds in cells a step.
-      own: int32 ``[K]``, what the game adds to the state; some of its numbers may be floats (``own.view(float32)``).
+      own: int32 ``[K]``, what the game adds to the state; some of the numbers may be floats (``own.view(float32)``).
     """
 
     game: str
@@ -62,7 +62,7 @@ def read(state: bytes | memoryview) -> Scene:
     """Reads one environment's saved state (`Procgen.get_state`).
 
     Raises:
-      StateLayoutError: if its layout is another one.
+      StateLayoutError: if its layout is different.
     """
     try:
         return _read(state)

@@ -1,12 +1,12 @@
 """Real Procgen inside ``jit``: native batches of games behind ``io_callback``.
 
 The games live on the host; JAX carries a handle, the last frames and a step counter. The callbacks are unordered on
-purpose, because ordered effects do not allow the same rollout on several devices. The handle orders them instead: every
+purpose, because ordered effects do not allow the same rollout on several devices. Instead the handle orders them: every
 callback takes it and returns it, so each one waits for the one before.
 
 A handle stands for one native batch of N environments, or for two of N / 2, the *groups*. C++ threads step a group
-after ``act`` has returned, so a rollout can send one group its actions and meanwhile compute the other's (`exchange`).
-The number of groups changes the time that a rollout takes, and nothing else.
+after ``act`` has returned, so a rollout can send one group its actions and compute the other's in the meantime
+(`exchange`). The number of groups changes only the time that a rollout takes.
 
 This module copies no frame. A callback returns views of a native batch's memory, which changes at the batch's next
 ``act``. XLA copies the results before the callback counts as done, under ``jit`` and outside it (there JAX compiles the
@@ -39,7 +39,7 @@ Frames = tuple[np.ndarray, ...]
 OBS_SHAPE = (64, 64, 3)
 NUM_ACTIONS = 15
 DISTRIBUTION_MODES = ("easy", "hard", "extreme", "memory", "exploration")
-# The games that have the modes which not all have; in another one the engine ends the process.
+# The games that support the modes which not all support; in any other game the engine ends the process.
 MODE_GAMES = {
     "extreme": ("chaser", "dodgeball", "leaper", "starpilot"),
     "memory": ("caveflyer", "dodgeball", "heist", "jumper", "maze", "miner"),
@@ -49,7 +49,7 @@ MOST_LEVELS = 2**31  # the engine holds level seeds, and their number, as int32
 
 # Attributes of gym3.libenv.CEnv: a step reads them without the copies and dictionaries that gym3's `observe` makes.
 _BUFFERS = ("_ob", "_rew", "_first", "_info")
-_MAX_STATE = 2**20  # bytes of a saved state at most, as Procgen has it
+_MAX_STATE = 2**20  # the most bytes of a saved state, as Procgen has it
 _MAX_THREADS = 16
 
 T = TypeVar("T")
@@ -66,7 +66,7 @@ class ProcgenState(struct.PyTreeNode):
       handle: int32 ``[]``, stands for the native batches in this process; the last callback returned it.
       obs: uint8 ``[N, 64, 64, 3]``, the last frames, which become ``final_observation`` if an episode ends.
       time: int32 ``[N]``, the number of steps in the running episode.
-      time_limit: int32 ``[]``, the game's time-out; a step knows the game by this and the handle alone.
+      time_limit: int32 ``[]``, the game's time-out; a step knows the game only by this and the handle.
       level_seed: int32 ``[N]``, the level that each environment plays now.
     """
 
@@ -78,12 +78,12 @@ class ProcgenState(struct.PyTreeNode):
 
 
 class ProcgenNotInstalledError(ImportError):
-    """Raised when a Procgen game is asked for and the ``procgen`` extra is absent."""
+    """Raised if a Procgen game is requested without the ``procgen`` extra."""
 
 
 def native_class() -> type:
     """Returns Procgen's own class of batched environments; raises `ProcgenNotInstalledError` without Procgen."""
-    # procgen imports the retired `gym` for its registration alone, and that prints a notice of its own on stderr.
+    # procgen imports the retired `gym` only for its registration, and gym prints its own notice on stderr.
     with contextlib.redirect_stderr(io.StringIO()):
         try:
             from procgen import ProcgenGym3Env
@@ -97,8 +97,8 @@ def native_class() -> type:
 def default_groups(num_envs: int, backend: str | None = None) -> int:
     """The default number of groups that N environments are stepped in; `backend` is by default JAX's.
 
-    On a CPU the policy and the games share the same cores, so nothing is gained by computing both at once, and one
-    policy of N rows is faster than two of N / 2. On an accelerator the host is idle while the policy is computed.
+    On a CPU the policy and the games share the same cores, so computing both at once gains nothing, and one policy with
+    N rows is faster than two with N / 2. On an accelerator the host is idle while the policy is computed.
     """
     return 1 if (backend or jax.default_backend()) == "cpu" or num_envs % 2 else 2
 
@@ -129,11 +129,11 @@ class ProcgenStepper:
 
         Args:
           state: the state of all N environments.
-          action: int ``[N / 2]``, of the group that begins a step.
+          action: int ``[N / 2]``, the actions of the group that begins a step.
           group: int32 ``[]``, 0 or 1, the group that begins a step. The other group ends its step, if it has one.
 
         Returns:
-          The values of `step` for the other group's N / 2 environments, but the state of all.
+          The values of `step` for the other group's N / 2 environments, but the state of all N.
         """
         half = self.num_envs // 2
         time = jax.lax.dynamic_slice_in_dim(state.time, group * half, half) + 1
@@ -217,7 +217,7 @@ def _host_receive(handle: np.ndarray, group: np.ndarray) -> tuple[np.ndarray, ..
 
 
 def _observe(batches: Sequence[Any]) -> Frames:
-    """Waits until the batches have stepped, and returns their frames: of a single batch as views of its memory."""
+    """Waits until the batches have stepped, and returns their frames; a single batch's are views of its memory."""
     frames = []
     for batch in batches:
         batch.call_c_func("libenv_observe")
@@ -231,11 +231,11 @@ class Procgen:
     """N copies of one Procgen game, stepped together by its own C++ threads.
 
     Procgen resets itself inside ``act`` and never shows an episode's last frame. So ``info["final_observation"]`` is
-    the frame before, and ``info["final_is_exact"]`` is False. ``truncated`` means that the game's time-out ended the
+    the frame before it, and ``info["final_is_exact"]`` is False. ``truncated`` means that the game's time-out ended the
     episode before the level was completed.
 
     Objects with equal settings are equal, so ``jit`` compiles once for all of them. `close` frees the batches that this
-    object made. A ``reset`` inside a jitted function makes its batches through the object that was traced.
+    object created. A ``reset`` inside a jitted function creates its batches through the object that was traced.
     """
 
     num_actions = NUM_ACTIONS
@@ -255,7 +255,7 @@ class Procgen:
         num_threads: int | None = None,
         groups: int | None = None,
     ):
-        """Describes the batch; ``reset`` makes it.
+        """Describes the batch; ``reset`` creates it.
 
         Args:
           game: one of the 16 games.
@@ -269,7 +269,7 @@ class Procgen:
             the device computes the policy of the other; results are the same. By default see `default_groups`.
 
         Raises:
-          ValueError: if an argument is out of range, the game lacks the mode, or N is odd and there are two groups.
+          ValueError: if an argument is out of range, the game lacks the mode, or N is odd with two groups.
           ProcgenNotInstalledError: if the ``procgen`` extra is absent.
         """
         if num_envs < 1:
@@ -316,7 +316,7 @@ class Procgen:
         return hash(self._settings)
 
     def make_batch(self, num_envs: int, rand_seed: int) -> Any:
-        """Makes a native batch; raises `ProcgenNotInstalledError` if this gym3 does not keep the buffers it needs."""
+        """Creates a native batch; raises `ProcgenNotInstalledError` if this gym3 lacks the buffers that it reads."""
         batch = self._native(
             num=num_envs, env_name=self.name, rand_seed=rand_seed, num_threads=self._num_threads, **self.env_params
         )
@@ -344,7 +344,7 @@ class Procgen:
         return self._hold(batches)
 
     def _host_reset(self, rand_seed: np.ndarray) -> tuple[np.int32, np.ndarray, np.ndarray]:
-        # One batch deals the levels, so that they do not depend on the number of groups.
+        # One batch draws the levels, so that they do not depend on the number of groups.
         batch = self.make_batch(self.num_envs, int(rand_seed))
         obs, _, _, _, level_seed = _observe([batch])
         if self.groups == 1:
@@ -355,7 +355,7 @@ class Procgen:
         return np.int32(handle), obs, level_seed
 
     def reset(self, key: jax.Array, params: Any = None) -> tuple[jax.Array, ProcgenState]:
-        """Makes new native batches seeded by `key`; see `VectorEnv.reset`. `close` frees them."""
+        """Creates new native batches seeded by `key`; see `VectorEnv.reset`. `close` frees them."""
         del params
         rand_seed = jax.random.randint(key, (), 0, np.iinfo(np.int32).max, jnp.int32)
         handle, level_seed = (jax.ShapeDtypeStruct(shape, jnp.int32) for shape in ((), (self.num_envs,)))
@@ -369,7 +369,7 @@ class Procgen:
         return self.stepper.step(key, state, action, params)
 
     def get_state(self, state: ProcgenState) -> dict[str, np.ndarray]:
-        """Reads the native batches, about 38 kB an environment; call it between dispatches, never inside ``jit``.
+        """Reads the native batches, about 38 kB per environment; call it between dispatches, never inside ``jit``.
 
         The saved state does not depend on the number of groups.
         """
@@ -384,7 +384,7 @@ class Procgen:
         }
 
     def set_state(self, saved: dict[str, np.ndarray]) -> ProcgenState:
-        """Makes native batches that continue from a saved state, which may come from another number of groups."""
+        """Creates native batches that continue from a saved state, even one from another number of groups."""
         ends = np.cumsum(saved["native_lengths"])
         native = np.asarray(saved["native"]).tobytes()
         blobs = [native[end - length : end] for end, length in zip(ends, saved["native_lengths"], strict=True)]
@@ -397,7 +397,7 @@ class Procgen:
         )
 
     def close(self) -> None:
-        """Frees the native batches that this object made; do not step their states again."""
+        """Frees the native batches that this object created; do not step their states again."""
         for handle in self._handles:
             for batch in BATCHES.pop(handle):
                 batch.close()

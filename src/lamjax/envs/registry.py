@@ -1,4 +1,4 @@
-"""Makes environments by name, and holds the facts about each Procgen game that results depend on.
+"""Makes environments by name, and holds the facts about each Procgen game that affect results.
 
 The returns come from the LAPO paper's data: "random" is a uniform policy's mean return, "expert" the mean return of its
 demonstrations. The time-outs and the effect of each action come from the Procgen engine.
@@ -22,14 +22,14 @@ ACTION_NAMES = (
 
 
 def _aliases(moves: str, specials: str = "444444") -> tuple[int, ...]:
-    """Maps each of the 15 actions to the first action that does the same, its representative.
+    """Maps each of the 15 actions to the first action with the same effect, its representative.
 
-    `moves` holds the representatives of actions 0 to 8, `specials` of 9 to 14, one hexadecimal digit each.
+    `moves` holds the representatives of actions 0 to 8, and `specials` those of 9 to 14, one hexadecimal digit each.
     """
     return tuple(int(digit, 16) for digit in moves + specials)
 
 
-# Which moves a game tells apart.
+# Which moves a game distinguishes.
 _ALL = "012345678"
 _NO_DOWN = "112445778"  # the down-component is dropped
 _FOUR_WAY = "111345777"  # horizontal wins over vertical
@@ -60,7 +60,7 @@ PROCGEN_GAMES: dict[str, Game] = {
     "caveflyer": Game(2.5970738, 9.183605, _aliases(_ALL, _FIRE)),
     "chaser": Game(0.6632482, 9.955711, _aliases(_ALL)),
     "climber": Game(2.2242901, 10.233627, _aliases(_NO_DOWN)),
-    # "Down" matters only on crates, which are rare: it is merged away.
+    # "Down" matters only on crates, which are rare, so it is merged away.
     "coinrun": Game(2.704834, 9.93251, _aliases(_NO_DOWN)),
     "dodgeball": Game(0.612983, 13.486584, _aliases(_ALL, _FIRE)),
     "fruitbot": Game(-2.5330205, 29.925259, _aliases(_SIDEWAYS, _FIRE)),
@@ -87,14 +87,14 @@ GYMNAX_ENVS: dict[str, str] = {
 }
 
 
-# Mean returns of random and expert where no paper gives any: a uniform policy (4096 episodes, +- 4.6), and the expert
-# that the preset trains.
+# Mean returns of random and expert policies for which no paper gives any: a uniform policy (4096 episodes, +- 4.6), and
+# the expert that the preset trains.
 _REFERENCE_RETURNS = {name: (game.random_return, game.expert_return) for name, game in PROCGEN_GAMES.items()}
 _REFERENCE_RETURNS["pendulum"] = (-1228.9, -156.4)
 
 
 class UnknownEnvError(ValueError):
-    """Raised for an unknown name; the message lists near names."""
+    """Raised for an unknown name; the message lists similar names."""
 
 
 def env_names() -> list[str]:
@@ -103,12 +103,12 @@ def env_names() -> list[str]:
 
 
 def is_known(name: str) -> bool:
-    """Whether `make` knows a name; of others there may be trajectories, but nobody can play them."""
+    """Whether `make` knows a name; for other names there may be trajectories, but nobody can play them."""
     return name in PROCGEN_GAMES or name in GYMNAX_ENVS or name in _REGISTERED
 
 
 def check_name(name: str) -> str:
-    """Returns `name`, or raises `UnknownEnvError` with the names nearest to it."""
+    """Returns `name`, or raises `UnknownEnvError` with the most similar names."""
     if is_known(name):
         return name
     near = difflib.get_close_matches(name, env_names(), n=3, cutoff=0.5)
@@ -132,7 +132,7 @@ def make(
     Raises:
       UnknownEnvError: if there is no such environment.
       ProcgenNotInstalledError: if the ``procgen`` extra is absent.
-      ValueError: if a parameter is out of range, or the environment's observations are no frames to distract.
+      ValueError: if a parameter is out of range, or the observations are not frames that can have a distractor.
     """
     check_name(name)
     check_distractor(distractor, distractor_strength)
@@ -157,8 +157,8 @@ def register(env: Any, *, name: str | None = None, params: Any = None) -> str:
     default its own, becomes part of paths. Registering a name again replaces the object.
 
     Raises:
-      ValueError: if the name belongs to an environment of the package or is no name of a folder, or `Gymnax` refuses
-        the environment.
+      ValueError: if the name belongs to an environment of the package or cannot name a folder, or `Gymnax` rejects the
+        environment.
     """
     name = check_path_name("An environment's name", name or getattr(env, "name", None), nested=True)
     if name in PROCGEN_GAMES or name in GYMNAX_ENVS:
@@ -181,9 +181,9 @@ def obs_shape(name: str) -> tuple[int, ...]:
 
 
 def merged_actions(name: str, num_actions: int) -> tuple[int, ...]:
-    """Maps each action to its class ``0 ... k-1``; actions of one class do the same.
+    """Maps each action to its class ``0 ... k-1``; actions of one class have the same effect.
 
-    Outside Procgen each of the `num_actions` actions has a class of its own.
+    Outside Procgen each of the `num_actions` actions has its own class.
     """
     aliases = PROCGEN_GAMES[name].aliases if name in PROCGEN_GAMES else tuple(range(num_actions))
     classes = {representative: index for index, representative in enumerate(sorted(set(aliases)))}
@@ -191,7 +191,7 @@ def merged_actions(name: str, num_actions: int) -> tuple[int, ...]:
 
 
 def merged_action_names(name: str, num_actions: int) -> tuple[str, ...]:
-    """The name of each class of `merged_actions`: that of its representative."""
+    """The name of each class of `merged_actions`, which is its representative's."""
     if name not in PROCGEN_GAMES:
         return tuple(str(action) for action in range(num_actions))
     return tuple(ACTION_NAMES[representative] for representative in sorted(set(PROCGEN_GAMES[name].aliases)))
@@ -200,7 +200,7 @@ def merged_action_names(name: str, num_actions: int) -> tuple[str, ...]:
 def normalised_return(name: str, mean_return: float) -> float | None:
     """``(R - R_random) / (R_expert - R_random)``, or None if these returns are unknown.
 
-    They are the paper's for Procgen, and for Pendulum our own: 0 is uniform play, 1 the preset's expert.
+    They are the paper's for Procgen, and our own for Pendulum: 0 is uniform play, 1 the preset's expert.
     """
     if name not in _REFERENCE_RETURNS:
         return None

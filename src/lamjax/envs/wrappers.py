@@ -2,11 +2,11 @@
 
 `Distracted` puts exogenous noise over the frames of any environment that shows pixels. A latent action model explains
 whatever changes unpredictably between frames. A distractor changes unpredictably and has nothing to do with the
-actions, so it tests whether latents learned the action or the noise. It leaves the game alone: with the same keys and
-actions the game plays out as it does without a distractor. `Disobedient` leaves the frames alone and changes the
-actions: what happens is not always what the agent chose.
+actions, so it tests whether latents learned the action or the noise. It does not affect the game: with the same keys
+and actions the game plays out as it does without a distractor. `Disobedient` does not affect the frames but changes the
+actions: the environment does not always execute the action that the agent chose.
 
-Dimension keys: N environments, H, W, C frame, D what tells a distractor's state.
+Dimension keys: N environments, H, W, C frame, D numbers that describe a distractor's state.
 """
 
 import copy
@@ -22,9 +22,9 @@ from lamjax.spaces import Discrete
 
 Distractor = Literal["none", "overlay", "noise", "jitter"]
 
-MAX_SPEED = 1 / 16  # of the overlay, in frame sides a step: 4 pixels of 64
-TURN = 0.25  # probability of a new velocity at a step; without it two frames would tell the next, without a latent
-# Folds the distractor's key (and, less one, that of disobedience) out of the environment's; no split of it coincides.
+MAX_SPEED = 1 / 16  # of the overlay, in frame sides per step: 4 pixels of 64
+TURN = 0.25  # probability of a new velocity at a step; without it two frames would predict the next, without a latent
+# Derives the distractor's key (and, less one, that of disobedience) from the environment's; no split of it coincides.
 _TAG = 2**31 - 1
 _SAVED = "distractor_"
 
@@ -54,7 +54,7 @@ class DistractedState:
     Attributes:
       env: the state of the environment underneath.
       distractor: the state of the distractor in the current frame.
-      clean: uint8 ``[N, H, W, C]``, the current frame without the distractor: what a demonstrator sees.
+      clean: uint8 ``[N, H, W, C]``, the current frame without the distractor, which a demonstrator sees.
     """
 
     env: Any
@@ -63,7 +63,7 @@ class DistractedState:
 
     @property
     def level_seed(self) -> jax.Array:
-        """The levels being played, int32 ``[N]``; an environment without levels has no such attribute."""
+        """The levels being played, int32 ``[N]``; without levels the environment lacks this attribute."""
         return self.env.level_seed
 
 
@@ -115,11 +115,11 @@ class Distracted(Wrapper):
 
     The strength s in (0, 1] means, on frames of uint8 levels:
 
-    - ``overlay``: an opaque square of side ``s H`` (at least a pixel) in a colour that is drawn for each episode. It
-      moves by at most ``H / 16`` pixels along each axis a step, bounces at the borders, and takes a new random velocity
-      with probability `TURN` at each step.
-    - ``noise``: to every pixel and channel its own normal noise of deviation ``255 s``, new at each step.
-    - ``jitter``: to every channel one normal shift of deviation ``255 s``, new at each step.
+    - ``overlay``: an opaque square of side ``s H`` (at least one pixel) in a colour that is drawn for each episode. It
+      moves by at most ``H / 16`` pixels per step along each axis, bounces at the borders, and gets a new random
+      velocity with probability `TURN` at each step.
+    - ``noise``: adds to every pixel and channel its own normal noise of deviation ``255 s``, new at each step.
+    - ``jitter``: adds to every channel one normal shift of deviation ``255 s``, new at each step.
 
     ``info["distractor"]`` is the distractor's state in the frame that ``step`` returned, float32 ``[N, D]``: position
     and velocity of the overlay in pixels (D = 4), or the shift of the channels (D = C); noise has no state worth
@@ -139,7 +139,7 @@ class Distracted(Wrapper):
           strength: s.
 
         Raises:
-          ValueError: if the kind or strength is none of these, or the environment shows no such frames.
+          ValueError: if the kind or strength is invalid, or the environment shows no such frames.
         """
         check_distractor(kind, strength)
         if kind == "none":
@@ -198,7 +198,7 @@ class Distracted(Wrapper):
             return state
         moved = state.position + state.velocity
         outside = (moved < 0) | (moved > self._room[None])
-        # A border mirrors the path; the clip is for squares that have next to no room.
+        # A border mirrors the path; the clip is for squares that have almost no room.
         position = jnp.clip(jnp.where(moved < 0, -moved, jnp.where(outside, 2 * self._room[None] - moved, moved)), 0)
         position = jnp.minimum(position, self._room[None])
         velocity = jnp.where(outside, -state.velocity, state.velocity)
@@ -240,7 +240,7 @@ class Distracted(Wrapper):
 
         Returns:
           float32 ``[N, distractor_dim]``: the overlay's corner in whole pixels (y, x), or the channels' shift; nothing
-          for noise, which has its own state for every pixel.
+          for noise, which has a separate state for every pixel.
         """
         if self.kind == "overlay":
             return jnp.round(state.distractor.position)
@@ -253,12 +253,12 @@ class Distracted(Wrapper):
         return self._draw(clean, distractor), DistractedState(state, distractor, clean)
 
     def step(self, key: jax.Array, state: DistractedState, action: jax.Array, params: Any = None):
-        """See `VectorEnv.step`; ``info`` has ``distractor`` besides."""
+        """See `VectorEnv.step`; ``info`` also has ``distractor``."""
         clean, inner, reward, terminated, truncated, info = self.env.step(key, state.env, action, params)
         key_advance, key_begin = jax.random.split(jax.random.fold_in(key, _TAG))
         advanced = self._advance(key_advance, state.distractor)
         distractor = _where(terminated | truncated, self._begin(key_begin), advanced)
-        # An exact last frame is one step later than the last that was seen, and so is its distractor.
+        # An exact last frame is one step later than the last frame that was seen, and so is its distractor.
         exact = jnp.broadcast_to(info["final_is_exact"], terminated.shape)
         final = self._draw(info["final_observation"], _where(exact, advanced, state.distractor))
         info = {**info, "final_observation": final, "distractor": self._readable(distractor)}
@@ -266,7 +266,7 @@ class Distracted(Wrapper):
         return obs, DistractedState(inner, distractor, clean), reward, terminated, truncated, info
 
     def get_state(self, state: DistractedState) -> dict[str, np.ndarray]:
-        """Returns the state of the environment underneath, and the distractor's beside it."""
+        """Returns the state of the environment underneath, together with the distractor's."""
         own = {"clean": state.clean, **vars(state.distractor)}
         return self.env.get_state(state.env) | {
             _SAVED + name: np.asarray(value) for name, value in jax.device_get(own).items()
@@ -286,7 +286,7 @@ class DisobedientState:
 
     Attributes:
       env: the state of the environment underneath.
-      executed: int32 ``[N]``, the actions that led here; -1 at the start of an episode.
+      executed: int32 ``[N]``, the actions that led to this state; -1 at the start of an episode.
     """
 
     env: Any
@@ -294,12 +294,12 @@ class DisobedientState:
 
 
 class Disobedient(Wrapper):
-    """An environment that sometimes executes another action than the chosen one.
+    """An environment that sometimes executes a different action from the chosen one.
 
-    At each step each of the N environments executes with probability `sticky` the action that it executed before
-    (sticky actions; never at an episode's first step), else with probability `random` a uniform draw from all actions,
-    else the chosen one. ``info["executed_action"]``, int32 ``[N]``, and the state (`executed`) hold the executed
-    action. If both probabilities are 0, the game is the one underneath.
+    At each step each of the N environments repeats, with probability `sticky`, the action that it executed before
+    (sticky actions; never at an episode's first step). Otherwise it executes, with probability `random`, a uniform draw
+    from all actions, and otherwise the chosen one. ``info["executed_action"]``, int32 ``[N]``, and the state
+    (`executed`) hold the executed action. If both probabilities are 0, the game is the one underneath.
     """
 
     def __init__(self, env: VectorEnv, *, sticky: float = 0.0, random: float = 0.0):
@@ -308,10 +308,10 @@ class Disobedient(Wrapper):
         Args:
           env: N environments.
           sticky: probability in [0, 1].
-          random: probability in [0, 1], where the action is not repeated.
+          random: probability in [0, 1], if the action is not repeated.
 
         Raises:
-          ValueError: if either is no probability, or the actions are continuous.
+          ValueError: if either is not a probability, or the actions are continuous.
         """
         for name, value in (("sticky", sticky), ("random", random)):
             if not 0 <= value <= 1:
@@ -327,7 +327,7 @@ class Disobedient(Wrapper):
         return obs, DisobedientState(state, jnp.full(self.num_envs, -1, jnp.int32))
 
     def step(self, key: jax.Array, state: DisobedientState, action: jax.Array, params: Any = None):
-        """See `VectorEnv.step`; ``info`` has ``executed_action`` besides."""
+        """See `VectorEnv.step`; ``info`` also has ``executed_action``."""
         key_sticks, key_strays, key_drawn = jax.random.split(jax.random.fold_in(key, _TAG - 1), 3)
         n = self.num_envs
         drawn = jax.random.randint(key_drawn, (n,), 0, self.num_actions, jnp.int32)
@@ -339,7 +339,7 @@ class Disobedient(Wrapper):
         return obs, after, reward, terminated, truncated, {**info, "executed_action": executed}
 
     def get_state(self, state: DisobedientState) -> dict[str, np.ndarray]:
-        """Returns the state of the environment underneath, and the executed actions beside it."""
+        """Returns the state of the environment underneath, together with the executed actions."""
         return self.env.get_state(state.env) | {"disobedient_executed": np.asarray(state.executed)}
 
     def set_state(self, saved: dict[str, np.ndarray]) -> DisobedientState:

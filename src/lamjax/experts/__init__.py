@@ -9,7 +9,7 @@ from lamjax.policies import Network, PolicyError, load_policy
 
 
 def folder(env: str) -> Path:
-    """Where the expert of an environment lies, whether it is there or not."""
+    """The folder for the expert of an environment, whether it exists or not."""
     return Path(str(resources.files(__name__))) / env.replace("/", "_")
 
 
@@ -24,7 +24,7 @@ def load(env: str) -> tuple[Network, Any, dict[str, Any]]:
     """The expert of `env`; see `policies.load_policy`.
 
     Raises:
-      PolicyError: if none is shipped for it.
+      PolicyError: if none is shipped for the environment.
     """
     if not (folder(env) / "policy.json").exists():
         have = ", ".join(available()) or "none"

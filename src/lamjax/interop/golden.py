@@ -60,7 +60,7 @@ _OUTPUTS = (
 _AFTER = f"after{STEPS}/"
 _OF_STEPS = rf"train\d/({'|'.join(map(re.escape, _STEP))})"
 _MOST, _ALL = 1e-4, 5e-4  # weights after the steps: 99 % of the elements, and all
-_MARGIN = 10  # how much more another machine may round than this one shows
+_MARGIN = 10  # how many times more another machine may round than this one shows
 
 
 class GoldenError(ValueError):
@@ -173,7 +173,7 @@ _train_step = jax.jit(dynamics.train_step)
 
 def _train(state: DynamicsState, windows: jax.Array) -> tuple[dict[str, jax.Array], DynamicsState]:
     """Takes the steps; returns the outputs ``train*/`` that belong to them, and the state after them."""
-    outputs = {}
+    outputs: dict[str, jax.Array] = {}
     for step in range(STEPS):
         state, metrics = _train_step(state, windows)
         row = {"wm_loss": metrics["fdm_mse"], "vq_loss": metrics["commitment"], "grad_norm": metrics["grad_norm"]}
@@ -359,7 +359,7 @@ def _quantile(arrays: list[np.ndarray]) -> float:
 
 
 def check(golden: Mapping[str, np.ndarray]) -> list[Row]:
-    """Recomputes a golden file and compares; what training moves beyond its tolerance gets the bound of `rounding`.
+    """Recomputes a golden file and compares it; `rounding` bounds what training moves beyond its tolerance.
 
     Args:
       golden: all entries (see `read`).

@@ -20,21 +20,22 @@ from lamjax.dynamics import DynamicsConfig, DynamicsState
 from lamjax.models.impala import ImpalaConfig
 from lamjax.models.policy import LatentPolicy
 from lamjax.models.quantizer import Codebooks
+from lamjax.models.trunk import TrunkConfig
 from lamjax.models.unet import UNetConfig
 
 Arrays = Mapping[str, Any]
 
-IDM, FDM = "idm.", "wm."  # in front of the names of the two models
+IDM, FDM = "idm.", "wm."  # prefixes of the names of the two models
 TRACKED = "num_batches_tracked"  # a count that PyTorch keeps in every batch norm and LAPO does not use
 
 
 class WeightsError(ValueError):
-    """Raised where weights are not those of LAPO's networks; one sentence that names the entry."""
+    """Raised if weights are not those of LAPO's networks; one sentence that names the entry."""
 
 
 @dataclasses.dataclass(frozen=True)
 class _Entry:
-    """One array: its name in PyTorch, its path in our tree, and how one becomes the other.
+    """One array: its name in PyTorch, its path in our tree, and the conversion between them.
 
     `image` is the ``(h, w, c)`` that was flattened in front of a linear layer, if any.
     """
@@ -117,11 +118,12 @@ def _unet(prefix: str, levels: int) -> Iterator[_Entry]:
 
 def _dynamics(config: DynamicsConfig) -> Iterator[_Entry]:
     """Paths begin with "idm", "codebooks" or "fdm"."""
-    yield from _impala(IDM, ("idm", "Impala_0"), config.idm, image_size(config.fdm))
+    idm, fdm = check_reference_form(config)
+    yield from _impala(IDM, ("idm", "Impala_0"), idm, image_size(fdm))
     yield from _layer(f"{IDM}policy_head", ("idm", "head", "linear"), "linear")
     for theirs, ours in (("embedding", "embedding"), ("ema_count", "count"), ("ema_weight", "total")):
         yield _Entry(f"{IDM}vq.{theirs}", ("codebooks", ours), "vector")
-    for entry in _unet(FDM, len(config.fdm.channels)):
+    for entry in _unet(FDM, len(fdm.channels)):
         yield dataclasses.replace(entry, path=("fdm", *entry.path))
 
 
@@ -165,22 +167,29 @@ def _check(arrays: Arrays, expected: Mapping[str, Any]) -> None:
             raise WeightsError(f"{name} belongs to no network of LAPO's at these sizes.")
 
 
-def _check_trunk(config: Any) -> None:
+def _check_trunk(config: Any) -> ImpalaConfig:
     if not isinstance(config, ImpalaConfig) or (config.stem, config.pool) != (1, True) or set(config.strides) != {2}:
         raise WeightsError(
-            "The reference has IMPALA trunks with pooling and no stem alone: only runs with such networks (presets "
+            "The reference has only IMPALA trunks with pooling and no stem: only runs with such networks (presets "
             "paper and reference) have its names."
         )
+    return config
 
 
-def check_reference_form(config: DynamicsConfig) -> None:
+def check_reference_form(config: DynamicsConfig) -> tuple[ImpalaConfig, UNetConfig]:
     """Checks that the models have the form of the reference's, at any sizes.
+
+    Returns:
+      The inverse model's trunk and the forward model.
 
     Raises:
       WeightsError: if they do not; the sentence names the setting.
     """
-    _check_trunk(config.idm)
-    fdm, like = config.fdm, UNetConfig()
+    idm, fdm, like = _check_trunk(config.idm), config.fdm, UNetConfig()
+    if not isinstance(fdm, UNetConfig):
+        raise WeightsError(
+            "The reference's forward model is a U-Net: only the presets paper and reference have its names."
+        )
     for field in ("stem", "latent_input", "predict", "shift"):
         if getattr(fdm, field) != getattr(like, field):
             raise WeightsError(
@@ -189,10 +198,11 @@ def check_reference_form(config: DynamicsConfig) -> None:
             )
     if not config.quantizer.enabled:
         raise WeightsError("The reference cannot run without its quantiser, so quantizer.enabled must be True.")
+    return idm, fdm
 
 
 def dynamics_arrays(state: DynamicsState) -> dict[str, Any]:
-    """Both models and the quantiser by the reference's names, ``idm.*`` and ``wm.*``, in its layouts; float32.
+    """Both models and the quantiser under the reference's names, ``idm.*`` and ``wm.*``, in its layouts; float32.
 
     Each batch norm's ``num_batches_tracked``, int64 ``[]``, is the number of steps done.
 
@@ -213,13 +223,12 @@ def dynamics_state(arrays: Arrays, config: DynamicsConfig, channels: int = 3) ->
     Args:
       arrays: float arrays by the reference's names, nothing else.
       config: the settings; sizes must be those of the arrays (see `dynamics_config`).
-      channels: of one observation.
+      channels: channels of one observation.
 
     Raises:
       WeightsError: if a name is missing or unknown or a shape differs; the sentence names it.
     """
-    check_reference_form(config)
-    size = image_size(config.fdm)
+    size = image_size(check_reference_form(config)[1])
     template = jax.eval_shape(lambda: dynamics.init(jax.random.key(0), config, (size, size, channels)))
     expected = jax.eval_shape(dynamics_arrays, template)
     _check(arrays, {name: want for name, want in expected.items() if not name.endswith(TRACKED)})
@@ -235,8 +244,8 @@ def dynamics_state(arrays: Arrays, config: DynamicsConfig, channels: int = 3) ->
     )
 
 
-def policy_arrays(params: Any, config: ImpalaConfig, size: int = 64) -> dict[str, Any]:
-    """A `LatentPolicy`'s parameters by the names and layouts of the reference's stage-2 policy.
+def policy_arrays(params: Any, config: TrunkConfig, size: int = 64) -> dict[str, Any]:
+    """A `LatentPolicy`'s parameters under the names and in the layouts of the reference's stage-2 policy.
 
     Args:
       params: the parameters.
@@ -246,11 +255,10 @@ def policy_arrays(params: Any, config: ImpalaConfig, size: int = 64) -> dict[str
     Raises:
       WeightsError: if the trunk does not have the reference's form.
     """
-    _check_trunk(config)
-    return _to_arrays(_policy(config, size), params)
+    return _to_arrays(_policy(_check_trunk(config), size), params)
 
 
-def policy_params(arrays: Arrays, config: ImpalaConfig, latent_dim: int, size: int = 64, channels: int = 3) -> Any:
+def policy_params(arrays: Arrays, config: TrunkConfig, latent_dim: int, size: int = 64, channels: int = 3) -> Any:
     """A `LatentPolicy`'s parameters from the reference's stage-2 policy.
 
     Args:
@@ -258,16 +266,16 @@ def policy_params(arrays: Arrays, config: ImpalaConfig, latent_dim: int, size: i
       config: the trunk (see `impala_config`).
       latent_dim: Z.
       size: side of the images, in pixels.
-      channels: of one observation.
+      channels: channels of one observation.
 
     Raises:
       WeightsError: if a name is missing or unknown or a shape differs; the sentence names it.
     """
-    _check_trunk(config)
-    network, obs = LatentPolicy(config, latent_dim), jnp.zeros((1, size, size, channels))
+    trunk = _check_trunk(config)
+    network, obs = LatentPolicy(trunk, latent_dim), jnp.zeros((1, size, size, channels))
     template = jax.eval_shape(lambda: network.init(jax.random.key(0), obs)["params"])
-    _check(arrays, jax.eval_shape(lambda params: policy_arrays(params, config, size), template))
-    return _to_tree(_policy(config, size), arrays)
+    _check(arrays, jax.eval_shape(lambda params: policy_arrays(params, trunk, size), template))
+    return _to_tree(_policy(trunk, size), arrays)
 
 
 # Sizes
@@ -315,13 +323,13 @@ def dynamics_config(arrays: Arrays, base: DynamicsConfig) -> DynamicsConfig:
     z = latent_dim(arrays, IDM)
     if z % (n * dim):
         raise WeightsError(f"A latent of {z} numbers cannot be cut into {n} groups of vectors of {dim}.")
-    sizes = {"codebooks": n, "latents": z // (n * dim), "dim": dim, "codes": codes, "enabled": True}
+    latents = z // (n * dim)
     bottleneck = _shape(arrays, f"{FDM}down.{levels}.weight", 4)[0]
     return dataclasses.replace(
         base,
         idm=impala_config(arrays, IDM),
         fdm=UNetConfig(channels=widths, bottleneck=bottleneck),
-        quantizer=dataclasses.replace(base.quantizer, **sizes),
+        quantizer=dataclasses.replace(base.quantizer, codebooks=n, latents=latents, dim=dim, codes=codes, enabled=True),
     )
 
 
@@ -335,7 +343,7 @@ def latent_dim(arrays: Arrays, prefix: str = "") -> int:
 
 
 def policy_input(arrays: Arrays) -> tuple[int, int]:
-    """The side of the images that a policy takes, in pixels, and their channels.
+    """The side in pixels of the images that a policy takes, and their channels.
 
     Raises:
       WeightsError: if its layers do not follow each other.

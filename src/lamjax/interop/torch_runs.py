@@ -45,7 +45,7 @@ def find_networks(arrays: Mapping[str, np.ndarray]) -> dict[str, dict[str, np.nd
         if kind in prefixes:
             raise WeightsError(
                 f"There are two networks of a kind, at {prefixes[kind] or 'the top'} and {prefix or 'the top'}: save "
-                "the one that is meant to a file of its own."
+                "the right one to its own file."
             )
         prefixes[kind] = prefix
     if not prefixes:
@@ -127,7 +127,7 @@ def import_torch(paths: Sequence[Path], folder: Path, config: RunConfig) -> Impo
             )
         settings = dataclasses.replace(config.cloning, trunk=trunk)
         params = pytorch.policy_params(weights, trunk, latent_dim, *pytorch.policy_input(weights))
-        state = CloningState(
+        policy = CloningState(
             params,
             cloning.optimizer(settings).init(params),
             jnp.asarray(settings.steps, jnp.int32),
@@ -135,7 +135,7 @@ def import_torch(paths: Sequence[Path], folder: Path, config: RunConfig) -> Impo
             settings,
         )
         config = dataclasses.replace(config, cloning=settings)
-        states["cloning"] = (settings.steps, state, settings)
+        states["cloning"] = (settings.steps, policy, settings)
     for stage, (steps, state, settings) in states.items():
         # The files do not say how long training took.
         meta = {"seconds": float("nan"), "imported": [path.name for path in paths]}
@@ -144,7 +144,7 @@ def import_torch(paths: Sequence[Path], folder: Path, config: RunConfig) -> Impo
 
 
 def export_torch(model: DynamicsState | None, policy: CloningState | None, out: Path) -> list[str]:
-    """Writes a run's networks by the reference's names: ``{"idm": ..., "wm": ..., "policy": ...}``.
+    """Writes a run's networks under the reference's names: ``{"idm": ..., "wm": ..., "policy": ...}``.
 
     Args:
       model: stage 1, as from `loading.load_dynamics`.
@@ -163,7 +163,7 @@ def export_torch(model: DynamicsState | None, policy: CloningState | None, out: 
         for name, array in pytorch.dynamics_arrays(model).items():
             kind, _, rest = name.partition(".")
             tree.setdefault(kind, {})[rest] = np.asarray(array, np.int64 if name.endswith(TRACKED) else np.float32)
-        size = pytorch.image_size(model.config.fdm)
+        size = pytorch.image_size(pytorch.check_reference_form(model.config)[1])
     if policy is not None:
         arrays = pytorch.policy_arrays(policy.params, policy.config.trunk, size)
         tree["policy"] = {name: np.asarray(array, np.float32) for name, array in arrays.items()}
@@ -174,7 +174,7 @@ def export_torch(model: DynamicsState | None, policy: CloningState | None, out: 
 
 
 def options(config: Any, base: Any, prefix: str = "--") -> list[str]:
-    """The options of the command line that turn the settings `base` into `config`."""
+    """The command-line options that turn the settings `base` into `config`."""
     words: list[str] = []
     for field in dataclasses.fields(base):
         ours, theirs = getattr(config, field.name), getattr(base, field.name)

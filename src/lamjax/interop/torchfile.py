@@ -149,7 +149,7 @@ def _check_program(program: bytes) -> None:
     (python/cpython#115952).
     """
     for opcode, argument, _ in pickletools.genops(program):
-        if opcode.name in ("PUT", "BINPUT", "LONG_BINPUT") and argument > len(program):
+        if opcode.name in ("PUT", "BINPUT", "LONG_BINPUT") and (argument or 0) > len(program):
             raise ValueError(f"its pickle keeps an object at the place {argument} of {len(program)} bytes")
 
 

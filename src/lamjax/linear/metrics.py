@@ -1,4 +1,4 @@
-"""Measures what latents tell, by linear probes with exact least squares (arXiv 2506.15691, sections 3 and 5).
+"""Measures what latents hold, by linear probes with exact least squares (arXiv 2506.15691, sections 3 and 5).
 
     NMSE_y = min over W, w of E|W z + w - y|^2 / tr Cov(y),   LLO = -NMSE_q + NMSE_eps + NMSE_o
 

@@ -34,14 +34,14 @@ class TrainConfig:
     """The settings of training. The defaults reach the optimum; `PAPER`, the printed protocol, does not.
 
     Attributes:
-      learning_rate: of Adam, at the start of a round.
+      learning_rate: Adam's, at the start of a round.
       schedule: "cosine" to 0 over a round, or "constant".
       steps: of the first round; each further round is twice as long.
-      max_rounds: rounds at most.
-      batch: N, fresh transitions a step.
+      max_rounds: the most rounds.
+      batch: N, fresh transitions per step.
       tolerance: a point has converged when its excess is at most this.
       label_tolerance: the same for points with an action loss, whose gradients are noisier.
-      units: of the action weight: "sum", or "code" for the authors' means over coordinates.
+      units: the units of the action weight: "sum", or "code" for the authors' means over coordinates.
       fix_a: A stays the identity.
       tie_c: C = -D.
       bias: the forward model and the action head have biases.
@@ -84,8 +84,8 @@ class Point:
       kappa: standard deviation of the augmentation.
       action_weight: weight of the action loss, in `TrainConfig.units`.
       label_fraction: probability that a transition has its action; ignored without an action weight.
-      seed: of start and draws.
-      world_seed: of the world; by default the same.
+      seed: draws the initial model and the batches.
+      world_seed: draws the world; by default the same seed.
     """
 
     world: WorldConfig

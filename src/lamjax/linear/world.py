@@ -262,7 +262,7 @@ def make_world(
 
     Args:
       config: the settings.
-      seed: of the draw.
+      seed: draws the matrices.
       obs_cov: ``[O, O]``, S_o; the identity by default.
       noise_from_obs: ``[O, O]``, K of ``eps = K o + ...``; 0 by default.
     """

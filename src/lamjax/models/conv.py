@@ -21,16 +21,16 @@ _A = np.vstack([np.vander(_POINTS, 4, increasing=True), [0, 0, 0, 1]])
 _G = np.vstack([np.vander(_POINTS, 3, increasing=True) / np.array(_SCALES)[:, None], [0, 0, 1]])
 _B = np.vstack([[*np.poly(others)[::-1], 0] for others in _OTHERS] + [np.poly(_POINTS)[::-1]]).round(12)
 _STEP = _A.shape[1]
-# Smaller images, and fewer channels, XLA:CPU's own convolutions take as fast, and compile sooner.
+# XLA:CPU's own convolutions are as fast on smaller images and with fewer channels, and they compile sooner.
 _SIZE, _WIDE, _THIN = 8, 24, 12
-_WHOLE = 8  # bfloat16 channels in 16 bytes, what a GPU loads at once
+_WHOLE = 8  # bfloat16 channels in 16 bytes, which a GPU loads at once
 
 
 def conv(x: jax.Array, kernel: jax.Array) -> jax.Array:
     """A convolution of stride 1 that keeps the image's size: ``[B, H, W, I]`` and ``[h, w, I, O]`` to ``[B, H, W, O]``.
 
-    On a CPU, large enough 3 x 3 ones in float32 and both of their gradients are `by_rows` and `filter_gradient`: the
-    same up to rounding.
+    On a CPU, sufficiently large 3 x 3 convolutions in float32 and both of their gradients use `by_rows` and
+    `filter_gradient`, with the same result up to rounding.
     """
     thin, wide = sorted(kernel.shape[2:])
     large = thin >= _THIN and wide >= _WIDE and all(n >= _SIZE and n % _STEP == 0 for n in x.shape[1:3])
@@ -43,9 +43,9 @@ def conv(x: jax.Array, kernel: jax.Array) -> jax.Array:
 
 
 def padded(x: jax.Array, kernel: jax.Array) -> jax.Array:
-    """`conv`, exactly, of channels that zeros fill up to whole multiples of 8, which a GPU's matrix units ask for.
+    """`conv`, exactly, with channels that zeros pad to whole multiples of 8, which a GPU's matrix units need.
 
-    XLA does so by itself only where the array grows by less than a third: not for the 3, 6 or 9 channels of frames.
+    XLA does so itself only if the array grows by less than a third, so not for the 3, 6 or 9 channels of frames.
     """
     more_in, more_out = (-channels % _WHOLE for channels in kernel.shape[2:])
     y = _conv(
@@ -93,13 +93,13 @@ def by_rows(x: jax.Array, kernel: jax.Array) -> jax.Array:
 
 
 def filter_gradient(x: jax.Array, g: jax.Array) -> jax.Array:
-    """The gradient of a 3 x 3 `conv` by its kernel, with 36 products for each 4 x 4 pixels instead of 144.
+    """The gradient of a 3 x 3 `conv` with respect to its kernel, with 36 products per 4 x 4 pixels instead of 144.
 
     ``G' [sum over pieces of (B d B') * (A e A')] G``, e a piece of g and d the 6 x 6 pixels of x that it saw.
 
     Args:
       x: ``[B, H, W, I]``, H and W multiples of 4.
-      g: ``[B, H, W, O]``, the gradient by the output.
+      g: ``[B, H, W, O]``, the gradient with respect to the output.
 
     Returns:
       ``[3, 3, I, O]``.
@@ -115,7 +115,7 @@ def filter_gradient(x: jax.Array, g: jax.Array) -> jax.Array:
 
 
 def _transformed(matrix: np.ndarray, image: jax.Array, axis: int) -> list[jax.Array]:
-    """``matrix p`` of an axis' pieces p of 4 pixels, or 6 with one to each side: an array for each of its rows."""
+    """``matrix p`` for an axis' pieces p of 4 pixels, or 6 with one to each side: one array per row of the matrix."""
     pieces = [jax.lax.slice_in_dim(image, i, None, _STEP, axis) for i in range(_STEP)]
     if matrix.shape[1] > _STEP:
         pieces = [_shifted(pieces[-1], 1, axis), *pieces, _shifted(pieces[0], -1, axis)]
@@ -135,11 +135,11 @@ def _combined(weights: np.ndarray, arrays: list[jax.Array]) -> jax.Array:
 
 
 def unfused(function: Callable[..., Any], *args: jax.Array) -> Any:
-    """``function(*args)``, on a CPU apart from what is around it, and NaN there if the last argument begins with NaN.
+    """``function(*args)``, on a CPU kept apart from its surroundings, and NaN if the last argument begins with NaN.
 
-    XLA:CPU computes what the arguments come from anew in each loop that reads them, however often that is, but does not
-    fuse into a conditional (nor heed `jax.lax.optimization_barrier`). It cannot know that this one is always true,
-    unless the training is lost.
+    XLA:CPU recomputes the arguments in each loop that reads them, however many loops there are. It does not fuse into a
+    conditional (and ignores `jax.lax.optimization_barrier`). It cannot know that this condition is always true, unless
+    the training is lost.
 
     Args:
       function: of arrays, to arrays of floats in any tree.

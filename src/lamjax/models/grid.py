@@ -66,7 +66,7 @@ def patches(x: jax.Array) -> jax.Array:
 class GridConvs(nn.Module):
     """All layers but the last: grids to flat, rectified features.
 
-    Empty cells are shifted from -0.5 to 0, because hundreds of equal inputs would drown the few that matter.
+    Empty cells are shifted from -0.5 to 0, because otherwise hundreds of equal inputs would drown the few that matter.
     """
 
     config: GridConfig

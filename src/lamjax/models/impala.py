@@ -25,8 +25,8 @@ class ImpalaConfig:
       strides: by how much each stage shrinks the image.
       blocks: residual blocks in a stage.
       features: width F of the fully connected layer.
-      stem: pixels of a side that are folded into channels first (space to depth); 1 leaves the image as it is. If it
-        does not divide the image, the edges are repeated until it does.
+      stem: side in pixels of the blocks that are folded into channels first (space to depth); 1 leaves the image as it
+        is. If it does not divide the image, the edges are repeated until it does.
       pool: True shrinks by a max-pool after the stage's convolution, as IMPALA does; False by the convolution's own
         stride, which costs a quarter.
     """
@@ -77,15 +77,15 @@ def depth_to_space(x: jax.Array, block: int) -> jax.Array:
 def max_pool(x: jax.Array, window: int, stride: int) -> jax.Array:
     """Max-pool with symmetric padding ``window // 2`` where the window overlaps, as PyTorch pads.
 
-    XLA's "SAME" would pad an even image by (0, 1) instead of (1, 1) and shift every feature by a pixel. Of equal
-    pixels the first gets the gradient, as in PyTorch. Written as a maximum over strided slices because XLA:CPU is
-    several times slower in the gradient of its own pooling.
+    XLA's "SAME" would pad an even image by (0, 1) instead of (1, 1) and shift every feature by a pixel. Among equal
+    pixels the first gets the gradient, as in PyTorch. It is a maximum over strided slices because XLA:CPU's gradient of
+    its own pooling is several times slower.
     """
     return _pool_of_3_by_2(x) if (window, stride) == (3, 2) else _pooled(x, window, stride)[0]
 
 
 def _pooled(x: jax.Array, window: int, stride: int) -> tuple[jax.Array, jax.Array]:
-    """The maxima ``[B, H', W', C]``, and int32 which pixel of its window each is, row by row."""
+    """The maxima ``[B, H', W', C]``, and for each, int32, which pixel of its window it is, row by row."""
     pad = window // 2 if window > stride else 0
     height, width = ((size + 2 * pad - window) // stride + 1 for size in x.shape[1:3])
     padded = jnp.pad(x, ((0, 0), (pad, pad), (pad, pad), (0, 0)), constant_values=-jnp.inf)
@@ -101,7 +101,7 @@ def _pooled(x: jax.Array, window: int, stride: int) -> tuple[jax.Array, jax.Arra
 
 @jax.custom_vjp
 def _pool_of_3_by_2(x: jax.Array) -> jax.Array:
-    """IMPALA's pool. What follows from `_pooled` by itself would write nine images and add them up."""
+    """IMPALA's pool. Automatic differentiation of `_pooled` would write nine images and add them up."""
     return _pooled(x, 3, 2)[0]
 
 

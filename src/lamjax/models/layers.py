@@ -28,7 +28,7 @@ def uniform_bound(fan_in: int):
 
 
 class Dense(nn.Module):
-    """A linear layer ``[..., I] -> [..., O]`` with PyTorch's start."""
+    """A linear layer ``[..., I] -> [..., O]`` with PyTorch's initialisation."""
 
     features: int
     dtype: Any = jnp.float32
@@ -41,7 +41,7 @@ class Dense(nn.Module):
 
 
 class _ConvWeights(nn.Module):
-    """Kernel and bias by the names, and with the draws, of ``flax.linen.Conv`` and ``ConvTranspose``."""
+    """Kernel and bias with the names, and the random draws, of ``flax.linen.Conv`` and ``ConvTranspose``."""
 
     shape: tuple[int, int, int, int]
     start: Any
@@ -52,7 +52,7 @@ class _ConvWeights(nn.Module):
 
 
 class Conv(nn.Module):
-    """A convolution ``[B, H, W, I] -> [B, H', W', O]`` with PyTorch's start; pads to keep the size by default."""
+    """A convolution ``[B, H, W, I] -> [B, H', W', O]`` with PyTorch's initialisation; by default it keeps the size."""
 
     features: int
     kernel_size: tuple[int, int]
@@ -100,11 +100,11 @@ def _conv_of_few_pixels(x: jax.Array, kernel: jax.Array) -> jax.Array:
 
 
 class TiledConv(nn.Module):
-    """`Conv` of an image that is joined with a vector repeated at each pixel, without repeating it.
+    """`Conv` of an image joined with a vector that is repeated at each pixel, without actually repeating it.
 
-    ``Conv(features, kernel_size)(concatenate([x, tile(v)], -1))``, with the same parameters and the same result up to
-    rounding. What the vector adds depends on a pixel only by which taps fall outside the image: one product of v with
-    each tap of the kernel, summed over the taps inside, instead of a convolution over Z channels.
+    It computes ``Conv(features, kernel_size)(concatenate([x, tile(v)], -1))``, with the same parameters and, up to
+    rounding, the same result. What the vector adds to a pixel depends only on which taps fall outside the image: one
+    product of v with each tap of the kernel, summed over the taps inside, replaces a convolution over Z channels.
     """
 
     features: int
@@ -134,7 +134,7 @@ def _inside(size: int, kernel: int, dtype: Any) -> np.ndarray:
 class ConvTranspose(nn.Module):
     """A transposed convolution whose stride is its kernel size, ``[B, H, W, I] -> [B, kH, kW, O]``.
 
-    Pixels do not overlap then, so it is one matrix product, written as such: XLA:CPU takes ten times as long for the
+    Then pixels do not overlap, so it is one matrix product, and written as one: XLA:CPU takes ten times as long for the
     filter gradient of its own transposed convolution.
     """
 
@@ -195,7 +195,7 @@ class BatchNorm(nn.Module):
                 running_var.value = self.momentum * running_var.value + (1 - self.momentum) * unbiased
         else:
             mean, var = running_mean.value, running_var.value
-        # The mean goes first: folding it into one shift would lose what it cancels. Nothing is rounded before the end:
-        # the gradient is a small difference of large sums, which a rounding on the way would spoil.
+        # The mean comes first: folding it into one shift would lose what it cancels. Nothing is rounded before the end,
+        # because the gradient is a small difference of large sums, which intermediate rounding would spoil.
         factor = scale * jax.lax.rsqrt(var + self.epsilon)
         return ((x - mean[None, None, None]) * factor[None, None, None] + bias[None, None, None]).astype(self.dtype)

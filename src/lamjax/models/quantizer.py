@@ -26,10 +26,10 @@ class QuantizerConfig:
       latents: H.
       dim: D.
       codes: M.
-      decay: of the moving averages.
+      decay: decay of the moving averages.
       smoothing: Laplace term of the counts.
       commitment: weight of the commitment loss.
-      start: "reference" starts the counts at 0; the first step then moves the codes far away, and a single code stays
+      start: "reference" starts the counts at 0; the first step then moves the codes far away, and only one code stays
         in use for thousands of steps. "corrected" starts the counts at 1.
       revive: moves codes whose moving count is below this onto vectors of the batch; 0 never moves any. At 1 the first
         step moves all codes that no vector hit.
@@ -69,7 +69,7 @@ class Codebooks:
     Attributes:
       embedding: ``[N, M, D]``, the codes.
       count: ``[N, M]``, moving average of each code's hits.
-      total: ``[N, M, D]``, moving average of the sum of the vectors that hit it.
+      total: ``[N, M, D]``, moving average of the sum of the vectors that hit the code.
     """
 
     embedding: jax.Array

@@ -11,13 +11,13 @@ from lamjax.models.mlp import MLPConfig, MLPTrunk
 
 TrunkConfig = ImpalaConfig | GridConfig | MLPConfig
 
-LARGEST_GRID = 32  # cells of a side; what is larger is taken for an image
+LARGEST_GRID = 32  # cells per side; anything larger counts as an image
 
 _MODULES = {ImpalaConfig: Impala, GridConfig: GridTrunk, MLPConfig: MLPTrunk}
 
 
 def make_trunk(config: TrunkConfig, dtype: Any = jnp.float32) -> nn.Module:
-    """The module of a config: ``[B, *obs_shape] -> [B, F]``, non-negative features."""
+    """The module for a config: ``[B, *obs_shape] -> [B, F]``, non-negative features."""
     return _MODULES[type(config)](config, dtype)
 
 

@@ -25,14 +25,14 @@ class UNetConfig:
       channels: channels of each level on the way down, each half as large as the one before. Images of any size are
         padded inside the network, by repeating their edges, to a multiple of ``stem * 2 ** len(channels)``.
       bottleneck: channels of the 1 x 1 bottleneck, which sees the whole last level (2 x 2 of LAPO's 64 x 64 images).
-      stem: side in pixels of the blocks that become channels before the first level (space to depth); the last level's
-        output is unfolded again.
+      stem: side in pixels of the blocks that become channels before the first level (space to depth); the output is
+        unfolded after the last level.
       latent_input: how the latent enters, in addition to the bottleneck. "tile" repeats it over space as channels of
         the input, as LAPO does. "bias" adds a linear map of it to each level on both ways, which is much cheaper.
       predict: "frame" predicts the next frame, tanh(.)/2. "change" adds to o_t an output that starts at zero.
-      shift: with ``predict="change"``, the farthest that the view may scroll in a step, in pixels; 0 is no scrolling.
-        The change is added to o_t filtered by one predicted row of taps down and one across, which start as the
-        identity, so the network need not redraw a scrolling view.
+      shift: with ``predict="change"``, the most pixels by which the view may scroll in a step; 0 allows no scrolling.
+        The change is added to o_t after filtering it by a predicted row of taps vertically and one horizontally, which
+        start as the identity, so the network need not redraw a scrolling view.
     """
 
     convolves: ClassVar[bool] = True  # see `lamjax.training.driver`

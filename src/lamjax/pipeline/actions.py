@@ -1,8 +1,8 @@
 """Stage 3 of a run without a simulator: actions decoded from few labels, judged on held-out windows.
 
-Nobody can play there, so no return says how good a decoder is. Instead each way from labels to actions is measured by
-how well it tells the actions of held-out episodes: a decoder of the inverse model's latents, which sees what followed;
-the decoded latent policy and behaviour cloning, which see o_t alone; and a guess that sees nothing.
+No policy can be played there, so no return says how good a decoder is. Instead each method is scored by how well it
+predicts the actions of held-out episodes: a decoder of the inverse model's latents, which sees the next frame; the
+decoded latent policy and behaviour cloning, which see only o_t; and a constant guess, which sees nothing.
 """
 
 from lamjax.analysis import diagnosis
@@ -17,7 +17,7 @@ from lamjax.pipeline.windows import TrainingFrames
 from lamjax.training.run_folder import Run, timed
 
 STAGE = "decode_actions"
-METHODS = ("idm", "policy", "bc")
+METHODS: tuple[offline.Method, ...] = ("idm", "policy", "bc")
 _SAVED_AS = {**SAVED_AS, "idm": "idm"}
 
 
@@ -29,6 +29,7 @@ def action_stage(
     if run.done(STAGE):
         return
     frames, space = frames or TrainingFrames(run, store), store.action_space
+    assert space is not None  # the store has actions
     with timed() as seconds:
         examples = decoders.held_out(run, store, model)
         counts = offline.label_counts(config, len(store.starts("train", model.config.window)))

@@ -17,7 +17,7 @@ AVERAGED = {
 
 
 def aggregate(folders: list[Path]) -> Path:
-    """Writes means and standard errors over the runs of several seeds, beside them as ``<name>-aggregate.json``."""
+    """Writes means and standard errors over the runs of several seeds to ``<name>-aggregate.json`` beside them."""
     summaries = [json.loads((folder / "summary.json").read_text()) for folder in folders]
 
     def over_seeds(values: list[float]) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""What a run needs of its environment, policy and trajectories, checked before hours have gone into other stages."""
+"""Checks a run's environment, policy and trajectories before hours have gone into its stages."""
 
 import dataclasses
 import logging
@@ -25,21 +25,21 @@ from lamjax.ppo import check_groups
 from lamjax.training.logging import say
 from lamjax.training.run_folder import RunError
 
-# The rank of the observations that a network takes; an MLP takes all.
+# The rank of the observations that a network accepts; an MLP accepts all.
 RANKS = {ImpalaConfig: 3, UNetConfig: 3, GridConfig: 3, GridFDMConfig: 3, MLPFDMConfig: 1}
 FEW_LEVELS = 1000  # this many levels always fall into both splits; only fewer need a check
 
 
 @dataclasses.dataclass(frozen=True)
 class Recorded:
-    """What there is to know of an environment that nobody can play: its name, and the shape of an observation."""
+    """What is known of an environment that nobody can play: its name, and the shape of an observation."""
 
     name: str
     obs_shape: tuple[int, ...]
 
 
 def check_config(env: envs.VectorEnv | Recorded, config: RunConfig) -> None:
-    """Checks that the networks fit the environment, and PPO's settings, if PPO can play it, the networks.
+    """Checks that the networks fit the environment and, if the environment can be played, PPO's settings.
 
     Raises:
       ValueError: if they do not; the message names the field, and for learning rates the parameter groups.
@@ -60,7 +60,7 @@ def check_config(env: envs.VectorEnv | Recorded, config: RunConfig) -> None:
 
 
 def check_network(env: envs.VectorEnv | Recorded, name: str, network: Any) -> None:
-    """Raises `RunError` unless a network takes the environment's observations; the message calls it `name`."""
+    """Raises `RunError` unless a network accepts the environment's observations; the message calls it `name`."""
     shape = tuple(env.obs_shape)
     if RANKS.get(type(network), len(shape)) != len(shape):
         raise RunError(
@@ -70,7 +70,7 @@ def check_network(env: envs.VectorEnv | Recorded, name: str, network: Any) -> No
 
 
 def check_scratch(env: envs.VectorEnv, name: str, config: ScratchConfig) -> None:
-    """Checks the settings of an actor-critic that PPO trains, which are called `name`; raises as `check_config`."""
+    """Checks the settings of an actor-critic that PPO trains; `name` is their name. Raises as `check_config`."""
     check_network(env, f"{name}.trunk", config.trunk)
     agent = config.agent(env.action_space)
     groups = jax.eval_shape(lambda key: agent.init(key, tuple(env.obs_shape)), jax.random.key(0))
@@ -97,7 +97,7 @@ def check_online(env: envs.VectorEnv, config: RunConfig) -> None:
 
 
 def check_shares(config: RunConfig, devices: Sequence[jax.Device], *, played: bool = True) -> None:
-    """Raises `ValueError` if a setting does not divide by the devices; the message names the option.
+    """Raises `ValueError` if a setting cannot be divided among the devices; the message names the option.
 
     `played` is False for a run without a simulator, which PPO does not train.
     """
@@ -115,10 +115,10 @@ def check_shares(config: RunConfig, devices: Sequence[jax.Device], *, played: bo
 
 
 def check_recording(env: envs.VectorEnv, config: RunConfig) -> None:
-    """Checks that what will be recorded can be enough for every stage.
+    """Checks that the recording can be long enough for every stage.
 
     Raises:
-      RunError: if it cannot; the message names the field.
+      RunError: if it cannot be; the message names the field.
     """
     record, dispatch = config.record, CHUNK * config.record.num_envs
     most = -(-record.frames // dispatch) * dispatch
@@ -143,15 +143,15 @@ def check_recording(env: envs.VectorEnv, config: RunConfig) -> None:
 
 
 def check_policy(env: envs.VectorEnv, source: Source) -> None:
-    """Raises `RunError` unless the source's policy takes the environment's observations and gives its actions."""
+    """Raises `RunError` unless the source's policy accepts the environment's observations and gives its actions."""
     if source.policy is None or getattr(source.policy, "reads_state", False):
-        return  # a planner is of one game, and reads its state instead of observations
+        return  # a planner is made for one game, and reads its state instead of observations
     obs = jax.ShapeDtypeStruct((1, *env.obs_shape), env.obs_dtype)
     expected = (1, env.action_space.num_outputs)
     try:
         outputs = jax.eval_shape(source.policy, source.params, obs)
         problem = "" if outputs.shape == expected else f"it gives {outputs.shape[-1]} outputs, not {expected[-1]}"
-    except Exception as error:  # whatever a network of another shape meets
+    except Exception as error:  # a network of another shape raises errors of all kinds
         problem = str(error).partition("\n")[0]
     if problem:
         raise RunError(
@@ -162,21 +162,21 @@ def check_policy(env: envs.VectorEnv, source: Source) -> None:
 
 def check_store_of(env: envs.VectorEnv, store: Store) -> None:
     """Raises `RunError` unless the store's observations are like the environment's, in which policies are evaluated."""
-    held, shown = (f"{np.dtype(each.obs_dtype)}{list(each.obs_shape)}" for each in (store, env))
-    if held != shown:
+    in_store, in_env = (f"{np.dtype(each.obs_dtype)}{list(each.obs_shape)}" for each in (store, env))
+    if in_store != in_env:
         raise RunError(
-            f"{store.path} holds observations {held}, and {env.name} shows {shown}: convert the store, or register an "
-            "environment that shows the same."
+            f"{store.path} holds observations {in_store}, and {env.name} shows {in_env}: convert the store, or "
+            "register an environment that shows the same."
         )
 
 
 def check_store(store: Store, config: RunConfig, *, played: bool = True) -> None:
-    """Checks that trajectories are enough for every stage; says so if none of their episodes has ended.
+    """Checks that trajectories suffice for every stage; warns if none of their episodes has ended.
 
     `played` is False for a run without a simulator: there episodes need not end, and actions may be missing.
 
     Raises:
-      RunError: if they are not; the message says what is missing.
+      RunError: if they do not; the message says what is missing.
     """
     counts = {split: len(store.starts(split, config.dynamics.window)) for split in SPLITS}
     batch = max(config.dynamics.batch_size, config.cloning.batch_size)

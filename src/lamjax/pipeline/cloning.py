@@ -18,13 +18,13 @@ _init = driver.jit_once(cloning.init, static_argnums=(1, 2, 3))
 
 
 def cloning_stage(run: Run, store: Store, model: DynamicsState, frames: TrainingFrames | None = None) -> CloningState:
-    """Clones the latent policy; by default it uploads its own `frames`."""
+    """Trains the latent policy; without `frames` it uploads the training frames itself."""
     config, latent_dim = run.config.cloning, run.config.dynamics.latent_dim
     state = _init(run.key("cloning"), config.program, store.obs_shape, latent_dim, model.obs_stats)
     if run.done("cloning"):
         return restore(run, "cloning", state, Saver(config))[1]
     fuse = driver.steps_per_dispatch(config.trunk, run.config.dynamics.idm)
-    # Each stage draws its windows in another order.
+    # Each stage draws its windows in a different order.
     stream = (frames or TrainingFrames(run, store)).stream(config.batch_size, run.config.seed + 1, fuse)
     held_out = held_out_windows(run, store)
     targets, _ = latents.latents_of_batches(model, held_out.batches)

@@ -46,7 +46,9 @@ def score(
     "idm" decodes the inverse model's latents, which know what followed; the others see o_t alone.
     """
     if method == "idm":
-        decode = lambda rows: offline.decode_batch(params["decoder"], rows, network.decoder, network.space)  # noqa: E731
+        assert isinstance(network, policies.DecodedPolicy)
+        settings = network.decoder
+        decode = lambda rows: offline.decode_batch(params["decoder"], rows, settings, network.space)  # noqa: E731
         outputs = latents.in_batches(decode, examples.z)
     else:
         outputs = latents.in_batches(functools.partial(_act, network, params), examples.windows[:, -2])
@@ -62,7 +64,7 @@ def constant_score(space: ActionSpace, actions: np.ndarray, examples: HeldOut) -
 
 def constant_action(space: ActionSpace, actions: np.ndarray) -> np.ndarray:
     """The guess that looks at nothing: the most frequent of some actions, or the mean of continuous ones."""
-    return np.bincount(actions).argmax() if isinstance(space, Discrete) else actions.mean(0)
+    return np.asarray(np.bincount(actions).argmax() if isinstance(space, Discrete) else actions.mean(0))
 
 
 def save_scored(run: Run, name: str, network: policies.Network, params: dict, scored: tuple[float, float]) -> None:
@@ -89,6 +91,7 @@ def save_decoder(
       constant guess.
     """
     settings, space, count = run.config.offline.program, store.action_space, len(actions)
+    assert space is not None  # the store has actions
     decoder, _ = offline.fit(jax.random.fold_in(run.key("offline"), count), z, actions, settings, space)
     network = policies.DecodedPolicy(policy.config.trunk, policy.latent_dim, space, settings)
     params, examples = network.init(policy, decoder), held_out(run, store, model)

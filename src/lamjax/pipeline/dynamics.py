@@ -33,7 +33,7 @@ init_model = driver.jit_once(dynamics.init, static_argnums=(1, 2, 4))
 
 
 def init_dynamics(run: Run, store: Store) -> DynamicsState:
-    """Initialises stage 1, which is also the probe's baseline: the same for the same seed."""
+    """Initialises stage 1, the same for the same seed; this state is also the probe's baseline."""
     config = run.config.dynamics.program
     return init_model(run.key("dynamics"), config, store.obs_shape, training_stats(store), store.action_space)
 
@@ -43,8 +43,8 @@ def dynamics_stage(
 ) -> DynamicsState:
     """Trains stage 1 and examines it on held-out levels.
 
-    By default it uploads its own `frames`. `data` is the folder of recorded trajectories, which holds random play, too;
-    without it the action information is not measured.
+    Without `frames` it uploads the training frames itself. `data` is the folder of recordings, which also holds random
+    play; without it the action information is not measured.
 
     Raises:
       RunError: if it needs random play that is not there.
@@ -54,9 +54,10 @@ def dynamics_stage(
     if run.done("dynamics"):
         return restore(run, "dynamics", untrained, Saver(config))[1]
     fuse = driver.steps_per_dispatch(config.idm, config.fdm)
-    stream = (frames or TrainingFrames(run, store)).stream(config.batch_size, run.config.seed, fuse)
-    stream = beside_play(run, stream, data)
-    # At 0, stage 1 cannot read actions. Above, it reads those of the labelled subset, and counts them.
+    frames = frames or TrainingFrames(run, store)
+    stream = beside_play(run, frames.stream(config.batch_size, run.config.seed, fuse), data)
+    # With a weight of 0, stage 1 cannot read actions. With more, it reads those of the labelled subset, and counts
+    # them.
     num_labels = config.num_labelled(len(store.starts("train", config.window)))
     subset = LabelledSubset(store, num_labels, seed=run.config.seed, length=config.window) if num_labels else None
     labels = upload_labels(subset, buffer_devices(run)) if subset else None
@@ -75,7 +76,7 @@ def dynamics_stage(
         (traced(config.lengths),),
         config=config,
         fuse=fuse,
-        dealt=(labels,),
+        per_device=(labels,),
         evaluate=test,
         show=("fdm_mse", "test_fdm_ratio", "perplexity_0", "action_accuracy", "action_mse"),
     )
@@ -97,7 +98,7 @@ def examine_dynamics(
     held_out: EvaluationWindows,
     data: Path | None = None,
 ) -> dict[str, Any]:
-    """Measures stage 1 beside its baselines; see `dynamics_stage`."""
+    """Measures stage 1 and its baselines; see `dynamics_stage`."""
     say("examining stage 1 on held-out levels")
     results = examine_on_recording(run, store, untrained, state, held_out)
     if data is not None and (play := random_play(run, data)):
@@ -126,7 +127,7 @@ def beside_play(run: Run, stream: ObservationStream, data: Path | None) -> Obser
 
 
 def random_play(run: Run, data: Path) -> Store | None:
-    """The recording of random play in `data`; None if the run measures no action information or has no simulator."""
+    """The recording of random play in `data`; None without a simulator or if the run does not measure it."""
     if not run.config.analysis.information.frames or jax.process_count() > 1:
         return None
     try:
@@ -136,7 +137,7 @@ def random_play(run: Run, data: Path) -> Store | None:
 
 
 def prepare_information(run: Run, data: Path) -> None:
-    """Makes those parts of the action information that runs share: the recording of random play, and its ceiling."""
+    """Makes what runs share of the action information: the recording of random play, and its ceiling."""
     if play := random_play(run, data):
         information.ceiling(run.env, run.config.analysis, play, run.config.dynamics, run.check_stop)
 
@@ -155,7 +156,8 @@ def examine_on_recording(
         )
         for windows in (fitting, held_out)
     )
-    probe, seed = action_probe(run.env, store.action_space) if store.has_actions else NoActions(), run.config.seed
+    space, seed = store.action_space, run.config.seed
+    probe = action_probe(run.env, space) if space is not None and store.has_actions else NoActions()
     results, arrays = examine(run.key("probe"), state, untrained, fit, test, held_out.batches, probe, seed)
-    np.savez_compressed(run.folder / "analysis.npz", **arrays)
+    np.savez_compressed(run.folder / "analysis.npz", **dict[str, Any](arrays))
     return results

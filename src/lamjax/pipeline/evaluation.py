@@ -41,7 +41,7 @@ def returns_summary(env: str, returns: np.ndarray) -> dict[str, Any]:
 
 
 def evaluate_policy(run: Run, label: str, policy: Any, params: Any, *, distracted: bool = True) -> dict[str, Any]:
-    """Evaluates one policy, sampled, over the run's `eval_episodes`; see `evaluate_policies`."""
+    """Evaluates one policy, which samples its actions, over the run's `eval_episodes`; see `evaluate_policies`."""
     episodes = run.config.eval_episodes
     (results,) = evaluate_policies(
         run, label, policy, [params], episodes=episodes, num_envs=64, greedy=[False], distracted=distracted
@@ -61,10 +61,21 @@ def evaluate_policies(
     distracted: bool = True,
     draw: int = 0,
 ) -> list[dict[str, Any]]:
-    """Evaluates policies on levels that only the run's seed and `draw` determine; arguments as of `play`."""
+    """Evaluates policies on levels that depend only on the run's seed and `draw`; for the arguments see `play`."""
     key = run.key(f"evaluation-{draw}" if draw else "evaluation")
-    options = {"episodes": episodes, "num_envs": num_envs, "greedy": greedy, "distracted": distracted}
-    returns, _ = play(run.env, run.config, label, policy, params, key, **options, check_stop=run.check_stop)
+    returns, _ = play(
+        run.env,
+        run.config,
+        label,
+        policy,
+        params,
+        key,
+        episodes=episodes,
+        num_envs=num_envs,
+        greedy=greedy,
+        distracted=distracted,
+        check_stop=run.check_stop,
+    )
     return [returns_summary(run.env, row) for row in returns]
 
 

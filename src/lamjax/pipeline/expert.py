@@ -1,4 +1,4 @@
-"""Trains experts by PPO, and chooses the demonstrator that a run learns from."""
+"""Trains experts with PPO, and chooses the demonstrator that a run learns from."""
 
 import dataclasses
 import logging
@@ -30,34 +30,34 @@ def train_expert(
     track: Service | None = None,
     command: str = "",
 ) -> dict[str, Any]:
-    """Trains an expert by PPO with the settings `config.expert`, and evaluates it; run again, it resumes.
+    """Trains an expert with PPO and the settings `config.expert`, and evaluates it; called again, it resumes.
 
     Args:
       env: the environment's name.
       config: the settings, which the summary calls `preset`.
-      preset: their name.
-      name: the run folder's name; the policy "expert" is the one in the folder of this name.
-      frames: environment frames instead of the settings'.
+      preset: the name of the settings.
+      name: the run folder's name; the policy called "expert" is the one in the folder "expert".
+      frames: how many environment frames to train on, instead of the settings' number.
       start: "expert" (the shipped one) or a policy folder; training starts from its weights.
-      runs: the folder of run folders.
-      track: a tracking service that gets the metrics too.
+      runs: the folder that holds the run folders.
+      track: a tracking service that also gets the metrics.
       command: the command line, for the summary.
 
     Returns:
       The results of the stage, and ``policy``, the policy's folder.
     """
-    # A recorded demonstrator acts on frames without a distractor, so it learns from such frames too.
+    # A recorded demonstrator sees frames without a distractor, so it learns from such frames too.
     config = dataclasses.replace(config, record=dataclasses.replace(config.record, distractor="none"))
     if frames:
         ppo = dataclasses.replace(config.expert.ppo, total_frames=frames)
         config = dataclasses.replace(config, expert=dataclasses.replace(config.expert, ppo=ppo))
-    made, first = make_env(env, 1, config), None
-    check_scratch(made, "expert", config.expert)
+    one_env, first = make_env(env, 1, config), None
+    check_scratch(one_env, "expert", config.expert)
     if start:
         folder = str(experts.folder(env)) if start == "expert" else start
-        first = find_source(env, folder, runs, made.action_space)
+        first = find_source(env, folder, runs, one_env.action_space)
     header = describe_run(env, preset, name, command, config.seed)
-    with Run(run_path(runs, env, name), env, config, header, first and first.name, track) as run:
+    with Run(run_path(runs, env, name), env, config, header, first.name if first else None, track) as run:
         scratch_stage(run, "expert", config.expert, first)
         return run.summary["stages"]["expert"] | {"policy": str(run.folder / "policies" / "expert")}
 
@@ -78,17 +78,17 @@ def choose_source(
     Trains an expert if the arguments ask for one and there is none.
 
     Raises:
-      ValueError: if both a store and a policy are given, there is no such policy or store, or it does not fit the
-        environment.
+      ValueError: if both a store and a policy are given, if the policy or the store does not exist, or if it does not
+        fit the environment.
     """
-    # This fails at once if Procgen is not installed or the environment cannot be distracted.
-    made = make_env(env, 1, config)
-    space = made.action_space
+    # This fails at once if Procgen is not installed or the environment cannot have a distractor.
+    one_env = make_env(env, 1, config)
+    space = one_env.action_space
     if store and policy:
         raise ValueError("--store and --policy exclude each other: learn from trajectories, or record a policy.")
     if store:
         source = store_source(env, store, space)
-        check_store_of(made, open_store(store))
+        check_store_of(one_env, open_store(store))
         return source, None
     notice = None
     if policy is None:
@@ -106,5 +106,5 @@ def choose_source(
                 )
                 say(notice, logging.WARNING)
     source = find_source(env, policy, runs, space)
-    check_policy(made, source)
+    check_policy(one_env, source)
     return source, notice

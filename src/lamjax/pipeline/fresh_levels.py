@@ -1,4 +1,4 @@
-"""Measures the action information of a model that is finished, on levels that its run did not record."""
+"""Measures the action information of a trained model on levels that its run did not record."""
 
 import dataclasses
 from pathlib import Path
@@ -18,16 +18,16 @@ from lamjax.training.run_folder import RunError, finite, read_json, stage_key, w
 
 
 def measure_on_fresh_levels(folder: Path, env: str | None, data: Path, seed: int = 0) -> tuple[str, dict[str, Any]]:
-    """Measures stage 1 of a run, or of any folder with ``checkpoints/dynamics`` in it, on random play of fresh levels.
+    """Measures stage 1 of a run, or of any folder with ``checkpoints/dynamics`` in it, on random play of new levels.
 
-    Settings are the run's, and those of the environment's default preset where the folder does not say any. All levels
-    may be played, whatever the run recorded.
+    The settings are the run's, or those of the environment's default preset if the folder has none. All levels may be
+    played, even if the run recorded only some.
 
     Args:
       folder: the folder, a model that was shared, or the name of one that comes with lamjax.
       env: the environment's name; by default the run's. Another one may have other levels, but not other observations.
-      data: where random play is recorded, once for all models.
-      seed: of the levels and actions.
+      data: the folder in which random play is recorded, once for all models.
+      seed: draws the levels and the actions.
 
     Returns:
       The environment's name, and the results of `lamjax.analysis.action_information`.
@@ -38,9 +38,10 @@ def measure_on_fresh_levels(folder: Path, env: str | None, data: Path, seed: int
     """
     folder = pretrained.resolve(folder)
     trained_on, settings, model = _read(folder, env)
-    if env is None and trained_on is None:
+    played_on = env or trained_on
+    if played_on is None:
         raise RunError(f"{folder} has no config.json, so it does not say what it was trained on: give --env.")
-    env = envs.check_name(env or trained_on)
+    env = envs.check_name(played_on)
     if trained_on and envs.obs_shape(trained_on) != envs.obs_shape(env):
         raise RunError(
             f"{folder} was trained on {trained_on}, whose observations have another shape than those of {env}: "
@@ -81,20 +82,20 @@ def _read(folder: Path, env: str | None) -> tuple[str | None, dict[str, Any], Dy
 
 
 def _settings(env: str, settings: dict[str, Any]) -> RunConfig:
-    """The settings of a run folder, without limits on levels."""
+    """The settings of a run folder, without its limits on levels."""
     presets = presets_for(envs.obs_shape(env), env)
     preset = presets[default_preset(presets)]
     config = checkpoint.from_json(RunConfig, settings) if settings else preset
     analysis = config.analysis
     measured = settings.get("analysis", {}).get("information", {}).get("frames")
-    if not measured:  # no run, or one that did not measure it
+    if not measured:  # not a run, or one that did not measure it
         analysis = dataclasses.replace(analysis, information=preset.analysis.information)
     record = dataclasses.replace(config.record, num_levels=0, start_level=0)
     return dataclasses.replace(config, analysis=analysis, record=record)
 
 
 def _check_fresh(folder: Path, env: str, play: Store) -> None:
-    """Raises `RunError` if a run's recording has a level of `play`; only Procgen's levels have numbers."""
+    """Raises `RunError` if a run recorded a level of `play`; only Procgen's levels have numbers."""
     summary = folder / "summary.json"
     results = read_json(summary).get("stages", {}).get("record", {}) if summary.exists() else {}
     recorded = Path(results.get("store", ""))

@@ -1,9 +1,9 @@
 """Measures the action information of stage 1 on random play (see `lamjax.analysis.action_information`).
 
-Two parts are paid for once and kept in the data folder. Random play is recorded by the first run of an environment, as
-a store that later runs open. The ceiling, an inverse network trained on its actions, depends on that store and on the
-inverse model's settings alone, not on the run's seed or on anything that stage 1 learned; its scores lie beside the
-store, in a file whose name is a digest of these.
+Two parts are done once and kept in the data folder. The first run of an environment records random play, as a store
+that later runs open. The ceiling is an inverse network trained on its actions. It depends only on that store and on the
+inverse model's settings, not on the run's seed or on anything that stage 1 learned; its scores lie beside the store, in
+a file whose name is a digest of both.
 """
 
 import contextlib
@@ -42,7 +42,7 @@ from lamjax.training.logging import say
 from lamjax.training.run_folder import stage_key, write_json
 
 MAX_IN_FLIGHT = 16
-# Settings of stage 1 that the inverse network trained on actions does not depend on. Fields that are not listed count.
+# Settings of stage 1 that do not affect the inverse network trained on actions. Fields that are not listed count.
 _IRRELEVANT = (
     *("steps", "batch_size", "learning_rate", "warmup_steps", "weight_decay", "max_grad_norm", "fdm", "quantizer"),
     *("play_share", "augment", "augment_pixels", "focus_jitter", "loss_scale", "decorrelation"),
@@ -55,7 +55,7 @@ _init = driver.jit_once(supervised.init, static_argnums=(1, 2, 3, 4))
 
 
 class PlayWindows(NamedTuple):
-    """Windows of random play in host memory ``[E, L, *obs_shape]``, with the targets and the episode of each."""
+    """Windows of random play in host memory ``[E, L, *obs_shape]``, with the target and the episode of each."""
 
     windows: np.ndarray
     targets: np.ndarray
@@ -65,21 +65,21 @@ class PlayWindows(NamedTuple):
 def random_play(
     env: str, config: RunConfig, data: Path, check_stop: CheckStop, kind: str = "play", seed: int = 0
 ) -> Store:
-    """Opens the recording of random play on a run's levels, under its distractor; records it first if need be.
+    """Opens the recording of random play on a run's levels, under its distractor; records it first if needed.
 
     Args:
       env: the environment's name.
       config: the run's settings.
       data: the folder of recorded trajectories.
       check_stop: called between dispatches; it stops the recording by raising an error.
-      kind: begins the store's name, and draws its levels and actions together with `seed`.
+      kind: the beginning of the store's name; together with `seed` it determines the levels and actions.
       seed: see `kind`. Runs of all seeds share one recording.
 
     Returns:
       The store.
 
     Raises:
-      ProcgenNotInstalledError: if it must be recorded and the game cannot be played.
+      ProcgenNotInstalledError: if the recording is missing and the game cannot be played.
     """
     information = config.analysis.information
     settings = dataclasses.replace(config.record, frames=information.frames, num_envs=information.num_envs)
@@ -93,11 +93,12 @@ def random_play(
 def play_windows(
     env: str, settings: AnalysisConfig, play: Store, length: int
 ) -> tuple[ActionProbe, PlayWindows, PlayWindows]:
-    """How actions are scored, the windows of `length` frames that probes are fitted on, and held-out ones."""
+    """Returns how to score actions, the windows of `length` frames to fit probes on, and the held-out windows."""
+    assert play.action_space is not None  # a recording has one
     probe = action_probe(env, play.action_space)
 
     def drawn(count: int, split: Split) -> PlayWindows:
-        # No window crosses an episode's end, whatever the recording's windows do: there its action shows nothing.
+        # Windows never cross an episode's end, whatever the run's setting: there the frames do not show the action.
         windows = EvaluationWindows(play, num_windows=count, batch_size=1, split=split, length=length)
         episodes = np.searchsorted(play.episodes.start, windows.starts, side="right")
         return PlayWindows(windows.windows, probe.targets(evaluation_actions(play, windows.starts, length)), episodes)
@@ -113,7 +114,7 @@ def measure(
     untrained: DynamicsState,
     check_stop: CheckStop = lambda: None,
 ) -> dict[str, Any]:
-    """Measures the action information of a model beside that of an untrained one, on held-out levels of random play.
+    """Measures the action information of a model and of an untrained one, on held-out levels of random play.
 
     Returns:
       The results of `action_information.action_information`.
@@ -135,9 +136,9 @@ def measure(
 def ceiling(
     env: str, settings: AnalysisConfig, play: Store, config: DynamicsConfig, check_stop: CheckStop
 ) -> np.ndarray:
-    """Scores ``[E]`` on held-out windows of the inverse network of `config`, trained on the actions of random play.
+    """Scores ``[E]`` on held-out windows of `config`'s inverse network, which it trains on the actions of random play.
 
-    They are kept in ``<store>.ceilings/<digest>.json``; a damaged file is written again.
+    The scores are kept in ``<store>.ceilings/<digest>.json``; a damaged file is written again.
     """
     inverse = {name: value for name, value in checkpoint.as_json(config).items() if name not in _IRRELEVANT}
     depends_on = {
@@ -170,7 +171,7 @@ def train_ceiling(
     play: Store,
     check_stop: CheckStop,
 ) -> ActionState:
-    """Trains the inverse network of `config` on the targets of `fit`, elements of `space`, each once an epoch."""
+    """Trains the inverse network of `config` on the targets of `fit`, elements of `space`, each once per epoch."""
     steps, batch = settings.steps, min(settings.batch_size, len(fit.targets))
     training = CloningConfig(steps, batch, settings.learning_rate, steps // 20, trunk=config.idm, dtype=config.dtype)
     state = _init(jax.random.key(0), config.program, training, space, play.obs_shape, training_stats(play))
@@ -178,8 +179,10 @@ def train_ceiling(
     epochs = -(-steps * batch // len(fit.targets))
     rows = np.concatenate([rng.permutation(len(fit.targets)) for _ in range(epochs)])[: steps * batch]
     rows = rows.reshape(steps, batch).astype(np.int32)
-    options = {"max_in_flight": MAX_IN_FLIGHT, "check_stop": check_stop}
-    return train_on_labels(state, fit.windows, fit.targets, rows, parallel.devices(), **options)
+    devices = parallel.devices()
+    return train_on_labels(
+        state, fit.windows, fit.targets, rows, devices, max_in_flight=MAX_IN_FLIGHT, check_stop=check_stop
+    )
 
 
 @jax.jit

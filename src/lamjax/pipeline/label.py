@@ -2,11 +2,13 @@
 
 import collections
 import dataclasses
+import functools
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from lamjax.analysis.latents import BATCH
@@ -15,11 +17,12 @@ from lamjax.data.format import MANIFEST
 from lamjax.data.importers import clips, video
 from lamjax.data.latent_files import LatentRows
 from lamjax.data.reader import open_store
+from lamjax.dynamics import DynamicsState
 from lamjax.loading import LoadedRun
 from lamjax.sharing import ModelError
 
 _IN_FLIGHT = 2  # batches: the host reads the next frames while the device infers latents
-_BLOCK = 512  # frames of a store that are read at once
+_BLOCK = 512  # frames of a store that are read at a time
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,8 +30,8 @@ class Footage:
     """Frames to label: those of one clip, or of one episode of a store.
 
     Attributes:
-      name: of the file; empty if there is none.
-      seconds: float64 ``[T]``, when each frame is shown; NaN where that is not known.
+      name: the file's name; empty if there is none.
+      seconds: float64 ``[T]``, when each frame is shown; NaN if unknown.
       blocks: reads the frames in order, in blocks ``[R, *obs_shape]``.
     """
 
@@ -38,37 +41,37 @@ class Footage:
 
 
 def footage_of(run: LoadedRun, sources: Sequence[Path], **settings: Any) -> list[Footage]:
-    """Opens a store, or looks at clips, whose frames are chosen and scaled as those that the model learned from.
+    """Opens a store, or clips, whose frames it chooses and scales as those that the model learned from.
 
     Args:
       run: the model.
       sources: one store, or videos and folders (see `lamjax.data.importers.video.find_clips`).
-      **settings: fields of `ClipConfig` that replace the model's, without those that are None.
+      **settings: fields of `ClipConfig` that replace the model's; None keeps the model's.
 
     Raises:
       ModelError: if the frames do not fit the model.
-      ImportDataError: if a clip is missing, damaged or no video.
+      ImportDataError: if a clip is missing, damaged or not a video.
       StoreError: if the store is damaged.
     """
     if len(sources) == 1 and (sources[0] / MANIFEST).exists():
         return _episodes(run, sources[0])
     config = clip_config(run, **settings)
     paths, _, root = video.find_clips(sources)
-    found = [clips.look_at(path, config) for path in paths]
+    opened = [clips.look_at(path, config) for path in paths]
     return [
-        Footage(str(clip.path.relative_to(root)), clip.seconds, lambda clip=clip: clips.read_frames(clip))
-        for clip in found
+        Footage(str(clip.path.relative_to(root)), clip.seconds, functools.partial(clips.read_frames, clip))
+        for clip in opened
     ]
 
 
 def clip_config(run: LoadedRun, **settings: Any) -> clips.ClipConfig:
-    """How clips become frames for a model: as its own did, or scaled to its size; `settings` as of `footage_of`."""
+    """How clips become frames for a model: as its own clips did, or scaled to its size; see `footage_of`."""
     trained_on = (run.summary.get("source") or {}).get("video") or {}
     shape = run.obs_shape or ()
     if len(shape) != 3 or shape[2] != clips.CHANNELS:
         raise ModelError(f"{run.folder} has observations of shape {list(shape)}, and a video's are [H, W, 3].")
     changes = {name: value for name, value in settings.items() if value is not None}
-    if changes.keys() & {"crop", "square"}:  # one takes the other's place
+    if changes.keys() & {"crop", "square"}:  # one replaces the other
         trained_on = {name: value for name, value in trained_on.items() if name not in ("crop", "square")}
     return clips.ClipConfig(**{**trained_on, **changes, "size": shape[:2]})
 
@@ -86,7 +89,7 @@ def _episodes(run: LoadedRun, path: Path) -> list[Footage]:
 
     spans = zip(store.episodes.start.tolist(), (store.episodes.start + store.episodes.length).tolist(), strict=True)
     return [
-        Footage(name, seconds[start:stop], lambda start=start, stop=stop: blocks(start, stop))
+        Footage(name, seconds[start:stop], functools.partial(blocks, start, stop))
         for name, (start, stop) in zip(names, spans, strict=True)
     ]
 
@@ -97,26 +100,27 @@ def label(
     out: Path,
     progress: Callable[[int, int], None] = lambda position, total: None,
 ) -> None:
-    """Writes a file of latents, a row a frame (`lamjax.data.latent_files`).
+    """Writes a file of latents, one row per frame (`lamjax.data.latent_files`).
 
-    The latent in the row of a frame says what is done there, between it and the next frame. It needs k frames before
-    and one after, so the first k rows of each clip and the last one have none.
+    The latent in a frame's row describes the action between this frame and the next. It needs k frames before and one
+    after, so the first k rows of each clip and its last row have none.
 
     Args:
-      run: the model; the file also holds the actions that its decoder gives, if it has one.
+      run: the model; if it has a decoder, the file also holds the decoded actions.
       footage: from `footage_of`.
-      out: the file, by whose ending its format is chosen.
+      out: the file; its suffix chooses the format.
       progress: called with ``(latents done, latents in all)``.
 
     Raises:
-      ModelError: if every clip is too short for a window.
+      ModelError: if every clip is too short for a window, or the run has no stage 1 yet.
       LatentFileError: if the file cannot have this name.
       DamagedFileError: if a frame cannot be decoded.
     """
     latent_files.check_name(out)
-    quantizer = run.dynamics.config.quantizer
+    model = _stage_1(run)
+    quantizer = model.config.quantizer
     about = {
-        "model": {"env": run.env, "folder": run.folder.name, "step": int(run.dynamics.step)},
+        "model": {"env": run.env, "folder": run.folder.name, "step": int(model.step)},
         "files": [each.name for each in footage],
         "latent": f"z and codes of a row say what is done from its frame to the next one; context {run.window - 2}",
         "codes": [quantizer.codebooks, quantizer.latents] if quantizer.enabled else None,
@@ -125,10 +129,16 @@ def label(
     latent_files.write(out, label_rows(run, footage, progress), about)
 
 
+def _stage_1(run: LoadedRun) -> DynamicsState:
+    if run.dynamics is None:
+        raise ModelError(f"There is no stage 1 in {run.folder} yet: train it first.")
+    return run.dynamics
+
+
 def label_rows(
     run: LoadedRun, footage: Sequence[Footage], progress: Callable[[int, int], None] = lambda position, total: None
 ) -> Iterator[LatentRows]:
-    """The rows of `label`, a clip at a time."""
+    """Yields the rows of `label`, a clip at a time."""
     total = sum(max(len(each.seconds) - run.window + 1, 0) for each in footage)
     if not total:
         raise ModelError(
@@ -158,11 +168,11 @@ def _windows(footage: Sequence[Footage], length: int) -> Iterator[np.ndarray]:
 
 
 def _batches(pieces: Iterator[np.ndarray], size: int) -> Iterator[tuple[np.ndarray, int]]:
-    """Packs windows of all clips into batches of one size, so that one program infers all; the last is filled up."""
+    """Packs windows of all clips into batches of one size, so that one program suffices; the last one is padded."""
     batch, count = None, 0
     for piece in pieces:
         while len(piece):
-            if batch is None:  # a new one each time: the device may still read the old one
+            if batch is None:  # a new one each time: the device may still be reading the old one
                 batch = np.empty((size, *piece.shape[1:]), piece.dtype)
             part = piece[: size - count]
             batch[count : count + len(part)] = part
@@ -176,8 +186,9 @@ def _batches(pieces: Iterator[np.ndarray], size: int) -> Iterator[tuple[np.ndarr
 
 
 def _inferred(run: LoadedRun, batches: Iterator[tuple[np.ndarray, int]]) -> Iterator[dict[str, np.ndarray]]:
-    """The columns ``z``, ``codes`` and ``action`` of each batch; no batch waits for the results of another."""
+    """The columns ``z``, ``codes`` and ``action`` of each batch; batches do not wait for each other."""
     decode = jax.jit(run.decode) if run.decoder else None
+    quantized = _stage_1(run).config.quantizer.enabled
     pending: collections.deque[tuple[dict[str, jax.Array], int]] = collections.deque()
 
     def oldest() -> dict[str, np.ndarray]:
@@ -185,9 +196,9 @@ def _inferred(run: LoadedRun, batches: Iterator[tuple[np.ndarray, int]]) -> Iter
         return {name: array[:count] for name, array in jax.device_get(columns).items()}
 
     for batch, count in batches:
-        latents = run.infer(batch)
+        latents = run.infer(jnp.asarray(batch))
         columns = {"z": latents.continuous}
-        if run.dynamics.config.quantizer.enabled:
+        if quantized:
             columns["codes"] = latents.codes.reshape(len(batch), -1)
         if decode:
             columns["action"] = decode(latents.continuous)
@@ -199,7 +210,7 @@ def _inferred(run: LoadedRun, batches: Iterator[tuple[np.ndarray, int]]) -> Iter
 
 
 class _Stream:
-    """Rows that come in batches, taken in pieces of any length."""
+    """Rows that arrive in batches and leave in pieces of any length."""
 
     def __init__(self, batches: Iterator[dict[str, np.ndarray]], progress: Callable[[int], None]):
         self._batches, self._progress, self._position = batches, progress, 0
@@ -221,7 +232,7 @@ class _Stream:
 
 
 def _spread(values: np.ndarray, mask: np.ndarray) -> np.ndarray:
-    """Values ``[mask.sum(), ...]`` at the places of a mask ``[T]``; elsewhere NaN, or -1 of integers."""
+    """Puts values ``[mask.sum(), ...]`` where a mask ``[T]`` is true; elsewhere NaN, or -1 for integers."""
     rows = np.full((len(mask), *values.shape[1:]), -1 if values.dtype.kind == "i" else np.nan, values.dtype)
     rows[mask] = values
     return rows

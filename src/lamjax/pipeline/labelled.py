@@ -1,4 +1,4 @@
-"""Behaviour cloning on labelled examples that lie in device memory: for as many steps as there are batches."""
+"""Behaviour cloning on labelled examples in device memory, one step per batch of row indices."""
 
 from collections.abc import Callable, Sequence
 
@@ -26,9 +26,9 @@ def train_on_labels(
       state: the state before its first step; it is donated.
       obs: ``[L, ...]``, what the state's agent sees.
       actions: ``[L, *space.shape]``.
-      rows: int32 ``[S, B]``, the examples of S steps. Examples and rows of one size compile once.
-      devices: of which the first one trains.
-      max_in_flight: dispatches that may be un-awaited.
+      rows: int32 ``[S, B]``, the examples of S steps. Calls with the same shapes of examples and rows compile once.
+      devices: the first one trains.
+      max_in_flight: how many dispatches may be in flight.
       check_stop: called between dispatches; it stops the training by raising an error.
     """
     examples = jax.device_put((obs, actions, rows))

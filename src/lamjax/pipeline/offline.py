@@ -1,4 +1,4 @@
-"""Stage 3 of a run from labels: every method, at every number of labels, on every draw of them."""
+"""Stage 3 of a run from labels: evaluates every method, for every number of labels, on every draw of labels."""
 
 import dataclasses
 import functools
@@ -26,7 +26,7 @@ from lamjax.preprocess import ObsStats
 from lamjax.spaces import ActionSpace
 from lamjax.training.run_folder import Run, timed
 
-LABEL_SEEDS = 100_003  # between the seeds of two draws of labels: runs of neighbouring seeds share none
+LABEL_SEEDS = 100_003  # the distance between the seeds of two draws of labels: runs of adjacent seeds share none
 LABELS_USED = {
     "policy": "the policy decoded from",
     "idm": "the policy, by a decoder of the inverse model fitted on",
@@ -66,7 +66,7 @@ def draw_labels(run: Run, store: Store, model: DynamicsState, policy: CloningSta
 
 
 def policy_latents(state: CloningState, obs: np.ndarray) -> np.ndarray:
-    """Latents that the latent policy predicts at observations ``[E, *obs_shape]``: float32 ``[E, Z]``."""
+    """The latents that the latent policy predicts at observations ``[E, *obs_shape]``: float32 ``[E, Z]``."""
     batch = latents.BATCH
     padded = np.concatenate([obs, obs[:1].repeat(-len(obs) % batch, 0)])
     pieces = [_predict_latents(state, padded[i : i + batch]) for i in range(0, len(padded), batch)]
@@ -83,7 +83,7 @@ def offline_stage(
 ) -> None:
     """Decodes the latent policy by the protocol of `lamjax.decoding.offline`.
 
-    Policies are trained and evaluated in chunks; the results of a chunk are in the summary before the next one begins.
+    Policies are trained and evaluated in chunks; each chunk's results are in the summary before the next one begins.
     """
     config = run.config.offline
     if run.done("decode_offline"):
@@ -189,12 +189,12 @@ def clone_labels(
     space: ActionSpace,
     stats: ObsStats = None,
 ) -> behaviour_cloning.ActionState:
-    """Behaviour cloning from scratch on the first `count` labels, the baseline of offline decoding.
+    """Clones actions from scratch from the first `count` labels: the baseline of offline decoding.
 
-    Observations are ``[L, *obs_shape]``, which `stats` standardises, and actions ``[L, *space.shape]``.
+    Observations are ``[L, *obs_shape]``, which `stats` standardise, and actions ``[L, *space.shape]``.
     """
     config, steps = run.config.cloning, run.config.offline.bc_steps
-    # The learning rate stays at its peak here, so lengths do not matter.
+    # The learning rate stays at its peak here, so the lengths do not matter.
     state = init_clone(key, config.program, space, obs.shape[1:], False, stats)
     rng = np.random.default_rng(run.config.seed)
     rows = np.array([rng.integers(count, size=config.batch_size) for _ in range(steps)], np.int32)

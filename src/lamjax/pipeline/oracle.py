@@ -1,8 +1,8 @@
 """The oracle: behaviour cloning on all true actions of the recording, for as long as stage 2 takes.
 
-It has the trunk, the steps, the batch and the schedule of stage 2, and labels without error. So what a decoded policy
-lacks of the oracle's return is lost in the latents, or for want of labels; what the oracle lacks of the demonstrator's
-is lost by cloning itself.
+It has the trunk, steps, batch size and schedule of stage 2, and labels without error. If a decoded policy's return is
+lower than the oracle's, the latents or the lack of labels cost the difference. If the oracle's is lower than the
+demonstrator's, cloning itself costs it.
 """
 
 from typing import Any
@@ -45,7 +45,7 @@ def train_oracle(run: Run, store: Store, stats: ObsStats, space: ActionSpace, fr
 def measure_oracle(
     run: Run, store: Store, stats: ObsStats, space: ActionSpace, frames: TrainingFrames
 ) -> dict[str, Any]:
-    """Trains the oracle and plays it as the decoded policies of the first draw of labels are played.
+    """Trains the oracle and evaluates it in the same way as the decoded policies of the first draw of labels.
 
     Returns:
       ``return_mean``, ``return_stderr`` and ``episodes``.

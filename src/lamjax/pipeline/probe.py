@@ -13,7 +13,7 @@ from lamjax.analysis.judge import Examples
 from lamjax.analysis.open_loop import HORIZON, open_loop
 from lamjax.config import AnalysisConfig, RunConfig
 from lamjax.data import latent_files
-from lamjax.data.format import MANIFEST, SPLITS
+from lamjax.data.format import MANIFEST, SPLITS, Split
 from lamjax.data.labels import evaluation_actions
 from lamjax.data.latent_files import LatentFileError, LatentRows
 from lamjax.data.reader import Store, open_store, split_mask
@@ -37,7 +37,7 @@ def probe_file(
     merged: Sequence[int] = (),
     frames: Path | None = None,
 ) -> tuple[ActionProbe, dict[str, Any]]:
-    """Judges the latents of a file.
+    """Judges a file of latents.
 
     Args:
       path: a file of latents (`lamjax.data.latent_files`), of any model.
@@ -49,7 +49,7 @@ def probe_file(
       frames: the store that was labelled, for the probe that sees o_t alone; `actions` if that is a store.
 
     Returns:
-      How actions were scored, and the results of `lamjax.analysis.judge.judge`.
+      How the actions were scored, and the results of `lamjax.analysis.judge.judge`.
 
     Raises:
       LatentFileError: if a file is damaged or lacks a column, or the files do not fit together.
@@ -59,12 +59,13 @@ def probe_file(
     seed = run.config.seed if run else 0
     if (actions / MANIFEST).exists():
         store = open_store(actions)
-        if not store.has_actions or len(rows) != store.num_frames:
+        space = store.action_space
+        if space is None or not store.has_actions or len(rows) != store.num_frames:
             raise LatentFileError(
                 f"{actions} has {store.num_frames} frames and {store.action_space or 'no actions'}, and {path} has "
                 f"{len(rows)} rows: label this store, which must have actions."
             )
-        probe = _with_classes(action_probe(store.env, store.action_space), merged)
+        probe = _with_classes(action_probe(store.env, space), merged)
         settings = run.config if run else RunConfig(analysis=AnalysisConfig())
         length = run.window if run else 3
         fit, test = (_of_store(rows, store, settings.analysis, split, length) for split in SPLITS)
@@ -72,8 +73,8 @@ def probe_file(
         labels, known = _labels(actions, rows)
         env = (about.get("model") or {}).get("env", "")
         probe = _with_classes(_probe_of(env, labels[known & rows.mask]), merged)
-        held_out, store = _held_out(rows), _labelled_store(frames, path, rows) if frames else None
-        fit, test = (_of_rows(rows, labels, known & rows.mask & part, store) for part in (~held_out, held_out))
+        held_out, labelled = _held_out(rows), _labelled_store(frames, path, rows) if frames else None
+        fit, test = (_of_rows(rows, labels, known & rows.mask & part, labelled) for part in (~held_out, held_out))
     for name, part in (("fit probes on", fit), ("test them on", test)):
         if len(part) < 2:
             raise LatentFileError(f"{path} has {len(part)} latents with actions to {name}: label more episodes.")
@@ -84,12 +85,12 @@ def _with_classes(probe: ActionProbe, merged: Sequence[int]) -> ActionProbe:
     if not merged:
         return probe
     if isinstance(probe, ContinuousActions) or len(merged) != probe.num_actions:
-        raise LatentFileError(f"--merged needs the class of each of discrete actions, and got {len(merged)} numbers.")
+        raise LatentFileError(f"--merged needs one class for each discrete action, and got {len(merged)} numbers.")
     return DiscreteActions(probe.env, probe.num_actions, tuple(merged))
 
 
 def _probe_of(env: str, labels: np.ndarray) -> ActionProbe:
-    """Scores for actions whose space nobody says: as many as there are, or bounds that hold all of them."""
+    """Scores for actions of unknown space: as many discrete ones as occur, or bounds that hold all continuous ones."""
     if labels.ndim == 1 and labels.dtype.kind in "iu":
         return DiscreteActions(env if len(labels) and env else "", int(labels.max(initial=0)) + 1)
     low, high = labels.min(0), labels.max(0)
@@ -97,10 +98,10 @@ def _probe_of(env: str, labels: np.ndarray) -> ActionProbe:
 
 
 def _labels(path: Path, rows: LatentRows) -> tuple[np.ndarray, np.ndarray]:
-    """The actions of the rows, and where there is one, bool ``[R]``."""
+    """The actions of the rows, and which rows have one, bool ``[R]``."""
     columns, _ = latent_files.read_columns(path)
     if "action" not in columns:
-        raise LatentFileError(f"{path} has no column 'action': name it so.")
+        raise LatentFileError(f"{path} has no column 'action': rename the column that holds the actions.")
     action = columns["action"]
     action = action if action.dtype.kind in "iu" else np.asarray(action, np.float32).reshape(len(action), -1)
     if not {"episode", "t"} <= columns.keys():
@@ -119,7 +120,7 @@ def _labels(path: Path, rows: LatentRows) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _held_out(rows: LatentRows) -> np.ndarray:
-    """Which rows are held out: those of a fifth of the episodes, or the end of the only one; bool ``[R]``."""
+    """Which rows are held out, bool ``[R]``: those of a fifth of the episodes, or the end of a single one."""
     episodes = np.unique(rows.episode)
     if len(episodes) == 1:
         return rows.t >= (1 - HELD_OUT) * (rows.t.max() + 1)
@@ -143,7 +144,7 @@ def _of_rows(rows: LatentRows, labels: np.ndarray, chosen: np.ndarray, store: St
     return Examples(rows.z[chosen], labels[chosen], rows.episode[chosen], codes, frames)
 
 
-def _of_store(rows: LatentRows, store: Store, settings: AnalysisConfig, split: str, length: int) -> Examples:
+def _of_store(rows: LatentRows, store: Store, settings: AnalysisConfig, split: Split, length: int) -> Examples:
     """The windows that a run's own probes see (`lamjax.pipeline.dynamics.examine_on_recording`)."""
     count = settings.probe_train if split == "train" else settings.probe_test
     batch = 1 if split == "train" else min(128, count)
@@ -179,6 +180,8 @@ def probe_predictions(run: LoadedRun, path: Path) -> dict[str, Any]:
     count = max(min(_CLIPS, _CLIP_BYTES // (length * frame)), 2)
     clips = EvaluationWindows(store, num_windows=count, batch_size=min(_CLIP_BATCH, count), length=length)
     episodes = np.searchsorted(store.episodes.start, clips.starts, side="right")
+    if run.dynamics is None:
+        raise ModelError(f"There is no stage 1 in {run.folder} yet: train it first.")
     return open_loop(run.dynamics, clips.batches, episodes)
 
 
@@ -198,7 +201,7 @@ def predictions_table(results: dict[str, Any]) -> list[tuple[str, str]]:
 
 
 def table(probe: ActionProbe, results: dict[str, Any]) -> list[tuple[str, str]]:
-    """The results in words: what was measured, and the score with its standard error."""
+    """The results in words: what was measured, and its score with the standard error."""
     measure = "R²" if isinstance(probe, ContinuousActions) else "accuracy"
     names = {
         "": "a probe on the latents",

@@ -1,4 +1,4 @@
-"""Stage 3 of a run with pseudo-labels: clones them (see `lamjax.decoding.behaviour_cloning`), then trains by PPO."""
+"""Stage 3 of a run with pseudo-labels: clones them (see `lamjax.decoding.behaviour_cloning`), then trains with PPO."""
 
 import dataclasses
 from typing import Any
@@ -38,7 +38,7 @@ def clone_pseudo_labels(
 ) -> ActionState:
     """Clones the pseudo-labels that the decoded inverse model gives all training windows, in as many steps as stage 2.
 
-    `name` stands in metrics and checkpoints; `decoder` was fitted by `offline.fit` on latents of `model`, stage 1.
+    `name` is the stage's name in metrics and checkpoints. `offline.fit` fitted `decoder` on the latents of `model`.
     """
     config = run.config.cloning
     fuse = driver.steps_per_dispatch(config.trunk, model.config.idm)
@@ -61,7 +61,7 @@ def clone_pseudo_labels(
 def pseudo_label_stage(
     run: Run, store: Store, model: DynamicsState, space: ActionSpace, frames: TrainingFrames | None = None
 ) -> None:
-    """Decodes the inverse model with labels of random play, clones its pseudo-labels, and trains the clone by PPO."""
+    """Decodes the inverse model with labels of random play, clones its pseudo-labels, and trains the clone with PPO."""
     config, stage = run.config.named, "decode_named"
     if not config.frames or run.done(stage):
         return
@@ -80,7 +80,7 @@ def pseudo_label_stage(
 
 
 def _clone(run: Run, store: Store, model: DynamicsState, space: ActionSpace, frames: TrainingFrames) -> ActionState:
-    """The clone that `pseudo_label_stage` starts from."""
+    """Trains the clone that `pseudo_label_stage` starts from."""
     config, key, length = run.config, run.key("named"), model.config.window
     path = run.folder / "play"
     if not path.exists():

@@ -45,9 +45,19 @@ def record(
         check_stop()
 
     provenance = {"kind": source.kind, **source.info, "random_share": config.random_share}
-    options = {"source": provenance, "random_share": config.random_share, "progress": tick}
+    assert source.policy is not None  # a store is not recorded
     try:
-        write_store(path, env, source.policy, source.params, config.frames, key, **options)
+        write_store(
+            path,
+            env,
+            source.policy,
+            source.params,
+            config.frames,
+            key,
+            source=provenance,
+            random_share=config.random_share,
+            progress=tick,
+        )
     finally:
         progress.close()
         env.close()

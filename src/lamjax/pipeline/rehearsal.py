@@ -1,7 +1,7 @@
-"""Measures this machine's rates by a rehearsal of a run: sets its stages up and stops each after a few steps.
+"""Rehearses a run to measure this machine's rates: sets its stages up and stops each after a few steps.
 
-`Run.rehearse` replaces the training loop. So the rehearsal times the functions that the pipeline calls, and the run
-does not compile them again: lengths are arguments of the compiled programs, or no part of them.
+`Run.rehearse` replaces the training loop, so the rehearsal times the functions that the pipeline calls. The run does
+not compile them again, because lengths are arguments of the compiled programs, or no part of them.
 """
 
 import contextlib
@@ -35,14 +35,14 @@ from lamjax.pipeline.windows import TrainingFrames, held_out_windows
 from lamjax.training.run_folder import Run, stage_key
 
 LONG_ENOUGH = 0.5  # seconds of steps that give a rate
-MANY = 4  # times this long a first dispatch is used as a rate: its one-off costs are then a small part
-MOST = 20  # dispatches that give a rate, at most
-CHUNKS = 3  # dispatches of recording and evaluation, of which the first compiles
+MANY = 4  # a first dispatch this many times as long gives a rate itself: its one-off costs are then a small part
+MOST = 20  # the most dispatches that give a rate
+CHUNKS = 3  # dispatches of recording and evaluation; the first one compiles
 BC_STEPS = 4
 
 
 class _EnoughError(Exception):
-    """Stops a stage after it is timed."""
+    """Stops a stage once it has been timed."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,19 +61,19 @@ class _Compilation:
     @classmethod
     @functools.cache  # a listener cannot be removed, so there is only one
     def listen(cls) -> None:
-        def add(event: str, seconds: float, **_: Any) -> None:
+        def add(event: str, duration_secs: float, **_: str | int) -> None:
             if event.startswith("/jax/core/compile/"):
-                cls.seconds += seconds
+                cls.seconds += duration_secs
 
         jax.monitoring.register_event_duration_secs_listener(add)
 
 
 @contextlib.contextmanager
 def _stopwatch() -> Iterator[Callable[[], float]]:
-    """Yields a function that returns the seconds since the block began, without those of compilation."""
+    """Yields a function that returns the seconds since the block began, without the time for compilation."""
     _Compilation.listen()
     started, compiled = time.monotonic(), _Compilation.seconds
-    # Never below 0: a program that is traced inside another counts twice.
+    # Never below 0: the compilation of a program that is traced inside another counts twice.
     yield lambda: max(0.0, time.monotonic() - started - (_Compilation.seconds - compiled))
 
 
@@ -147,7 +147,7 @@ def _rates(run: Run, store: Any, data: Path) -> dict[str, Any]:
     """The rates of every stage after the recording."""
     config, space = run.config, store.action_space
     untrained, frames = init_dynamics(run, store), TrainingFrames(run, store)
-    prepare_information(run, data)  # in `data`, where the run will find it
+    prepare_information(run, data)  # in `data`, where the run will look for it
     dynamics = _rehearse(run, lambda: dynamics_stage(run, store, frames, data))
     model = dynamics.state
     held_out = held_out_windows(run, store)
@@ -191,7 +191,7 @@ def _rates(run: Run, store: Any, data: Path) -> dict[str, Any]:
 
 
 def _decoder(config: RunConfig, decoding: _Timed, policy: Any, space: Any) -> tuple[float, StageRates]:
-    """Seconds for a step of the online decoder, and online decoding's rates without it."""
+    """Seconds for a step of the online decoder, and the rates of online decoding without it."""
     settings, state = config.online.decoder, decoding.state
     if not settings.enabled:
         return 0.0, decoding.rates
@@ -222,7 +222,7 @@ def _play(run: Run, store: Any, network: Any, params: Any) -> tuple[float, float
         evaluate(network, params, env, config.eval_episodes, key, progress=tick)
         times.append(time.monotonic())
     player = _Compilation.seconds - before
-    # If all episodes ended within one dispatch, its time includes compilation.
+    # If all episodes end within one dispatch, its time includes compilation.
     chunk = float(np.median(np.diff(times)[1:])) if len(times) > 2 else max(0.0, times[-1] - times[0] - player)
     lengths = np.asarray(store.episodes.length)
     longest = getattr(env, "time_limit", None) or int(lengths.max())

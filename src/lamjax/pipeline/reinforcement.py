@@ -1,4 +1,4 @@
-"""Stages that train by PPO: online decoding, its baseline from scratch, and experts."""
+"""Stages that train with PPO: online decoding, its baseline from scratch, and experts."""
 
 import contextlib
 import dataclasses
@@ -34,7 +34,7 @@ def ppo_share(config: PPOConfig, devices: Sequence[jax.Device], option: str) -> 
     """Returns the number of environments on each device.
 
     Raises:
-      ValueError: if the settings (`option` on the command line) do not divide by the devices.
+      ValueError: if the settings (`option` on the command line) cannot be divided among the devices.
     """
     each = parallel.share(config.num_envs, devices, f"{option}.num-envs")
     if each * config.num_steps % (config.num_minibatches * config.grad_chunks):
@@ -48,8 +48,8 @@ def ppo_share(config: PPOConfig, devices: Sequence[jax.Device], option: str) -> 
 def ppo_saver(run: Run, config: Any, env: envs.VectorEnv, get: Callable[[Any], PPOState], put: Callable) -> Saver:
     """Saves the native environments beside the state, because their handle means nothing in another process.
 
-    A checkpoint joins the environments of all devices, so it does not depend on their number. `env` holds those of a
-    single device. `get` returns PPO's state in a training state, and ``put(state, ppo_state)`` replaces it.
+    A checkpoint joins the environments of all devices, so it does not depend on the number of devices. `env` is what a
+    single device has. `get` returns PPO's state from a training state, and ``put(state, ppo_state)`` replaces it.
     """
     count = len(run.devices)
 
@@ -58,7 +58,8 @@ def ppo_saver(run: Run, config: Any, env: envs.VectorEnv, get: Callable[[Any], P
         actors = parallel.collected(inner.actor, run.devices)
         host = envs.join_states([env.get_state(actor.env) for actor in actors])
         actors = jax.device_get([actor.replace(env=None) for actor in actors])
-        # Joins the environments' entries; the reward scale's moments are equal on all devices, so the first will do.
+        # Joins the environments' entries. The reward scale's moments are equal on all devices, so the first one's will
+        # do.
         actor = jax.tree.map(lambda *parts: np.concatenate(parts) if parts[0].ndim else parts[0], *actors)
         return put(state, inner.replace(actor=actor)), host
 
@@ -77,7 +78,7 @@ def ppo_saver(run: Run, config: Any, env: envs.VectorEnv, get: Callable[[Any], P
 
 
 def online_stage(run: Run, model: DynamicsState, policy: CloningState) -> None:
-    """Decodes the latent policy by PPO."""
+    """Decodes the latent policy with PPO."""
     config, stage = run.config.online, "decode_online"
     if run.done(stage):
         return
@@ -104,7 +105,7 @@ def online_stage(run: Run, model: DynamicsState, policy: CloningState) -> None:
 
 
 def scratch_stage(run: Run, stage: str, config: ScratchConfig, start: Source | None = None, before: int = 0) -> None:
-    """Trains a policy by PPO alone: the baseline of online decoding, an expert, or a clone.
+    """Trains a policy with PPO only: the baseline of online decoding, an expert, or a clone.
 
     Training starts from the weights of `start`, if there is one. `before` is the number of environment frames that
     earlier stages used.
@@ -124,7 +125,7 @@ def scratch_stage(run: Run, stage: str, config: ScratchConfig, start: Source | N
             params = driver.jit_once(agent.init, static_argnums=1)(key_params, env.obs_shape)
             stats = None
         else:
-            if start.policy != dataclasses.replace(agent, dtype=jnp.float32):  # files of policies hold no dtype
+            if start.policy != dataclasses.replace(agent, dtype=jnp.float32):  # policy files hold no dtype
                 raise RunError(
                     f"The policy to start from ({start.name}) is not an actor-critic with the trunk of --expert.trunk: "
                     "give these options the sizes in its policy.json."
@@ -150,7 +151,7 @@ def scratch_stage(run: Run, stage: str, config: ScratchConfig, start: Source | N
 def _train(
     run: Run, stage: str, state: Any, update: Callable, config: PPOConfig, saver: Saver, show: str
 ) -> tuple[Any, float]:
-    """Runs all updates of a stage; rows of metrics and the progress count environment frames."""
+    """Runs all updates of a stage; rows of metrics and the progress line count environment frames."""
     return train(
         run,
         stage,
@@ -169,8 +170,8 @@ def finish_ppo(
 ) -> None:
     """Evaluates the policy, saves it, and writes the stage's results.
 
-    `seconds` is the time that updates took, `before` the number of environment frames that earlier stages used. `more`
-    are further results.
+    `seconds` is the time that the updates took. `before` is the number of environment frames that earlier stages used.
+    `more` are further results.
     """
     trained = config.num_updates * config.num_envs * config.num_steps
     frames = before + trained
@@ -191,7 +192,7 @@ def finish_ppo(
 
 
 def _curve(run: Run, stage: str, before: int) -> list[list[float]]:
-    """(frames, return) of the training episodes; frames `before` this stage count, though rows of metrics omit them."""
+    """(frames, return) of the training episodes; the frames `before` this stage count, which rows of metrics omit."""
     rows = read_metrics(run.folder / "metrics.jsonl").get(stage, {})
     returns = {before + step: row.get("episode_return") for step, row in rows.items()}
     return [[frames, value] for frames, value in returns.items() if value is not None]

@@ -20,10 +20,10 @@ class Source:
     Attributes:
       kind: "expert", "planner", "random" or "checkpoint"; "store" for trajectories without a policy.
       policy: the policy; None for a store.
-      params: its parameters.
-      info: its provenance.
-      digest: eight digits of the weights' or trajectories' digest, or a planner's version, for names; empty for the
-        random policy.
+      params: the policy's parameters.
+      info: the policy's provenance.
+      digest: the first eight digits of the digest of the weights or trajectories, or a planner's version, for names;
+        empty for the random policy.
       store: the path of the trajectories if the kind is "store".
     """
 
@@ -41,16 +41,16 @@ class Source:
 
 
 def find_source(env: str, policy: str, runs: Path, space: ActionSpace | int) -> Source:
-    """Loads a policy: "random", "expert" (shipped, or trained here), "planner", or the path of a policy folder.
+    """Loads a policy: "random", "expert" (shipped, or trained on this machine), "planner", or a policy folder's path.
 
-    `runs` is the folder of run folders.
+    `runs` is the folder that holds the run folders.
 
     Raises:
       PolicyError: if there is no such policy.
       StateLayoutError: if a planner cannot read the states of the Procgen that is installed.
     """
     if policy == "random":
-        return Source("random", policies.UniformPolicy(space), {}, {"actions": "uniform"})
+        return Source("random", policies.UniformPolicy(as_space(space)), {}, {"actions": "uniform"})
     if policy == "planner":
         return _planner(env)
     if policy == "expert" and env in planners.PLANS and not has_expert(env, runs):
@@ -82,12 +82,12 @@ def store_source(env: str, path: Path, space: ActionSpace | int | None = None) -
     """Opens existing trajectories as a source.
 
     Args:
-      env: the environment's name, or that of the data if nobody can play it.
+      env: the environment's name, or the name of the data if no simulator exists.
       path: the store.
-      space: the environment's actions; None if nobody can play it, and any actions will do.
+      space: the environment's action space; None accepts any actions.
 
     Raises:
-      RunError: if they come from another environment or have other actions.
+      RunError: if the trajectories come from another environment or have other actions.
       StoreError: if there is no store, or it is damaged.
     """
     store = open_store(path)
@@ -97,32 +97,32 @@ def store_source(env: str, path: Path, space: ActionSpace | int | None = None) -
         raise RunError(
             f"{path} holds {store.env} with {actions}, not {env} with {space}: use --env {store.env}, or another store."
         )
-    # The manifest holds what there is to say of each clip; a summary need not repeat it.
+    # The manifest describes each clip; a summary need not repeat that.
     info = {"store": str(path), **{name: value for name, value in store.policy.items() if name != "clips"}}
     return Source("store", None, {}, info, digest=store.manifest["sha256"][:8], store=path)
 
 
 def env_of(env: str | None, store: Path | None) -> str:
-    """The name of what a run learns from: an environment that can be played, or data of which there is a store alone.
+    """The name of what a run learns from: an environment that can be played, or data that exists only as a store.
 
     Raises:
       RunError: if neither an environment nor a store is given.
-      UnknownEnvError: if there is no such environment, and the store is not of this name.
+      UnknownEnvError: if there is no such environment, and the store does not have this name.
       StoreError: if there is no store, or it is damaged.
     """
     recorded = open_store(store).env if store is not None else None
-    if env is None and recorded is None:
+    name = env or recorded
+    if name is None:
         raise RunError("Say what to learn from: an environment, or a store of trajectories.")
-    env = env or recorded
-    return env if env == recorded else envs.check_name(env)
+    return name if name == recorded else envs.check_name(name)
 
 
 def has_expert(env: str, runs: Path) -> bool:
-    """Whether there is an expert to record, shipped or trained here."""
+    """Whether there is an expert to record, shipped or trained on this machine."""
     own = expert_folder(runs, env) / "policies" / "expert"
     return any((folder / "policy.json").exists() for folder in (own, experts.folder(env)))
 
 
 def expert_folder(runs: Path, env: str) -> Path:
-    """The run folder of the expert that is trained here."""
+    """The run folder of the expert that is trained on this machine."""
     return runs / env / "expert"

@@ -3,8 +3,7 @@
     import lamjax
     folder = lamjax.train("minatar/breakout", preset="cpu")
 
-An environment of one's own is passed as an object with gymnax's ``reset`` and six-value ``step``
-(docs/custom_environment.md).
+Your own environment is an object with gymnax's ``reset`` and six-value ``step`` (docs/custom_environment.md).
 """
 
 import time
@@ -55,10 +54,10 @@ def train(
     track: Service | None = None,
     command: str = "",
 ) -> Path:
-    """Runs demonstrations, all three stages, their baselines, and the report. Run again, it resumes.
+    """Runs demonstrations, all three stages, their baselines, and the report. Called again, it resumes.
 
-    A store of data that no environment stands behind, such as videos, is enough for stages 1 and 2. If it has actions,
-    stage 3 decodes them, and is judged by their error on held-out episodes instead of a return.
+    For data without a simulator, such as videos, a store is enough for stages 1 and 2. If it has actions, stage 3
+    decodes them and is judged by its error on held-out episodes instead of a return.
 
     Args:
       env: an environment's name, or a gymnax-compatible object; by default the store's.
@@ -66,14 +65,14 @@ def train(
       config: settings instead of the preset's, with the run's seed.
       name: the run folder's name; by default ``<preset>-s<seed>``.
       policy: "expert", "planner", "random", or a policy folder; by default the expert if there is one or the run trains
-        one, else the planner if there is one.
+        one, otherwise the planner if there is one, otherwise the random policy.
       store: trajectories to learn from instead.
-      expert_frames: if there is no expert, trains one with so many frames first.
+      expert_frames: if there is no expert, first train one with this many frames.
       within: seconds that the run may take. It measures this machine first, and fits the settings' steps, frames and
         evaluations to the time (`lamjax.budget`). A run that resumes keeps the settings that it started with.
-      runs: the folder of run folders.
-      data: the folder of recorded trajectories.
-      track: a tracking service that gets the metrics too: "wandb" or "trackio".
+      runs: the folder that holds the run folders.
+      data: the folder that holds recorded trajectories.
+      track: a tracking service that also gets the metrics: "wandb" or "trackio".
       command: the command line, for the summary.
 
     Returns:
@@ -95,7 +94,7 @@ def train(
         check_within(env, config, policy, store, expert_frames, runs)
     name = name or f"{preset}-s{config.seed}"
     folder = run_path(runs, env, name)
-    if not parallel.from_first((folder / "report.html").exists):  # a finished run does nothing, on whatever devices
+    if not parallel.from_first((folder / "report.html").exists):  # a finished run does nothing, whatever the devices
         check_shares(config, parallel.devices(), played=envs.is_known(env))
     options = {"preset": preset, "policy": policy, "store": store, "expert_frames": expert_frames}
     source, notes = prepare(env, config, options, runs, command)
@@ -113,7 +112,7 @@ def train(
 def prepare(
     env: str, config: RunConfig, options: dict[str, Any], runs: Path, command: str
 ) -> tuple[Source, dict[str, Any]]:
-    """Checks the settings; returns the source of the trajectories, and entries of the summary about it.
+    """Checks the settings; returns the source of the trajectories, and what the summary says about it.
 
     `options` and the rest are arguments of `choose_source`.
     """
@@ -123,10 +122,10 @@ def prepare(
             raise RunError(f"Nobody can play {env}, so there is no policy to record: leave out --policy.")
         check_config(Recorded(env, open_store(store).obs_shape), config)
         return store_source(env, store), {"banner": None, "simulator": False}
-    made = make_env(env, 1, config)
-    check_config(made, config)
+    one_env = make_env(env, 1, config)
+    check_config(one_env, config)
     if store is None:
-        check_recording(made, config)
+        check_recording(one_env, config)
     source, notice = choose_source(env, config, **options, runs=runs, command=command)
     return source, {"banner": notice}
 
@@ -134,13 +133,14 @@ def prepare(
 def run_stages(run: Run, source: Source, data: Path) -> Path:
     """Runs every stage that has not finished yet, then writes the report, and returns its path.
 
-    If the run has already finished, the function does nothing. `source` is the source of its trajectories, `data` the
-    folder of recorded ones.
+    If the run has already finished, the function does nothing. `source` is the source of its trajectories, and `data`
+    the folder of recordings.
     """
     page = run.folder / "report.html"
     played = envs.is_known(run.env)
     last = "decode_named" if run.config.named.frames else "decode_online"
     if not played:
+        assert source.store is not None  # there is nothing else to learn from
         last = actions.STAGE if open_store(source.store).has_actions else "cloning"
     if run.done(last) and parallel.from_first(page.exists):
         return page
@@ -171,6 +171,7 @@ def run_stages(run: Run, source: Source, data: Path) -> Path:
             actions.action_stage(run, store, model, policy, frames)
             checkpoint()
         return report.write(run.folder)
+    assert space is not None  # an environment's actions have bounds
     baselines_stage(run, source, space)
     checkpoint()
     offline_stage(run, store, model, policy, space, frames)
@@ -188,14 +189,14 @@ def run_stages(run: Run, source: Source, data: Path) -> Path:
 def choose_preset(env: str, preset: str | None = None, store: Path | None = None) -> tuple[str, RunConfig]:
     """The name and settings of a preset for an environment; None means the default on this machine.
 
-    Of an environment that nobody can play, `store` shows the shape of an observation.
+    For an environment that nobody can play, `store` has the shape of an observation.
 
     Raises:
       RunError: if there is no such preset for observations of this environment's shape.
     """
-    video = store is not None and not envs.is_known(env)
-    shape = open_store(store).obs_shape if video else envs.obs_shape(env)
-    presets = presets_for(shape, env, video=video)
+    recorded = open_store(store) if store is not None and not envs.is_known(env) else None
+    shape = recorded.obs_shape if recorded else envs.obs_shape(env)
+    presets = presets_for(shape, env, video=recorded is not None)
     preset = preset or default_preset(presets)
     if preset not in presets:
         kind = "" if shape == envs.PROCGEN_SHAPE else f" for observations of shape {shape}"

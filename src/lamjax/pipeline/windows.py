@@ -21,7 +21,7 @@ def training_stream(
 ) -> ObservationStream:
     """The training windows of the store, in the order of `seed`, for dispatches of `fuse` steps.
 
-    It shares the frames that the stream `like` has uploaded.
+    It shares the frames that the stream `like` has already uploaded.
     """
     config = run.config
     return ObservationStream(
@@ -30,7 +30,7 @@ def training_stream(
         seed=seed,
         mode="ring" if config.ring_frames else "resident",
         ring_frames=config.ring_frames,
-        # Blocks change between dispatches; if rows of metrics cut dispatches short, between rows.
+        # Blocks change between dispatches, and so between rows of metrics if these cut dispatches short.
         align=fuse if config.log_every % fuse == 0 else config.log_every,
         mask_boundaries=config.analysis.mask_boundaries,
         length=config.dynamics.window,
@@ -42,7 +42,7 @@ def training_stream(
 class TrainingFrames:
     """The training frames in device memory, which stages share until `free`; the first stage uploads them.
 
-    A ring never holds all frames: with rings each stage has its own.
+    A ring never holds all frames, so with rings each stage has its own.
     """
 
     def __init__(self, run: Run, store: Store):
@@ -63,7 +63,7 @@ class TrainingFrames:
 
 
 def buffer_devices(run: Run) -> tuple[jax.Device, ...] | None:
-    """The devices of buffers: None for a single device, which needs no leading axis."""
+    """The devices of buffers, or None for a single device, which needs no leading axis."""
     return run.devices if len(run.devices) > 1 else None
 
 
@@ -103,7 +103,7 @@ def train_on_windows(
     *,
     config: Any,
     fuse: int,
-    dealt: tuple[Any, ...] = (),
+    per_device: tuple[Any, ...] = (),
     static: tuple[Any, ...] = (),
     evaluate: Callable[[Any], dict[str, float]] | None = None,
     show: tuple[str, ...] = (),
@@ -113,30 +113,30 @@ def train_on_windows(
     Args:
       run: the open run.
       name: the stage's name in metrics and checkpoints.
-      step: ``(state, buffer, *dealt, key, *shared, *static, axis_name=...)``, one of `lamjax.training.steps`.
+      step: ``(state, buffer, *per_device, key, *shared, *static, axis_name=...)``, one of `lamjax.training.steps`.
       state: the state before its first step; it is not donated.
       stream: the windows.
       shared: arguments that are the same on all devices.
-      config: the stage's settings, by which checkpoints are compared.
+      config: the stage's settings, which a checkpoint must match.
       fuse: steps in a dispatch.
-      dealt: arguments that differ between devices, with a leading axis of devices.
+      per_device: arguments that differ between devices, with a leading axis of devices.
       static: static arguments of the compiled program.
-      evaluate: returns metrics of a state, every `eval_every` steps.
-      show: metrics to show with the progress.
+      evaluate: returns metrics of a state; called every `eval_every` steps.
+      show: the metrics that the progress line shows.
 
     Returns:
       The trained state on one device, and the seconds that steps took.
     """
-    axes = (None, 0, *[0] * len(dealt), None, *[None] * len(shared))
+    axes = (None, 0, *[0] * len(per_device), None, *[None] * len(shared))
     advance = driver.compile_steps(step, run.devices, axes, len(static))
     key, shared = parallel.replicate((stream.key, shared), run.devices)
     state, seconds = train(
         run,
         name,
         parallel.replicate(jax.tree.map(jnp.copy, state), run.devices),  # states are donated
-        lambda state, position, n: advance(state, stream.buffer(position), *dealt, key, *shared, *static, n),
+        lambda state, position, n: advance(state, stream.buffer(position), *per_device, key, *shared, *static, n),
         config.steps,
-        # All devices share the state: it is saved once, and replicated over the devices when it is restored.
+        # All devices share the state, so it is saved once and replicated when it is restored.
         saver=Saver(config, unpack=lambda _, tree, host: parallel.replicate(tree, run.devices)),
         log_every=run.config.log_every,
         fuse=fuse,

@@ -18,7 +18,7 @@ from lamjax.training.run_folder import RunError, another_configuration, read_jso
 def check_within(
     env: str, config: RunConfig, policy: str | None, store: Path | None, expert_frames: int | None, runs: Path
 ) -> None:
-    """Raises `RunError` if a run with a time limit is impossible, before anything is recorded."""
+    """Raises `RunError` if a run cannot have a time limit, before anything is recorded."""
     if not envs.is_known(env):
         raise RunError(f"--within measures how {env} is played, and nobody can: leave it out, and set the steps.")
     if jax.process_count() > 1:
@@ -38,7 +38,7 @@ def fit_within(
 
     Raises:
       RunError: if the run was started with another time or other settings; the message names the field.
-      BudgetError: if the run cannot be so short.
+      BudgetError: if the run cannot be that short.
     """
     path = folder / "within.json"
     asked = {"within": seconds, **checkpoint.as_json(config)}

@@ -1,9 +1,9 @@
 """Planners: demonstrators that need no training, since they read the game's own state and know its rules.
 
-A planner chooses among the ordinary actions, changes nothing in the game, and reads no random generator: what will
-appear is as unknown to it as to a player. `Planner` is the policy (`lamjax.policies.Policy`) of all games that have a
-planner. Inside a rollout it calls the host, which reads the state of every environment, finds the game's planner by the
-state, and returns the actions.
+A planner chooses among the ordinary actions, changes nothing in the game, and reads no random generator: it does not
+know what will appear any more than a player does. `Planner` is the policy (`lamjax.policies.Policy`) of all games that
+have a planner. Inside a rollout it calls the host, which reads the state of every environment, finds the game's planner
+from the state, and returns the actions.
 """
 
 import dataclasses
@@ -25,18 +25,18 @@ from lamjax.envs.registry import make
 from lamjax.planners import bigfish, heist, leaper, maze, miner
 from lamjax.spaces import Discrete
 
-VERSION = 1  # of the planners' play: with another one, the same key records other trajectories
+VERSION = 1  # of the planners' play: with another version, the same key records other trajectories
 
 
 class Plan(Protocol):
-    """A game's planner: a function of what one environment shows, and of what it itself remembers."""
+    """A game's planner: a function of what one environment shows, and of its own memory."""
 
     def __call__(self, scene: Scene, memory: Any) -> tuple[int, Any]:
         """Chooses the next action.
 
         Args:
           scene: the environment now.
-          memory: what the planner returned for this environment's step before; None at the first.
+          memory: what the planner returned for this environment's previous step; None at the first.
 
         Returns:
           The action, and what to remember.
@@ -52,7 +52,7 @@ PLANS: dict[str, Plan] = {
     "miner": miner.plan,
 }
 
-# What the planners remember of each environment, by native batch. It goes with the batch.
+# The planners' memory of each environment, by native batch. It is freed with the batch.
 _MEMORIES: weakref.WeakKeyDictionary[Any, list[Any]] = weakref.WeakKeyDictionary()
 
 
@@ -90,10 +90,10 @@ def _side_by_side(copies: int, is_batched: list[bool], handle: jax.Array, level_
 
 
 def check_layout(game: str) -> None:
-    """Reads one state of a game, before a rollout, in which errors of the host come with pages of traceback.
+    """Reads one state of a game before a rollout, in which errors of the host come with pages of traceback.
 
     Raises:
-      StateLayoutError: if the Procgen that is installed writes its states in another layout.
+      StateLayoutError: if the installed Procgen writes its states in another layout.
     """
     env = make(game, 1, num_threads=0, groups=1)
     try:

@@ -1,9 +1,9 @@
-"""Bigfish: eats what is smaller and keeps away from what is larger, by looking ahead.
+"""Bigfish: eats smaller fish and avoids larger ones, by looking ahead.
 
-Fish swim straight on, and the agent's speed after a step is 0.45 of that before it and 0.225 towards the action. So the
-paths of an action for a while and another one after it are known, all 9 x 9 of them. The planner takes the first action
-of the best path: meals count the more the sooner they come, and a collision with a larger fish far more. New fish come
-in at the sides, unforeseen, so places near the sides count against a path.
+Fish swim straight on, and each step the agent's speed becomes 0.45 of the old one plus 0.225 towards the action. So the
+path of an action for a while and then another one is known, and there are 9 x 9 of them. The planner takes the first
+action of the best path: meals count more the sooner they come, and a collision with a larger fish counts far more. New
+fish come in at the sides, unforeseen, so places near the sides count against a path.
 
 Dimension keys: P = 9 paths along an axis, T steps ahead, F fish.
 """
@@ -16,9 +16,9 @@ FISH = 2
 WORLD = 20.0  # cells along each side
 AHEAD, SWITCH = 32, 6  # T, and the steps after which a path's second action begins
 KEEPS, PUSH = 0.45, 0.225
-DISCOUNT = 0.97  # a step
+DISCOUNT = 0.97  # per step
 DEATH = 40.0  # in meals
-MARGIN = 0.2  # cells of distance that a larger fish is given besides
+MARGIN = 0.2  # extra distance from larger fish, in cells
 SIDE, CROWDED = 3.5, 0.1  # how far from the sides new fish matter, in cells, and what a step there costs, in meals
 HUNGER = 0.03  # what a cell of distance from the nearest meal costs at a path's end
 

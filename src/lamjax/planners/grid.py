@@ -20,11 +20,11 @@ def distances(free: np.ndarray, goals: Iterable[Cell]) -> np.ndarray:
     """Counts the moves from every cell to the nearest goal, by breadth-first search.
 
     Args:
-      free: bool ``[H, W]``, cells that can be entered; goals always can.
-      goals: where the distance is 0.
+      free: bool ``[H, W]``, cells that can be entered; goals always can be.
+      goals: the cells with distance 0.
 
     Returns:
-      int32 ``[H, W]``; `FAR` where no goal can be reached from.
+      int32 ``[H, W]``; `FAR` where no goal is reachable.
     """
     height, width = free.shape
     stride = width + 2  # a border of walls saves the test of bounds
@@ -49,7 +49,7 @@ def distances(free: np.ndarray, goals: Iterable[Cell]) -> np.ndarray:
 
 
 def costs(entering: np.ndarray, goal: Cell) -> np.ndarray:
-    """The cost of the cheapest path to a goal from every cell, int32 ``[H, W]``; `entering` says what a cell costs."""
+    """The cost of the cheapest path to a goal from every cell, int32 ``[H, W]``; `entering` is what a cell costs."""
     result = np.full(entering.shape, FAR, np.int32)
     queue = [(0, goal)]
     while queue:
@@ -62,7 +62,7 @@ def costs(entering: np.ndarray, goal: Cell) -> np.ndarray:
 
 
 def neighbours(cell: Cell, shape: tuple[int, int]) -> Iterable[tuple[int, Cell]]:
-    """The actions that lead from a cell to another of the grid, each with that cell."""
+    """The actions that lead from a cell to another in the grid, each with that cell."""
     for action, (up, right) in MOVES.items():
         row, column = cell[0] + up, cell[1] + right
         if 0 <= row < shape[0] and 0 <= column < shape[1]:

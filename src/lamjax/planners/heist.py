@@ -1,7 +1,7 @@
 """Heist: a breadth-first search to the gem or, while doors bar it, to the nearest key.
 
-The agent accelerates, so its cell is steered through: towards the next cell of the path, and on the other axis back to
-the middle of its own, since a corridor is one cell wide and the agent three quarters of one.
+The agent accelerates, so the planner steers it through each cell: towards the next cell of the path, and on the other
+axis back to the middle of its own cell, since a corridor is one cell wide and the agent three quarters of one.
 """
 
 import functools
@@ -13,7 +13,7 @@ from lamjax.planners.grid import FAR, MOVES, NOOP, Cell, descent, distances
 
 DOOR, KEY, GEM = 1, 2, 9
 SLACK = 0.1  # how far from the middle of a corridor the agent may be, in cells, before it is steered back
-# The speed after a step is 0.45 of that before it and 0.3375 towards the action; then the agent rolls out.
+# Each step the speed becomes 0.45 of the old one plus 0.3375 towards the action; then the agent rolls out.
 KEEPS = 0.45
 
 

@@ -1,4 +1,4 @@
-"""Leaper: crosses the lanes to the finish by a search (A*) over waits and hops, with the traffic as it will be.
+"""Leaper: crosses the lanes to the finish by a search (A*) over waits and hops that predicts the traffic.
 
 Cars and logs keep their speed. A hop takes six steps, in which actions do nothing, and ends one cell further. A car
 that touches the agent ends the game; so does water where a hop ends beside a log. A log takes the agent along. Cars and
@@ -21,7 +21,7 @@ CAR_X, CAR_Y = 0.5 + REACH + 0.05, 0.25 + REACH  # distances at which a car touc
 LOG_HOLDS = 0.45 - 0.03  # distance at which a log carries the agent, with a little to spare
 ENTRY = 1.1  # cells from the side from which a lane's cars come
 AHEAD = 100  # steps
-PATIENCE = 4  # steps that the agent waits, at most, before it looks again
+PATIENCE = 4  # the most steps that the agent waits before it looks again
 SEARCHED = 150  # places that one search may look at
 
 Movers = dict[int, list[tuple[float, float]]]  # by lane: place and speed

@@ -1,9 +1,9 @@
 """Miner: collects every diamond and leaves by the exit, with a model of how boulders and diamonds fall.
 
-The game draws nothing at random once a level is laid out, so `World.step` predicts it exactly, and a plan for the whole
-episode is made at once: diamond after diamond by shortest paths, the nearest first. Where a path would kill the agent,
-a search over the worlds that its moves lead to (A*) takes its place; where an order of the diamonds leads nowhere,
-another is tried. The plan is followed while the game shows what it predicts, and made again otherwise.
+The game draws nothing at random once a level is laid out, so `World.step` predicts it exactly, and the planner plans
+the whole episode at once: diamond after diamond by shortest paths, the nearest first. Where a path would kill the
+agent, a search over the worlds that its moves lead to (A*) replaces it; where an order of the diamonds leads nowhere,
+the planner tries another. It follows the plan while the game shows what the plan predicts, and otherwise plans again.
 """
 
 import dataclasses
@@ -27,7 +27,7 @@ _FALLING = {BOULDER: FALLING_BOULDER, FALLING_BOULDER: FALLING_BOULDER, DIAMOND:
 _FALLING[FALLING_DIAMOND] = FALLING_DIAMOND
 
 SEARCHED = 300  # worlds that the searches of one plan may look at
-LEGS = 150  # ways to a diamond or the exit that one plan may try; of many diamonds there are too many orders
+LEGS = 150  # ways to a diamond or the exit that one plan may try; many diamonds have too many orders
 BARS = 6  # steps that a search expects to spend on getting past a boulder
 GREED = 2  # how much the expected steps weigh against those already taken
 TRIED = 8  # boulders that may end an episode
@@ -35,7 +35,7 @@ ROOM = 6  # cells that the agent must be able to reach, or it counts as enclosed
 GIVES_UP = (
     0.7  # steps a cell of the mine after which the agent ends an episode that it cannot complete, under a boulder
 )
-LOOKS_AGAIN = 24  # steps until another plan is tried where none was found
+LOOKS_AGAIN = 24  # steps until the next attempt after no plan worked
 
 
 @dataclasses.dataclass(frozen=True)
@@ -145,14 +145,14 @@ class Course:
         return Course(self.actions + other.actions, self.worlds + other.worlds)
 
 
-def plan(scene: Scene, memory: Course | None = None) -> tuple[int, Course]:
+def plan(scene: Scene, memory: Course | None = None) -> tuple[int, Course | None]:
     """The next action, and the course after it; see `lamjax.planners.Plan`."""
     world = see(scene)
     if memory is None or not _same(memory.worlds[0], world):
         memory = Course((NOOP,), (world,)).then(course(world))
     if len(memory.worlds) > 1:
         return memory.actions[1], Course(memory.actions[1:], memory.worlds[1:])
-    # There is no way to what is left: move on, look again now and then, and in the end give up.
+    # Nothing that is left can be reached: move on, look again now and then, and in the end give up.
     looks = scene.time % LOOKS_AGAIN == 0
     if looks and scene.time > GIVES_UP * len(world.cells) and (end := _end(world)):
         return end.actions[0], end
@@ -225,7 +225,7 @@ def _open(world: World) -> bool:
 
 def _moves_on(world: World) -> bool:
     """Whether boulders do not enclose the agent."""
-    return np.count_nonzero(_distances(world, world.agent) < FAR) >= ROOM
+    return int(np.count_nonzero(_distances(world, world.agent) < FAR)) >= ROOM
 
 
 def _reached(world: World, before: World) -> bool:
@@ -238,13 +238,15 @@ def _legs(world: World, goal: int, budget: list[int]) -> Iterator[Course]:
     """Courses to a cell: the shortest path if it goes well, then one that a search finds."""
     if walk := _walk(world, goal, lambda here: _reached(here, world)):
         yield walk
-    if found := _search(world, goal, budget):
-        yield found
+    if longer_way := _search(world, goal, budget):
+        yield longer_way
 
 
 def _walk(world: World, goal: int, arrived: Callable[[World], bool]) -> Course | None:
     """Goes to a cell along shortest paths, found anew at each step since boulders move, until it has arrived."""
-    actions, worlds, here = [], [], world
+    actions: list[int] = []
+    worlds: list[World] = []
+    here = world
     while len(actions) < len(world.cells) and not here.over:
         action = descent(_distances(here, goal), here.place(here.agent))
         if action == NOOP and here.agent != goal:
@@ -285,13 +287,17 @@ def _end(world: World) -> Course | None:
     below = [cell - width for cell, thing in enumerate(world.cells) if thing in _BOULDERS and cell >= 2 * width]
     below = [cell for cell in below if far[world.place(cell)] < FAR and world.cells[cell - width] not in _BOULDERS]
     for cell in sorted(below, key=lambda cell: (int(far[world.place(cell)]), cell))[:TRIED]:
-        course = _walk(world, cell, lambda here, cell=cell: here.agent == cell)
+        course = _walk(world, cell, functools.partial(_is_at, cell))
         for action in (DOWN, NOOP, NOOP):
             if course and not course.worlds[-1].over:
                 course = course.then(Course((action,), (course.worlds[-1].step(action),)))
         if course and course.worlds[-1].over:
             return course
     return None
+
+
+def _is_at(cell: int, world: World) -> bool:
+    return world.agent == cell
 
 
 def _stray(world: World, time: int) -> int:

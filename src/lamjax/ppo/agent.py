@@ -1,4 +1,4 @@
-"""What PPO trains: any `Agent`, and the plain one, a network with a policy head and a value head."""
+"""What PPO trains: the protocol `Agent`, and the standard one, a network with a policy head and a value head."""
 
 import dataclasses
 from typing import Any, Protocol
@@ -14,11 +14,11 @@ from lamjax.spaces import ActionSpace, as_space
 
 
 class Agent(Protocol):
-    """What PPO trains, a frozen dataclass. Encodings stay as they are during an update; `apply` is differentiated."""
+    """What PPO trains, a frozen dataclass. `encode` is computed once per update; `apply` is differentiated."""
 
     @property
     def space(self) -> ActionSpace:
-        """What actions are."""
+        """The action space."""
         ...
 
     @property
@@ -41,7 +41,7 @@ class ActorCriticAgent:
 
     Attributes:
       trunk: sizes of the trunk.
-      space: what actions are; a number n stands for `Discrete(n)`.
+      space: the action space; a number n stands for `Discrete(n)`.
       dtype: type of the activations.
     """
 
@@ -58,11 +58,11 @@ class ActorCriticAgent:
         return ActorCritic(self.trunk, self.space.num_outputs, self.dtype)
 
     def init(self, key: jax.Array, obs_shape: tuple[int, ...]) -> dict[str, Any]:
-        """Parameters for observations of this shape."""
+        """Initial parameters for observations of this shape."""
         return self.network.init(key, jnp.zeros((1, *obs_shape)))["params"]
 
     def encode(self, frozen: ObsStats, obs: jax.Array) -> jax.Array:
-        """The observations themselves, uint8 ones as they are, the smallest thing to keep; others by statistics."""
+        """The observations, standardised by statistics; uint8 ones stay as they are, to take little memory."""
         return obs if frozen is None else normalise_obs(obs, frozen)
 
     def apply(self, params: Any, features: jax.Array) -> tuple[jax.Array, jax.Array]:

@@ -12,23 +12,23 @@ class PPOConfig:
     """PPO's settings; the defaults are LAPO's (Procgen, easy).
 
     Attributes:
-      total_frames: environment frames to train for; schedules are fractions of it.
+      total_frames: environment frames to train for; schedules are fractions of this number.
       num_envs: N, over all devices.
       num_steps: T, steps of each environment in an update.
       num_epochs: passes over an update's transitions.
       num_minibatches: minibatches in a pass.
       gamma: discount.
       gae_lambda: lambda of the advantage estimate.
-      clip: clip of the probability ratio and of the value's move.
+      clip: clip of the probability ratio and of the value's change.
       entropy_coef: weight of the entropy bonus.
       value_coef: weight of the value loss.
-      max_grad_norm: clip of the gradient's global norm, over what is trained.
+      max_grad_norm: clip of the gradient's global norm over the trained parameters.
       reward_limit: clip of the rewards after scaling by their running deviation; 0 leaves rewards raw.
-      bootstrap_truncation: whether a time-out bootstraps from the last observation (the reference: no).
-      learning_rates: pairs of a top-level parameter group and its schedule; the group "" is every other.
+      bootstrap_truncation: whether to bootstrap from the last observation at a time-out (the reference does not).
+      learning_rates: pairs of a top-level parameter group and its schedule; the group "" stands for all others.
       adam_eps: epsilon of Adam.
-      grad_chunks: pieces that a minibatch's gradient is summed from. Exact; on a CPU, where a convolution's gradients
-        slow down with the batch, pieces of a few dozen rows are the fastest.
+      grad_chunks: how many pieces a minibatch's gradient is summed from, which does not change it. On a CPU, where a
+        convolution's gradients become slower with larger batches, pieces of a few dozen rows are fastest.
     """
 
     total_frames: int = 4_000_000
@@ -76,12 +76,12 @@ class PPOConfig:
             )
 
     def without_rates(self, group: str) -> "PPOConfig":
-        """The settings without the schedule of a parameter group that is not trained."""
+        """The settings without the schedule of a parameter group that PPO does not train."""
         return dataclasses.replace(self, learning_rates=tuple(pair for pair in self.learning_rates if pair[0] != group))
 
     @property
     def program(self) -> "PPOConfig":
-        """The settings that programs depend on: neutral where runs may differ and still share what is compiled."""
+        """The settings that compiled programs depend on; those that may differ between runs have neutral values."""
         return dataclasses.replace(self, total_frames=self.num_envs * self.num_steps, learning_rates=())
 
     @property
@@ -96,10 +96,10 @@ def check_groups(config: PPOConfig, groups: Collection[str], name: str = "learni
     Args:
       config: the settings.
       groups: the names of the parameter groups.
-      name: what messages call the schedules.
+      name: how messages call the schedules.
 
     Raises:
-      ValueError: if not; the message names the groups that exist.
+      ValueError: if they do not match; the message names the groups that exist.
     """
     scheduled = [group for group, _ in config.learning_rates]
     there_are = f"the parameter groups are {', '.join(sorted(groups))}"

@@ -1,7 +1,7 @@
-"""PPO on the host: the pure steps of `learner`, compiled for one device or several, and whole runs of them.
+"""PPO on the host: compiles the pure steps of `learner` for one device or several, and repeats them.
 
-An update is two dispatches, acting and all minibatches, or, where `lamjax.training.driver` says so, a loop on the host
-over the minibatches.
+An update is two dispatches, one for acting and one for all minibatches. Where `lamjax.training.driver` says so, a loop
+on the host replaces the second.
 """
 
 import functools
@@ -26,8 +26,8 @@ DEFAULTS = PPOConfig()
 class Programs(NamedTuple):
     """The steps of `learner`, compiled for some devices.
 
-    `shared` is a `PPOState` without the fields that are arguments of their own or unused; its config is the settings'
-    `program`, so that runs of every length share what is compiled. On several devices actors and rollouts have a
+    `shared` is a `PPOState` without the fields that are separate arguments or unused; its config is the settings'
+    `program`, so that runs of any length share the compiled programs. On several devices actors and rollouts have a
     leading axis of devices. `carry` is ``(params, opt_state)``; its memory is donated to the result.
 
     Attributes:
@@ -47,7 +47,7 @@ class Programs(NamedTuple):
 
 @functools.cache
 def programs(devices: tuple[jax.Device, ...]) -> Programs:
-    """The programs for some devices, the same for all runs."""
+    """The programs for some devices, shared by all runs."""
 
     def collect(shared, actor, frozen, agent, env, keep_obs, *, axis_name):
         state = shared.replace(actor=actor)
@@ -78,16 +78,16 @@ def _learning_rates(config: PPOConfig, groups: tuple[str, ...], update: jax.Arra
 
 
 class Driver:
-    """Repeats PPO updates on the host, on one device or on the several of `init`."""
+    """Repeats PPO updates on the host, on one device or on the devices of `init`."""
 
     def __init__(self, agent: Agent, env: VectorEnv, devices: Sequence[jax.Device] = (), *, fuse: bool | None = None):
         """Compiles nothing yet.
 
         Args:
-          agent: what acts and is trained.
-          env: the environments of `init`.
-          devices: those of `init`.
-          fuse: whether minibatches are one dispatch or a loop on the host; by default what `fuses_steps` says of the
+          agent: the agent that acts and is trained.
+          env: the environments that `init` got.
+          devices: the devices that `init` got.
+          fuse: whether minibatches are one dispatch or a loop on the host; by default `fuses_steps` decides by the
             agent's trunk.
         """
         self.agent, self.env = agent, stepper(env)
@@ -101,9 +101,9 @@ class Driver:
         return self.programs.collect(shared, state.actor, frozen, self.agent, self.env, keep_obs)
 
     def improve(self, state: PPOState, rollout: Rollout) -> tuple[PPOState, Metrics]:
-        """See `lamjax.ppo.improve`; takes the memory of the state's parameters and moments.
+        """See `lamjax.ppo.improve`; it reuses the memory of the state's parameters and moments.
 
-        Of several devices each takes its part of every minibatch from its own rollout.
+        Each of several devices takes its part of every minibatch from its own rollout.
         """
         rates = _learning_rates(state.config, tuple(state.params), state.update)
         config, data = state.config.program, rollout.replace(actor=None, obs=None)
@@ -120,13 +120,13 @@ class Driver:
             )
             metrics = self.programs.summary(metrics, data)
             if len(self.devices) > 1:
-                jax.block_until_ready(metrics)  # hundreds of collectives un-awaited abort a CPU's fake devices
+                jax.block_until_ready(metrics)  # hundreds of collectives in flight abort a CPU's fake devices
         params, opt_state = carry
         new = state.replace(params=params, opt_state=opt_state, actor=rollout.actor, update=state.update + 1)
         return new, metrics
 
     def update(self, state: PPOState, frozen: Any = None) -> tuple[PPOState, Metrics]:
-        """See `lamjax.ppo.update`; takes the memory of the state's parameters and moments."""
+        """See `lamjax.ppo.update`; it reuses the memory of the state's parameters and moments."""
         return self.improve(state, self.collect(state, frozen))
 
 
@@ -143,8 +143,8 @@ def train(
     Args:
       env: a name that `lamjax.envs.make` knows, or `config.num_envs` environments.
       config: the settings.
-      key: a typed PRNG key; None is ``jax.random.key(0)``.
-      trunk: the network's trunk; by default `default_trunk` of the observations.
+      key: a typed PRNG key; None means ``jax.random.key(0)``.
+      trunk: the network's trunk; by default the `default_trunk` for the observations.
       progress: called after each update with the frames so far and the update's metrics.
 
     Returns:

@@ -23,10 +23,10 @@ def gae(
     Args:
       reward_t: float32 ``[T, N]``, the reward of step t.
       value_t: float32 ``[T, N]``, V(o_t).
-      next_value_t: float32 ``[T, N]``, V of the observation that step t led to: the episode's last one where it
-        ended, not the first of the next.
-      terminated_t: bool ``[T, N]``, step t ended the episode for good: nothing is bootstrapped.
-      done_t: bool ``[T, N]``, step t ended the episode, by termination or by truncation: the trace is cut.
+      next_value_t: float32 ``[T, N]``, V of the observation that step t led to: where an episode ended, its last
+        observation, not the first of the next episode.
+      terminated_t: bool ``[T, N]``, whether step t terminated the episode: nothing is bootstrapped there.
+      done_t: bool ``[T, N]``, whether step t ended the episode, by termination or truncation: the trace is cut there.
       gamma: discount.
       gae_lambda: lambda.
 

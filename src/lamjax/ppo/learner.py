@@ -3,8 +3,8 @@
     rollout = collect(state, agent, env)             # T steps in N environments, and their advantages
     state, metrics = improve(state, agent, rollout)  # epochs of minibatches
 
-An `Agent` encodes each frame once, and every epoch reuses the features: what is frozen is never differentiated and
-never computed twice. Call all this under ``jit``; `lamjax.ppo.Driver` compiles it for one device or several.
+An `Agent` encodes each frame once, and every epoch reuses the features, so frozen layers are never differentiated and
+never computed twice. Call all of this under ``jit``; `lamjax.ppo.Driver` compiles it for one device or several.
 
 Dimension keys: T steps, N environments, B = T * N / minibatches, K numbers that a policy head gives.
 """
@@ -35,9 +35,9 @@ class PPOState(struct.PyTreeNode):
     """Everything that training carries.
 
     Attributes:
-      params: what is trained, a dict of groups.
+      params: the trained parameters, a dict of groups.
       opt_state: Adam's moments, float32.
-      actor: where the episodes stand.
+      actor: the current state of the episodes.
       update: int32 ``[]``, updates done.
       key: the base key; update k draws from ``fold_in(key, k)``.
       config: the settings (static).
@@ -67,11 +67,11 @@ class Rollout(struct.PyTreeNode):
     """The result of one round of acting.
 
     Attributes:
-      actor: where the episodes stand after it.
+      actor: the state of the episodes after it.
       batch: the flat transitions.
       obs: ``[T, N, *obs_shape]``, or None unless `collect` was asked to keep them.
-      action: ``[T, N, *space.shape]``, what was carried out; `batch` holds the samples, unclipped.
-      done: bool ``[T, N]``, the step ended an episode.
+      action: ``[T, N, *space.shape]``, the actions that were executed; `batch` holds the samples, unclipped.
+      done: bool ``[T, N]``, whether the step ended an episode.
       episodes: statistics of the episodes that ended.
     """
 
@@ -84,12 +84,12 @@ class Rollout(struct.PyTreeNode):
 
 
 def optimizer(config: PPOConfig) -> optax.GradientTransformation:
-    """Clip by global norm, then Adam's direction; `minibatch_step` applies the learning rate by group."""
+    """Global-norm clip, then Adam's direction; `minibatch_step` applies each group's learning rate."""
     return optax.chain(optax.clip_by_global_norm(config.max_grad_norm), optax.scale_by_adam(eps=config.adam_eps))
 
 
 def learning_rates(config: PPOConfig, groups: Sequence[str], update: jax.Array) -> dict[str, jax.Array]:
-    """The learning rate of each parameter group at an update, float32 ``[]`` (constant within it, as the reference).
+    """The learning rate of each parameter group at an update, float32 ``[]``, constant within it as in the reference.
 
     Raises:
       ValueError: if a group has no schedule, or a schedule no group.
@@ -111,12 +111,12 @@ def init(
     Args:
       key: a typed PRNG key.
       config: the settings.
-      params: what is trained.
-      env: N environments; with several devices N / D, of which each device plays a batch of its own.
-      devices: D of them; `actor` then has a leading axis D, and everything else is laid out on each.
+      params: the parameters to train.
+      env: N environments, or with D devices N / D of them, of which each device plays its own batch.
+      devices: the D devices; `actor` then has a leading axis D, and everything else is replicated.
 
     Raises:
-      ValueError: if there are not N environments, or the learning rates do not fit the groups of `params`.
+      ValueError: if there are not N environments, or the learning rates do not match the groups of `params`.
     """
     check_groups(config, params)
     count = max(len(devices), 1)
@@ -183,7 +183,7 @@ def collect(
 
 
 def loss_fn(params: Any, agent: Agent, batch: Batch, config: PPOConfig) -> tuple[jax.Array, Metrics]:
-    """PPO's loss of a minibatch whose advantages are normalised; returns it with metrics, all float32 ``[]``."""
+    """PPO's loss on a minibatch with normalised advantages; returns it with metrics, all float32 ``[]``."""
     outputs, value = agent.apply(params, batch.features)
     log_ratio = agent.space.log_prob(outputs, batch.action) - batch.log_prob
     policy = losses.policy_loss(log_ratio, batch.advantage, config.clip)
@@ -200,7 +200,7 @@ def loss_fn(params: Any, agent: Agent, batch: Batch, config: PPOConfig) -> tuple
 
 
 def minibatches(state: PPOState, rollout: Rollout, *, axis_name: str | None = None) -> jax.Array:
-    """The rows of a rollout that each minibatch of an update takes, int32 ``[epochs * minibatches, B]``."""
+    """The rows of a rollout in each minibatch of an update, int32 ``[epochs * minibatches, B]``."""
     config = state.config
     key = parallel.device_key(jax.random.fold_in(jax.random.fold_in(state.key, state.update), 1), axis_name)
     size = rollout.done.size
@@ -223,7 +223,7 @@ def minibatch_step(
     minibatch = jax.tree.map(lambda x: x[rows], batch)
     mean, var = parallel.mean_and_var(minibatch.advantage, axis_name)
     count = parallel.psum(jnp.float32(rows.size), axis_name)
-    deviation = jnp.sqrt(var * count / jnp.maximum(count - 1, 1))  # the sample's, as PyTorch's std
+    deviation = jnp.sqrt(var * count / jnp.maximum(count - 1, 1))  # of the sample, like PyTorch's std
     minibatch = minibatch.replace(advantage=(minibatch.advantage - mean) / (deviation + 1e-8))
 
     # Unrolled, not scanned: see `lamjax.training.driver`.
@@ -263,7 +263,7 @@ def improve(
     *,
     axis_name: str | None = None,
 ) -> tuple[PPOState, Metrics]:
-    """Epochs of minibatches on a rollout; the config's schedules give the learning `rates` unless they are given."""
+    """Trains for epochs of minibatches on a rollout; without `rates` the config's schedules give the learning rates."""
     if rates is None:
         rates = learning_rates(state.config, state.params, state.update)
     carry = state.params, state.opt_state
@@ -286,7 +286,7 @@ def update(
 
     Args:
       state: the training state.
-      agent: what acts and is trained (static).
+      agent: the agent that acts and is trained (static).
       env: N environments (static).
       frozen: the agent's frozen parameters.
       axis_name: devices to reduce gradients and statistics over.
@@ -302,17 +302,17 @@ def update(
 def learn(
     state: PPOState, agent: Agent, env: VectorEnv, frozen: Any = None, updates: int | None = None
 ) -> tuple[PPOState, Metrics]:
-    """Updates in one ``lax.scan``, for an environment that is JAX: ``jit`` it, or ``vmap`` it over states.
+    """All updates in one ``lax.scan``, for an environment that is JAX: ``jit`` it, or ``vmap`` it over states.
 
     Args:
       state: the training state.
       agent: see `update`.
       env: see `update`.
       frozen: see `update`.
-      updates: how many; by default all of the config.
+      updates: how many; by default all that the config asks for.
 
     Returns:
-      The state after, and the metrics of `update`, ``[updates]``.
+      The final state, and the metrics of `update`, ``[updates]``.
     """
     length = state.config.num_updates if updates is None else updates
     return jax.lax.scan(lambda s, _: update(s, agent, env, frozen), state, length=length)

@@ -1,7 +1,7 @@
 """PPO's rollouts: T steps of acting in N environments, with the reward normalisation of gym 0.23.
 
-Acting comes first and gives arrays ``[T, N]`` (`lamjax.acting`). Scaled rewards and the episodes' returns, on which no
-action depends, follow from them.
+Acting comes first and gives arrays ``[T, N]`` (`lamjax.acting`). Scaled rewards and the episodes' returns are computed
+from them afterwards, since no action depends on them.
 
 Dimension keys: T steps, N environments, K numbers that a policy head gives (see `lamjax.spaces`).
 """
@@ -19,11 +19,11 @@ from lamjax.envs.api import VectorEnv, stepper, takes_turns
 
 @struct.dataclass
 class RewardScale:
-    """Running variance of the discounted return (gym's ``NormalizeReward``): rewards are divided by its root.
+    """Running variance of the discounted return (gym's ``NormalizeReward``): rewards are divided by its square root.
 
     Attributes:
       discounted: float32 ``[N]``, the running return R <- gamma R + r of each environment, 0 after an episode.
-      mean, var, count: float32 ``[]``, moments of all R seen, population variance; the count starts at 1e-4.
+      mean, var, count: float32 ``[]``, moments of all R so far, population variance; the count starts at 1e-4.
     """
 
     discounted: jax.Array
@@ -42,7 +42,7 @@ class RewardScale:
 def scale_reward(
     scale: RewardScale, reward: jax.Array, done: jax.Array, gamma: float, limit: float, axis_name: str | None = None
 ) -> tuple[RewardScale, jax.Array]:
-    """Divides the rewards of one step by the root of the running variance, and clips them.
+    """Divides the rewards of one step by the square root of the running variance, and clips them.
 
     Args:
       scale: statistics so far.
@@ -67,11 +67,11 @@ def scale_reward(
 
 
 class ActorState(struct.PyTreeNode):
-    """What acting carries from step to step.
+    """The state of acting between steps.
 
     Attributes:
       env: the environments' state.
-      obs: ``[N, *obs_shape]``, what is seen now.
+      obs: ``[N, *obs_shape]``, the current observations.
       episode_return: float32 ``[N]``, raw return of the running episodes.
       episode_length: int32 ``[N]``.
       reward_scale: see `RewardScale`.
@@ -95,8 +95,8 @@ def init_actor(env: VectorEnv, key: jax.Array) -> ActorState:
 class Transitions:
     """A rollout, every field ``[T, N, ...]``.
 
-    `features` is what the policy was computed from, `action` its sample, before it is clipped to the bounds.
-    `final_value` is the value of the last observation where the step truncated an episode, else 0.
+    `features` is the policy's input, and `action` its sample before it is clipped to the bounds. `final_value` is the
+    value of the last observation where the step truncated an episode, else 0.
     """
 
     features: Any
@@ -135,9 +135,9 @@ def rollout(
 
     Args:
       env: N environments.
-      encode: observations ``[N, *obs_shape]`` to features, computed once a frame and stored.
-      act: features to outputs ``[N, K]``, the logits of discrete actions, and values ``[N]``.
-      state: where the episodes stand.
+      encode: maps observations ``[N, *obs_shape]`` to features, which are computed once per frame and stored.
+      act: maps features to outputs ``[N, K]``, logits for discrete actions, and values ``[N]``.
+      state: the current state of the episodes.
       key: a typed PRNG key.
       num_steps: T.
       gamma: discount, for the reward scale.
@@ -146,7 +146,7 @@ def rollout(
       axis_name: devices that share the reward statistics.
 
     Returns:
-      The state after, the transitions, and the episodes that ended.
+      The next state, the transitions, and the episodes that ended.
     """
     env = stepper(env)
 

@@ -1,8 +1,8 @@
 """The presets: settings of whole runs, by name.
 
 A preset is a value, not a branch: nothing else in the package asks which one it is. The shape of the observation
-decides which networks fit, so images, grids and vectors have a table each (`presets_for`); nothing after that asks
-which. An environment that needs other settings has an entry in `OWN_PRESETS`.
+decides which networks fit, so there is a table each for images, grids and vectors (`presets_for`); nothing after that
+asks which. An environment that needs other settings has an entry in `OWN_PRESETS`.
 """
 
 import dataclasses
@@ -24,7 +24,7 @@ PRESETS: dict[str, RunConfig] = {
 GRID_PRESETS: dict[str, RunConfig] = {"cpu": grid.CPU, "smoke": grid.SMOKE}
 VECTOR_PRESETS: dict[str, RunConfig] = {"cpu": vector.CPU, "smoke": vector.SMOKE}
 
-# What takes the place of the presets for the shape, by the environment's name.
+# Replaces the presets for the shape, by the environment's name.
 OWN_PRESETS: dict[str, dict[str, RunConfig]] = {
     "coinrun": {"cpu": procgen.CPU_COINRUN},
     "fruitbot": {"cpu": procgen.CPU_WHOLE_FRAMES},
@@ -36,7 +36,7 @@ PRESET_NOTES: dict[str, str] = {
     "paper": "LAPO's networks and budgets with the reference's defects mended; for a GPU or TPU, in bfloat16 there.",
     "reference": "LAPO as its released code runs, defects included; for comparisons on a GPU or TPU.",
     "cpu": "small networks and budgets; about 20 minutes on two CPU cores with AVX-512.",
-    "smoke": "the whole path in seconds, with results that mean nothing; for tests.",
+    "smoke": "the whole path in about three minutes, with results that mean nothing; for tests.",
 }
 
 
@@ -59,9 +59,9 @@ def presets_for(
 
     Args:
       obs_shape: the shape.
-      env: the environment's name, where it may have presets of its own.
-      backend: where it will run; by default JAX's.
-      video: whether frames come from somebody's own videos rather than from an environment (`lamjax.presets.frames`).
+      env: the environment's name, because it may have its own presets.
+      backend: the backend that will run it; by default JAX's.
+      video: whether frames come from the user's own videos rather than an environment (`lamjax.presets.frames`).
     """
     presets = VECTOR_PRESETS
     if len(obs_shape) == 3 and video and min(obs_shape[:2]) >= SMALLEST:

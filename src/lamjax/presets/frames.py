@@ -11,14 +11,14 @@ from typing import Any
 from lamjax.config import RunConfig
 from lamjax.presets import procgen
 
-USUAL = 64  # pixels of the longer side that the other presets are for
-SMALLEST = 32  # of the shorter one; what is smaller is a grid
+USUAL = 64  # longer side, in pixels, that the other presets are for
+SMALLEST = 32  # shorter side; anything smaller is a grid
 
 
 def presets_for_frames(obs_shape: tuple[int, int, int]) -> dict[str, RunConfig]:
     """The presets for frames of a shape ``(H, W, C)``, by name.
 
-    A video's view may move, and what acts need not be in its middle, so both models see whole frames.
+    A video's view may move, and the agent need not be in its middle, so both models see whole frames.
     """
     factor = 2 ** max(0, math.floor(math.log2(max(obs_shape[:2]) / USUAL)))
     presets = {

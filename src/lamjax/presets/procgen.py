@@ -68,7 +68,7 @@ CPU = RunConfig(
     ),
     named=NamedConfig(ppo=dataclasses.replace(_CPU_PPO, entropy_coef=0.0025, learning_rates=CLONED_RATES)),
     scratch=ScratchConfig(_CPU_TRUNK, _CPU_PPO),
-    # One pass over each rollout: more frames a second teach more than more passes do.
+    # One pass over each rollout: more frames per second teach more than more passes do.
     expert=ScratchConfig(
         _CPU_TRUNK,
         dataclasses.replace(_CPU_PPO, total_frames=3_000_000, num_epochs=1, gamma=0.995, entropy_coef=0.003),
@@ -83,7 +83,7 @@ CPU = RunConfig(
     log_every=25,
 )
 
-# Where the view moves by itself the agent is not in its middle, so both models see whole frames.
+# If the view moves by itself the agent is not in its middle, so both models see whole frames.
 CPU_WHOLE_FRAMES = dataclasses.replace(
     CPU,
     dynamics=dataclasses.replace(

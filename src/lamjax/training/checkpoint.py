@@ -1,7 +1,7 @@
 """Saves and restores checkpoints with orbax, and checks a digest of every leaf.
 
-Orbax restores a file with a flipped bit without an error. So each checkpoint keeps a SHA-256 per leaf, and restoring
-falls back to the newest checkpoint whose leaves all match.
+Orbax restores a file with a flipped bit without an error. So each checkpoint keeps a SHA-256 digest per leaf, and
+restoring falls back to the newest checkpoint whose leaves all match.
 """
 
 import dataclasses
@@ -104,7 +104,7 @@ def differing_field(ours: Any, theirs: Any, prefix: str = "") -> str | None:
 
 
 def completed(config: Any, saved: Mapping[str, Any]) -> dict[str, Any]:
-    """Adds to saved settings the defaults of fields that are newer than the file."""
+    """Adds to saved settings the defaults of fields that were introduced after the file was written."""
     settings = dict(saved)
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
@@ -117,18 +117,19 @@ def completed(config: Any, saved: Mapping[str, Any]) -> dict[str, Any]:
 
 def as_json(config: Any) -> Any:
     """Converts a config dataclass to JSON values (tuples become lists)."""
-    return json.loads(json.dumps(dataclasses.asdict(config) if dataclasses.is_dataclass(config) else config))
+    is_config = dataclasses.is_dataclass(config) and not isinstance(config, type)
+    return json.loads(json.dumps(dataclasses.asdict(config) if is_config else config))
 
 
 def from_json(kind: Any, values: Any) -> Any:
-    """Rebuilds the config that `as_json` converted; a field without a saved value has its default.
+    """Rebuilds the config that `as_json` converted; a field without a saved value gets its default.
 
-    `kind` is the config's class, or a union of classes, of which the one that fits the values is built.
+    `kind` is the config's class, or a union of classes, from which it builds the one that fits the values.
 
     Raises:
       CheckpointError: if the values fit no class of `kind`.
     """
-    members = [member for member in typing.get_args(kind) or (kind,) if dataclasses.is_dataclass(member)]
+    members = [m for m in typing.get_args(kind) or (kind,) if isinstance(m, type) and dataclasses.is_dataclass(m)]
     if not members or not isinstance(values, Mapping):
         return _as_tuples(values)
 
@@ -194,25 +195,26 @@ def save(
     require_space(folder, sum(array.nbytes for array in arrays.values()))
     with _manager(folder) as manager:
         for old in manager.all_steps():
-            if old >= step:  # orbax would not save a step below the newest, and would not say so
+            if old >= step:  # orbax silently skips a step below the newest
                 manager.delete(old)
         try:
             parts = ocp.args.Composite(arrays=ocp.args.PyTreeSave(arrays), note=ocp.args.JsonSave(note))
             manager.save(step, args=parts)
             manager.wait_until_finished()
-        except Exception as error:  # tensorstore's errors hold the system's words alone
+        except Exception as error:  # tensorstore's errors hold only the system's words
             if any(os.strerror(code) in str(error) for code in FULL):
                 raise disk_is_full(folder) from None
             raise
 
 
 def restore(folder: Path, template: Any, *, config: Any) -> Restored | None:
-    """Restores the newest intact checkpoint. If there are several hosts, the first reads it for all.
+    """Restores the newest intact checkpoint. If there are several hosts, the first one reads it for all.
 
     Args:
       folder: the checkpoints of one stage.
-      template: a pytree of the saved one's structure, shapes and dtypes.
-      config: the dataclass of the caller's state; a field that is newer than the checkpoint must have its default.
+      template: a pytree with the structure, shapes and dtypes of the saved one.
+      config: the dataclass of the caller's state; a field that is newer than the checkpoint must have its default
+        value.
 
     Returns:
       The checkpoint, or None if the folder holds none.
@@ -254,7 +256,7 @@ def restore_arrays(folder: Path) -> tuple[int, dict[str, np.ndarray], dict[str, 
                 if not damaged:
                     return step, arrays, note
                 problem = f"is damaged in {damaged[0]}"
-            except Exception as error:  # orbax raises whatever its JSON, zarr and proto readers raise
+            except Exception as error:  # orbax raises whatever errors its JSON, zarr and proto readers raise
                 problem = f"cannot be read ({textwrap.shorten(str(error), 120)})"
             log.warning("checkpoint %s %s; falling back to the one before", folder / str(step), problem)
     if steps:
@@ -263,7 +265,7 @@ def restore_arrays(folder: Path) -> tuple[int, dict[str, np.ndarray], dict[str, 
 
 
 def _check_memory(metadata: Any) -> None:
-    """Raises ValueError if arrays claim more memory than there is: asking for it would end the process, not raise."""
+    """Raises ValueError if arrays claim more memory than exists: asking for it would kill the process, not raise."""
     leaves = jax.tree.leaves(getattr(metadata, "tree", metadata))
     claimed = sum(math.prod(leaf.shape) * np.dtype(leaf.dtype).itemsize for leaf in leaves)
     memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")

@@ -1,4 +1,4 @@
-"""Room on the disk, checked before it is needed: libraries that write in threads of their own fail late, or wait."""
+"""Checks for disk space before it is needed: libraries that write in their own threads fail late, or wait."""
 
 import errno
 import os
@@ -6,15 +6,15 @@ import shutil
 from pathlib import Path
 
 FULL = (errno.ENOSPC, errno.EDQUOT)
-SPARE = 2**20  # bytes that stay free: rows of metrics, events and JSON take far less between two checks
+SPARE = 2**20  # bytes that stay free: rows of metrics, events and JSON need far less between two checks
 
 
 def disk_is_full(path: Path) -> OSError:
-    """The error of a full disk, with the path that there is no room for."""
+    """The error of a full disk, with the path for which there is no space."""
     return OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
 
 
 def require_space(folder: Path, size: int = 0) -> None:
-    """Raises the `OSError` of a full disk unless an existing folder has room for `size` bytes and a little more."""
+    """Raises the `OSError` of a full disk unless an existing folder has space for `size` bytes and a little more."""
     if shutil.disk_usage(folder).free < size + SPARE:
         raise disk_is_full(folder)

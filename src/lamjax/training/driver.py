@@ -1,7 +1,7 @@
 """Repeats a training step, and decides for all stages whether repeated steps are one dispatch or a loop on the host.
 
-XLA:CPU runs a convolution's backward pass inside ``lax.scan`` 14 to 23 times slower than outside it, so on a CPU the
-host loops over jitted steps of networks that convolve; all others fuse into one ``lax.scan``.
+XLA:CPU runs a convolution's backward pass inside ``lax.scan`` 14 to 23 times slower than outside. So on a CPU the host
+loops over jitted steps of networks that convolve; all other steps fuse into one ``lax.scan``.
 """
 
 import functools
@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from lamjax import parallel
 from lamjax.optim import pack_groups, unpack_groups
 
-FUSED = 25  # optimizer steps in a dispatch where steps fuse
+FUSED = 25  # optimizer steps in a dispatch if steps fuse
 
 # ``jit`` for functions that run once, such as initialisation: XLA compiles the draws of sixty shapes in 24 CPU seconds
 # with its optimisations and in 7 without.
@@ -24,14 +24,14 @@ jit_once = functools.partial(jax.jit, compiler_options={"xla_backend_optimizatio
 def fuses_steps(network: Any, *others: Any, backend: str | None = None) -> bool:
     """Whether repeated steps of these networks' training should run as one ``lax.scan``.
 
-    True on any accelerator (`backend` is by default JAX's), and on a CPU if no network uses XLA's convolution, as its
-    config's ``convolves`` says. `others` are the other networks in the same step.
+    True on any accelerator (`backend` is JAX's by default), and on a CPU if no network uses XLA's convolution, which
+    its config's ``convolves`` says. `others` are the other networks in the same step.
     """
     return (backend or jax.default_backend()) != "cpu" or not any(config.convolves for config in (network, *others))
 
 
 def steps_per_dispatch(*networks: Any) -> int:
-    """How many optimizer steps of these networks a dispatch holds (see `fuses_steps`)."""
+    """How many optimizer steps of these networks one dispatch holds (see `fuses_steps`)."""
     return FUSED if fuses_steps(*networks) else 1
 
 
@@ -53,15 +53,15 @@ def compile_steps(
     """
 
     def steps(state: Any, *args: Any, axis_name: str | None) -> tuple[Any, Any]:
-        *args, n = args
-        return repeat(lambda state: step(state, *args, axis_name=axis_name), state, n)
+        *rest, n = args
+        return repeat(lambda state: step(state, *rest, axis_name=axis_name), state, n)
 
     last = tuple(range(len(in_axes), len(in_axes) + static + 1))
     return parallel.map_step(steps, devices, in_axes=in_axes, static_argnums=last, donate_argnums=(0,))
 
 
 def repeat(step: Callable[[Any], tuple[Any, Any]], state: Any, n: int) -> tuple[Any, Any]:
-    """Steps n times inside ``jit``; returns the state and the metrics' means. A single step stays outside the scan.
+    """Runs n steps inside ``jit``; returns the state and the metrics' means. A single step needs no scan.
 
     If `packs` is true, `step` sees and returns a state whose ``params`` and ``opt_state`` are packed.
     """
@@ -75,15 +75,15 @@ def repeat(step: Callable[[Any], tuple[Any, Any]], state: Any, n: int) -> tuple[
 
 
 def packs() -> bool:
-    """Whether to pack parameters and moments while steps repeat, which saves each step hundreds of kernels.
+    """Whether to pack parameters and moments while steps repeat, which saves hundreds of kernels per step.
 
-    True on an accelerator (see `lamjax.optim`). A CPU launches no kernels, so there packing would only copy.
+    True on an accelerator (see `lamjax.optim`). A CPU launches no kernels, so packing would only copy.
     """
     return jax.default_backend() != "cpu"
 
 
 def host_scan(step: Callable[[Any, Any], tuple[Any, Any]], carry: Any, xs: Any) -> tuple[Any, Any]:
-    """``jax.lax.scan`` as a loop on the host; `step` brings its own ``jit``."""
+    """Runs ``jax.lax.scan`` as a loop on the host; `step` must be jitted itself."""
     length = len(jax.tree.leaves(xs)[0])
     ys = []
     for index in range(length):

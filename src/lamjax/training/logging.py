@@ -1,7 +1,7 @@
 """Logs metrics to JSON lines and trackers, and progress and notices to the terminal.
 
-The level of the logger ``lamjax``, INFO unless it is set, decides what the terminal shows: above INFO neither progress
-nor notices (`--quiet`), at DEBUG more (`--verbose`).
+The level of the logger ``lamjax``, by default INFO, decides what the terminal shows: above INFO neither progress nor
+notices (`--quiet`), and at DEBUG more (`--verbose`).
 """
 
 import contextlib
@@ -19,7 +19,7 @@ from tqdm import tqdm
 from lamjax.training.disk import require_space
 from lamjax.training.trackers import TensorBoard, Tracker
 
-LINE_SECONDS = 10.0  # between lines of progress, at least, if the output is not a terminal
+LINE_SECONDS = 10.0  # the least time between lines of progress if the output is not a terminal
 
 
 LOGGER = logging.getLogger("lamjax")
@@ -72,7 +72,7 @@ class MetricLog:
           ValueError: if a metric has the name of one of the row's own fields.
           OSError: if the disk is full.
         """
-        require_space(self._folder)  # the events' thread would die of a full disk, and then block the run
+        require_space(self._folder)  # on a full disk the events' thread would die, and then block the run
         row = {"stage": stage, "step": step, "time": round(time.time(), 3)}
         if clashes := row.keys() & metrics.keys():
             raise ValueError(f"A metric may not be called {min(clashes)!r}: the row has a field of this name.")
@@ -93,9 +93,9 @@ class MetricLog:
 
 
 class Progress:
-    """Shows progress on stderr: a bar on a terminal, else a line now and then. Results go to stdout.
+    """Shows progress on stderr: a bar on a terminal, otherwise a line now and then. Results go to stdout.
 
-    Where stderr cannot be written any more, because its terminal was closed or its disk is full, work goes on unseen.
+    If stderr can no longer be written, because its terminal was closed or its disk is full, work continues silently.
     """
 
     def __init__(self, label: str, total: int, initial: int = 0, unit: str = "step"):
@@ -112,7 +112,7 @@ class Progress:
             self._bar = tqdm(disable=True)
 
     def to(self, position: int, note: str = "") -> None:
-        """Moves to `position` and shows `note`, or the last note, beside it."""
+        """Moves to `position` and shows `note`, or the last note."""
         self._note = note or self._note
         with contextlib.suppress(OSError):
             self._bar.update(position - self._position)
@@ -132,7 +132,7 @@ class Progress:
         say(text)
 
     def close(self) -> None:
-        """Ends the bar, or writes the last line if there was any progress."""
+        """Ends the bar, or writes the last line if there was progress."""
         with contextlib.suppress(OSError):
             self._bar.close()
         if not self._terminal and self._position != self._first:
@@ -142,7 +142,8 @@ class Progress:
 def read_metrics(path: Path) -> dict[str, dict[int, dict[str, float]]]:
     """Reads the rows of a ``metrics.jsonl`` by stage and step, in order of step.
 
-    A resumed run writes some steps again: the last row of a step counts. Half a line of a killed run is skipped.
+    A resumed run writes some steps again, and the last row of a step counts. A killed run's half-written line is
+    skipped.
     """
     rows: dict[str, dict[int, dict[str, float]]] = {}
     for line in path.read_text("utf-8", errors="replace").splitlines() if path.exists() else []:

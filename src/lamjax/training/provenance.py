@@ -1,4 +1,4 @@
-"""Describes where results come from: code, versions, machine."""
+"""Describes where results come from: code, versions and machine."""
 
 import os
 import platform

@@ -27,7 +27,7 @@ from lamjax.training.logging import MetricLog, NonFiniteError, Progress, say
 from lamjax.training.signals import handled_by
 from lamjax.training.trackers import SERVICES, Service
 
-# Metrics of events that may not happen in an interval; NaN stands for that and is no failure.
+# Metrics of events that may not happen in an interval; there NaN is not a failure.
 OCCASIONAL = ("episode_return", "episode_length", "decoder_accuracy", "decoder_mse")
 
 
@@ -36,7 +36,7 @@ class RunError(ValueError):
 
 
 def another_configuration(folder: Path, field: str) -> RunError:
-    """The error for a run folder whose settings differ from the requested ones in `field`."""
+    """The error for a run folder whose settings differ in `field` from the requested ones."""
     return RunError(
         f"{folder} was started with another configuration: {field}. Use the same settings, or choose another --name."
     )
@@ -47,7 +47,7 @@ class InterruptedRunError(Exception):
 
     def __init__(self, signum: int):
         """Remembers the signal for the exit code."""
-        super().__init__(f"stopped by {signal.Signals(signum).name}; everything is saved, the same command goes on")
+        super().__init__(f"stopped by {signal.Signals(signum).name}; everything is saved, the same command continues")
         self.signum = signum
 
 
@@ -55,7 +55,7 @@ def run_path(runs: Path, env: str, name: str) -> Path:
     """The folder of a run, ``runs/<env>/<name>``.
 
     Raises:
-      ValueError: if the name is not that of a folder in there, or the path is not UTF-8.
+      ValueError: if the name is not that of a folder in `runs`, or the path is not UTF-8.
     """
     folder = runs / env / check_path_name("--name", name)
     if not is_utf8(folder.absolute()):
@@ -100,8 +100,8 @@ def check_summary(path: Path, summary: Mapping[str, Any]) -> None:
 class Run:
     """An open run folder. One process at a time may open it, always with the same configuration.
 
-    If several hosts run one program, all of them do the same work, and the first keeps the results. The others have
-    temporary folders and read only what the first sends them.
+    If several hosts run one program, all of them do the same work, and the first one keeps the results. The others have
+    temporary folders, and read only what the first one sends them.
 
     Attributes:
       folder: its path.
@@ -110,8 +110,7 @@ class Run:
       summary: the contents of ``summary.json``; change it through `finish` and `note`.
       log: the metric sinks.
       devices: the devices that stages train on (see `parallel.devices`).
-      rehearse: None, or a function that replaces `train` and takes its arguments, with which `lamjax.budget` times
-        stages.
+      rehearse: None, or a function that replaces `train` and takes its arguments; `lamjax.budget` times stages with it.
       signum: the number of the signal that asked to stop, or None.
     """
 
@@ -131,11 +130,12 @@ class Run:
           env: the environment's name.
           config: a frozen dataclass.
           header: entries of ``summary.json`` that describe the run as a whole.
-          source: the name of the trajectories' source, which is part of the configuration.
-          track: a tracking service that gets the metrics too.
+          source: the name of the trajectories' source, which belongs to the configuration.
+          track: a tracking service that also gets the metrics.
 
         Raises:
-          RunError: if another process has it open, or it belongs to another configuration: then it names the field.
+          RunError: if another process has the folder open, or if it belongs to another configuration, whose field it
+            names.
         """
         self.env, self.config, self.devices = env, config, parallel.devices()
         self.signum: int | None = None
@@ -177,7 +177,7 @@ class Run:
         return summary
 
     def __enter__(self) -> "Run":
-        """Handles SIGTERM and SIGINT from now on: loops save and end at the next step (in the main thread)."""
+        """Handles SIGTERM and SIGINT from now on: loops save and end after the current step (in the main thread)."""
         self._resources.enter_context(handled_by(self._on_signal))
         return self
 
@@ -227,13 +227,13 @@ class Run:
 
 
 def stage_key(seed: int, purpose: str) -> jax.Array:
-    """A typed PRNG key that differs between purposes."""
+    """A typed PRNG key, different for each purpose."""
     tag = int.from_bytes(hashlib.sha256(purpose.encode()).digest()[:4], "big") >> 1
     return jax.random.fold_in(jax.random.key(seed), tag)
 
 
 def finite(value: Any) -> Any:
-    """Converts a value for JSON: numbers that are not finite become None, numpy's become Python's."""
+    """Converts a value for JSON: numbers that are not finite become None, and numpy's become Python's."""
     if isinstance(value, dict):
         return {key: finite(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
@@ -250,7 +250,7 @@ class Saver:
     """How a training state becomes a checkpoint and back.
 
     Attributes:
-      config: the dataclass that belongs to the state; `restore` compares it.
+      config: the dataclass that belongs to the state; `restore` checks that it is the same.
       pack: state to ``(pytree of arrays, host arrays)``.
       unpack: ``(state as initialised, pytree, host arrays)`` to state.
     """
@@ -295,19 +295,19 @@ def train(
       advance: ``(state, position, n) -> (state, metrics)``, n steps from `position` in one dispatch.
       total: the number of steps.
       saver: how to save the state.
-      unit: how many units a step counts in rows of metrics (such as environment frames of an update).
+      unit: how many units a step counts in rows of metrics (such as the environment frames of an update).
       unit_name: the unit's name.
       log_every: steps between rows.
       fuse: steps in a dispatch.
-      evaluate: returns further metrics of a state.
+      evaluate: returns additional metrics of a state.
       eval_every: steps between evaluations.
-      show: metrics to show with the progress.
+      show: the metrics that the progress line shows.
 
     Returns:
-      The state after `total` steps, and the seconds that steps took in all sessions, without first dispatches.
+      The state after `total` steps, and the seconds that steps took in all sessions, without the first dispatches.
 
     Raises:
-      RunError: if a metric is not finite; the message says in which steps. The checkpoint before them is kept.
+      RunError: if a metric is not finite; the message says in which steps. The checkpoint before them stays.
       InterruptedRunError: after a signal.
     """
     if run.rehearse is not None:
@@ -323,7 +323,8 @@ def train(
     warm = False
     try:
         while position < total:
-            # Dispatches end at multiples of `fuse` after each row, wherever a run resumes: a ring swaps blocks there.
+            # Dispatches end at multiples of `fuse` after each row, wherever a run resumes, because a ring swaps blocks
+            # there.
             n = min(fuse - position % log_every % fuse, total - position, log_every - position % log_every)
             state, metrics = advance(state, position, n)
             position += n
@@ -347,7 +348,7 @@ def train(
                 try:
                     run.log.write(stage, position * unit, row)
                 except NonFiniteError as error:
-                    # The NaN of an event that did not happen would stop a healthy run under this switch.
+                    # With this switch, the NaN of an event that did not happen would stop a healthy run.
                     switch = (
                         "" if set(OCCASIONAL) & metrics.keys() else ", or look at these steps with JAX_DEBUG_NANS=1"
                     )
@@ -373,7 +374,7 @@ def train(
 
 
 def _reduce(pending: list[dict[str, jax.Array]]) -> dict[str, float]:
-    """Means over an interval, without events that happened in none of its steps."""
+    """Means over an interval; events that happened in none of its steps are left out."""
     rows = jax.device_get(pending)
     means = {}
     for name in rows[0]:

@@ -1,4 +1,4 @@
-"""SIGTERM and Ctrl-C while something must be saved first."""
+"""Handles SIGTERM and Ctrl-C where something must be saved first."""
 
 import contextlib
 import signal
@@ -11,7 +11,7 @@ from typing import Any
 def handled_by(handler: Callable[[int, Any], None]) -> Iterator[None]:
     """Calls `handler` for SIGTERM and SIGINT inside the block.
 
-    Only the main thread can set handlers. In another one signals go where they went before.
+    Only the main thread can set handlers. In other threads signals keep their handlers.
     """
     if threading.current_thread() is not threading.main_thread():
         yield

@@ -41,7 +41,7 @@ def dynamics_step(
       state: the training state.
       buffer: the training frames, and with `play_share` those of random play beside them.
       labels: the labelled windows that the step may use, with `action_weight`.
-      key: the stream's key; step k draws from it and k.
+      key: the stream's key; step k draws from this key and k.
       lengths: see `dynamics.train_step`.
       axis_name: the axis of devices, each with its own buffer and labels.
     """
@@ -64,7 +64,7 @@ def cloning_step(
     *,
     axis_name: str | None = None,
 ) -> tuple[CloningState, Metrics]:
-    """A step of stage 2 on latents that stage 1, `model`, infers; see `dynamics_step`."""
+    """A step of stage 2 on the latents that `model`, stage 1, infers; see `dynamics_step`."""
     windows = _windows(state, buffer, key, model, axis_name)
     latents = dynamics.infer_latents(model, windows).continuous
     return cloning.train_step(state, windows[:, -2], latents, axis_name=axis_name, lengths=lengths)
@@ -80,7 +80,7 @@ def pseudo_label_step(
     *,
     axis_name: str | None = None,
 ) -> tuple[ActionState, Metrics]:
-    """A step of behaviour cloning on pseudo-labels, which `decoder` makes of inferred latents; see `dynamics_step`."""
+    """A step of behaviour cloning on the pseudo-labels that `decoder` gives inferred latents; see `dynamics_step`."""
     windows = _windows(state, buffer, key, model, axis_name)
     actions = behaviour_cloning.pseudo_labels(model, decoder, windows, config, state.agent.space)
     return behaviour_cloning.train_step(state, windows[:, -2], actions, axis_name=axis_name)
@@ -97,12 +97,13 @@ def oracle_step(
 ) -> tuple[ActionState, Metrics]:
     """A step of behaviour cloning on the true actions of a store's frames; see `dynamics_step`.
 
-    It draws the windows of `length` frames that stage 2 would draw with this key, and clones the action at o_t.
-    `actions` ``[F, *space.shape]`` holds those of all F frames of the store.
+    It draws the windows of `length` frames that stage 2 would draw with this key, and clones the actions at o_t.
+    `actions` ``[F, *space.shape]`` holds the actions of all F frames of the store.
     """
     batch, place = state.config.batch_size, parallel.place(axis_name)
     now = sample_starts(buffer, key, state.step, batch, **place) + length - 2
     obs = gather(buffer.frames, now, 1)[:, 0]
+    assert buffer.places is not None  # a store's buffer has them
     return behaviour_cloning.train_step(state, obs, actions[buffer.places[now]], axis_name=axis_name)
 
 

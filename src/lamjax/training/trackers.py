@@ -15,10 +15,10 @@ PROJECT = "lamjax"
 
 
 class Tracker(Protocol):
-    """Takes the rows of metrics of a run. A resumed run may write a step again."""
+    """Receives a run's rows of metrics. A resumed run may write a step again."""
 
     def write(self, stage: str, step: int, metrics: Mapping[str, float]) -> None:
-        """Takes the metrics of a stage at one of its steps; they may be NaN or infinite."""
+        """Receives the metrics of a stage at one of its steps; they may be NaN or infinite."""
 
     def close(self) -> None:
         """Ends the session and sends what is left."""
@@ -43,9 +43,9 @@ class TensorBoard:
 
 
 class Wandb:
-    """A run of Weights & Biases. It starts with the first row, so a run that has nothing to do shows up nowhere.
+    """A run of Weights & Biases. It starts with the first row, so a run that has nothing to do does not appear.
 
-    wandb's own step may only grow, and each stage counts from 0, so each stage has its own axis: ``<stage>/step``.
+    In wandb a step may only grow, and each stage counts from 0, so each stage has its own axis: ``<stage>/step``.
     """
 
     def __init__(self, folder: Path, name: str, config: Mapping[str, Any]):
@@ -60,7 +60,7 @@ class Wandb:
 
     @functools.cached_property
     def _run(self) -> Any:
-        # Drawn once and kept, so that a resumed run continues its curves.
+        # The id is drawn once and kept, so that a resumed run continues its curves.
         identity = self._folder / "wandb_id"
         if not identity.exists():
             identity.write_text(secrets.token_hex(8))
@@ -88,7 +88,7 @@ class Wandb:
 
 
 class Trackio:
-    """A run of Trackio, which keeps it on this machine. It starts with the first row."""
+    """A run of Trackio, which stays on this machine. It starts with the first row."""
 
     def __init__(self, folder: Path, name: str, config: Mapping[str, Any]):
         """Prepares a run called `name` with these settings; Trackio chooses its own folder.

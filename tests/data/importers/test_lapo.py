@@ -274,7 +274,7 @@ def test_a_killed_command_goes_on(tmp_path):
     process.send_signal(signal.SIGTERM)
     _, err = process.communicate(timeout=60)
     assert process.returncode == 128 + signal.SIGTERM
-    assert "the same command goes on" in err and not (tmp_path / "store").exists()
+    assert "the same command continues" in err and not (tmp_path / "store").exists()
     assert subprocess.run(command, cwd=tmp_path, capture_output=True).returncode == 0
     store = data.open_store(tmp_path / "store")
     assert store.num_frames == 400_000 and len(store.episodes) == 4000
