@@ -154,7 +154,7 @@ def test_a_stream_knows_no_actions(store):
     stream = make_stream(store)
     stream.windows(0)
     assert not [name for name in dir(stream) if "action" in name or "reward" in name]
-    fields = {"frames", "starts", "num_starts", "phase", "first_step", "places"}
+    fields = {"frames", "starts", "num_starts", "phase", "first_step", "places", "play"}
     assert set(stream.buffer(0).__dataclass_fields__) == fields
 
 
