@@ -107,7 +107,8 @@ def _information(run: RunResults) -> dict[str, Any] | None:
     if not (information := stage.get("action_information")):
         return None
     headings, *rows = information_table(information, diagnosis.score_names(stage) is diagnosis.DISCRETE)
-    return {"windows": text(information.get("windows")), "headings": headings, "rows": rows}
+    play = number(stage.get("play_share") or 0.0)
+    return {"windows": text(information.get("windows")), "headings": headings, "rows": rows, "play_share": play}
 
 
 def _distractor(run: RunResults) -> list[tuple[str, list[str]]]:

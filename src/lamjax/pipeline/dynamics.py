@@ -82,6 +82,7 @@ def dynamics_stage(
     )
     results = {
         "steps": config.steps,
+        "play_share": config.play_share,
         "labels": subset.labels_used if subset else 0,
         "windows_per_s": config.steps * config.batch_size / seconds,
         "seconds": seconds,
