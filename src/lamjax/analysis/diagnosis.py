@@ -350,7 +350,7 @@ def _gap_messages(results: dict[str, Any], baselines: dict[str, Any]) -> Message
             "policy_gap",
             f"Cloning all true actions for as long as stage 2 takes returns {oracle:.2f}, the recorded policy "
             f"{expert:.2f} and the random one {random:.2f}: this gap is the policy's, whatever the latents hold.",
-            "more --cloning.steps, more --record.frames, or a larger trunk",
+            "more --cloning.steps, or a larger --cloning.trunk",
         )
     best, error = max((row[1:] for row in results.get("curve") or ()), default=(oracle, 0.0))
     if oracle > random and best + STDERRS * error < random + MIN_WAY * (oracle - random):
