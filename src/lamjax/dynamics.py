@@ -574,15 +574,24 @@ def predict_next(state: DynamicsState, frames: jax.Array, latent: jax.Array) -> 
     chex.assert_rank(frames, {3, 5})
     frames = normalise_obs(clean_frames(state.config, frames), state.obs_stats)
     if not state.config.focus:
-        return _predict(state, frames, latent)
+        return predict_seen(state, frames, latent)
     squares = tiles(frames, state.config.focus)
     latents = jnp.repeat(latent, len(squares) // len(frames), axis=0)
     height, width = frames.shape[2:4]
-    return join_tiles(_predict(state, squares, latents), (height, width))
+    return join_tiles(predict_seen(state, squares, latents), (height, width))
 
 
-def _predict(state: DynamicsState, frames: jax.Array, latent: jax.Array) -> jax.Array:
-    """The forward model's output for normalised frames ``[B, k + 1, *S, C]`` of the size that it was made for."""
+def predict_seen(state: DynamicsState, frames: jax.Array, latent: jax.Array) -> jax.Array:
+    """Predicts the part of o_{t+1} that the forward model sees: all of it, or with `focus` a square.
+
+    Args:
+      state: the trained state.
+      frames: float32 ``[B, k + 1, *S, C]``, normalised, as `forward_squares` cuts them.
+      latent: float32 ``[B, Z]``, quantised latents.
+
+    Returns:
+      float32 ``[B, *S, C]``, normalised.
+    """
     variables = {"params": state.params["fdm"], "batch_stats": state.batch_stats}
     return _fdm(state.config, frames.shape[-1]).apply(variables, join_frames(frames), latent)
 
@@ -600,7 +609,7 @@ def evaluate(state: DynamicsState, windows: jax.Array) -> dict[str, jax.Array]:
     state = state.replace(obs_stats=None)  # the frames are normalised already
     latents = _infer(state.params, state.codebooks, frames, state.config)
     frames = forward_squares(state.config, frames, 0)
-    prediction = _predict(state, frames[:, :-1], latents.quantized)
+    prediction = predict_seen(state, frames[:, :-1], latents.quantized)
     last, target = frames[:, -2], frames[:, -1]
     return {
         "fdm_mse": jnp.mean(jnp.square(prediction - target)),
@@ -621,4 +630,4 @@ def evaluate_swapped(state: DynamicsState, windows: jax.Array) -> jax.Array:
     latents = _infer(state.params, state.codebooks, frames, state.config)
     swapped = jnp.roll(latents.quantized, len(windows) // 2, axis=0)
     frames = forward_squares(state.config, frames, 0)
-    return jnp.mean(jnp.square(_predict(state, frames[:, :-1], swapped) - frames[:, -1]))
+    return jnp.mean(jnp.square(predict_seen(state, frames[:, :-1], swapped) - frames[:, -1]))

@@ -6,7 +6,7 @@ import pytest
 
 from lamjax import dynamics
 from lamjax.analysis.open_loop import decibels, gain, open_loop, squared_errors
-from lamjax.preprocess import normalise_obs
+from lamjax.preprocess import cut_squares, moving_squares, normalise_obs
 from tests.small_runs import VECTOR, clip, stage_1
 
 CLIPS, HORIZONS = 4, 3
@@ -43,6 +43,25 @@ def test_latents_that_the_forward_model_does_not_see_control_nothing(state, clip
     results = open_loop(state.replace(params={**state.params, "fdm": deaf}), clips[None], np.arange(CLIPS))
     assert [row[0] for row in results["psnr"]] == [row[0] for row in results["controllability"]] == [1, 2, 3]
     assert all(row[1:] == [0, 0] for row in results["controllability"]) and results["clips"] == CLIPS
+
+
+def test_a_focused_model_is_measured_on_its_square():
+    state = stage_1(focus=8)
+    clips = np.stack([clip(frames=HORIZONS + 2, seed=seed) for seed in range(CLIPS)])
+
+    @jax.jit
+    def both(state, clips):
+        frames = normalise_obs(clips)
+        squares = cut_squares(frames, moving_squares(frames[:, :3], 8), 8)
+        latent = dynamics.infer_latents(state, clips[:, :3]).quantized
+        return squared_errors(state, clips), squares, dynamics.predict_seen(state, squares[:, :2], latent)
+
+    found, squares, predicted = jax.tree.map(np.asarray, both(state, clips))
+    assert squares.shape == (CLIPS, HORIZONS + 2, 8, 8, 3)
+    errors = np.square(squares[:, 1:2] - squares[:, 2:]).mean((2, 3, 4))
+    np.testing.assert_allclose(found["copy_last"], errors, rtol=1e-5)
+    errors = np.square(np.clip(predicted, -0.5, 0.5) - squares[:, 2]).mean((1, 2, 3))
+    np.testing.assert_allclose(found["own"][:, 0], errors, rtol=1e-4)
 
 
 def test_decibels_by_hand():

@@ -92,14 +92,32 @@ def imagine(state: DynamicsState, context: jax.Array, latents: jax.Array) -> jax
     Returns:
       float32 ``[B, T, *obs_shape]``, pixels in [-0.5, 0.5], or standardised numbers.
     """
-    pixels, imagining = context.dtype == jnp.uint8, state.replace(obs_stats=None)  # frames are normalised once
+    imagining = state.replace(obs_stats=None)  # frames are normalised once
+    frames = normalise_obs(dynamics.clean_frames(state.config, context), state.obs_stats)
+    predict = lambda frames, latent: dynamics.predict_next(imagining, frames, latent)  # noqa: E731
+    return unroll(predict, frames, latents, context.dtype == jnp.uint8)
+
+
+def unroll(
+    predict: Callable[[jax.Array, jax.Array], jax.Array], frames: jax.Array, latents: jax.Array, pixels: bool
+) -> jax.Array:
+    """Predicts frame after frame from a model's own predictions; runs inside ``jit``.
+
+    Args:
+      predict: ``(frames [B, k + 1, *S], latents [B, Z]) -> [B, *S]``.
+      frames: the first frames float32 ``[B, k + 1, *S]``, normalised.
+      latents: float32 ``[B, T, Z]``.
+      pixels: whether predictions are clipped to [-0.5, 0.5].
+
+    Returns:
+      float32 ``[B, T, *S]``.
+    """
 
     def step(frames, latent):
-        following = dynamics.predict_next(imagining, frames, latent)
+        following = predict(frames, latent)
         following = jnp.clip(following, -0.5, 0.5) if pixels else following
         return jnp.concatenate([frames[:, 1:], following[:, None]], axis=1), following
 
-    frames = normalise_obs(dynamics.clean_frames(state.config, context), state.obs_stats)
     return jax.lax.scan(step, frames, latents.swapaxes(0, 1))[1].swapaxes(0, 1)
 
 
