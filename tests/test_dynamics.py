@@ -547,7 +547,25 @@ def test_a_square_needs_a_picture_that_holds_it(shape):
         dynamics.init(jax.random.key(0), FOCUSED, shape)
 
 
-@pytest.mark.parametrize(("settings", "message"), [({"focus": 6}, "not 6"), ({"focus_jitter": -1}, "not -1")])
+def test_both_models_see_what_moves_in_some_rows(focused, windows):
+    """What happens above these rows changes neither the latents nor the error."""
+    state = focused.replace(config=dataclasses.replace(FOCUSED, focus_rows=(0.75, 1.0), focus_jitter=0))
+    above = np.array(windows)
+    above[:, -1, :4] = 255 - above[:, -1, :4]
+    close(infer(state, windows).continuous, infer(state, above).continuous, atol=1e-6)
+    errors = jax.jit(dynamics.evaluate)
+    np.testing.assert_allclose(errors(state, windows)["fdm_mse"], errors(state, above)["fdm_mse"], rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"focus": 6}, "not 6"),
+        ({"focus_jitter": -1}, "not -1"),
+        ({"focus_rows": (0.5, 0.5)}, r"such as 0.75 1, not \(0\.5, 0\.5\)"),
+        ({"focus_rows": (0.5, 1.5)}, r"not \(0\.5, 1\.5\)"),
+    ],
+)
 def test_impossible_squares_are_refused(settings, message):
     with pytest.raises(ValueError, match=message):
         DynamicsConfig(**settings)

@@ -103,6 +103,17 @@ def test_where_the_view_moves_the_square_lies_in_the_middle():
     np.testing.assert_array_equal(moving_squares(windows, 8), [[0, 4], [4, 4]])
 
 
+def test_only_changes_in_some_rows_draw_the_square():
+    """One thing moves in the upper half, another in the last four of 16 rows; a still window has the rows' middle."""
+    windows = np.zeros((3, 2, 16, 20, 1), np.float32)
+    windows[:2, 1, 2, 3] = 1.0
+    windows[0, 1, 12, 15] = 1.0
+    windows[2, 1, :3] = 1.0  # more than a quarter of the frame, and none of these rows
+    squares = jax.jit(moving_squares, static_argnums=(1, 2))(windows, 4, (0.75, 1.0))
+    np.testing.assert_array_equal(squares, [[11, 14], [12, 8], [12, 8]])
+    np.testing.assert_array_equal(moving_squares(windows[:1], 4, (0.0, 0.5)), [[1, 2]])
+
+
 def test_a_square_is_cut_out_of_all_frames_of_its_window():
     windows = np.random.default_rng(2).random((2, 3, 10, 12, 3), np.float32)
     squares = cut_squares(windows, jnp.array([[1, 5], [9, -2]]), 4)

@@ -79,6 +79,8 @@ class DynamicsConfig:
       focus: 0 is LAPO: both models see whole frames. Above, each sees a square of so many pixels a side, cut around
         what moves in the window (`preprocess.moving_squares`), so that a small thing makes up more of the error and of
         what the inverse model sees. The networks' sizes must fit the square. Predictions of whole frames join squares.
+      focus_rows: between which shares of the frame's height, from the top, a change counts for the square's place: for
+        views in which the agent stays in some rows while other things move elsewhere.
       focus_jitter: the forward model's square lies up to so many pixels beside the inverse model's, along each axis at
         random: else its place would give away what o_{t+1} holds, and the latent need not say it.
       loss_scale: "none" is LAPO's loss. "copy_last" divides the prediction error by that of the copy-last baseline, so
@@ -110,6 +112,7 @@ class DynamicsConfig:
     augment: Literal["none", "shift"] = "none"
     augment_pixels: int = 4
     focus: int = 0
+    focus_rows: tuple[float, float] = (0.0, 1.0)
     focus_jitter: int = 4
     loss_scale: Literal["none", "copy_last"] = "none"
     decorrelation: float = 0.0
@@ -129,6 +132,11 @@ class DynamicsConfig:
         )
         if self.focus % 4:
             raise ValueError(f"dynamics.focus must be a multiple of 4 pixels, or 0 for whole frames, not {self.focus}.")
+        top, bottom = self.focus_rows
+        if not 0 <= top < bottom <= 1:
+            raise ValueError(
+                f"dynamics.focus_rows must rise from 0 or more to 1 or less, such as 0.75 1, not {self.focus_rows}."
+            )
         if not self.labelled > 0 or (self.labelled > 1 and self.labelled != int(self.labelled)):
             raise ValueError(
                 f"dynamics.labelled must be a share between 0 and 1, or a whole number of windows, not {self.labelled}."
@@ -354,7 +362,7 @@ def forward_squares(
     jitter = config.focus_jitter
     keys = augmentation_keys(step, len(frames), axis_name, _FOCUS)
     beside = jax.vmap(lambda key: jax.random.randint(key, (2,), -jitter, jitter + 1))(keys)
-    return cut_squares(frames, moving_squares(frames, config.focus) + beside, config.focus)
+    return cut_squares(frames, moving_squares(frames, config.focus, config.focus_rows) + beside, config.focus)
 
 
 def correlation(z: jax.Array, axis_name: str | None = None) -> jax.Array:
@@ -381,7 +389,7 @@ def correlation(z: jax.Array, axis_name: str | None = None) -> jax.Array:
 def _infer(params: Any, codebooks: Codebooks, frames: jax.Array, config: DynamicsConfig) -> Latents:
     """`frames` float32 ``[B, k + 2, *S, C]``, normalised."""
     if config.focus:
-        frames = cut_squares(frames, moving_squares(frames, config.focus), config.focus)
+        frames = cut_squares(frames, moving_squares(frames, config.focus, config.focus_rows), config.focus)
     if config.idm_input == "changes":
         changes = jnp.diff(frames, axis=1)
         frames = jnp.concatenate([changes[:, :-1], frames[:, -2:-1], changes[:, -1:]], axis=1)

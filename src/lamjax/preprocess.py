@@ -8,6 +8,7 @@ What moves like an object, as an overlay does, no filter tells from the game.
 Dimension keys: B batch, T frames of a window, H, W, C frame, F side of a square.
 """
 
+import math
 from typing import Any, Literal, get_args
 
 import chex
@@ -133,7 +134,7 @@ def _level(windows: jax.Array, now: int) -> jax.Array:
     return jnp.clip(jnp.round(frames - lighter), 0, 255).astype(jnp.uint8)
 
 
-def moving_squares(windows: jax.Array, size: int) -> jax.Array:
+def moving_squares(windows: jax.Array, size: int, rows: tuple[float, float] = (0.0, 1.0)) -> jax.Array:
     """Finds the square around what moves in each window.
 
     Before a fixed view little changes, and the square's middle is the mean place of the change,
@@ -141,26 +142,31 @@ def moving_squares(windows: jax.Array, size: int) -> jax.Array:
     If more than a quarter of the pixels change, the view itself moves; what it follows is in the middle of the frame,
     and so is the square, as it is if nothing changes.
 
+    With `rows`, pixels, changes and the middle are those of these rows alone. The square may reach beyond them.
+
     Args:
       windows: float32 ``[B, T, H, W, C]``, T at least 2.
       size: F, at most H and W.
+      rows: where the rows that count begin and end, as shares of H from the top; the pixels at both ends count.
 
     Returns:
       The squares' upper left corners, int32 ``[B, 2]``, row and column, such that they lie within the frame.
     """
     chex.assert_rank(windows, 5)
-    change = jnp.abs(jnp.diff(windows, axis=1)).sum((1, 4))
+    height, width = windows.shape[2:4]
+    top, bottom = math.floor(rows[0] * height), math.ceil(rows[1] * height)
+    change = jnp.abs(jnp.diff(windows[:, :, top:bottom], axis=1)).sum((1, 4))
     total = change.sum((1, 2))
     is_fixed = (total > 0) & ((change > 0).mean((1, 2)) <= _SCROLLING)
 
-    def corner(along: jax.Array) -> jax.Array:
-        last = along.shape[1] - 1
-        mean = (along * jnp.arange(last + 1)[None]).sum(1) / jnp.where(is_fixed, total, 1)
-        middle = jnp.where(is_fixed, mean, last / 2)
+    def corner(along: jax.Array, first: int, length: int) -> jax.Array:
+        n = along.shape[1]
+        mean = (along * jnp.arange(n)[None]).sum(1) / jnp.where(is_fixed, total, 1)
+        middle = first + jnp.where(is_fixed, mean, (n - 1) / 2)
         # Halves are common: just beside them, no rounding of the sums decides.
-        return jnp.clip(jnp.floor(middle - size / 2 + 1.001), 0, last + 1 - size)
+        return jnp.clip(jnp.floor(middle - size / 2 + 1.001), 0, length - size)
 
-    return jnp.stack([corner(change.sum(2)), corner(change.sum(1))], axis=1).astype(jnp.int32)
+    return jnp.stack([corner(change.sum(2), top, height), corner(change.sum(1), 0, width)], axis=1).astype(jnp.int32)
 
 
 def cut_squares(windows: jax.Array, corners: jax.Array, size: int) -> jax.Array:

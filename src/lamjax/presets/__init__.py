@@ -26,8 +26,10 @@ VECTOR_PRESETS: dict[str, RunConfig] = {"cpu": vector.CPU, "smoke": vector.SMOKE
 
 # What takes the place of the presets for the shape, by the environment's name.
 OWN_PRESETS: dict[str, dict[str, RunConfig]] = {
+    "bossfight": {"cpu": procgen.CPU_LOWEST_ROWS},
     "fruitbot": {"cpu": procgen.CPU_WHOLE_FRAMES},
     "pendulum": {"cpu": vector.PENDULUM_CPU},
+    "plunder": {"cpu": procgen.CPU_LOWEST_ROWS},
     "starpilot": {"cpu": procgen.CPU_WHOLE_FRAMES},
 }
 

@@ -92,6 +92,9 @@ CPU_WHOLE_FRAMES = dataclasses.replace(
     ),
 )
 
+# The agent stays in the lowest rows, and what moves above them would draw the square away.
+CPU_LOWEST_ROWS = dataclasses.replace(CPU, dynamics=dataclasses.replace(CPU.dynamics, focus_rows=(0.8, 1.0)))
+
 # Seconds, for tests: the same path with small numbers.
 _SMOKE_TRUNK = ImpalaConfig(channels=(8, 16), strides=(2, 2), blocks=0, features=32, stem=4, pool=False)
 _SMOKE_PPO = PPOConfig(total_frames=4096, num_envs=16, num_steps=64, num_epochs=1, num_minibatches=2)
