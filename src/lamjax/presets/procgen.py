@@ -92,6 +92,9 @@ CPU_WHOLE_FRAMES = dataclasses.replace(
     ),
 )
 
+# Several things move before a fixed view, and the agent is what starts and stops.
+CPU_UNSTEADY = dataclasses.replace(CPU, dynamics=dataclasses.replace(CPU.dynamics, focus_at="unsteady"))
+
 # The agent stays in the lowest rows, and what moves above them would draw the square away.
 CPU_LOWEST_ROWS = dataclasses.replace(CPU, dynamics=dataclasses.replace(CPU.dynamics, focus_rows=(0.8, 1.0)))
 
