@@ -97,6 +97,9 @@ CPU_UNSTEADY = dataclasses.replace(CPU, dynamics=dataclasses.replace(CPU.dynamic
 
 # The agent stays in the lowest rows, and what moves above them would draw the square away.
 CPU_LOWEST_ROWS = dataclasses.replace(CPU, dynamics=dataclasses.replace(CPU.dynamics, focus_rows=(0.8, 1.0)))
+CPU_UNSTEADY_LOWEST_ROWS = dataclasses.replace(
+    CPU, dynamics=dataclasses.replace(CPU.dynamics, focus_at="unsteady", focus_rows=(0.8, 1.0))
+)
 
 # Seconds, for tests: the same path with small numbers.
 _SMOKE_TRUNK = ImpalaConfig(channels=(8, 16), strides=(2, 2), blocks=0, features=32, stem=4, pool=False)
