@@ -27,7 +27,7 @@ VECTOR_PRESETS: dict[str, RunConfig] = {"cpu": vector.CPU, "smoke": vector.SMOKE
 # What takes the place of the presets for the shape, by the environment's name.
 OWN_PRESETS: dict[str, dict[str, RunConfig]] = {
     "bigfish": {"cpu": procgen.CPU_UNSTEADY},
-    "bossfight": {"cpu": procgen.CPU_LOWEST_ROWS},
+    "bossfight": {"cpu": procgen.CPU_UNSTEADY_LOWEST_ROWS},
     "dodgeball": {"cpu": procgen.CPU_UNSTEADY},
     "fruitbot": {"cpu": procgen.CPU_UNSTEADY_LOWEST_ROWS},
     "leaper": {"cpu": procgen.CPU_UNSTEADY},

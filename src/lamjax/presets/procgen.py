@@ -81,7 +81,7 @@ CPU = RunConfig(
     log_every=25,
 )
 
-# Where the view moves by itself the agent is not in its middle, so both models see whole frames.
+# Everything moves and the agent may be anywhere, so both models see whole frames.
 CPU_WHOLE_FRAMES = dataclasses.replace(
     CPU,
     dynamics=dataclasses.replace(
