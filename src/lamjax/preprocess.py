@@ -162,10 +162,10 @@ def moving_squares(windows: jax.Array, size: int, rows: tuple[float, float] = (0
 def unsteady_squares(windows: jax.Array, size: int, rows: tuple[float, float] = (0.0, 1.0)) -> jax.Array:
     """Finds the square around what starts, stops or changes its pace most in each window.
 
-    An agent does so at its next action, and what moves by itself mostly goes on as it did. So this is for fixed views
-    with several movers. ``E_t(p)`` is the squared change from o_{t-1} to o_t within a box around p, of half the
-    square's side. The square's middle is the mean place of the change around the p where ``|E_{t+1}(p) - E_t(p)|`` is
-    largest. New ground of a moving view counts as any other change. If nothing changes, the square is in the middle.
+    An agent does so at its next action, and what moves by itself mostly goes on as it did. So this is for several
+    movers in a view that stands still or scrolls steadily. ``E_t(p)`` is the squared change from o_{t-1} to o_t within
+    a box around p, of half the square's side. The square's middle is the mean place of the change around the p where
+    ``|E_{t+1}(p) - E_t(p)|`` is largest. If nothing changes, the square is in the middle.
 
     Args:
       windows: float32 ``[B, T, H, W, C]``, T at least 3; the last three frames count.

@@ -33,7 +33,7 @@ OWN_PRESETS: dict[str, dict[str, RunConfig]] = {
     "leaper": {"cpu": procgen.CPU_UNSTEADY},
     "pendulum": {"cpu": vector.PENDULUM_CPU},
     "plunder": {"cpu": procgen.CPU_LOWEST_ROWS},
-    "starpilot": {"cpu": procgen.CPU_WHOLE_FRAMES},
+    "starpilot": {"cpu": procgen.CPU_UNSTEADY},
 }
 
 PRESET_NOTES: dict[str, str] = {

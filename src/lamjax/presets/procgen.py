@@ -81,18 +81,7 @@ CPU = RunConfig(
     log_every=25,
 )
 
-# Everything moves and the agent may be anywhere, so both models see whole frames.
-CPU_WHOLE_FRAMES = dataclasses.replace(
-    CPU,
-    dynamics=dataclasses.replace(
-        CPU.dynamics,
-        focus=0,
-        idm=_CPU_TRUNK,
-        fdm=dataclasses.replace(CPU.dynamics.fdm, channels=(32, 48, 64), stem=4),  # type: ignore[arg-type]  # a U-Net
-    ),
-)
-
-# Several things move before a fixed view, and the agent is what starts and stops.
+# Several things move or scroll steadily, and the agent is what starts and stops.
 CPU_UNSTEADY = dataclasses.replace(CPU, dynamics=dataclasses.replace(CPU.dynamics, focus_at="unsteady"))
 
 # The agent stays in the lowest rows, and what moves above them would draw the square away.
