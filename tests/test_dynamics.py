@@ -15,7 +15,7 @@ from lamjax.models.impala import ImpalaConfig
 from lamjax.models.mlp import MLPConfig, MLPFDMConfig
 from lamjax.models.quantizer import QuantizerConfig
 from lamjax.models.unet import UNetConfig
-from lamjax.preprocess import clean, cut_squares, moving_squares
+from lamjax.preprocess import clean, cut_squares, moving_squares, unsteady_squares
 from lamjax.schedules import warmup_linear
 from lamjax.spaces import Box
 from lamjax.training.driver import jit_once
@@ -547,7 +547,38 @@ def test_a_square_needs_a_picture_that_holds_it(shape):
         dynamics.init(jax.random.key(0), FOCUSED, shape)
 
 
-@pytest.mark.parametrize(("settings", "message"), [({"focus": 6}, "not 6"), ({"focus_jitter": -1}, "not -1")])
+def test_both_models_see_what_moves_in_some_rows(focused, windows):
+    """What happens above these rows changes neither the latents nor the error."""
+    state = focused.replace(config=dataclasses.replace(FOCUSED, focus_rows=(0.75, 1.0), focus_jitter=0))
+    above = np.array(windows)
+    above[:, -1, :4] = 255 - above[:, -1, :4]
+    close(infer(state, windows).continuous, infer(state, above).continuous, atol=1e-6)
+    errors = jax.jit(dynamics.evaluate)
+    np.testing.assert_allclose(errors(state, windows)["fdm_mse"], errors(state, above)["fdm_mse"], rtol=1e-5)
+
+
+def test_both_models_see_what_starts_or_stops(focused, windows):
+    """The latents are those of the squares that `unsteady_squares` finds, and the forward model's lie there, too."""
+    config = dataclasses.replace(FOCUSED, focus_at="unsteady", focus_jitter=0)
+    frames = np.asarray(windows, np.float32) / 255 - 0.5
+    around = jax.jit(lambda x: cut_squares(x, unsteady_squares(x, 8), 8))(frames)
+    stats = {"mean": jnp.zeros(()), "scale": jnp.ones(())}  # the squares are standardised already
+    whole = focused.replace(config=dataclasses.replace(FOCUSED, focus=0), obs_stats=stats)
+    unsteady = focused.replace(config=config)
+    close(infer(unsteady, windows).continuous, infer(whole, around).continuous, atol=1e-5)
+    np.testing.assert_allclose(forward_squares(config, frames, 0), around, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"focus": 6}, "not 6"),
+        ({"focus_at": "unsteady", "context": 0}, "set dynamics.context to 1 or more"),
+        ({"focus_jitter": -1}, "not -1"),
+        ({"focus_rows": (0.5, 0.5)}, r"such as 0.75 1, not \(0\.5, 0\.5\)"),
+        ({"focus_rows": (0.5, 1.5)}, r"not \(0\.5, 1\.5\)"),
+    ],
+)
 def test_impossible_squares_are_refused(settings, message):
     with pytest.raises(ValueError, match=message):
         DynamicsConfig(**settings)

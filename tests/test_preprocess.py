@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from lamjax import envs
-from lamjax.preprocess import clean, cut_squares, join_tiles, moving_squares, tiles
+from lamjax.preprocess import clean, cut_squares, join_tiles, moving_squares, tiles, unsteady_squares
 
 cleaned = jax.jit(clean, static_argnums=1)
 
@@ -101,6 +101,38 @@ def test_where_the_view_moves_the_square_lies_in_the_middle():
     windows[0, 2, :4] = 0.5
     windows[1, 2, :5] = 0.5
     np.testing.assert_array_equal(moving_squares(windows, 8), [[0, 4], [4, 4]])
+
+
+def test_only_changes_in_some_rows_draw_the_square():
+    """One thing moves in the upper half, another in the last four of 16 rows; a still window has the rows' middle."""
+    windows = np.zeros((3, 2, 16, 20, 1), np.float32)
+    windows[:2, 1, 2, 3] = 1.0
+    windows[0, 1, 12, 15] = 1.0
+    windows[2, 1, :3] = 1.0  # more than a quarter of the frame, and none of these rows
+    squares = jax.jit(moving_squares, static_argnums=(1, 2))(windows, 4, (0.75, 1.0))
+    np.testing.assert_array_equal(squares, [[11, 14], [12, 8], [12, 8]])
+    np.testing.assert_array_equal(moving_squares(windows[:1], 4, (0.0, 0.5)), [[1, 2]])
+
+
+def test_the_unsteady_square_lies_on_what_starts_or_stops():
+    """Two equal things: one drives on by a column a step, the other starts or stops with a step of two columns."""
+    windows = np.zeros((2, 3, 40, 40, 3), np.float32)
+    for window, columns in zip(windows, [(20, 20, 22), (20, 22, 22)], strict=True):
+        for t, column in enumerate(columns):
+            window[t, 2:8, 4 + t : 10 + t] = (0.5, -0.5, 0.2)
+            window[t, 28:34, column : column + 6] = (0.5, -0.5, 0.2)
+    squares = jax.jit(unsteady_squares, static_argnums=(1, 2))(windows, 16, (0.0, 1.0))
+    # Its columns 20, 21, 26 and 27 of rows 28 to 33 change, and 23.5, 30.5 is their middle.
+    np.testing.assert_array_equal(squares, [[23, 16], [23, 16]])
+    # The mean place of all change lies between the two, and so does no square on either.
+    assert (moving_squares(windows, 16)[:, 0] < 16).all()
+    # In the rows of the other there is nothing else.
+    assert (unsteady_squares(windows, 16, (0.0, 0.5))[:, 0] == 0).all()
+
+
+def test_a_still_window_has_the_unsteady_square_in_the_middle():
+    windows = np.full((2, 3, 16, 20, 1), 0.25, np.float32)
+    np.testing.assert_array_equal(unsteady_squares(windows, 8), [[4, 6], [4, 6]])
 
 
 def test_a_square_is_cut_out_of_all_frames_of_its_window():

@@ -42,6 +42,7 @@ from lamjax.preprocess import (
     moving_squares,
     normalise_obs,
     tiles,
+    unsteady_squares,
 )
 from lamjax.schedules import Lengths, check_lengths, warmup_linear
 from lamjax.spaces import ActionSpace, as_space
@@ -79,9 +80,13 @@ class DynamicsConfig:
         itself does not help it (see `shift_windows`).
       augment_pixels: the largest shift along each axis, in pixels.
       focus: 0 is LAPO: both models see whole frames. Otherwise each sees a square with sides of this many pixels, cut
-        around what moves in the window (`preprocess.moving_squares`), so that a small object makes up more of the error
+        around what moves in the window (see `focus_at`), so that a small object makes up more of the error
         and of the inverse model's input. The networks' sizes must fit the square. Predictions of whole frames are
         joined from squares.
+      focus_at: what the square lies around. "change" is the mean place of all change (`preprocess.moving_squares`);
+        "unsteady" is what changes its motion most (`preprocess.unsteady_squares`), for views with several movers.
+      focus_rows: between which shares of the frame's height, from the top, a change counts for the square's place: for
+        views in which the agent stays in some rows while other things move elsewhere.
       focus_jitter: the forward model's square is shifted at random from the inverse model's, by up to this many pixels
         along each axis. Otherwise its position would reveal part of o_{t+1}, and the latent would not have to.
       loss_scale: "none" is LAPO's loss. "copy_last" divides the prediction error by that of the copy-last baseline, so
@@ -115,6 +120,8 @@ class DynamicsConfig:
     augment: Literal["none", "shift"] = "none"
     augment_pixels: int = 4
     focus: int = 0
+    focus_at: Literal["change", "unsteady"] = "change"
+    focus_rows: tuple[float, float] = (0.0, 1.0)
     focus_jitter: int = 4
     loss_scale: Literal["none", "copy_last"] = "none"
     decorrelation: float = 0.0
@@ -135,6 +142,13 @@ class DynamicsConfig:
         )
         if self.focus % 4:
             raise ValueError(f"dynamics.focus must be a multiple of 4 pixels, or 0 for whole frames, not {self.focus}.")
+        top, bottom = self.focus_rows
+        if not 0 <= top < bottom <= 1:
+            raise ValueError(
+                f"dynamics.focus_rows must rise from 0 or more to 1 or less, such as 0.75 1, not {self.focus_rows}."
+            )
+        if self.focus_at == "unsteady" and not self.context:
+            raise ValueError("dynamics.focus_at unsteady compares two changes: set dynamics.context to 1 or more.")
         if not self.labelled > 0 or (self.labelled > 1 and self.labelled != int(self.labelled)):
             raise ValueError(
                 f"dynamics.labelled must be a share between 0 and 1, or a whole number of windows, not {self.labelled}."
@@ -360,7 +374,13 @@ def forward_squares(
     jitter = config.focus_jitter
     keys = augmentation_keys(step, len(frames), axis_name, _FOCUS)
     beside = jax.vmap(lambda key: jax.random.randint(key, (2,), -jitter, jitter + 1))(keys)
-    return cut_squares(frames, moving_squares(frames, config.focus) + beside, config.focus)
+    return cut_squares(frames, _squares(config, frames) + beside, config.focus)
+
+
+def _squares(config: DynamicsConfig, frames: jax.Array) -> jax.Array:
+    """Corners int32 ``[B, 2]`` of the inverse model's squares in normalised frames ``[B, k + 2, H, W, C]``."""
+    find = unsteady_squares if config.focus_at == "unsteady" else moving_squares
+    return find(frames, config.focus, config.focus_rows)
 
 
 def correlation(z: jax.Array, axis_name: str | None = None) -> jax.Array:
@@ -387,7 +407,7 @@ def correlation(z: jax.Array, axis_name: str | None = None) -> jax.Array:
 def _infer(params: Any, codebooks: Codebooks, frames: jax.Array, config: DynamicsConfig) -> Latents:
     """`frames` float32 ``[B, k + 2, *S, C]``, normalised."""
     if config.focus:
-        frames = cut_squares(frames, moving_squares(frames, config.focus), config.focus)
+        frames = cut_squares(frames, _squares(config, frames), config.focus)
     if config.idm_input == "changes":
         changes = jnp.diff(frames, axis=1)
         frames = jnp.concatenate([changes[:, :-1], frames[:, -2:-1], changes[:, -1:]], axis=1)

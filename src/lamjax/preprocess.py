@@ -8,6 +8,8 @@ What moves like an object, as an overlay does, no filter tells from the game.
 Dimension keys: B batch, T frames of a window, H, W, C frame, F side of a square.
 """
 
+import math
+from collections.abc import Sequence
 from typing import Any, Literal, get_args
 
 import chex
@@ -133,7 +135,7 @@ def _level(windows: jax.Array, now: int) -> jax.Array:
     return jnp.clip(jnp.round(frames - lighter), 0, 255).astype(jnp.uint8)
 
 
-def moving_squares(windows: jax.Array, size: int) -> jax.Array:
+def moving_squares(windows: jax.Array, size: int, rows: tuple[float, float] = (0.0, 1.0)) -> jax.Array:
     """Finds the square around what moves in each window.
 
     Before a fixed view little changes, and the square's middle is the mean place of the change,
@@ -141,26 +143,83 @@ def moving_squares(windows: jax.Array, size: int) -> jax.Array:
     If more than a quarter of the pixels change, the view itself moves; what it follows is in the middle of the frame,
     and so is the square, as it is if nothing changes.
 
+    With `rows`, pixels, changes and the middle are those of these rows alone. The square may reach beyond them.
+
     Args:
       windows: float32 ``[B, T, H, W, C]``, T at least 2.
       size: F, at most H and W.
+      rows: where the rows that count begin and end, as shares of H from the top; the pixels at both ends count.
 
     Returns:
       The squares' upper left corners, int32 ``[B, 2]``, row and column, such that they lie within the frame.
     """
     chex.assert_rank(windows, 5)
-    change = jnp.abs(jnp.diff(windows, axis=1)).sum((1, 4))
-    total = change.sum((1, 2))
-    is_fixed = (total > 0) & ((change > 0).mean((1, 2)) <= _SCROLLING)
+    top, bottom = _pixel_rows(rows, windows.shape[2])
+    change = jnp.abs(jnp.diff(windows[:, :, top:bottom], axis=1)).sum((1, 4))
+    is_fixed = (change > 0).mean((1, 2)) <= _SCROLLING
+    return _corners(change * is_fixed[:, None, None], top, windows.shape[2:4], size)
 
-    def corner(along: jax.Array) -> jax.Array:
-        last = along.shape[1] - 1
-        mean = (along * jnp.arange(last + 1)[None]).sum(1) / jnp.where(is_fixed, total, 1)
-        middle = jnp.where(is_fixed, mean, last / 2)
+
+def unsteady_squares(windows: jax.Array, size: int, rows: tuple[float, float] = (0.0, 1.0)) -> jax.Array:
+    """Finds the square around what starts, stops or changes its pace most in each window.
+
+    An agent does so at its next action, and what moves by itself mostly goes on as it did. So this is for several
+    movers in a view that stands still or scrolls steadily. ``E_t(p)`` is the squared change from o_{t-1} to o_t within
+    a box around p, of half the square's side. The square's middle is the mean place of the change around the p where
+    ``|E_{t+1}(p) - E_t(p)|`` is largest. If nothing changes, the square is in the middle.
+
+    Args:
+      windows: float32 ``[B, T, H, W, C]``, T at least 3; the last three frames count.
+      size: F, at most H and W.
+      rows: see `moving_squares`.
+
+    Returns:
+      As `moving_squares`.
+    """
+    chex.assert_rank(windows, 5)
+    top, bottom = _pixel_rows(rows, windows.shape[2])
+    change = jnp.square(jnp.diff(windows[:, -3:, top:bottom], axis=1)).mean(-1)
+    before, after = _box_sums(change[:, 0], size // 2), _box_sums(change[:, 1], size // 2)
+    unsteady = jnp.abs(after - before)
+    _, height, width = unsteady.shape
+    place = unsteady.reshape(-1, height * width).argmax(1)
+    y = jnp.abs(jnp.arange(height)[None] - (place // width)[:, None])
+    x = jnp.abs(jnp.arange(width)[None] - (place % width)[:, None])
+    reach = 3 * size // 8
+    around = (y <= reach)[:, :, None] & (x <= reach)[:, None]
+    return _corners(change.sum(1) * around, top, windows.shape[2:4], size)
+
+
+def _pixel_rows(rows: tuple[float, float], height: int) -> tuple[int, int]:
+    return math.floor(rows[0] * height), math.ceil(rows[1] * height)
+
+
+def _box_sums(values: jax.Array, side: int) -> jax.Array:
+    """Sums ``[B, H, W]`` over boxes of `side` around each pixel; what lies beyond the edge is 0."""
+    _, h, w = values.shape
+    low, high = (side - 1) // 2, side // 2
+    padded = jnp.pad(values, ((0, 0), (low, high), (low, high)))
+    zero = jnp.zeros((), values.dtype)
+    columns = sum((padded[:, :, x : x + w] for x in range(side)), zero)
+    return sum((columns[:, y : y + h] for y in range(side)), zero)
+
+
+def _corners(weights: jax.Array, top: int, shape: Sequence[int], size: int) -> jax.Array:
+    """Corners of squares around the mean place of weights ``[B, R, W]`` of rows from `top` on.
+
+    Where all weights are 0, the place is the middle of these rows. See `moving_squares`.
+    """
+    total = weights.sum((1, 2))
+
+    def corner(along: jax.Array, first: int, length: int) -> jax.Array:
+        n = along.shape[1]
+        mean = (along * jnp.arange(n)[None]).sum(1) / jnp.where(total > 0, total, 1)
+        middle = first + jnp.where(total > 0, mean, (n - 1) / 2)
         # Halves are common: just beside them, no rounding of the sums decides.
-        return jnp.clip(jnp.floor(middle - size / 2 + 1.001), 0, last + 1 - size)
+        return jnp.clip(jnp.floor(middle - size / 2 + 1.001), 0, length - size)
 
-    return jnp.stack([corner(change.sum(2)), corner(change.sum(1))], axis=1).astype(jnp.int32)
+    corners = corner(weights.sum(2), top, shape[0]), corner(weights.sum(1), 0, shape[1])
+    return jnp.stack(corners, axis=1).astype(jnp.int32)
 
 
 def cut_squares(windows: jax.Array, corners: jax.Array, size: int) -> jax.Array:

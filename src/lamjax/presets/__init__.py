@@ -26,10 +26,15 @@ VECTOR_PRESETS: dict[str, RunConfig] = {"cpu": vector.CPU, "smoke": vector.SMOKE
 
 # Replaces the presets for the shape, by the environment's name.
 OWN_PRESETS: dict[str, dict[str, RunConfig]] = {
+    "bigfish": {"cpu": procgen.CPU_UNSTEADY},
+    "bossfight": {"cpu": procgen.CPU_UNSTEADY_LOWEST_ROWS},
     "coinrun": {"cpu": procgen.CPU_COINRUN},
-    "fruitbot": {"cpu": procgen.CPU_WHOLE_FRAMES},
+    "dodgeball": {"cpu": procgen.CPU_UNSTEADY},
+    "fruitbot": {"cpu": procgen.CPU_UNSTEADY_LOWEST_ROWS},
+    "leaper": {"cpu": procgen.CPU_UNSTEADY},
     "pendulum": {"cpu": vector.PENDULUM_CPU},
-    "starpilot": {"cpu": procgen.CPU_WHOLE_FRAMES},
+    "plunder": {"cpu": procgen.CPU_LOWEST_ROWS},
+    "starpilot": {"cpu": procgen.CPU_UNSTEADY},
 }
 
 PRESET_NOTES: dict[str, str] = {

@@ -83,7 +83,7 @@ CPU = RunConfig(
     log_every=25,
 )
 
-# If the view moves by itself the agent is not in its middle, so both models see whole frames.
+# For videos of one's own: the view may move, and the agent need not be in its middle, so both models see whole frames.
 CPU_WHOLE_FRAMES = dataclasses.replace(
     CPU,
     dynamics=dataclasses.replace(
@@ -92,6 +92,15 @@ CPU_WHOLE_FRAMES = dataclasses.replace(
         idm=_CPU_TRUNK,
         fdm=dataclasses.replace(CPU.dynamics.fdm, channels=(32, 48, 64), stem=4),  # type: ignore[arg-type]  # a U-Net
     ),
+)
+
+# Several things move or scroll steadily, and the agent is what starts and stops.
+CPU_UNSTEADY = dataclasses.replace(CPU, dynamics=dataclasses.replace(CPU.dynamics, focus_at="unsteady"))
+
+# The agent stays in the lowest rows, and what moves above them would draw the square away.
+CPU_LOWEST_ROWS = dataclasses.replace(CPU, dynamics=dataclasses.replace(CPU.dynamics, focus_rows=(0.8, 1.0)))
+CPU_UNSTEADY_LOWEST_ROWS = dataclasses.replace(
+    CPU, dynamics=dataclasses.replace(CPU.dynamics, focus_at="unsteady", focus_rows=(0.8, 1.0))
 )
 
 # Coinrun's expert runs to the right whatever it sees: trained on its frames alone, the latents tell no more of the
