@@ -541,6 +541,24 @@ def test_a_focused_model_predicts_whole_frames(focused, windows):
     np.testing.assert_allclose(swapped, errors["fdm_mse"], rtol=1e-5)
 
 
+def test_a_focused_model_predicts_what_moved_and_copies_the_rest_unless_the_view_moves(focused, noisy):
+    # A trained model's prediction differs from o_t: here because every weight is moved.
+    moved = focused.replace(params=jax.tree.map(lambda x: x + 0.1, focused.params))
+    past = np.asarray(noisy[:2, :2], np.float32)
+    past[0, 1] = past[0, 0]
+    past[0, 1, 2:4, 3:5] += 0.1  # one thing moves in a view that stands still; in the other window everything changes
+    latents = jnp.zeros((2, FOCUSED.latent_dim))
+    prediction = np.asarray(jax.jit(dynamics.predict_next)(moved, past, latents))
+    corners = moving_squares(past, 8)
+    y, x = np.asarray(corners)[0]
+    square = jax.jit(dynamics.predict_seen)(moved, cut_squares(past, corners, 8), latents)[0]
+    expected = past[0, 1].copy()
+    expected[y : y + 8, x : x + 8] = square
+    np.testing.assert_allclose(prediction[0], expected, atol=1e-6)
+    assert np.abs(square - past[0, 1, y : y + 8, x : x + 8]).max() > 1e-3
+    assert (np.abs(prediction[1] - past[1, 1]).max((1, 2)) > 1e-4).all()  # every row is predicted
+
+
 @pytest.mark.parametrize("shape", [(4,), (8, 4, 3)])
 def test_a_square_needs_a_picture_that_holds_it(shape):
     with pytest.raises(ValueError, match=r"No 8 x 8 square fits into .* set --dynamics\.focus 0"):

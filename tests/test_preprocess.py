@@ -6,7 +6,16 @@ import numpy as np
 import pytest
 
 from lamjax import envs
-from lamjax.preprocess import clean, cut_squares, join_tiles, moving_squares, tiles, unsteady_squares
+from lamjax.preprocess import (
+    clean,
+    cut_squares,
+    join_tiles,
+    moving_squares,
+    paste_squares,
+    tiles,
+    unsteady_squares,
+    view_moves,
+)
 
 cleaned = jax.jit(clean, static_argnums=1)
 
@@ -140,6 +149,27 @@ def test_a_square_is_cut_out_of_all_frames_of_its_window():
     squares = cut_squares(windows, jnp.array([[1, 5], [9, -2]]), 4)
     np.testing.assert_array_equal(squares[0], windows[0, :, 1:5, 5:9])
     np.testing.assert_array_equal(squares[1], windows[1, :, 6:10, :4])  # moved back to the edge
+
+
+def test_squares_are_pasted_where_they_are_cut():
+    frames = jnp.arange(2 * 6 * 8, dtype=jnp.float32).reshape(2, 6, 8, 1)
+    corners = jnp.array([[1, 5], [9, -2]])  # the last columns and rows; beyond the edge
+    pasted = paste_squares(frames, -jnp.ones((2, 4, 4, 1)), corners)
+    for frame, result, (y, x) in zip(frames, pasted, [(1, 4), (2, 0)], strict=True):
+        expected = np.array(frame)
+        expected[y : y + 4, x : x + 4] = -1
+        np.testing.assert_array_equal(result, expected)
+    np.testing.assert_array_equal(cut_squares(pasted[:, None], corners, 4), -np.ones((2, 1, 4, 4, 1)))
+
+
+def test_the_view_moves_where_more_than_a_quarter_of_the_pixels_change():
+    windows = np.zeros((3, 2, 8, 8, 1), np.float32)
+    windows[0, 1, :2] = 1  # a quarter
+    windows[1, 1, :2] = 1
+    windows[1, 1, 2, 0] = 1
+    assert view_moves(windows).tolist() == [False, True, False]
+    assert view_moves(windows, (0.5, 1.0)).tolist() == [False, False, False]  # nothing changes in the lower half
+    assert view_moves(windows[:, :1]).tolist() == [False] * 3
 
 
 def test_tiles_cover_each_pixel_once():

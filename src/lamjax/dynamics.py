@@ -41,8 +41,10 @@ from lamjax.preprocess import (
     join_tiles,
     moving_squares,
     normalise_obs,
+    paste_squares,
     tiles,
     unsteady_squares,
+    view_moves,
 )
 from lamjax.schedules import Lengths, check_lengths, warmup_linear
 from lamjax.spaces import ActionSpace, as_space
@@ -581,7 +583,11 @@ def predict_actions(state: DynamicsState, latents: jax.Array) -> jax.Array:
 
 
 def predict_next(state: DynamicsState, frames: jax.Array, latent: jax.Array) -> jax.Array:
-    """Predicts o_{t+1} in evaluation mode; with `focus` it predicts squares and joins their inner halves.
+    """Predicts o_{t+1} in evaluation mode.
+
+    With `focus` the models know squares only. If the view stands still, the square around what moved up to o_t is
+    predicted, and the rest of o_t copied. If the view moves, squares all over the frame are predicted, and their inner
+    halves joined.
 
     Args:
       state: the trained state.
@@ -595,10 +601,14 @@ def predict_next(state: DynamicsState, frames: jax.Array, latent: jax.Array) -> 
     frames = normalise_obs(clean_frames(state.config, frames), state.obs_stats)
     if not state.config.focus:
         return predict_seen(state, frames, latent)
-    squares = tiles(frames, state.config.focus)
+    side, rows = state.config.focus, state.config.focus_rows
+    squares, corners = tiles(frames, side), moving_squares(frames, side, rows)
     latents = jnp.repeat(latent, len(squares) // len(frames), axis=0)
     height, width = frames.shape[2:4]
-    return join_tiles(predict_seen(state, squares, latents), (height, width))
+    everywhere = join_tiles(predict_seen(state, squares, latents), (height, width))
+    square = predict_seen(state, cut_squares(frames, corners, side), latent)
+    still = paste_squares(frames[:, -1], square, corners)
+    return jnp.where(view_moves(frames, rows)[:, None, None, None], everywhere, still)
 
 
 def predict_seen(state: DynamicsState, frames: jax.Array, latent: jax.Array) -> jax.Array:

@@ -154,10 +154,23 @@ def moving_squares(windows: jax.Array, size: int, rows: tuple[float, float] = (0
       The squares' upper left corners, int32 ``[B, 2]``, row and column, such that they lie within the frame.
     """
     chex.assert_rank(windows, 5)
+    top, _ = _pixel_rows(rows, windows.shape[2])
+    change = _changes(windows, rows) * ~view_moves(windows, rows)[:, None, None]
+    return _corners(change, top, windows.shape[2:4], size)
+
+
+def view_moves(windows: jax.Array, rows: tuple[float, float] = (0.0, 1.0)) -> jax.Array:
+    """Whether the view itself moves in each window, bool ``[B]``: more than a quarter of the pixels change.
+
+    Arguments are as of `moving_squares`; here one frame is enough, and then nothing moves.
+    """
+    return (_changes(windows, rows) > 0).mean((1, 2)) > _SCROLLING
+
+
+def _changes(windows: jax.Array, rows: tuple[float, float]) -> jax.Array:
+    """How much each pixel of some rows R changes within each window: float32 ``[B, R, W]``."""
     top, bottom = _pixel_rows(rows, windows.shape[2])
-    change = jnp.abs(jnp.diff(windows[:, :, top:bottom], axis=1)).sum((1, 4))
-    is_fixed = (change > 0).mean((1, 2)) <= _SCROLLING
-    return _corners(change * is_fixed[:, None, None], top, windows.shape[2:4], size)
+    return jnp.abs(jnp.diff(windows[:, :, top:bottom], axis=1)).sum((1, 4))
 
 
 def unsteady_squares(windows: jax.Array, size: int, rows: tuple[float, float] = (0.0, 1.0)) -> jax.Array:
@@ -234,6 +247,17 @@ def cut_squares(windows: jax.Array, corners: jax.Array, size: int) -> jax.Array:
         return jax.lax.dynamic_slice(window, (0, *corner, 0), (t, size, size, c))
 
     return jax.vmap(cut)(windows, corners)
+
+
+def paste_squares(frames: jax.Array, squares: jax.Array, corners: jax.Array) -> jax.Array:
+    """Puts squares ``[B, F, F, C]`` into frames ``[B, H, W, C]`` where `cut_squares` would cut them out."""
+    (h, w), size = frames.shape[1:3], squares.shape[1]
+    corners = jnp.clip(corners, 0, jnp.array([[h - size, w - size]]))
+
+    def paste(frame: jax.Array, square: jax.Array, corner: jax.Array) -> jax.Array:
+        return jax.lax.dynamic_update_slice(frame, square, (*corner, 0))
+
+    return jax.vmap(paste)(frames, squares, corners)
 
 
 def tiles(frames: jax.Array, size: int) -> jax.Array:
