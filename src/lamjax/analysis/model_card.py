@@ -117,7 +117,7 @@ def _results(summary: Mapping[str, Any]) -> list[tuple[str, str, str]]:
     if information := dynamics.get("action_information"):
         share = with_error(information["share"], information["share_stderr"])
         baseline = f"untrained model {text(information['untrained_share'], 'mean')}"
-        rows.append(("share of what frames tell of the action", share, baseline))
+        rows.append(("share of what the frames reveal about the action", share, baseline))
     if fresh := summary.get("fresh_levels"):
         share = with_error(fresh["share"], fresh["share_stderr"])
         baseline = f"untrained model {text(fresh['untrained_share'], 'mean')}"

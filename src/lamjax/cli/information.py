@@ -50,5 +50,5 @@ def information(args: Information) -> None:
     print(f"{args.source} on fresh levels of {env}, {results['windows']:,} held-out windows of random play:\n")
     discrete = isinstance(envs.make(env, 1).action_space, Discrete)
     for reader, score, share in information_table(results, discrete):
-        print(f"{reader:50s}{score:>26s}{share:>28s}")
+        print(f"{reader:50s}{score:>26s}{share:>32s}")
     print(f"\n{judge_information(results)['verdict']}")

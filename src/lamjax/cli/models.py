@@ -88,7 +88,7 @@ def list_models(args: Models) -> None:
         stages = summary["stages"]
         share = f"{results['share']:.2f} ± {results['share_stderr']:.2f}"
         print(
-            f"{name:12s} latents hold {share} of what frames tell of the action (untrained "
+            f"{name:12s} latents hold {share} of what the frames reveal about the action (untrained "
             f"{results['untrained_share']:.2f}); trained on {stages['record']['frames']:,} frames"
         )
 
