@@ -76,7 +76,7 @@ def test_parts_of_the_picture(tmp_path):
     np.testing.assert_array_equal(part, frames[:, 3:19, 21:33])
     middle = frames_of(tmp_path / "a.mkv", ClipConfig(size=(20,), square=True))
     np.testing.assert_array_equal(middle, frames[:, :, 7:27])
-    with pytest.raises(ImportDataError, match=r"has pictures of 20 x 34, and the part to keep ends at row 19 and col"):
+    with pytest.raises(ImportDataError, match=r"has frames of 20 x 34, but the region to keep ends at row 19 and col"):
         frames_of(tmp_path / "a.mkv", ClipConfig(crop=(3, 21, 16, 14)))
 
 

@@ -113,7 +113,7 @@ def test_laoms_layout(h5py, tmp_path):
 
 def test_robomimics_layout(h5py, tmp_path):
     write_robomimic(h5py, tmp_path / "lift.hdf5")
-    with pytest.raises(ImportDataError, match=r"several cameras: name one with --camera obs/agent.*\| obs/robot0_eye"):
+    with pytest.raises(ImportDataError, match=r"cameras: choose one with --camera obs/agent.*\| obs/robot0_eye"):
         imported(tmp_path / "lift.hdf5", tmp_path / "store")
     store = imported(tmp_path / "lift.hdf5", tmp_path / "store", camera="agentview_image")
     np.testing.assert_array_equal(store.observations(), FRAMES)

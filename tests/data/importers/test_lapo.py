@@ -99,7 +99,7 @@ def test_auto_does_not_guess(tmp_path):
         obs=np.random.default_rng(0).integers(0, 256, (400, *SHAPE), np.uint8),
         done=np.arange(400) % 9 == 4,
     )
-    with pytest.raises(common.ImportDataError, match=r"cannot be told .* say it with --done first or --done last"):
+    with pytest.raises(common.ImportDataError, match=r"not show what done .* choose with --done first or --done last"):
         lapo.import_lapo(tmp_path / "maze", tmp_path / "store")
     assert not (tmp_path / "store").exists()
     lapo_file(path, [400], done=np.zeros(400, bool))

@@ -130,9 +130,9 @@ def test_an_interrupted_import_goes_on(source, tmp_path, monkeypatch):
 
 def test_one_camera_is_chosen_by_its_name(own, tmp_path):
     root, _, frames, _ = own
-    with pytest.raises(ImportDataError, match=r"has several cameras: name one with --camera .*top \| .*wrist"):
+    with pytest.raises(ImportDataError, match=r"has several cameras: choose one with --camera .*top \| .*wrist"):
         imported(root, tmp_path / "store")
-    with pytest.raises(ImportDataError, match=r"has no camera 'front' but .*\.top, .*\.wrist: name it with --camera"):
+    with pytest.raises(ImportDataError, match=r"has no camera 'front', only .*\.top, .*\.wrist: choose with --camera"):
         imported(root, tmp_path / "store", camera="front")
     for camera in ("top", CAMERAS[0]):
         store = imported(root, tmp_path / f"store{len(camera)}", camera=camera)
