@@ -158,7 +158,7 @@ def test_pictures_of_all_kinds(tmp_path):
     np.testing.assert_array_equal(grey, frame[..., :1].repeat(3, -1))
     np.testing.assert_array_equal(turned, np.rot90(frame[..., :3], -1))
     Image.fromarray(frame[..., 0].astype(np.uint16)).save(tmp_path / "3.png")
-    with pytest.raises(ImportDataError, match=r"3\.png has more than 8 bits a channel: save it with 8"):
+    with pytest.raises(ImportDataError, match=r"3\.png has more than 8 bits per channel: save it with 8"):
         frames_of(tmp_path)
 
 
