@@ -162,7 +162,7 @@ class LoadedRun:
         return self.dynamics
 
     def _checked(self, frames: jax.Array, *lengths: int) -> jax.Array:
-        """Converts frames to an array; raises a `ModelError` unless they are a clip, or windows of an allowed length."""
+        """Converts frames to an array; raises a `ModelError` unless they are a clip or windows of one of `lengths`."""
         frames = jnp.asarray(frames)
         windows = _is_windows(frames)
         lead = 2 if windows else 1
