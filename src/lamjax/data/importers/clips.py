@@ -218,7 +218,7 @@ def _opened(path: Path) -> Any:
         raise DamagedFileError(path, f"it cannot be opened as a video: {_reason(error)}") from None
     if not container.streams.video:
         container.close()
-        raise ImportDataError(f"{path} holds no video: leave it out.")
+        raise ImportDataError(f"{path} contains no video: leave it out.")
     container.streams.video[0].thread_type = "AUTO"
     return container
 

@@ -36,7 +36,7 @@ def find_files(
     def walk(folder: Path, above: dict[tuple[int, int], Path]) -> None:
         identity = _identity(folder)
         if identity in above:
-            raise ImportDataError(f"{folder} is a link back to {above[identity]}, which holds it: remove the link.")
+            raise ImportDataError(f"{folder} is a link back to {above[identity]}, which contains it: remove the link.")
         for name in sorted(os.listdir(folder)):
             path = folder / name
             wanted = name.lower().endswith(suffix)
@@ -53,7 +53,7 @@ def find_files(
     seen: dict[tuple[int, int], Path] = {}
     for path in sorted(paths):
         if not path.exists():
-            raise ImportDataError(f"{path} is a link to nothing: remove it, or bring back what it leads to.")
+            raise ImportDataError(f"{path} is a broken link: remove it, or restore its target.")
         if not path.is_file():
             raise ImportDataError(f"{path} is not a regular file: remove it.")
         other = seen.setdefault(_identity(path), path)

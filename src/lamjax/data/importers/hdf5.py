@@ -112,7 +112,7 @@ def find(path: Path) -> tuple[list[Path], list[Path], Path]:
     if path.is_file():
         return [path], [], path.parent
     if not path.is_dir():
-        raise ImportDataError(f"There is no {path}: give an HDF5 file, or a folder with some in it.")
+        raise ImportDataError(f"There is no {path}: give an HDF5 file, or a folder of HDF5 files.")
     paths, hidden = find_files([path], SUFFIXES)
     if not paths:
         but = f" except hidden ones such as {hidden[0]}" if hidden else ""
@@ -327,7 +327,9 @@ def import_hdf5(
     """
     del say
     if stride < 1 or len(size) > 2 or min(size, default=1) < 1:
-        raise ImportDataError(f"--stride and --size must be at least 1, and size one number or two: {stride}, {size}.")
+        raise ImportDataError(
+            f"--stride and --size must be at least 1, and --size one or two numbers, got {stride} and {size}."
+        )
     paths, hidden, root = find(path)
     read = checked(read_rows, _NAMES, 2**31)
     episodes, skipped = describe(paths, root, lambda each: look_at(each, camera, stride, size), read, skip_damaged)

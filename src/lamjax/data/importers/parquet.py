@@ -96,7 +96,7 @@ def _find(path: Path) -> tuple[list[Path], list[Path], Path]:
     if path.is_file():
         return [path], [], path.parent
     if not path.is_dir():
-        raise ImportDataError(f"There is no {path}: give a Parquet file, or a folder with some in it.")
+        raise ImportDataError(f"There is no {path}: give a Parquet file, or a folder of Parquet files.")
     paths, hidden = find_files([path], ".parquet")
     if not paths:
         but = f" except hidden ones such as {hidden[0]}" if hidden else ""
