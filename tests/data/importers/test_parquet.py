@@ -173,7 +173,7 @@ def test_what_does_not_fit_is_refused_by_name(pa, tmp_path):
             {"observation": pa.array([[0] * 192, [0] * 191] + [[0] * 192] * (n - 2), pa.list_(pa.uint8()))},
             "different sizes",
         ),
-        ({"observation": flat.cast(pa.large_list(pa.int32()))}, "holds int32 instead of bytes"),
+        ({"observation": flat.cast(pa.large_list(pa.int32()))}, "holds int32 instead of lists of bytes"),
         ({"observation": pa.array([b"no picture"] * n)}, "an image that is damaged or not a PNG"),
         ({"observation": pa.array([png(np.zeros((9, 8, 3), np.uint8))] * n)}, "an image of 9 x 8"),
         ({"observation": pa.array([{"path": "x"}] * n)}, "a struct without a field 'bytes'"),
@@ -190,7 +190,7 @@ def test_a_name_that_arrow_cannot_open_is_no_damage(pa, tmp_path):
     write(pa, tmp_path / "toy" / "a.parquet")
     (tmp_path / "toy" / "a.parquet").rename(tmp_path / "toy" / os.fsdecode(b"\xff.parquet"))
     with pytest.raises(
-        common.ImportDataError, match="has a name that is not UTF-8, as Arrow needs: rename it"
+        common.ImportDataError, match="has a name that is not UTF-8, which Arrow needs: rename it"
     ) as error:
         run(tmp_path / "toy", tmp_path / "store")
     assert "damaged" not in str(error.value)
@@ -321,7 +321,7 @@ def test_what_holds_no_frames_is_refused_by_what_it_holds(pa, tmp_path):
         (pa.array([*pngs[:8], None]), "row 8: column 'observation' has rows without a value"),
         (pa.array([{"bytes": each} for each in pngs[:8]] + [None], pictures), "row 8: column 'observation' has rows"),
         (pa.array([{"path": "/etc/passwd"}] * 9, pictures), "has only paths to images"),
-        (pa.array(["a"] * 9), "column 'observation' holds string instead of bytes"),
+        (pa.array(["a"] * 9), "column 'observation' holds string instead of lists of bytes"),
         (pa.array(pngs[:3] + [png(obs[3, ..., 0])[:40]] * 6), "damaged (row 3: column 'observation' has an image"),
         (
             pa.array(pngs[:3] + [claiming_more(pngs[3])] * 6),
