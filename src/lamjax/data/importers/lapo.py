@@ -40,8 +40,8 @@ def _read(file: SourceFile, start: int) -> Iterator[Rows]:
         for position in range(0, file.rows, BLOCK):
             block = {key: member.read(min(BLOCK, file.rows - position)) for key, member in members.items()}
             if position + BLOCK > start:
-                nowhere = np.zeros(len(block["done"]), bool)
-                rows = Rows(block["obs"], block["ta"], block["rewards"], block["done"], nowhere)
+                unmarked = np.zeros(len(block["done"]), bool)
+                rows = Rows(block["obs"], block["ta"], block["rewards"], block["done"], unmarked)
                 yield rows[max(start - position, 0) :]
         for member in members.values():
             member.finish()
