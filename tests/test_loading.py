@@ -85,7 +85,7 @@ def test_vectors_are_standardised_as_in_training(tmp_path):
     "shape", [(16, 12, 3), (2, 16, 12, 3), (5, 4, 16, 12, 3), (5, 2, 16, 12, 3), (9, 12, 16, 3), (5, 3, 16, 12, 1)]
 )
 def test_frames_that_do_not_fit_are_refused(run, shape):
-    with pytest.raises(ModelError, match=r"^Frames must be windows \[B, 3, 16, 12, 3\], or a clip of as many frames"):
+    with pytest.raises(ModelError, match=r"^Frames must be windows \[B, 3, 16, 12, 3\], or a clip of at least as many"):
         run[0].infer(np.zeros(shape, np.uint8))
 
 
@@ -117,7 +117,7 @@ def test_without_a_decoder_there_are_no_actions(tmp_path):
     write_run(tmp_path / "run", VECTOR, labels=())
     lam = lamjax.load(tmp_path / "run")
     assert lam.decoder is None
-    with pytest.raises(ModelError, match="has no decoder of latents: train its stage 3, or give stage 1 labels of"):
+    with pytest.raises(ModelError, match="has no decoder of latents: train its stage 3, or give stage 1 action labels"):
         lam.decode(lam.infer(clip(VECTOR)))
 
 

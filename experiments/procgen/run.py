@@ -1,4 +1,4 @@
-"""LAPO on Procgen: an expert, a run and its ablations for each game, in pieces of minutes that resume.
+"""Runs LAPO on Procgen: an expert, a run and its ablations for each game, in resumable pieces of a few minutes.
 
     python experiments/procgen/run.py --games coinrun maze --budget-minutes 9
 
@@ -31,7 +31,7 @@ from lamjax.training.provenance import describe_run
 from lamjax.training.run_folder import InterruptedRunError, Run, RunError, read_json, write_json
 
 HERE = Path(__file__).parent
-# The paper's figure has all of them; these first are where LAPO gains most, or learns fastest.
+# The paper's figure shows all games. On these, which come first, LAPO gains most or learns fastest.
 ORDER = ("coinrun", "maze", "heist", "bigfish", "climber", "miner", "dodgeball", "jumper")
 GAMES = (*ORDER, *(game for game in envs.PROCGEN_GAMES if game not in ORDER))
 OBS_SHAPE = (64, 64, 3)
@@ -42,18 +42,18 @@ class Args:
     """Runs LAPO and its ablations on Procgen games, a piece at a time.
 
     Attributes:
-      games: in this order.
-      preset: whose networks and budgets: paper, reference, cpu or smoke.
-      seeds: runs of each game, seeds 0, 1, ...
-      variants: ablations that run beside LAPO and PPO from scratch (see `VARIANTS`).
-      budget_minutes: after this time the command saves everything and ends.
-      expert_frames: environment frames of an expert's training; by default the preset's.
-      expert_at_least: normalised return below which a shipped expert is not used, and a new one trained; 0 takes any.
-      planners: True imitates a game's planner where there is one, so no expert is trained.
+      games: the games to run, in this order.
+      preset: the preset for networks and budgets: paper, reference, cpu or smoke.
+      seeds: number of runs per game; their seeds are 0, 1, ...
+      variants: ablations to run in addition to LAPO and PPO from scratch (see `VARIANTS`).
+      budget_minutes: after this time the command saves everything and exits.
+      expert_frames: number of environment frames to train an expert on; by default the preset's.
+      expert_at_least: trains a new expert if the normalised return of the shipped one is lower; 0 accepts any.
+      planners: True imitates a game's planner if there is one, so no expert is trained.
       keep: True copies the experts and the first seed's policies, as float16, to their places in the repository.
-      runs: the folder of run folders.
-      data: the folder of trajectories.
-      results: the folder of the results of each game.
+      runs: the folder that holds the run folders.
+      data: the folder that holds trajectories.
+      results: the folder for the results of each game.
     """
 
     games: tuple[str, ...] = GAMES
@@ -98,7 +98,7 @@ class Piece:
     Attributes:
       name: for progress messages.
       done: whether its result exists already.
-      do: does it; saves everything and raises `InterruptedRunError` when the time is up.
+      do: does the work; saves everything and raises `InterruptedRunError` when the time is up.
     """
 
     name: str
@@ -113,7 +113,7 @@ def summary(folder: Path) -> dict[str, Any]:
 
 
 def ended(folder: Path, stage: str) -> bool:
-    """Whether a stage of a run has ended."""
+    """Whether a stage of a run has finished."""
     return stage in summary(folder).get("stages", {})
 
 
@@ -182,7 +182,7 @@ def over_seeds(values: list[float]) -> dict[str, Any]:
 
 
 def collect(args: Args, game: str) -> dict[str, Any] | None:
-    """The measurements of a game; None before its first run has ended."""
+    """The measurements of a game; None before its first run has finished."""
     own = {seed: summary(args.runs / game / f"{args.preset}-s{seed}") for seed in range(args.seeds)}
     runs = {seed: results for seed, results in own.items() if "decode_online" in results.get("stages", {})}
     if not runs:
@@ -249,7 +249,7 @@ def keep_policies(args: Args, game: str) -> None:
 
 
 def main() -> int:
-    """Does pieces until the budget is spent; returns 0 if nothing is left, 75 if the same command has more to do."""
+    """Does pieces until the budget is spent; returns 0 if nothing is left, 75 if the command must be repeated."""
     args = tyro.cli(Args, prog="python experiments/procgen/run.py")
     unknown = [name for name in (*args.games, *args.variants) if name not in (*GAMES, *VARIANTS)]
     if unknown or args.preset not in PRESETS:
@@ -272,7 +272,7 @@ def main() -> int:
             try:
                 piece.do()
             except InterruptedRunError:
-                left.append(f"{game}: {piece.name} (begun)")
+                left.append(f"{game}: {piece.name} (started)")
         results = collect(args, game)
         if results:
             args.results.mkdir(parents=True, exist_ok=True)

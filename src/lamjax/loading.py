@@ -1,4 +1,4 @@
-"""Runs, shared models and policies, loaded for use from Python."""
+"""Loads runs, shared models and policies for use from Python."""
 
 import dataclasses
 import functools
@@ -32,7 +32,7 @@ class LoadedPolicy(NamedTuple):
 
     @property
     def space(self) -> Any:
-        """What actions are; it samples from outputs."""
+        """The action space, which can sample actions from outputs."""
         return self.network.space
 
     def __call__(self, obs: jax.Array) -> jax.Array:
@@ -42,9 +42,9 @@ class LoadedPolicy(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class LoadedRun:
-    """A run, or a model that was shared.
+    """A run, or a shared model.
 
-    `infer`, `predict` and `decode` are pure: put ``jit`` and ``vmap`` around them as you like.
+    `infer`, `predict` and `decode` are pure: you can ``jit`` and ``vmap`` them.
 
     Attributes:
       folder: its folder.
@@ -53,8 +53,8 @@ class LoadedRun:
       summary: its results, as in ``summary.json``.
       dynamics: stage 1, or None before its first checkpoint. The optimizer's moments are left out.
       cloning: stage 2, likewise.
-      policies: the policies that are there, by name.
-      obs_shape: of one observation; None where the folder does not say it.
+      policies: the policies in the folder, by name.
+      obs_shape: shape of one observation; None if the folder does not say.
     """
 
     folder: Path
@@ -68,7 +68,7 @@ class LoadedRun:
 
     @property
     def window(self) -> int:
-        """Frames of a window, k + 2."""
+        """Number of frames in a window, k + 2."""
         return self._stage_1().config.window
 
     def infer(self, frames: jax.Array) -> Latents:
@@ -79,8 +79,8 @@ class LoadedRun:
             Pixels are uint8.
 
         Returns:
-          B latents; of a clip those of its T - k - 1 windows in order. The first describes what was done at the frame
-          number k, counted from 0.
+          The latents of the B windows; for a clip, those of its T - k - 1 windows in order. The first one describes the
+          action at frame k, counted from 0.
 
         Raises:
           ModelError: if the frames do not fit the model.
@@ -92,14 +92,14 @@ class LoadedRun:
         """Predicts the next frame of each window, as `dynamics.predict_next` does.
 
         Args:
-          frames: as of `infer`, or windows ``[B, k + 1, *obs_shape]`` up to o_t. A frame o_{t+1} is not used.
-          latents: one of each window: what `infer` returned, or quantised latents float32 ``[B, Z]``.
+          frames: as for `infer`, or windows ``[B, k + 1, *obs_shape]`` that end at o_t. The frame o_{t+1} is not used.
+          latents: one for each window: the result of `infer`, or quantised latents float32 ``[B, Z]``.
 
         Returns:
           float32 ``[B, *obs_shape]``, pixels in [-0.5, 0.5], or standardised numbers.
 
         Raises:
-          ModelError: if the frames do not fit the model, or the latents the frames.
+          ModelError: if the frames do not fit the model, or the latents do not fit the frames.
         """
         state = self._stage_1()
         frames = self._checked(frames, state.config.window, state.config.window - 1)
@@ -114,13 +114,13 @@ class LoadedRun:
 
     @property
     def decoder(self) -> str | None:
-        """What turns latents into actions: "action_head", the name of a policy, or None if there is nothing."""
+        """What decodes latents to actions: "action_head", the name of a policy, or None if there is no decoder."""
         if self.dynamics is not None and self.dynamics.space is not None:
             return "action_head"
         return best_decoder(self.policies)
 
     def decode(self, latents: Latents | jax.Array) -> jax.Array:
-        """The likeliest actions ``[B, *space.shape]`` by `decoder`, at latents float32 ``[B, Z]`` before the quantiser.
+        """Decodes latents float32 ``[B, Z]``, before the quantiser, to the most likely actions ``[B, *space.shape]``.
 
         Raises:
           ModelError: if there is no decoder.
@@ -128,7 +128,7 @@ class LoadedRun:
         z = latents.continuous if isinstance(latents, Latents) else jnp.asarray(latents)
         if self.decoder is None:
             raise ModelError(
-                f"{self.folder} has no decoder of latents: train its stage 3, or give stage 1 labels of actions."
+                f"{self.folder} has no decoder of latents: train its stage 3, or give stage 1 action labels."
             )
         state = self.dynamics
         if state is not None and state.space is not None:
@@ -141,7 +141,7 @@ class LoadedRun:
 
         Args:
           folder: must not exist.
-          dtype: of the weights; float16 ones are half as large, and are computed with in float32.
+          dtype: type of the weights; float16 halves the size, and computations are still in float32.
 
         Raises:
           ModelError: if there is no stage 1 yet, or the folder exists.
@@ -153,7 +153,7 @@ class LoadedRun:
 
     def _decoding(self, name: str) -> sharing.Decoder:
         network, params, info = self.policies[name]
-        assert isinstance(network, policies.DecodedPolicy)  # as all are that `best_decoder` chooses
+        assert isinstance(network, policies.DecodedPolicy)  # `best_decoder` chooses only these
         return sharing.Decoder(network, params, info)
 
     def _stage_1(self) -> DynamicsState:
@@ -162,7 +162,7 @@ class LoadedRun:
         return self.dynamics
 
     def _checked(self, frames: jax.Array, *lengths: int) -> jax.Array:
-        """Frames as an array; raises a `ModelError` unless they are a clip, or windows of one of these lengths."""
+        """Converts frames to an array; raises a `ModelError` unless they are a clip or windows of one of `lengths`."""
         frames = jnp.asarray(frames)
         windows = _is_windows(frames)
         lead = 2 if windows else 1
@@ -170,14 +170,14 @@ class LoadedRun:
         long_enough = frames.shape[1:2] and frames.shape[1] in lengths if windows else frames.shape[0] >= lengths[0]
         if frames.ndim not in (2, 3, 4, 5) or frames.shape[lead:] != shape or not long_enough:
             raise ModelError(
-                f"Frames must be windows [B, {lengths[0]}, {', '.join(map(str, shape))}], or a clip of as many frames "
-                f"at least, not an array of shape {list(frames.shape)}."
+                f"Frames must be windows [B, {lengths[0]}, {', '.join(map(str, shape))}], or a clip of at least as "
+                f"many frames, not an array of shape {list(frames.shape)}."
             )
         return frames
 
 
 def _is_windows(frames: jax.Array) -> bool:
-    """Windows of images or vectors have an odd rank, clips an even one."""
+    """Whether frames are windows, whose rank is odd for images and vectors; the rank of a clip is even."""
     return frames.ndim % 2 == 1
 
 
@@ -211,10 +211,10 @@ def _in_batches(function: Callable[..., Any], *rows: jax.Array) -> Any:
 
 
 def best_decoder(policies: dict[str, LoadedPolicy]) -> str | None:
-    """The name of the policy whose decoder suits the inverse model's latents best, None if there is none.
+    """The name of the policy whose decoder suits the inverse model's latents best, or None if there is none.
 
-    One that was fitted on these latents comes before one that was fitted on the latent policy's, and then more labels
-    before fewer.
+    A decoder that was fitted on these latents is better than one that was fitted on the latent policy's. Among equals,
+    the one with more labels is better.
     """
     labels = {name: name.rpartition("-") for name in policies}
     counts = {name: (kind == "idm", int(n)) for name, (kind, _, n) in labels.items() if kind in ("idm", "offline")}
@@ -222,19 +222,19 @@ def best_decoder(policies: dict[str, LoadedPolicy]) -> str | None:
 
 
 def load(path: str | Path) -> LoadedRun | LoadedPolicy:
-    """Loads a run folder, a model or policy that was shared, or one of the models that come with lamjax.
+    """Loads a run folder, a shared model or policy, or one of the models that come with lamjax.
 
-    Policies of a run lie in ``runs/<env>/<name>/policies/<policy>``.
+    The policies of a run are in ``runs/<env>/<name>/policies/<policy>``.
 
     Args:
       path: the folder, or the name of a model that comes with lamjax (`lamjax.pretrained`), such as "coinrun". If a
-        file or folder of that name exists, it is loaded instead.
+        file or folder with that name exists, it is loaded instead.
 
     Raises:
-      PolicyError: if it is none of these, or a policy is damaged.
+      PolicyError: if the path is none of these, or a policy is damaged.
       ModelError: if a shared model is damaged.
       CheckpointError: if a checkpoint is damaged.
-      RunError: if another of the run's files is damaged.
+      RunError: if another file of the run is damaged.
     """
     path = pretrained.resolve(path)
     if (path / "policy.json").exists() or shared_folder.kind_of(path) == sharing.POLICY:
@@ -252,7 +252,7 @@ def load(path: str | Path) -> LoadedRun | LoadedPolicy:
         )
     settings = read_json(path / "config.json")
     if not isinstance(settings, dict) or not isinstance(settings.get("env"), str):
-        raise PolicyError(f"{path / 'config.json'} holds no settings of a run: give the folder of one.")
+        raise PolicyError(f"{path / 'config.json'} does not hold the settings of a run: give a run folder.")
     env = settings.pop("env")
     settings.pop("source", None)
     summary = read_json(path / "summary.json") if (path / "summary.json").exists() else {}
@@ -272,19 +272,19 @@ def load(path: str | Path) -> LoadedRun | LoadedPolicy:
 
 
 def load_policy(path: Path) -> LoadedPolicy:
-    """Loads a policy folder, of a run (`policies.load_policy`) or shared (`sharing.read_policy`)."""
+    """Loads a policy folder, either from a run (`policies.load_policy`) or shared (`sharing.read_policy`)."""
     if shared_folder.kind_of(path) is not None:
         return LoadedPolicy(*sharing.read_policy(path)[:3])
     return LoadedPolicy(*policies.load_policy(path))
 
 
 def export(source: str | Path, folder: str | Path, dtype: Dtype = "float32") -> None:
-    """Writes a run's models, or one policy, into a folder to share; `load` reads it.
+    """Writes a run's models, or one policy, to a folder to share; `load` reads it.
 
     Args:
-      source: what `load` reads.
+      source: anything that `load` accepts.
       folder: must not exist.
-      dtype: of the weights; float16 ones are half as large, and are computed with in float32.
+      dtype: type of the weights; float16 halves the size, and computations are still in float32.
 
     Raises:
       ModelError: if there is no stage 1 yet, or the folder exists.
@@ -301,26 +301,26 @@ def export(source: str | Path, folder: str | Path, dtype: Dtype = "float32") -> 
 
 
 def _action_space(summary: dict[str, Any], env: str | None) -> ActionSpace | None:
-    """The space of a run's actions: as its record says, or the environment; None if neither does."""
+    """The action space of a run, from its recording or the environment; None if both are unknown."""
     if space := summary.get("stages", {}).get("record", {}).get("action_space"):
         return checkpoint.from_json(ActionSpace, space)
     return envs.make(env, 1).action_space if env else None
 
 
 def _obs_shape(summary: dict[str, Any], env: str) -> tuple[int, ...] | None:
-    """The shape of a run's observations: as its record says, or the environment; None if neither does."""
+    """The observation shape of a run, from its recording or the environment; None if both are unknown."""
     if shape := summary.get("stages", {}).get("record", {}).get("obs_shape"):
         return tuple(shape)
     try:
         return tuple(envs.obs_shape(env))
-    except envs.UnknownEnvError:  # somebody's own, which is not registered here
+    except envs.UnknownEnvError:  # a user's own environment, which is not registered here
         return None
 
 
 def load_dynamics(run: Path, env: str | None = None) -> DynamicsState | None:
-    """Stage 1 of a run, from its newest good checkpoint, without the optimizer's moments; None if there is none.
+    """Loads stage 1 of a run from its newest good checkpoint, without the optimizer's moments; None if there is none.
 
-    Where the run does not say its action space, and `env` is not given, a state that was trained with labels lacks it.
+    A state that was trained with labels lacks its action space if the run does not state it and `env` is not given.
     """
     saved = checkpoint.restore_arrays(run / "checkpoints" / "dynamics")
     if saved is None:
@@ -335,7 +335,7 @@ def load_dynamics(run: Path, env: str | None = None) -> DynamicsState | None:
 
 
 def load_cloning(run: Path) -> CloningState | None:
-    """Stage 2 of a run, as `load_dynamics`."""
+    """Loads stage 2 of a run, like `load_dynamics`."""
     saved = checkpoint.restore_arrays(run / "checkpoints" / "cloning")
     if saved is None:
         return None

@@ -1,9 +1,9 @@
-"""What happens to observations before a network sees them: standardising, cleaning, and cutting out what moves.
+"""Preprocesses observations for the networks: standardises them, cleans them, and crops what moves.
 
-In the linear theory cleaning multiplies the exogenous noise by 1 - c, and once what remains of it is below the action's
-change the latents turn from the noise to the action (c* = 1 - 1 / s_exo; docs/linear_lam.md). On frames there is no
-filter for all noise, but two for kinds that have a form: noise of each pixel by itself, and light that changes as one.
-What moves like an object, as an overlay does, no filter tells from the game.
+In the linear theory, cleaning multiplies the exogenous noise by 1 - c. Once the remaining noise is smaller than the
+change that actions cause, the latents switch from the noise to the action (c* = 1 - 1 / s_exo; docs/linear_lam.md). No
+filter removes all noise from frames. There are two for specific kinds: noise that is independent for each pixel, and
+light that changes over the whole frame. No filter can distinguish a moving overlay from an object of the game.
 
 Dimension keys: B batch, T frames of a window, H, W, C frame, F side of a square.
 """
@@ -22,10 +22,11 @@ ObsStats = dict[str, jax.Array] | None
 
 
 def obs_stats(obs: np.ndarray) -> ObsStats:
-    """What `normalise_obs` needs beside observations ``[E, *obs_shape]``: None for uint8, whose range is known.
+    """Computes the statistics that `normalise_obs` needs, from observations ``[E, *obs_shape]``.
 
     Returns:
-      ``{"mean", "scale"}`` float32 ``[*obs_shape]`` for any other type; a number that never changes has scale 1.
+      None for uint8, whose range is known. For any other type, ``{"mean", "scale"}``, float32 ``[*obs_shape]``; the
+      scale of a number that never changes is 1.
     """
     if obs.dtype == np.uint8:
         return None
@@ -35,24 +36,24 @@ def obs_stats(obs: np.ndarray) -> ObsStats:
 
 
 _NOT_PIXELS = (
-    "Observations are {dtype} and nothing says how to standardise them: convert pixels in [0, 255] to uint8, or give "
-    "`init` the obs_stats of lamjax.preprocess."
+    "Observations are {dtype}, and there are no statistics to standardise them with: convert pixels in [0, 255] to "
+    "uint8, or pass obs_stats to `init` (see lamjax.preprocess)."
 )
 
 
 def check_images(obs: jax.Array, stats: ObsStats, rank: int) -> None:
-    """Raises `ValueError` if images, arrays of this rank, are neither uint8 pixels nor can be standardised.
+    """Raises a `ValueError` if images, arrays of this rank, are not uint8 pixels and there are no statistics.
 
-    Floats may be pixels in [0, 255] as well as in [0, 1], and inside ``jit`` nobody sees which.
+    Floats may be pixels in [0, 255] or in [0, 1], and inside ``jit`` one cannot see which.
     """
     if len(obs.shape) == rank and obs.dtype != jnp.uint8 and stats is None:
         raise ValueError(_NOT_PIXELS.format(dtype=obs.dtype))
 
 
 def normalise_obs(obs: jax.Array, stats: ObsStats = None) -> jax.Array:
-    """uint8 pixels in [0, 255] to float32 in [-0.5, 0.5]; other observations to float32, standardised by `stats`.
+    """Scales uint8 pixels in [0, 255] to float32 in [-0.5, 0.5]; standardises other observations to float32 by `stats`.
 
-    Without `stats`, floats stay as they are: they are standardised already.
+    Without `stats`, floats are not changed: they are assumed to be standardised already.
 
     Raises:
       ValueError: if observations are integers of another type and there are no `stats`.
@@ -69,9 +70,9 @@ def normalise_obs(obs: jax.Array, stats: ObsStats = None) -> jax.Array:
 
 
 _SCROLLING = 0.25  # the view moves where a larger share of the pixels changes
-_SAMPLES = 16  # pixels along each axis that tell the light: their median is a whole frame's, at a hundredth of the cost
+_SAMPLES = 16  # pixels along each axis to estimate the light: about the median of a whole frame, at 1 % of the cost
 
-# Exchanges that leave the median of nine in place 4 (Devillard, "Fast median search", after Paeth 1990).
+# Compare-exchange steps that put the median of nine at index 4 (Devillard, "Fast median search", after Paeth 1990).
 _MEDIAN_OF_9 = (
     *((1, 2), (4, 5), (7, 8), (0, 1), (3, 4), (6, 7), (1, 2), (4, 5), (7, 8), (0, 3)),
     *((5, 8), (4, 7), (3, 6), (1, 4), (2, 5), (4, 7), (4, 2), (6, 4), (4, 2)),
@@ -79,7 +80,7 @@ _MEDIAN_OF_9 = (
 
 
 def with_stats(params: dict[str, Any], stats: ObsStats) -> dict[str, Any]:
-    """A policy's parameters together with how it standardises observations: the key ``obs_stats``, if there is any."""
+    """Adds statistics for standardising observations, if there are any, to a policy's parameters, as ``obs_stats``."""
     return params if stats is None else {**params, "obs_stats": stats}
 
 
@@ -91,17 +92,17 @@ def without_stats(params: dict[str, Any]) -> tuple[dict[str, Any], ObsStats]:
 def clean(windows: jax.Array, how: Cleaning, now: int = 1) -> jax.Array:
     """Cleans windows; runs inside jit.
 
-    - "none" leaves them as they are.
-    - "median" puts in place of each pixel the median of the 3 x 3 around it, for each channel and frame by itself; the
-      edge is repeated. Of noise that is independent between pixels a sixth of the variance remains; edges stay where
-      they are, and what is narrower than two pixels is lost.
-    - "level" takes from each frame and channel one number, by how much it is lighter than in o_t: the median over
-      pixels of the difference, which a moving object that covers less than half of the picture does not change.
+    - "none" does nothing.
+    - "median" replaces each pixel by the median of the 3 x 3 pixels around it, separately for each channel and frame;
+      the edge is repeated. It leaves a sixth of the variance of noise that is independent between pixels. Edges stay
+      in place, but details narrower than two pixels are lost.
+    - "level" subtracts one number from each channel of each frame, by which the frame is lighter than o_t: the median
+      over pixels of the difference. Moving objects that cover less than half of the frame do not change the median.
 
     Args:
       windows: uint8 ``[B, T, H, W, C]``.
       how: one of `Cleaning`.
-      now: which of the T frames is o_t: the second, in [o_{t-1}, o_t] and in [o_{t-1}, o_t, o_{t+1}].
+      now: the index of o_t among the T frames: 1 in [o_{t-1}, o_t] and in [o_{t-1}, o_t, o_{t+1}].
 
     Returns:
       uint8 of the same shape.
@@ -138,20 +139,20 @@ def _level(windows: jax.Array, now: int) -> jax.Array:
 def moving_squares(windows: jax.Array, size: int, rows: tuple[float, float] = (0.0, 1.0)) -> jax.Array:
     """Finds the square around what moves in each window.
 
-    Before a fixed view little changes, and the square's middle is the mean place of the change,
-    ``sum_p p e(p) / sum_p e(p)``, where e(p) sums how much a pixel's channels differ between frames next to each other.
-    If more than a quarter of the pixels change, the view itself moves; what it follows is in the middle of the frame,
-    and so is the square, as it is if nothing changes.
+    If the view is fixed, little changes, and the centre of the square is the mean position of the change,
+    ``sum_p p e(p) / sum_p e(p)``, where e(p) sums the absolute differences of a pixel's channels between successive
+    frames. If more than a quarter of the pixels change, the view itself moves, and follows something in the middle of
+    the frame; the square is then in the middle. It is also in the middle if nothing changes.
 
-    With `rows`, pixels, changes and the middle are those of these rows alone. The square may reach beyond them.
+    With `rows`, only the changes in these rows count, and the middle is theirs. The square may extend beyond them.
 
     Args:
       windows: float32 ``[B, T, H, W, C]``, T at least 2.
       size: F, at most H and W.
-      rows: where the rows that count begin and end, as shares of H from the top; the pixels at both ends count.
+      rows: start and end of the rows that count, as shares of H from the top; a partly covered row counts.
 
     Returns:
-      The squares' upper left corners, int32 ``[B, 2]``, row and column, such that they lie within the frame.
+      The upper left corners of the squares, int32 ``[B, 2]``, row and column. The squares lie within the frame.
     """
     chex.assert_rank(windows, 5)
     top, _ = _pixel_rows(rows, windows.shape[2])
@@ -176,10 +177,10 @@ def _changes(windows: jax.Array, rows: tuple[float, float]) -> jax.Array:
 def unsteady_squares(windows: jax.Array, size: int, rows: tuple[float, float] = (0.0, 1.0)) -> jax.Array:
     """Finds the square around what starts, stops or changes its pace most in each window.
 
-    An agent does so at its next action, and what moves by itself mostly goes on as it did. So this is for several
-    movers in a view that stands still or scrolls steadily. ``E_t(p)`` is the squared change from o_{t-1} to o_t within
-    a box around p, of half the square's side. The square's middle is the mean place of the change around the p where
-    ``|E_{t+1}(p) - E_t(p)|`` is largest. If nothing changes, the square is in the middle.
+    The agent does this at its next action, while other things mostly keep moving as before. So this suits frames with
+    several moving things, whose view stands still or scrolls steadily. ``E_t(p)`` is the squared change from o_{t-1} to
+    o_t within a box around p, with half the side of the square. The centre of the square is the mean position of the
+    change around the p where ``|E_{t+1}(p) - E_t(p)|`` is largest. If nothing changes, the square is in the middle.
 
     Args:
       windows: float32 ``[B, T, H, W, C]``, T at least 3; the last three frames count.
@@ -187,7 +188,7 @@ def unsteady_squares(windows: jax.Array, size: int, rows: tuple[float, float] = 
       rows: see `moving_squares`.
 
     Returns:
-      As `moving_squares`.
+      The same as `moving_squares`.
     """
     chex.assert_rank(windows, 5)
     top, bottom = _pixel_rows(rows, windows.shape[2])
@@ -208,7 +209,7 @@ def _pixel_rows(rows: tuple[float, float], height: int) -> tuple[int, int]:
 
 
 def _box_sums(values: jax.Array, side: int) -> jax.Array:
-    """Sums ``[B, H, W]`` over boxes of `side` around each pixel; what lies beyond the edge is 0."""
+    """Sums ``[B, H, W]`` over boxes of `side` around each pixel; values beyond the edge are 0."""
     _, h, w = values.shape
     low, high = (side - 1) // 2, side // 2
     padded = jnp.pad(values, ((0, 0), (low, high), (low, high)))
@@ -218,9 +219,9 @@ def _box_sums(values: jax.Array, side: int) -> jax.Array:
 
 
 def _corners(weights: jax.Array, top: int, shape: Sequence[int], size: int) -> jax.Array:
-    """Corners of squares around the mean place of weights ``[B, R, W]`` of rows from `top` on.
+    """Corners of squares around the mean position of weights ``[B, R, W]``, whose first row is `top`.
 
-    Where all weights are 0, the place is the middle of these rows. See `moving_squares`.
+    If all weights are 0, the position is the middle of these rows. See `moving_squares`.
     """
     total = weights.sum((1, 2))
 
@@ -228,7 +229,7 @@ def _corners(weights: jax.Array, top: int, shape: Sequence[int], size: int) -> j
         n = along.shape[1]
         mean = (along * jnp.arange(n)[None]).sum(1) / jnp.where(total > 0, total, 1)
         middle = first + jnp.where(total > 0, mean, (n - 1) / 2)
-        # Halves are common: just beside them, no rounding of the sums decides.
+        # Halves are common: the offset of 0.001 keeps rounding errors in the sums from deciding.
         return jnp.clip(jnp.floor(middle - size / 2 + 1.001), 0, length - size)
 
     corners = corner(weights.sum(2), top, shape[0]), corner(weights.sum(1), 0, shape[1])
@@ -236,9 +237,15 @@ def _corners(weights: jax.Array, top: int, shape: Sequence[int], size: int) -> j
 
 
 def cut_squares(windows: jax.Array, corners: jax.Array, size: int) -> jax.Array:
-    """Cuts a square out of each window, the same out of all of its frames: ``[B, T, H, W, C] -> [B, T, F, F, C]``.
+    """Cuts a square out of each window, at the same position in all its frames.
 
-    `corners` int32 ``[B, 2]`` are the squares' upper left corners; one beyond the edge is moved back to it.
+    Args:
+      windows: ``[B, T, H, W, C]``.
+      corners: int32 ``[B, 2]``, the upper left corners; a square beyond the edge is moved back into the frame.
+      size: F.
+
+    Returns:
+      ``[B, T, F, F, C]``.
     """
     _, t, h, w, c = windows.shape
     corners = jnp.clip(corners, 0, jnp.array([[h - size, w - size]]))  # a negative start would count from the end
@@ -263,8 +270,8 @@ def paste_squares(frames: jax.Array, squares: jax.Array, corners: jax.Array) -> 
 def tiles(frames: jax.Array, size: int) -> jax.Array:
     """Covers frames with overlapping squares: ``[B, T, H, W, C] -> [B * N, T, F, F, C]``, N squares of each frame.
 
-    Neighbours lie half a square apart and the frame's edge is repeated outwards, so that each pixel lies once in the
-    inner half of a square, which `join_tiles` keeps. `size` is F, a multiple of 4.
+    Neighbouring squares are half a square apart, and the frame's edge is repeated outwards. So each pixel is in the
+    inner half of exactly one square. `join_tiles` keeps these inner halves. `size` is F, a multiple of 4.
     """
     b, t, h, w, c = frames.shape
     rows, columns = _tile_corners(h, size), _tile_corners(w, size)
@@ -276,7 +283,7 @@ def tiles(frames: jax.Array, size: int) -> jax.Array:
 
 
 def join_tiles(squares: jax.Array, shape: tuple[int, int]) -> jax.Array:
-    """Joins the inner halves of what `tiles` cut: ``[B * N, F, F, C] -> [B, H, W, C]``, `shape` being ``(H, W)``."""
+    """Joins the inner halves of the squares of `tiles`: ``[B * N, F, F, C] -> [B, H, W, C]``; `shape` is ``(H, W)``."""
     size, c = squares.shape[-2:]
     rows, columns = (len(_tile_corners(n, size)) for n in shape)
     margin, inner = size // 4, size // 2

@@ -1,7 +1,7 @@
-"""Folders to share: weights that any reader of safetensors opens, what rebuilds their owner, and a card.
+"""Folders to share: weights that any reader of safetensors can open, a note to rebuild the model from, and a card.
 
 - ``model.safetensors``: arrays by dotted names, float32 or float16
-- ``config.json``: a note, anything JSON can hold, with digests of the weights and of itself
+- ``config.json``: the note, any JSON, with digests of the weights and of itself
 - ``README.md``: the card, with the front matter that model hubs read
 """
 
@@ -26,18 +26,18 @@ WEIGHTS, CONFIG, CARD = "model.safetensors", "config.json", "README.md"
 
 
 class ModelError(ValueError):
-    """Raised where a folder is no model, or a damaged one; one sentence that says what to do."""
+    """Raised if a folder is not a model, or is damaged; the message is one sentence that says what to do."""
 
 
 def write(folder: Path, kind: str, arrays: Mapping[str, np.ndarray], note: Mapping[str, Any], card: str) -> None:
-    """Writes a folder beside its place and renames it, so that there is never half a folder.
+    """Writes a folder under a temporary name and renames it, so an incomplete folder is never visible.
 
     Args:
       folder: must not exist.
       kind: what it holds, such as "lamjax-model".
       arrays: the weights by name, as `converted` returns them.
-      note: what else rebuilds their owner.
-      card: Markdown.
+      note: everything else that is needed to rebuild the model.
+      card: the model card, in Markdown.
 
     Raises:
       ModelError: if the folder exists.
@@ -60,7 +60,7 @@ def write(folder: Path, kind: str, arrays: Mapping[str, np.ndarray], note: Mappi
 
 
 def kind_of(folder: Path) -> str | None:
-    """What a folder says that it holds, None if it says nothing; it is not checked."""
+    """The kind that a folder states, None if it states none; nothing is verified."""
     try:
         note = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
@@ -69,10 +69,10 @@ def kind_of(folder: Path) -> str | None:
 
 
 def read(folder: Path, kind: str) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-    """Reads a folder that `write` wrote: its note, and its arrays, of which float16 ones become float32.
+    """Reads a folder that `write` wrote: its note and its arrays. float16 arrays become float32.
 
     Raises:
-      ModelError: if it is missing, damaged, of a newer version, of another kind or of another library.
+      ModelError: if it is missing, damaged, of another kind, from a newer version or from another library.
     """
     try:
         note = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
@@ -83,24 +83,24 @@ def read(folder: Path, kind: str) -> tuple[dict[str, Any], dict[str, np.ndarray]
         raise ModelError(f"{folder / CONFIG} is damaged ({brief(error)}): fetch the folder again.") from error
     if not isinstance(note, dict) or note.get("format") != kind:
         what = kind.replace("lamjax-", "")
-        raise ModelError(f"{folder} holds no {what} of lamjax: its {CONFIG} does not have the format {kind!r}.")
+        raise ModelError(f"{folder} does not hold a {what} of lamjax: its {CONFIG} does not have the format {kind!r}.")
     if note.get("version") != VERSION:
         raise ModelError(
-            f"{folder} is a model of version {note.get('version')}, and this lamjax reads version {VERSION}: update it."
+            f"{folder} is a model of version {note.get('version')}, but this lamjax reads version {VERSION}: update it."
         )
     if note.get("sha256") != checkpoint.note_digest(note):
-        raise ModelError(f"{folder / CONFIG} is not what was written: fetch the folder again.")
+        raise ModelError(f"{folder / CONFIG} was changed or damaged after it was written: fetch the folder again.")
     if note["weights_sha256"] != hashlib.sha256(weights).hexdigest():
-        raise ModelError(f"{folder / WEIGHTS} is not what was written: fetch the folder again.")
+        raise ModelError(f"{folder / WEIGHTS} was changed or damaged after it was written: fetch the folder again.")
     arrays = safetensors.numpy.load(weights)
     return note, {name: x.astype(np.float32) if x.dtype == np.float16 else x for name, x in arrays.items()}
 
 
 def converted(arrays: Mapping[str, np.ndarray], dtype: Dtype) -> dict[str, np.ndarray]:
-    """Arrays whose floats have another type.
+    """Converts the floating-point arrays to another type.
 
     Raises:
-      ModelError: if one is not finite in that type.
+      ModelError: if an array is not finite in that type.
     """
     with np.errstate(over="ignore"):
         result = {name: x.astype(dtype) if x.dtype.kind == "f" else x for name, x in arrays.items()}
@@ -110,7 +110,7 @@ def converted(arrays: Mapping[str, np.ndarray], dtype: Dtype) -> dict[str, np.nd
 
 
 def shareable(value: Any) -> Any:
-    """Results without the folders of the machine that they were made on: of each absolute path the name is left."""
+    """Removes the machine's folders from results: of each absolute path, only the last part stays."""
     if isinstance(value, dict):
         return {key: shareable(each) for key, each in value.items()}
     if isinstance(value, list):

@@ -1,8 +1,8 @@
-"""Models and policies as folders to share (`lamjax.shared_folder`).
+"""Writes and reads models and policies as folders to share (`lamjax.shared_folder`).
 
-A model's arrays are ``dynamics.*``, ``cloning.*`` and ``decoder.*``; its note holds the settings, the shape of
-observations and the results. A policy's arrays are its parameters; its note holds the network, its own results, and
-those of its run.
+A model's arrays are ``dynamics.*``, ``cloning.*`` and ``decoder.*``; its note holds the settings, the observation shape
+and the results. A policy's arrays are its parameters; its note holds the network, its own results, and those of its
+run.
 """
 
 import dataclasses
@@ -26,7 +26,7 @@ from lamjax.shared_folder import Dtype, ModelError, shareable
 from lamjax.training import checkpoint
 
 MODEL, POLICY = "lamjax-model", "lamjax-policy"
-# Entries of summary.json that a shared folder keeps: those that say nothing of the machine's folders.
+# Entries of summary.json to keep in a shared folder: those that reveal nothing about the machine's folders.
 _KEPT = (
     *("env", "preset", "seed", "name", "git", "versions", "device", "source"),
     *("stages", "nulls", "decoder", "fresh_levels", "banner"),
@@ -34,7 +34,7 @@ _KEPT = (
 
 
 class Decoder(NamedTuple):
-    """A decoder from latents to actions: its policy, that policy's parameters, and how it did."""
+    """A decoder from latents to actions: its policy, that policy's parameters, and its results."""
 
     network: DecodedPolicy
     params: Any
@@ -46,8 +46,8 @@ class Model:
     """A latent action model.
 
     Attributes:
-      env: what it was trained on: an environment's name, or the name of somebody's own data.
-      obs_shape: of one observation; None where that is not known.
+      env: what it was trained on: the name of an environment, or of the user's own data.
+      obs_shape: shape of one observation; None if unknown.
       config: the settings of the run.
       summary: the results, as in ``summary.json``.
       dynamics: stage 1, without the optimizer's moments.
@@ -65,7 +65,7 @@ class Model:
 
 
 class SharedPolicy(NamedTuple):
-    """A policy, its parameters, its provenance and results, and the results of its run, empty if it has none."""
+    """A policy, its parameters, its provenance and results, and the results of its run (empty if there is none)."""
 
     network: policies.Network
     params: Any
@@ -78,8 +78,8 @@ def write_model(folder: Path, model: Model, dtype: Dtype = "float32") -> None:
 
     Args:
       folder: must not exist.
-      model: what it will hold.
-      dtype: of the weights; float16 ones are half as large, and are computed with in float32.
+      model: the model to write.
+      dtype: type of the weights; float16 halves the size, and computations are still in float32.
 
     Raises:
       ModelError: if the folder exists, or a weight is not finite in that type.
@@ -97,17 +97,17 @@ def read_model(folder: Path) -> Model:
     """Reads a model folder.
 
     Raises:
-      ModelError: if it is missing, damaged, of a newer version or of another library.
+      ModelError: if it is missing, damaged, from a newer version or from another library.
     """
     note, arrays = shared_folder.read(folder, MODEL)
     try:
         return _unpack(note, arrays)
-    except Exception as error:  # digests match, so only somebody who wrote them anew can get here
-        raise ModelError(f"{folder} does not hold a model that can be ({brief(error)}).") from error
+    except Exception as error:  # the digests match, so this needs a folder with recomputed digests
+        raise ModelError(f"{folder} does not hold a valid model ({brief(error)}).") from error
 
 
 def write_policy(folder: Path, policy: SharedPolicy, dtype: Dtype = "float32") -> None:
-    """Writes a policy's folder; arguments and errors are those of `write_model`."""
+    """Writes a policy folder; arguments and errors are those of `write_model`."""
     network, params, info, summary = policy
     arrays = shared_folder.converted(checkpoint.flatten(params), dtype)
     note = policies.describe(network) | {"info": shareable(info), "summary": _kept(summary)}
@@ -118,21 +118,21 @@ def write_policy(folder: Path, policy: SharedPolicy, dtype: Dtype = "float32") -
 
 
 def read_policy(folder: Path) -> SharedPolicy:
-    """Reads a policy's folder.
+    """Reads a policy folder.
 
     Raises:
-      ModelError: if it is missing, damaged, of a newer version or of another library.
+      ModelError: if it is missing, damaged, from a newer version or from another library.
     """
     note, arrays = shared_folder.read(folder, POLICY)
     try:
         params = checkpoint.nest({name: jnp.asarray(array) for name, array in arrays.items()})
         return SharedPolicy(policies.from_description(note), params, note["info"], note["summary"])
     except Exception as error:  # as in `read_model`
-        raise ModelError(f"{folder} does not hold a policy that can be ({brief(error)}).") from error
+        raise ModelError(f"{folder} does not hold a valid policy ({brief(error)}).") from error
 
 
 def dynamics_state(arrays: dict[str, Any], config: DynamicsConfig, space: Any) -> DynamicsState:
-    """Stage 1 from its arrays by dotted names, without the optimizer's moments."""
+    """Builds stage 1 from its arrays by dotted names, without the optimizer's moments."""
     tree = checkpoint.nest(arrays)
     codebooks = Codebooks(**tree["codebooks"])
     stats, obs_stats = tree.get("batch_stats", {}), tree.get("obs_stats")
@@ -140,14 +140,14 @@ def dynamics_state(arrays: dict[str, Any], config: DynamicsConfig, space: Any) -
 
 
 def cloning_state(arrays: dict[str, Any], config: CloningConfig) -> CloningState:
-    """Stage 2 from its arrays by dotted names, without the optimizer's moments."""
+    """Builds stage 2 from its arrays by dotted names, without the optimizer's moments."""
     tree = checkpoint.nest(arrays)
     latent_dim = tree["params"]["latent_head"]["linear"]["bias"].shape[0]
     return CloningState(tree["params"], None, tree["step"], latent_dim, config, tree.get("obs_stats"))
 
 
 def _pack(model: Model) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    """The arrays of a model, and what else rebuilds it."""
+    """The arrays of a model, and the note with everything else that is needed to rebuild it."""
     parts: dict[str, Any] = {"dynamics": model.dynamics.replace(opt_state=None)}
     note: dict[str, Any] = {
         "env": model.env,
@@ -200,7 +200,7 @@ def _size(arrays: Mapping[str, np.ndarray], dtype: Dtype) -> str:
 
 
 def _facts(model: Model) -> dict[str, str]:
-    """What the card says of the model besides its results."""
+    """What the card says about the model itself, apart from its results."""
     config, quantizer = model.dynamics.config, model.dynamics.config.quantizer
     latent = f"{config.latent_dim} numbers"
     if quantizer.enabled:

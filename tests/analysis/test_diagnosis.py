@@ -80,7 +80,7 @@ def test_latents_must_hold_half_of_the_action_and_more_than_an_untrained_models(
 
 
 def test_the_verdict_says_how_much_the_latents_hold():
-    held = "the latents hold 0.62 ± 0.03 of what frames tell of the action (untrained 0.10)"
+    held = "the latents hold 0.62 ± 0.03 of what the frames reveal about the action (untrained 0.10)"
     verdict = judge_dynamics(DYNAMICS | {"action_information": INFORMATION})["verdict"]
     assert verdict == f"error 0.40 of copying; {held}"
     assert judge_information(INFORMATION)["verdict"] == held

@@ -204,9 +204,9 @@ def test_the_action_information_and_the_oracle_stand_where_they_are_measured(tmp
     summary["stages"]["decode_offline"]["oracle"] = {"return_mean": 8.4, "return_stderr": 0.31, "episodes": 64}
     page = Page(report.write(make_run(tmp_path, summary)))
     for words in (
-        "0.23 ± 0.03 of what frames tell of actions untrained IDM 0.10 needed 0.50 ✗",
+        "0.23 ± 0.03 of what the frames reveal about actions untrained IDM 0.10 needed 0.50 ✗",
         "on 3,396 held-out windows of uniform random play",
-        "the action is read by accuracy, aliases merged share of what frames tell a probe on the latents 58.9 % "
+        "the action is read by accuracy, aliases merged share of what the frames reveal a probe on the latents 58.9 % "
         "0.23 ± 0.03 the same probe on an untrained IDM's latents 56.3 % 0.10 the same IDM, trained on the actions "
         "themselves 74.6 % 1.00 the most frequent action 54.3 % 0.00",
         "expert 8.10 all actions cloned 8.40 ± 0.31 ✓",

@@ -34,7 +34,7 @@ def test_the_table_of_the_action_information():
     information = {"share": 0.5, "share_stderr": 0.1, "untrained_share": 0.25, "windows": 9}
     information |= {"trained": 0.4, "untrained": 0.2, "supervised": 0.8, "majority": -0.001}
     headings, *rows = report_text.information_table(information, False)
-    assert headings == ("the action is read by", "R² of continuous actions", "share of what frames tell")
+    assert headings == ("the action is read by", "R² of continuous actions", "share of what the frames reveal")
     assert [row[1:] for row in rows] == [("0.40", "0.50 ± 0.10"), ("0.20", "0.25"), ("0.80", "1.00"), ("-0.00", "0.00")]
     assert rows[-1][0] == "the mean action"
     rows = report_text.information_table(information | {"supervised": -0.001}, True)

@@ -27,5 +27,5 @@ def test_a_policy_alone_is_exported_and_has_no_latents(run, tmp_path, capsys):
     policy = str(run / "policies" / "offline-16")
     assert main(["export", policy, str(tmp_path / "policy"), "--dtype", "float16"]) == 0
     assert main(["label", policy, str(tmp_path), "-o", str(tmp_path / "latents.npz")]) == 2
-    assert "is a policy, and a policy has no latents" in capsys.readouterr().err
+    assert "is a policy, which has no latents" in capsys.readouterr().err
     assert lamjax.load(tmp_path / "policy").network == lamjax.load(policy).network

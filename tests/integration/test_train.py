@@ -223,7 +223,7 @@ def test_the_action_information_of_a_run_on_fresh_levels(whole, tmp_path, capsys
     out, err = capsys.readouterr()
     assert "recording" not in err and "training" not in err
     assert f"fresh levels of coinrun, {results['windows']} held-out windows" in out
-    assert f"{100 * results['supervised']:.1f} %" in out and "of what frames tell of the action" in out
+    assert f"{100 * results['supervised']:.1f} %" in out and "of what the frames reveal about the action" in out
     # The model that was shared has the same weights; what was kept of a run is in its card.
     lamjax.load(whole).export(tmp_path / "model")
     assert main(["information", str(tmp_path / "model"), "--data", str(tmp_path), "--json"]) == 0

@@ -35,9 +35,9 @@ def test_there_and_back(networks, arrays, capfd):
     torchfile.write(Path("models.pt"), {"model": {"module": networks, "optimizer": {"step": np.array(3)}}})
     assert main(["import-torch", "models.pt", "--env", "maze", "--name", "theirs"]) == 0
     out, err = capfd.readouterr()
-    assert out == "runs/maze/theirs\n" and err.startswith("found idm, wm, policy; go on with: lamjax train ")
-    # What it says to go on with means these settings.
-    words = shlex.split(err.partition("go on with: ")[2])
+    assert out == "runs/maze/theirs\n" and err.startswith("found idm, wm, policy; continue with: lamjax train ")
+    # The command that it prints means these settings.
+    words = shlex.split(err.partition("continue with: ")[2])
     args = cli.parse("train", words[2:])
     assert (args.env, args.name, args.preset) == ("maze", "theirs", "paper")
     config = args.config
@@ -66,7 +66,7 @@ def test_there_and_back(networks, arrays, capfd):
 def test_the_options_of_any_preset(networks, capfd):
     torchfile.write(Path("models.pt"), networks)
     assert main(["import-torch", "models.pt", "--preset", "smoke", "--dynamics.quantizer.no-enabled"]) == 0
-    words = shlex.split(capfd.readouterr().err.partition("go on with: ")[2])
+    words = shlex.split(capfd.readouterr().err.partition("continue with: ")[2])
     config = cli.parse("train", words[2:]).config
     imported = torch_runs.import_torch([Path("models.pt")], Path("run"), PRESETS["smoke"])
     assert config == imported.config != PRESETS["smoke"]

@@ -26,7 +26,7 @@ def test_pixels_are_centred_and_other_observations_left_alone():
         out = normalise_obs(jnp.array([0, 51, -255], dtype))
         assert out.dtype == jnp.float32
         np.testing.assert_allclose(out, [0, 51, -255], rtol=5e-3)
-    with pytest.raises(ValueError, match="nothing says how to standardise them"):
+    with pytest.raises(ValueError, match="no statistics to standardise them with"):
         normalise_obs(jnp.array([0, 51, 255], jnp.int32))  # pixels of another type would be off by orders of magnitude
 
 

@@ -70,7 +70,7 @@ def ceilings(data):
     return sorted((data / "cartpole" / f"play-{PLAY.frames}-s0.ceilings").glob("*.json"))
 
 
-def test_a_model_beside_what_frames_tell(measured, store):
+def test_a_model_beside_what_frames_reveal(measured, store):
     test = store.starts("test")
     assert measured["windows"] == min(CONFIG.analysis.probe_test, len(test))
     assert measured["supervised"] > 0.9 > 0.6 > measured["majority"]

@@ -64,7 +64,7 @@ def test_a_model_is_judged_without_any_actions(tmp_path, capsys):
         assert words in printed
     assert "8 frames" not in printed  # episodes of 6 frames show 4 after the first two
     assert main(["probe", out, "--run", str(tmp_path / "run")]) == 2
-    assert "Nothing says what is to be measured: give --actions, or --run and --frames" in capsys.readouterr().err
+    assert "There is nothing to measure: give --actions, or --run and --frames" in capsys.readouterr().err
 
 
 def test_one_frame_alone_is_a_baseline_where_there_are_frames(files, tmp_path):

@@ -115,7 +115,10 @@ def judge_dynamics(results: dict[str, Any]) -> Verdict:
 def judge_information(information: dict[str, Any]) -> Verdict:
     """The latents' share of what frames reveal must reach `MIN_SHARE`, and clearly exceed an untrained model's."""
     share, stderr, untrained = (information[name] for name in ("share", "share_stderr", "untrained_share"))
-    held = f"the latents hold {share:.2f} ± {stderr:.2f} of what frames tell of the action (untrained {untrained:.2f})"
+    held = (
+        f"the latents hold {share:.2f} ± {stderr:.2f} of what the frames reveal about the action "
+        f"(untrained {untrained:.2f})"
+    )
     if share < MIN_SHARE:
         return {"ok": False, "verdict": f"failed: {held}; {MIN_SHARE} is needed"}
     if share < untrained + SHARE_STDERRS * stderr:
@@ -291,8 +294,8 @@ def _information_messages(information: dict[str, Any], names: ScoreNames, quanti
             remedy = "a smaller --dynamics.quantizer.dim, together with "
         yield (
             "information",
-            f"On random play the latents hold {share:.2f} of what frames tell of the action, an untrained model's "
-            f"{untrained:.2f}; {MIN_SHARE} or more is needed, and more than the untrained model's.",
+            f"On random play the latents hold {share:.2f} of what the frames reveal about the action, an untrained "
+            f"model's {untrained:.2f}; {MIN_SHARE} or more is needed, and more than the untrained model's.",
             ("--dynamics.quantizer.no-enabled, " if quantized else "")
             + remedy
             + "random play beside the recording (--dynamics.play-share 0.5)",

@@ -1,7 +1,7 @@
-"""How good latents are that come from a file, of any model, beside baselines.
+"""Measures how well actions can be read from latents in a file, of any model, and compares with baselines.
 
-Probes are fitted on some episodes and tested on others. Beside them stand a guess that looks at nothing, the same probe
-fitted on shuffled actions, and, if there are frames, a probe that sees o_t alone, without what was done there.
+Probes are fitted on some episodes and tested on others. The baselines are a constant guess, the same probe fitted on
+shuffled actions, and, if there are frames, a probe that sees only o_t.
 
 Dimension keys: N windows, Z latent size, A numbers of a continuous action, K codes of a latent.
 """
@@ -18,21 +18,21 @@ from lamjax.decoding import offline
 from lamjax.decoding.offline import OfflineConfig
 from lamjax.statistics import stderr_over_groups
 
-LABELS = (16, 64, 256, 1024, 4096)  # of the label-efficiency curve
+LABELS = (16, 64, 256, 1024, 4096)  # points of the label-efficiency curve
 DECODER = OfflineConfig(steps=1000, learning_rate=1e-3).program
-POOLED = 16  # pixels a side to which frames are averaged for the probe that sees o_t alone
+POOLED = 16  # height and width to which frames are averaged for the probe that sees only o_t
 
 
 @dataclasses.dataclass(frozen=True)
 class Examples:
-    """Latents with the actions that they should tell.
+    """Latents with the actions that should be predictable from them.
 
     Attributes:
       z: float32 ``[N, Z]``.
       actions: int ``[N]`` or float32 ``[N, A]``.
-      episodes: int ``[N]``, the episode of each.
+      episodes: int ``[N]``, the episode of each latent.
       codes: int ``[N, K]``, or None.
-      frames: uint8 ``[N, H, W, C]`` or float ``[N, C]``, o_t of each, or None.
+      frames: uint8 ``[N, H, W, C]`` or float ``[N, C]``, o_t of each latent, or None.
     """
 
     z: np.ndarray
@@ -53,22 +53,23 @@ def judge(
     seed: int = 0,
     labels: Sequence[int] = LABELS,
 ) -> dict[str, Any]:
-    """Scores latents by how well their actions are read from them.
+    """Scores latents by how well a probe predicts the actions from them.
 
     Args:
       key: a typed PRNG key, for the probes.
       probe: how actions are scored.
-      fit: what probes are fitted on.
-      test: held-out episodes.
-      seed: draws shuffles, and the labels of the label-efficiency curve.
-      labels: the numbers of labels of that curve; those that are more than there are go.
+      fit: examples to fit the probes on.
+      test: examples from held-out episodes.
+      seed: draws the shuffles, and the labels of the label-efficiency curve.
+      labels: the numbers of labels of that curve; those above the number of examples are left out.
 
     Returns:
-      The scores of `probe` and its constant guess; with codes those of `ActionProbe.codes`. ``score`` and ``stderr``
-      over held-out episodes of the MLP probe on what `ActionProbe.targets` returns. The same of a linear probe,
-      ``linear_score``, and of the baselines ``constant_score``, ``shuffled_score`` and, with frames, ``still_score``,
-      each with its ``stderr``. ``curve``, rows of a number of labels, and the score and its standard error of a decoder
-      that is fitted on so many. ``fit`` and ``windows``, how many latents probes were fitted and tested on.
+      The scores of `probe` and of its constant guess, and with codes those of `ActionProbe.codes`.
+      ``score``: of the MLP probe on the targets of `ActionProbe.targets`; ``linear_score``: of a linear probe.
+      ``constant_score``, ``shuffled_score`` and, with frames, ``still_score``: of the baselines.
+      Each of these has a ``stderr`` over held-out episodes, such as ``linear_stderr``.
+      ``curve``: rows of a number of labels, and the score and standard error of a decoder fitted on that many.
+      ``fit`` and ``windows``: how many latents the probes were fitted and tested on.
     """
     results: dict[str, Any] = probe.probe(key, fit.z, fit.actions, test.z, test.actions)
     results |= probe.constant(fit.actions, test.actions)
@@ -102,7 +103,7 @@ def label_curve(
     order: np.ndarray,
     labels: Sequence[int],
 ) -> list[list[float]]:
-    """Scores of decoders that are fitted on the first examples in an order, int ``[N]``, for each number of labels."""
+    """For each number of labels, scores a decoder that is fitted on the first examples of `order`, int ``[N]``."""
     counts = [n for n in labels if n <= len(fit)]
     if not counts:
         return []
@@ -121,7 +122,7 @@ def label_curve(
 
 
 def pooled(frames: np.ndarray) -> np.ndarray:
-    """Frames as vectors float32 ``[N, F]``: images are averaged over blocks, to at most 16 x 16 of them."""
+    """Converts frames to vectors float32 ``[N, F]``; images are averaged over at most 16 x 16 blocks."""
     if frames.ndim == 2:
         return frames.astype(np.float32)
     rows, columns = (-(-size // POOLED) for size in frames.shape[1:3])

@@ -1,4 +1,4 @@
-"""The card of a shared model or policy: what it is, how good it is beside its baselines, and what it learned from."""
+"""Writes the card of a shared model or policy: what it is, its results with their baselines, and its training data."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -34,16 +34,16 @@ def model_card(summary: Mapping[str, Any], name: str, facts: Mapping[str, str]) 
 
     Args:
       summary: the results, as in ``summary.json``; stages may be absent.
-      name: what the model is called.
-      facts: what the model is, by headings.
+      name: the model's name.
+      facts: properties of the model, by heading.
     """
     parts = _beginning(
         summary,
         name,
         f"A latent action model of {summary.get('env')}",
         "latent-action-model",
-        "It infers from video, without action labels, what was done between two frames, and predicts the next frame "
-        "from it.",
+        "From video without action labels, it infers what was done between two frames, and predicts the next frame "
+        "from that.",
     )
     if banner := summary.get("banner"):
         parts.append(f"**{banner}**")
@@ -53,7 +53,7 @@ def model_card(summary: Mapping[str, Any], name: str, facts: Mapping[str, str]) 
     if rows := _results(summary):
         parts += [
             "## How good it is",
-            "Every figure is of held-out episodes and stands beside its baseline from the same run.",
+            "Every figure is measured on held-out episodes, next to its baseline from the same run.",
             _table(("", "model", "baselines"), rows),
         ]
     if failed := [stage["verdict"] for stage in _stages(summary).values() if stage.get("ok") is False]:
@@ -62,14 +62,14 @@ def model_card(summary: Mapping[str, Any], name: str, facts: Mapping[str, str]) 
 
 
 def policy_card(summary: Mapping[str, Any], info: Mapping[str, Any], name: str, facts: Mapping[str, str]) -> str:
-    """Writes a policy's card in Markdown; the arguments are those of `model_card`, and the policy's own results."""
+    """Writes a policy's card in Markdown; takes the arguments of `model_card`, and `info`, the policy's own results."""
     env = summary.get("env") or info.get("env")
     parts = _beginning(
         {**summary, "versions": summary.get("versions") or info.get("versions")},
         name,
         f"A policy for {env}",
         "reinforcement-learning",
-        "It gives a distribution over actions at each observation.",
+        "It maps each observation to a distribution over actions.",
     )
     parts += ["## Use", _USE_POLICY.format(name=name, env=env), "## The policy", _table(("", ""), facts.items())]
     if rows := _policy_results(summary, info):
@@ -80,7 +80,7 @@ def policy_card(summary: Mapping[str, Any], info: Mapping[str, Any], name: str, 
 
 
 def _beginning(summary: Mapping[str, Any], name: str, title: str, tag: str, sentence: str) -> list[str]:
-    """The front matter, the heading, and what was trained."""
+    """The front matter, the heading, and a sentence about what was trained and how."""
     versions = summary.get("versions") or {}
     trained = f"{title}, trained by lamjax {versions.get('lamjax', '')}".rstrip()
     settings = [f"preset `{summary['preset']}`"] if "preset" in summary else []
@@ -101,7 +101,7 @@ def _stages(summary: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
 
 
 def _results(summary: Mapping[str, Any]) -> list[tuple[str, str, str]]:
-    """Rows of a figure, the model's, and those of its baselines."""
+    """Rows of a figure's name, the model's value, and the values of its baselines."""
     stages = _stages(summary)
     dynamics, cloning = stages.get("dynamics", {}), stages.get("cloning", {})
     rows = []
@@ -117,7 +117,7 @@ def _results(summary: Mapping[str, Any]) -> list[tuple[str, str, str]]:
     if information := dynamics.get("action_information"):
         share = with_error(information["share"], information["share_stderr"])
         baseline = f"untrained model {text(information['untrained_share'], 'mean')}"
-        rows.append(("share of what frames tell of the action", share, baseline))
+        rows.append(("share of what the frames reveal about the action", share, baseline))
     if fresh := summary.get("fresh_levels"):
         share = with_error(fresh["share"], fresh["share_stderr"])
         baseline = f"untrained model {text(fresh['untrained_share'], 'mean')}"
@@ -134,7 +134,7 @@ def _results(summary: Mapping[str, Any]) -> list[tuple[str, str, str]]:
 
 
 def _policy_results(summary: Mapping[str, Any], info: Mapping[str, Any]) -> list[tuple[str, str, str]]:
-    """Rows as of `_results`: the policy's return, or how well its decoder tells actions."""
+    """Rows as in `_results`: the policy's return, or how well its decoder predicts actions."""
     rows, stages = [], _stages(summary)
     if (mean := info.get("return_mean")) is not None:
         values = {
@@ -155,7 +155,7 @@ def _policy_results(summary: Mapping[str, Any], info: Mapping[str, Any]) -> list
 
 
 def _data(summary: Mapping[str, Any]) -> str:
-    """What the model learned from, in sentences."""
+    """Sentences about the training data."""
     source: Any = summary.get("source") or {}
     record = _stages(summary).get("record", {})
     frames = f"{short_count(record['frames'])} frames" if "frames" in record else "Frames"

@@ -1,16 +1,16 @@
-"""How far ahead a model predicts, and how much its latents decide of what it predicts.
+"""Measures how far ahead a model predicts, and how much its latents influence what it predicts.
 
-From the first frames of a clip the forward model predicts the next frame under the latent action of what really
-happened, the one after from its own prediction, and so on. Beside it stands the last true frame, repeated.
+From the first frames of a clip, the forward model predicts the next frame given the latent action inferred from the
+true frames, then the frame after from its own prediction, and so on. The baseline is the last true frame, repeated.
 
-Controllability is Genie's delta PSNR (arXiv 2402.15391): the PSNR under the clip's own latents minus the PSNR under
-those of another clip. At 0 the latents decide nothing.
+Controllability is Genie's delta PSNR (arXiv 2402.15391): the PSNR with the clip's own latents minus the PSNR with those
+of another clip. If it is 0, the latents have no influence.
 
     PSNR = 10 log10(1 / mean squared error)
 
-The mean is over all clips: the PSNR of a single frame is infinite where nothing moves. 1 is the range of pixels, or a
-deviation of numbers that are standardised. With `focus` only the square counts that lies around what moves in the
-clip's first window, because the forward model learns nothing of the rest.
+The mean is over all clips, because the PSNR of a single frame is infinite if nothing moves. The 1 is the range of
+pixels, or one standard deviation of standardised numbers. With `focus`, only the square around what moves in the clip's
+first window counts, because the forward model does not learn the rest of the frame.
 
 Dimension keys: M batches, B clips in a batch, E clips, L frames in a clip, k + 1 + T, T horizons, S a frame's shape.
 """
@@ -38,11 +38,11 @@ def squared_errors(state: DynamicsState, clips: jax.Array) -> dict[str, jax.Arra
 
     Args:
       state: stage 1.
-      clips: ``[B, L, *S]``, of which the one half a batch away lends its latents.
+      clips: ``[B, L, *S]``; the other latents for a clip are those of the clip half a batch away.
 
     Returns:
-      float32 ``[B, T]``: ``own`` of predictions under the clip's own latents, ``other`` of those under another clip's,
-      ``copy_last`` of the last true frame.
+      float32 ``[B, T]``: ``own`` for predictions with the clip's own latents, ``other`` with another clip's latents,
+      and ``copy_last`` for the last true frame.
     """
     past = state.config.window - 1
     horizons = clips.shape[1] - past
@@ -82,8 +82,8 @@ def open_loop(state: DynamicsState, batches: jax.Array, episodes: np.ndarray) ->
       episodes: int ``[M * B]``, the episode of each clip.
 
     Returns:
-      ``psnr``, rows ``[t, model, stderr, copy last, stderr]`` of how many frames ahead, and decibels;
-      ``controllability``, rows ``[t, delta PSNR, stderr]``; and E as ``clips``. Errors are over episodes.
+      ``psnr``: rows ``[t, model, stderr, copy last, stderr]``, t frames ahead, in decibels; ``controllability``: rows
+      ``[t, delta PSNR, stderr]``; ``clips``: E. Standard errors are over episodes.
     """
     errors = {name: np.concatenate(rows) for name, rows in jax.device_get(_all_errors(state, batches)).items()}
     psnr, control = [], []
@@ -101,7 +101,7 @@ def decibels(errors: np.ndarray, episodes: np.ndarray) -> tuple[float, float]:
 
 
 def gain(errors: np.ndarray, others: np.ndarray, episodes: np.ndarray) -> tuple[float, float]:
-    """The PSNR of some errors minus that of others, float ``[E]`` each; the standard error is as in `decibels`."""
+    """The PSNR of `errors` minus that of `others`, float ``[E]`` each, and its standard error as in `decibels`."""
     mean, other = max(errors.mean(), 1e-12), max(others.mean(), 1e-12)
     influence = others / other - errors / mean
     return float(_DECIBEL * np.log(other / mean)), _DECIBEL * stderr_over_groups(influence, episodes)

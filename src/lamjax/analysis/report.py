@@ -91,7 +91,7 @@ def _headline_probe(run: RunResults) -> Headline:
         share, untrained, stderr = (number(information.get(k)) for k in ("share", "untrained_share", "share_stderr"))
         baselines = [("untrained IDM", text(untrained, "mean")), ("needed", text(diagnosis.MIN_SHARE, "mean"))]
         beaten = _beats(share, [untrained + diagnosis.SHARE_STDERRS * stderr, diagnosis.MIN_SHARE])
-        unit = "of what frames tell of actions"
+        unit = "of what the frames reveal about actions"
         return Headline("Action information", with_error(share, stderr), unit, baselines, beaten)
     names = diagnosis.score_names(stage)
     view, value = PROBES[names.probe], stage.get(names.probe)

@@ -91,4 +91,4 @@ def information_table(information: dict[str, Any], discrete: bool) -> list[tuple
     measure = "accuracy, aliases merged" if discrete else "R² of continuous actions"
     key = "accuracy" if discrete else "mean"
     scores = [(label, text(information.get(name), key), held) for name, (label, held) in rows.items()]
-    return [("the action is read by", measure, "share of what frames tell"), *scores]
+    return [("the action is read by", measure, "share of what the frames reveal"), *scores]

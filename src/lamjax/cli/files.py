@@ -1,4 +1,4 @@
-"""``lamjax report``, the imports and the exports: verbs that read and write files and train nothing."""
+"""``lamjax report``, the imports and the exports: commands that read and write files but train nothing."""
 
 import contextlib
 import dataclasses
@@ -21,7 +21,7 @@ from lamjax.presets import PRESETS
 
 @dataclasses.dataclass(frozen=True)
 class Report:
-    """Writes report.html and the figures of a run folder again.
+    """Rewrites report.html and the figures of a run folder.
 
     Attributes:
       run: the run folder; by default the newest of --env.
@@ -63,7 +63,7 @@ class ImportParquet:
     """Turns transitions in Parquet files into a trajectory store; continues an interrupted import.
 
     Attributes:
-      source: a Parquet file, or a folder of them; names that begin with train or test choose the split. Links are
+      source: a Parquet file, or a folder of them. Names that begin with train or test choose the split. Links are
         followed; files and folders whose names begin with a dot or an underscore are left out.
       env: the environment; by default the folder's or file's name.
       out: the store's folder; by default data/<env>/parquet.
@@ -71,9 +71,9 @@ class ImportParquet:
         answer.
       shape: height, width and channels of a frame.
       num_actions: how many actions there are, if they are integers; lists of numbers become vectors.
-      columns: what the columns are called.
-      skip_damaged: leave out damaged files and say so in the manifest; every file is read twice.
-      data: where trajectories lie.
+      columns: the names of the columns.
+      skip_damaged: leaves out damaged files and lists them in the manifest; every file is read twice.
+      data: the folder that holds trajectories.
     """
 
     source: Positional[Path] = tyro.MISSING
@@ -97,11 +97,11 @@ class ImportVideo:
         with a dot or an underscore are left out.
       env: a name for the data; by default that of the first file or folder.
       out: the store's folder; by default data/<env>/video.
-      config: which frames are kept, in which size.
-      scenes: an episode also ends where the picture changes by more than so many percent, and by so much more than
-        before; 10 is a good value, 0 keeps files whole.
-      skip_damaged: leave out damaged files and say so in the manifest; every file is read twice.
-      data: where trajectories lie.
+      config: which frames to keep, and at which size.
+      scenes: also ends an episode at a scene change, where a frame differs from the previous one by more than this many
+        percent, and by this much more than the previous change; 10 is a good value, 0 keeps files whole.
+      skip_damaged: leaves out damaged files and lists them in the manifest; every file is read twice.
+      data: the folder that holds trajectories.
     """
 
     source: Positional[tuple[Path, ...]] = tyro.MISSING
@@ -115,18 +115,18 @@ class ImportVideo:
 
 @dataclasses.dataclass(frozen=True)
 class ImportLerobot:
-    """Turns a LeRobot data set (version 2 or 3) into a trajectory store; goes on where it was interrupted.
+    """Turns a LeRobot data set (version 2 or 3) into a trajectory store; continues an interrupted import.
 
     Attributes:
       source: the data set's folder, with meta, data and perhaps videos in it.
       camera: the camera whose frames are read, such as top or observation.images.top; by default the only one.
       action: the feature that holds the actions, which are kept as vectors.
-      env: what the data is called; by default as the folder.
+      env: a name for the data; by default the folder's name.
       out: the store's folder; by default data/<env>/lerobot.
-      config: which frames are kept, in which size.
-      skip_damaged: leave out episodes whose files are damaged or missing and say so in the manifest; every file is
+      config: which frames to keep, and at which size.
+      skip_damaged: leaves out episodes whose files are damaged or missing and lists them in the manifest; every file is
         read twice.
-      data: where trajectories lie.
+      data: the folder that holds trajectories.
     """
 
     source: Positional[Path] = tyro.MISSING
@@ -141,19 +141,19 @@ class ImportLerobot:
 
 @dataclasses.dataclass(frozen=True)
 class ImportHdf5:
-    """Turns HDF5 files of LAOM, robomimic or Minari into a trajectory store; goes on where it was interrupted.
+    """Turns HDF5 files of LAOM, robomimic or Minari into a trajectory store; continues an interrupted import.
 
     Attributes:
-      source: a file, or a folder with some in it, such as a data set of Minari. Names that begin with train or test
-        say the split, and so do robomimic's masks. Links are followed; files and folders whose names begin with a dot
-        or an underscore are left out.
-      camera: which observation holds the frames, such as agentview_image; by default the only one with pictures.
-      stride: keeps every so many frames.
-      size: height and width to which frames are scaled, or one number for both; by default they stay as they are.
-      env: what the data is called; by default as the folder or file.
+      source: an HDF5 file, or a folder of them, such as a Minari data set. Names that begin with train or test choose
+        the split, and so do robomimic's masks. Links are followed; files and folders whose names begin with a dot or an
+        underscore are left out.
+      camera: the observation that holds the frames, such as agentview_image; by default the only one with images.
+      stride: keeps every n-th frame.
+      size: height and width to scale frames to, or one number for both; by default they are not scaled.
+      env: a name for the data; by default the name of the folder or file.
       out: the store's folder; by default data/<env>/hdf5.
-      skip_damaged: leave out damaged files and episodes and say so in the manifest; every file is read twice.
-      data: where trajectories lie.
+      skip_damaged: leaves out damaged files and episodes and lists them in the manifest; every file is read twice.
+      data: the folder that holds trajectories.
     """
 
     source: Positional[Path] = tyro.MISSING
@@ -171,10 +171,10 @@ class ImportTorch:
     """Turns checkpoints of LAPO's PyTorch code into a run folder; reads only weights and runs no code in the files.
 
     Attributes:
-      source: files of torch.save that hold the inverse and the forward model, the latent policy, or all of them.
+      source: torch.save files that hold the inverse and the forward model, the latent policy, or all of them.
       env: the environment that they were trained on.
       name: the run folder's name.
-      preset: the preset whose settings the run gets, with the networks' sizes from the files.
+      preset: the preset whose settings the run gets; the sizes of the networks come from the files.
       runs: the folder that holds the run folders.
       config: the settings of the preset.
     """
@@ -281,13 +281,13 @@ def import_hdf5(args: ImportHdf5) -> None:
 
 
 def _named(source: Path) -> Path:
-    """Replaces paths such as "." and ".." by ones that end in a name; a link keeps its own."""
+    """Replaces paths such as "." and ".." by ones that end in a name; links are not resolved."""
     return Path(os.path.abspath(source))
 
 
 @contextlib.contextmanager
 def _importing(out: Path, label: str, unit: str) -> Iterator[dict[str, Any]]:
-    """Gives an import its `progress`, `say` and `announce`; a signal stops it, and checkpointed frames stay."""
+    """Provides an import with `progress`, `say` and `announce`; on a signal it stops, and checkpointed frames stay."""
     from lamjax.training.logging import Progress, say
     from lamjax.training.run_folder import InterruptedRunError
     from lamjax.training.signals import handled_by
@@ -325,7 +325,7 @@ def import_torch(args: ImportTorch) -> None:
     words += ["--runs", str(args.runs)] if args.runs != RUNS else []
     words += torch_runs.options(imported.config, PRESETS[args.preset])
     print(folder)
-    say(f"found {', '.join(name.rstrip('.') for name in imported.networks)}; go on with: {shlex.join(words)}")
+    say(f"found {', '.join(name.rstrip('.') for name in imported.networks)}; continue with: {shlex.join(words)}")
 
 
 def export_torch(args: ExportTorch) -> None:
@@ -336,7 +336,7 @@ def export_torch(args: ExportTorch) -> None:
 
     out = args.out or args.source / "models.pt"
     if not out.parent.is_dir():
-        raise ValueError(f"There is no folder {out.parent}: make it, or choose another --out.")
+        raise ValueError(f"There is no folder {out.parent}: create it, or choose another --out.")
     model, policy = loading.load_dynamics(args.source), loading.load_cloning(args.source)
     networks = torch_runs.export_torch(model, policy, out)
     print(out)

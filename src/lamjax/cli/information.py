@@ -1,4 +1,4 @@
-"""``lamjax information``: measures how much of the action information in frames a model's latents hold."""
+"""``lamjax information``: measures how much of the action information in the frames a model's latents hold."""
 
 import dataclasses
 import json
@@ -15,13 +15,13 @@ class Information:
     """Measures how much of the action a model's latents hold, on random play of levels that its run did not record.
 
     Attributes:
-      source: a run folder, any folder with checkpoints/dynamics in it, a model that was shared, or the name of one that
+      source: a run folder, any folder with checkpoints/dynamics in it, a shared model, or the name of a model that
         comes with lamjax.
       env: the environment; by default the run's.
-      seed: of the levels and actions of random play.
-      keep: also writes the results into the run's summary, so that `lamjax export` puts them into the model card.
-      json: prints JSON alone.
-      data: where trajectories lie; random play is recorded once for all models.
+      seed: seed of the levels and actions of random play.
+      keep: also writes the results to the run's summary, so that `lamjax export` puts them into the model card.
+      json: prints only JSON.
+      data: the folder that holds trajectories; random play is recorded once for all models.
     """
 
     source: Positional[Path] = tyro.MISSING
@@ -50,5 +50,5 @@ def information(args: Information) -> None:
     print(f"{args.source} on fresh levels of {env}, {results['windows']:,} held-out windows of random play:\n")
     discrete = isinstance(envs.make(env, 1).action_space, Discrete)
     for reader, score, share in information_table(results, discrete):
-        print(f"{reader:50s}{score:>26s}{share:>28s}")
+        print(f"{reader:50s}{score:>26s}{share:>32s}")
     print(f"\n{judge_information(results)['verdict']}")

@@ -1,4 +1,4 @@
-"""``lamjax models``, ``export``, ``label`` and ``probe``: what is done with a model that is trained."""
+"""``lamjax models``, ``export``, ``label`` and ``probe``: commands that use a trained model."""
 
 import dataclasses
 import json
@@ -16,12 +16,12 @@ class Models:
 
 @dataclasses.dataclass(frozen=True)
 class Export:
-    """Writes a run's models, or a policy, into a folder to share: weights as safetensors, all settings, and a card.
+    """Writes a run's models, or a policy, to a folder to share: weights as safetensors, all settings, and a card.
 
     Attributes:
       source: the run folder, or a policy folder.
       folder: the folder to write; it must not exist. It can be uploaded to a model hub as it is.
-      dtype: of the weights, float32 or float16; float16 is half as large and nearly as exact.
+      dtype: type of the weights, float32 or float16; float16 is half as large and nearly as exact.
     """
 
     source: Positional[Path] = tyro.MISSING
@@ -31,18 +31,18 @@ class Export:
 
 @dataclasses.dataclass(frozen=True)
 class Label:
-    """Writes the latent action of every frame of videos, or of a store, and the action that it decodes to.
+    """Writes the latent action of every frame of videos or of a store, and the action that it decodes to.
 
     Attributes:
-      source: a run folder, a model that was shared, or the name of one that comes with lamjax (`lamjax models`). If a
-        folder of that name exists, it is used instead.
-      clips: videos, folders with videos or pictures in them, or one trajectory store.
-      out: the file to write; its name ends in .parquet, .npz or .safetensors. The first and the last frames of a clip,
-        around which no window fits, have nulls: NaN, -1 and a mask where the format has none.
-      fps: so many frames of a video a second; by default as the model learned.
-      stride: every so many of these; by default as the model learned.
-      crop: top, left, height and width of the part to keep of a video; by default as the model learned.
-      square: keeps the largest square in the middle; by default as the model learned.
+      source: a run folder, a shared model, or the name of a model that comes with lamjax (`lamjax models`). If a folder
+        with that name exists, it is used instead.
+      clips: videos, folders of videos or pictures, or one trajectory store.
+      out: the file to write; its name ends in .parquet, .npz or .safetensors. The first and last frames of a clip have
+        no full window around them, so their entries are null; formats without nulls hold NaN or -1, and a mask.
+      fps: frames to read per second of video; by default the rate that the model was trained at.
+      stride: keeps every n-th of these frames; by default as in training.
+      crop: top, left, height and width of the region to keep of a video; by default as in training.
+      square: keeps the largest square in the middle; by default as in training.
     """
 
     source: Positional[Path] = tyro.MISSING
@@ -56,18 +56,18 @@ class Label:
 
 @dataclasses.dataclass(frozen=True)
 class Probe:
-    """Measures how well actions can be read from the latents of a file, and how well a model predicts, with baselines.
+    """Measures how well actions can be read from latents in a file, and how well a model predicts, with baselines.
 
     Attributes:
-      source: a file of latents, as `lamjax label` writes it: columns episode, t and z, and codes if there are some.
-      actions: the store that was labelled, or a file with a column action, and episode and t if its rows are others.
-        Without it, only predictions are measured.
-      run: the run or model that labelled. On its own store the probes see the windows and random numbers that the run's
-        own did; with --frames its predictions are measured, too.
-      frames: the store that was labelled, if --actions is a file: for a probe that sees one frame alone, and for the
-        predictions of --run.
-      merged: the class of each action, where several do the same, such as 0 0 1 2.
-      json: prints JSON alone.
+      source: a file of latents, as `lamjax label` writes it: columns episode, t and z, and optionally codes.
+      actions: the store that was labelled, or a file with a column action. The file also needs episode and t unless it
+        has the same rows as the latents. Without --actions, only predictions are measured.
+      run: the run or model that computed the latents. On its own store, the probes use the same windows and random
+        numbers as the run's own probes. With --frames, its predictions are measured as well.
+      frames: the store that was labelled, if --actions is a file. It is used for a probe that sees only one frame, and
+        for the predictions of --run.
+      merged: the class of each action, if several have the same effect, such as 0 0 1 2.
+      json: prints only JSON.
     """
 
     source: Positional[Path] = tyro.MISSING
@@ -88,7 +88,7 @@ def list_models(args: Models) -> None:
         stages = summary["stages"]
         share = f"{results['share']:.2f} ± {results['share_stderr']:.2f}"
         print(
-            f"{name:12s} latents hold {share} of what frames tell of the action (untrained "
+            f"{name:12s} latents hold {share} of what the frames reveal about the action (untrained "
             f"{results['untrained_share']:.2f}); trained on {stages['record']['frames']:,} frames"
         )
 
@@ -138,7 +138,7 @@ def probe(args: Probe) -> None:
     if args.actions is not None and (args.actions / MANIFEST).exists():
         frames = args.actions
     if args.actions is None and (run is None or frames is None):
-        raise ValueError("Nothing says what is to be measured: give --actions, or --run and --frames.")
+        raise ValueError("There is nothing to measure: give --actions, or --run and --frames.")
     results: dict[str, Any] = {}
     rows: list[tuple[str, str]] = []
     if args.actions is not None:
@@ -157,11 +157,11 @@ def probe(args: Probe) -> None:
 
 
 def load_run(path: Path) -> Any:
-    """Loads a run or a shared model as a `LoadedRun`; raises a `ModelError` if it is a policy alone."""
+    """Loads a run or a shared model as a `LoadedRun`; raises a `ModelError` if it is only a policy."""
     from lamjax.loading import LoadedRun, load
     from lamjax.sharing import ModelError
 
     loaded = load(path)
     if not isinstance(loaded, LoadedRun):
-        raise ModelError(f"{path} is a policy, and a policy has no latents: give the folder of its run.")
+        raise ModelError(f"{path} is a policy, which has no latents: give the folder of its run.")
     return loaded

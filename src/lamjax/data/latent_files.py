@@ -75,7 +75,7 @@ def check_name(path: Path) -> None:
     if path.suffix == ".parquet":
         _parquet()
     if not path.parent.is_dir():
-        raise LatentFileError(f"There is no folder {path.parent}: make it, or choose another --out.")
+        raise LatentFileError(f"There is no folder {path.parent}: create it, or choose another --out.")
 
 
 def write(path: Path, parts: Iterable[LatentRows], about: Mapping[str, Any]) -> None:

@@ -1,7 +1,7 @@
-"""Observation streams: frames in device memory, windows drawn inside the jitted step.
+"""Observation streams: frames stay in device memory, and windows are drawn inside the jitted step.
 
 `sample` is pure: it maps (buffer, key, step) to a batch of windows. So a stream has no position of its own. Its seed
-and the step decide the next batch, and a run restored at any step sees the batches that the uninterrupted run would
+and the step determine the next batch, and a run restored at any step sees the batches that the uninterrupted run would
 have seen.
 
     stream = ObservationStream(open_store(path), batch_size=128, seed=0)
@@ -35,7 +35,7 @@ from lamjax.data.format import Episodes, Split, StoreError
 from lamjax.data.labels import LabelledSubset
 from lamjax.data.reader import Store, split_mask
 
-_LABELS = 2**31 - 2  # derives the labels' key from the stream's; no device's number reaches it
+_LABELS = 2**31 - 2  # derives the labels' key from the stream's; larger than any device number
 _PLAY = 2**31 - 3  # the same for random play
 _FRAMES_PER_COPY = 4096  # bounds host memory while a buffer fills: 50 MB of 64x64 pixels
 
@@ -45,8 +45,8 @@ class Buffer:
     """The frames that one device holds. Over D devices, each field has a leading axis D.
 
     Attributes:
-        frames: [N, *obs_shape] of the store's dtype, uint8 for pixels; whole episodes, end to end, then zeros up to a
-            round N.
+        frames: [N, *obs_shape] of the store's dtype, uint8 for pixels; whole episodes, end to end, padded
+            with zeros to a round N.
         starts: int32 [S], the frames at which a window may start.
         num_starts: int32 scalar, how many of `starts` count, so that buffers of equal shape can hold different numbers
             of windows; None means all.
@@ -54,7 +54,7 @@ class Buffer:
             `fold_in(key, phase)`; None means that nothing is replaced.
         first_step: int32 scalar, the step at which the phase began; None like `phase`.
         places: int32 [N], each frame's index in the store, 0 for padding; None without a store.
-        play: frames of random play beside these, for stage 1 (`sample_with_play`); None without.
+        play: a second buffer with random play, for stage 1 (`sample_with_play`); None if there is none.
     """
 
     frames: jax.Array
@@ -76,7 +76,7 @@ def sample(
     axis_index: jax.Array | int = 0,
     axis_size: int = 1,
 ) -> jax.Array:
-    """The windows of a step; runs inside jit.
+    """Draws the windows of a step; runs inside jit.
 
     Each epoch visits every start at most once, in the order of a permutation drawn from `fold_in(key, epoch)`. A device
     holds its own episodes and draws its own windows from them.
@@ -100,10 +100,10 @@ def sample(
 def sample_with_play(
     buffer: Buffer, key: jax.Array, step: jax.Array | int, batch_size: int, play_share: float, **options: Any
 ) -> jax.Array:
-    """The windows of a step, of which a share comes from random play, ``buffer.play``; runs inside jit.
+    """Draws the windows of a step, a share of them from random play, ``buffer.play``; runs inside jit.
 
-    The share is rounded so that every device has as many of them. Other arguments and the result are as of `sample`;
-    the windows of random play come last.
+    The share is rounded so that every device gets the same number of these windows, which come last in the batch. The
+    other arguments and the result are those of `sample`.
     """
     devices = options.get("axis_size", 1)
     play = buffer.play
@@ -183,7 +183,7 @@ def sample_labelled(
     axis_index: jax.Array | int = 0,
     axis_size: int = 1,
 ) -> tuple[jax.Array, jax.Array]:
-    """The labelled windows of a step, drawn with replacement; runs inside jit.
+    """Draws the labelled windows of a step, with replacement; runs inside jit.
 
     Args:
         labels: the labels of this device.
@@ -224,8 +224,8 @@ class ObservationStream:
         mode: "resident" keeps every frame of the split in device memory. "ring" keeps `ring_frames` of them and
             replaces an eighth at a time while training continues; a split that fits is kept whole (see
             `lamjax.data.ring`).
-        ring_frames: frames that each device keeps, besides an eighth more that are on their way.
-        align: makes a phase of the ring a multiple of this many steps, the steps of a dispatch.
+        ring_frames: frames that each device keeps, in addition to an eighth more that are being loaded.
+        align: makes a phase of the ring a multiple of this many steps, the number of steps per dispatch.
         length: L, frames in a window.
         mask_boundaries: False lets windows cross episode ends, as the LAPO reference does; in a ring, only those within
             a block.
@@ -337,7 +337,7 @@ class ObservationStream:
 
 @dataclasses.dataclass(frozen=True)
 class StreamBesidePlay:
-    """A stream whose buffers carry resident frames of random play beside their own.
+    """A stream whose buffers also contain resident frames of random play.
 
     Attributes:
         stream: the demonstrations.
@@ -353,7 +353,7 @@ class StreamBesidePlay:
         return self.stream.key
 
     def buffer(self, step: int) -> Buffer:
-        """What to sample from at a step, with `sample_with_play`."""
+        """The buffer for a step, to be used with `sample_with_play`."""
         return dataclasses.replace(self.stream.buffer(step), play=self.play.buffer(step))
 
 
@@ -374,7 +374,7 @@ class _Ring:
         shape = (*self._lead, ring.SLOTS * capacity, *store.obs_shape)
         self._frames = [jnp.zeros(shape, store.obs_dtype, device=device) for _, device in self._shards]
         self._resident = [[ring.Block(*np.zeros((2, 0), np.int64))] * ring.SLOTS for _ in self._shards]
-        # Two passes meet in a ring, so that a block can be in it twice.
+        # A ring can span the end of one pass and the start of the next, so a block can be in it twice.
         self._most_starts = ring.SLOTS * max(len(block.starts) for shard in blocks for block in shard)
         self._prefetcher = ring.Prefetcher(self._load)
         self._phase: int | None = None
@@ -432,7 +432,7 @@ def evaluation_starts(
     length: int = 3,
     mask_boundaries: bool = True,
 ) -> tuple[int, np.ndarray]:
-    """The batch size, and the first frames int32 ``[num_windows]``, of what `EvaluationWindows` holds."""
+    """The batch size and the first frames, int32 ``[num_windows]``, of the windows in `EvaluationWindows`."""
     starts = store.starts(split, length, mask_boundaries)
     if not len(starts):
         raise StoreError(f"the {split} split of {store.path} has no windows; record more episodes")
@@ -454,8 +454,7 @@ class EvaluationWindows:
         mask_boundaries: False also draws windows that cross episode ends.
 
     Attributes:
-        starts: int32 [num_windows], first frames of the windows, ascending; for
-            `evaluation_actions`.
+        starts: int32 [num_windows], first frames of the windows, ascending, as `evaluation_actions` needs them.
         windows: [num_windows, L, *obs_shape] in host memory.
 
     Raises:
@@ -522,7 +521,7 @@ def _frames_of(episodes: Episodes, chosen: np.ndarray) -> np.ndarray:
 def _upload(store: Store, frames: np.ndarray, shape: tuple[int, ...], device) -> jax.Array:
     """Copies frames to a device, as [*shape, *obs_shape], where the last axis of `shape` is time.
 
-    They go in pieces, so that host memory holds one piece, never all frames.
+    It copies in pieces, so host memory never holds all frames at once.
     """
     buffer = jnp.zeros((*shape, *store.obs_shape), store.obs_dtype, device=device)
     for offset in range(0, len(frames), _FRAMES_PER_COPY):

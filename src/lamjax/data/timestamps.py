@@ -1,4 +1,4 @@
-"""When the frames of clips are shown, as a store's manifest keeps it.
+"""Time stamps of frames, as a store's manifest records them.
 
 Dimension keys: T frames of a clip, N frames of a store.
 """
@@ -9,13 +9,13 @@ import numpy as np
 
 from lamjax.data.reader import Store
 
-_STEADY = 2e-3  # seconds by which time stamps may miss a constant rate; some files round them to a thousandth
+_STEADY = 2e-3  # seconds by which time stamps may deviate from a constant rate; some files round to milliseconds
 
 
 def as_json(seconds: np.ndarray) -> Any:
-    """Time stamps ``[T]`` for a manifest: their start and their rate where that is constant, else each by itself.
+    """Converts time stamps ``[T]``, in seconds, for a manifest: start and step if the rate is constant, else all.
 
-    NaN, which stands for an unknown time, becomes None.
+    The result is None if any time is unknown (NaN).
     """
     if not np.isfinite(seconds).all():
         return None
@@ -35,21 +35,21 @@ def from_json(value: Any, count: int) -> np.ndarray:
 
 
 def seconds_of(store: Store) -> np.ndarray:
-    """When each frame of a store is shown in its clip, float64 ``[N]``; NaN where the store does not say it."""
+    """When each frame of a store is shown in its clip, in seconds, float64 ``[N]``; NaN if the store does not say."""
     return np.concatenate([from_json(clip.get("seconds"), count) for clip, count in _clips(store)])
 
 
 def files_of(store: Store) -> list[str]:
-    """The source file of each episode; empty strings where the store does not say it."""
+    """The source file of each episode; an empty string if the store does not say."""
     clips = _clips(store)
     ends = np.cumsum([count for _, count in clips])
     return [clips[i][0].get("file", "") for i in np.searchsorted(ends, store.episodes.start, side="right")]
 
 
 def _clips(store: Store) -> list[tuple[dict[str, Any], int]]:
-    """The clips of a store and their numbers of frames.
+    """The clips of a store, each with its number of frames.
 
-    A clip may hold several episodes. Older stores do not say how many frames a clip has: there each episode is one.
+    A clip may hold several episodes. Older stores do not record the number of frames: there, each clip is one episode.
     """
     lengths = store.episodes.length.tolist()
     clips = store.policy.get("clips") or [{}] * len(lengths)

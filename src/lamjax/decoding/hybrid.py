@@ -1,6 +1,6 @@
 """The actor of online decoding: a frozen latent policy with a decoder, and heads that PPO trains.
 
-Dimension keys: B batch, Z latent size, O numbers that a policy head gives (see `lamjax.spaces`).
+Dimension keys: B batch, Z latent size, O outputs of a policy head (see `lamjax.spaces`).
 """
 
 import dataclasses
@@ -27,10 +27,10 @@ class HybridAgent:
       latent_dim: Z.
       space: the action space; a number n stands for `Discrete(n)`.
       decoder_hidden: widths of the decoder's hidden layers.
-      supervised: whether there is a decoder; without one the RL head acts alone.
+      supervised: whether there is a decoder; without one, only the RL head acts.
       train: "head" or "all" layers (see `OnlineConfig`).
       dtype: type of the trunk's activations.
-      blend: how the decoder's outputs and the RL head's become one (see `OnlineConfig`).
+      blend: how the outputs of the decoder and the RL head are combined (see `OnlineConfig`).
     """
 
     trunk: TrunkConfig
@@ -47,7 +47,7 @@ class HybridAgent:
 
     @property
     def decoder(self) -> MLP:
-        """Latents ``[B, Z]`` to outputs ``[B, O]`` of `space`."""
+        """The network that maps latents ``[B, Z]`` to outputs ``[B, O]`` of `space`."""
         return MLP((*self.decoder_hidden, self.space.num_outputs))
 
     @property
@@ -56,12 +56,13 @@ class HybridAgent:
         return ("fc", "policy_head", "value_head", *(("convs",) if self.train == "all" else ()))
 
     def init(self, key: jax.Array, policy: CloningState) -> tuple[dict[str, Any], dict[str, Any]]:
-        """Splits stage 2's policy into what PPO trains and what is frozen.
+        """Splits stage 2's policy into trained and frozen parameters.
 
         Returns:
-          What PPO trains: a copy of the fully connected layer, a policy head of zeros, the value head, and a copy of
-          the convolutions if all layers are trained. And what is frozen: the convolutions, that layer, the latent head,
-          and a randomly initialised decoder, as far as they are used.
+          The parameters that PPO trains: a copy of the fully connected layer, a policy head of zeros, a copy of the
+          value head, and a copy of the convolutions if all layers are trained. And the frozen parameters, as far as
+          they are used: the convolutions, the fully connected layer, the latent head, and a randomly initialised
+          decoder.
         """
         trunk, head = policy.params["trunk_net"], policy.params["latent_head"]
         shape = (self.trunk.features, self.space.num_outputs)
@@ -90,7 +91,7 @@ class HybridAgent:
         return nn.relu(trunk.apply({"params": {"convs": params}}, inputs, method=lambda m, x: m.convs(x)))
 
     def encode(self, frozen: dict[str, Any], obs: jax.Array) -> dict[str, jax.Array]:
-        """What is constant during an update: the convolutions' output, or observations, and the decoder's outputs."""
+        """Computes what is constant during an update: convolutional features or observations, and decoded outputs."""
         stats = frozen.get("obs_stats")
         if self.train == "all":
             features = {"obs": obs if stats is None else normalise_obs(obs, stats)}
@@ -103,7 +104,7 @@ class HybridAgent:
         return features
 
     def apply(self, params: dict[str, Any], features: dict[str, jax.Array]) -> tuple[jax.Array, jax.Array]:
-        """Outputs ``[B, O]`` of both heads (the space's `blend`) or of the RL head alone, and values ``[B]``."""
+        """Outputs ``[B, O]``, blended from both heads or from the RL head only, and values ``[B]``."""
         convs = self._convs(params["convs"], features["obs"]) if self.train == "all" else features["convs"]
         x = self._fc(params["fc"], convs)
         outputs = x @ params["policy_head"]["kernel"] + params["policy_head"]["bias"][None]
@@ -113,5 +114,5 @@ class HybridAgent:
         return outputs, value[:, 0]
 
     def __call__(self, params: dict[str, Any], obs: jax.Array) -> jax.Array:
-        """As a policy (`lamjax.policies.Policy`): outputs ``[B, O]``; params ``{"params": ..., "frozen": ...}``."""
+        """Acts as a `lamjax.policies.Policy`: outputs ``[B, O]``; `params` is ``{"params": ..., "frozen": ...}``."""
         return self.apply(params["params"], self.encode(params.get("frozen", {}), obs))[0]

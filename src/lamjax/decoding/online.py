@@ -1,14 +1,15 @@
 """Stage 3, online: PPO on top of a frozen latent policy, with a decoder fitted on the agent's own transitions.
 
-Two heads act together. One is the frozen latent policy followed by a decoder that is fitted by supervision: the inverse
-model gives the latent of a transition, the environment its action. The other is an RL head that starts at zero. The
-logits are the mean of both, or their sum. For continuous actions both heads give means and log-deviations, which are
-added. The convolutions are frozen, so their output is computed once a frame and no gradient passes through them.
+Two heads act together. The first is the frozen latent policy followed by a decoder, which is fitted by supervised
+learning: the inverse model provides the latent of a transition, and the environment its action. The second is an RL
+head that starts at zero. The logits are the mean of both, or their sum. For continuous actions both heads output means
+and log standard deviations, which are added. The convolutions are frozen, so their output is computed once per frame
+and no gradient passes through them.
 
-Two ablations: without the supervised decoder the RL head stands alone, on the latent policy's features ("RL only" in
-the paper's figure, of which no code was released); and PPO may train all layers instead of the last ones.
+There are two ablations. Without the supervised decoder, only the RL head acts, on the latent policy's features ("RL
+only" in the paper's figure; its code was not released). And PPO can train all layers instead of only the last ones.
 
-Dimension keys: T steps, N environments, K capacity, Z latent size, O numbers that a policy head gives.
+Dimension keys: T steps, N environments, K capacity, Z latent size, O outputs of a policy head.
 """
 
 import dataclasses
@@ -32,8 +33,8 @@ from lamjax.ppo import Metrics, PPOConfig, PPOState
 from lamjax.schedules import without_wait
 from lamjax.spaces import ActionSpace, Blend, as_space
 
-# LAPO's schedules as fractions of its 4M frames: heads first, then the layer under them. The convolutions, which LAPO
-# freezes, get the rate of PPO from scratch where they are trained.
+# LAPO's schedules as fractions of its 4M frames: heads first, then the layer below them. LAPO freezes the convolutions;
+# if they are trained, they get the learning rate of PPO from scratch.
 LEARNING_RATES = (
     ("policy_head", ((0.0, 0.0), (0.00875, 0.0), (0.0125, 2.5e-3), (1.0, 0.0))),
     ("value_head", ((0.0, 0.0), (0.00625, 0.0), (0.0125, 2.5e-3), (1.0, 0.0))),
@@ -44,22 +45,22 @@ LEARNING_RATES = (
 
 @dataclasses.dataclass(frozen=True)
 class DecoderConfig:
-    """The supervised decoder's settings; the defaults are LAPO's, frames as fractions of the budget.
+    """The supervised decoder's settings; the defaults are LAPO's. Times are fractions of the frame budget.
 
     Attributes:
-      enabled: False leaves it out ("RL only"): the RL head acts alone, and since there is nothing to wait for, PPO's
-        schedules start where they first rise (`ppo_config`).
+      enabled: False leaves out the decoder ("RL only"): only the RL head acts, and since it need not wait for a
+        decoder, PPO's schedules start where they first rise (`ppo_config`).
       hidden: widths of the hidden layers.
-      start: before this no fit.
-      dense_until: until here a fit after every update.
-      stop: after this no fit, and no more inference by the inverse model.
-      every: between `dense_until` and `stop` a fit after each `every`-th update.
-      epochs: passes over all pairs in a fit; the decoder starts anew each time.
-      batch_size: pairs in a step.
-      learning_rate: Adam's.
-      label_smoothing: the share of each label that is dealt to all actions; of continuous ones, to the whole box.
-      capacity: K, pairs kept at most, the newest ones (the reference keeps all).
-      mask_boundaries: False also fits on transitions across an episode's end, as the reference does.
+      start: no fit before this time.
+      dense_until: a fit after every update until this time.
+      stop: after this time no fits, and no more inference by the inverse model.
+      every: between `dense_until` and `stop`, a fit after every n-th update.
+      epochs: passes over all pairs in a fit; each fit starts from a new initialisation.
+      batch_size: pairs per step.
+      learning_rate: Adam's learning rate.
+      label_smoothing: the share of each label that is spread over all actions; for continuous ones, over the whole box.
+      capacity: K, the maximum number of pairs kept, the newest ones (the reference keeps all).
+      mask_boundaries: False also fits on transitions across the end of an episode, as the reference does.
     """
 
     enabled: bool = True
@@ -80,24 +81,25 @@ class DecoderConfig:
             self,
             "online.decoder",
             at_least_1=("hidden", "every", "epochs", "batch_size", "capacity"),
-            finite=("start", "dense_until", "stop", "learning_rate"),  # above 1 is after the end
+            finite=("start", "dense_until", "stop", "learning_rate"),  # times above 1 are after the end
             shares=("label_smoothing",),
         )
 
 
 @dataclasses.dataclass(frozen=True)
 class OnlineConfig:
-    """Online decoding's settings.
+    """The settings of online decoding.
 
     Attributes:
-      ppo: PPO's.
-      decoder: the decoder's.
-      train: "head" is LAPO: PPO trains a copy of the fully connected layer and the heads on it; "all" also trains a
-        copy of the convolutions, at the rate of the group "convs", while the decoder goes on reading the frozen ones.
-      dtype: type of the trunk's activations; heads, losses, the decoder's fit and the optimizer stay float32.
-      blend: "mean" is LAPO: the mean of both heads' logits. While the RL head is zero it halves the decoder's logits,
-        and the decoder acts at a temperature of 2. "sum" keeps the decoder's probabilities, which a short run needs.
-        Continuous actions are always a sum.
+      ppo: settings of PPO.
+      decoder: settings of the decoder.
+      train: "head" is LAPO: PPO trains a copy of the fully connected layer, and the heads on top of it. "all" also
+        trains a copy of the convolutions, at the learning rate of the group "convs", while the decoder still reads the
+        frozen ones.
+      dtype: type of the trunk's activations; heads, losses, the decoder's fit and the optimizer stay in float32.
+      blend: "mean" is LAPO: the mean of both heads' logits. As long as the RL head is zero, this halves the decoder's
+        logits, so the decoder acts at a temperature of 2. "sum" keeps the decoder's probabilities, which helps in short
+        runs. Continuous actions always use the sum.
     """
 
     ppo: PPOConfig = PPOConfig(learning_rates=LEARNING_RATES)
@@ -111,7 +113,7 @@ class OnlineConfig:
 
 
 def ppo_config(config: OnlineConfig) -> PPOConfig:
-    """PPO's settings. With a supervised decoder the RL head waits for it; alone it has nothing to wait for."""
+    """PPO's settings. With a supervised decoder the RL head waits for it; without one, the wait is removed."""
     if config.decoder.enabled:
         return config.ppo
     rates = tuple((group, without_wait(points)) for group, points in config.ppo.learning_rates)
@@ -119,19 +121,19 @@ def ppo_config(config: OnlineConfig) -> PPOConfig:
 
 
 def effective_ppo(config: OnlineConfig) -> PPOConfig:
-    """`ppo_config` without the schedule of the convolutions where these are frozen: presets have it for both."""
+    """`ppo_config`, without the schedule of the convolutions if they are frozen; presets always contain it."""
     settings = ppo_config(config)
     return settings if config.train == "all" else settings.without_rates("convs")
 
 
 @struct.dataclass
 class Pairs:
-    """A ring of (latent, action) pairs of the agent's own transitions.
+    """A ring buffer of (latent, action) pairs from the agent's own transitions.
 
     Attributes:
       latent: float32 ``[K, Z]``.
-      action: ``[K, *space.shape]``, what was carried out.
-      valid: bool ``[K]``, False for a slot that is empty or a transition across an episode's end.
+      action: ``[K, *space.shape]``, the action taken.
+      valid: bool ``[K]``, False for an empty slot, or for a transition across the end of an episode.
       written: int32 ``[]``, pairs written so far.
     """
 
@@ -142,7 +144,7 @@ class Pairs:
 
     @classmethod
     def init(cls, capacity: int, latent_dim: int, space: ActionSpace) -> "Pairs":
-        """An empty ring."""
+        """Creates an empty ring buffer."""
         return cls(
             jnp.zeros((capacity, latent_dim), jnp.float32),
             jnp.zeros((capacity, *space.shape), space.dtype),
@@ -152,11 +154,11 @@ class Pairs:
 
 
 class OnlineState(struct.PyTreeNode):
-    """Everything that online decoding carries.
+    """The state of online decoding.
 
     Attributes:
       ppo: PPO's state.
-      frozen: what PPO does not train; its ``decoder`` is refitted between updates.
+      frozen: parameters that PPO does not train; its ``decoder`` is refitted between updates.
       pairs: the decoder's data.
       config: the settings (static).
     """
@@ -168,7 +170,7 @@ class OnlineState(struct.PyTreeNode):
 
 
 def make_agent(policy: CloningState, config: OnlineConfig, space: ActionSpace | int) -> HybridAgent:
-    """The agent for a latent policy; `space` says what actions are, or how many there are."""
+    """Builds the agent for a latent policy; `space` is the action space, or the number of actions."""
     hidden, supervised, dtype = config.decoder.hidden, config.decoder.enabled, getattr(jnp, config.dtype)
     trunk, space = policy.config.trunk, as_space(space)
     return HybridAgent(trunk, policy.latent_dim, space, hidden, supervised, config.train, dtype, config.blend)
@@ -177,7 +179,7 @@ def make_agent(policy: CloningState, config: OnlineConfig, space: ActionSpace | 
 def init(
     key: jax.Array, config: OnlineConfig, policy: CloningState, env: VectorEnv, devices: Sequence[jax.Device] = ()
 ) -> OnlineState:
-    """Starts online decoding of a latent policy in `env`, on several `devices` as `ppo.init`."""
+    """Initialises online decoding of a latent policy in `env`, on several `devices` as in `ppo.init`."""
     key_agent, key_ppo = jax.random.split(key)
     agent = make_agent(policy, config, env.action_space)
     params, frozen = agent.init(key_agent, policy)
@@ -198,19 +200,20 @@ def add_pairs(
     masked: bool = True,
     axis_name: str | None = None,
 ) -> Pairs:
-    """Infers the latents of a rollout's transitions and appends them to the ring.
+    """Infers the latents of a rollout's transitions and appends the pairs to the ring buffer.
 
     Args:
-      pairs: the ring.
+      pairs: the ring buffer.
       model: stage 1.
       obs: ``[T, N, *obs_shape]``.
-      action: ``[T, N, *space.shape]``, taken at those observations.
-      done: bool ``[T, N]``, the step ended an episode.
-      masked: False takes transitions across an episode's end for valid (static).
-      axis_name: devices with environments of their own: each ends up with the pairs of all.
+      action: ``[T, N, *space.shape]``, the actions taken at those observations.
+      done: bool ``[T, N]``, whether the step ended an episode.
+      masked: False treats transitions across the end of an episode as valid (static).
+      axis_name: name of the axis over devices with environments of their own; each device gets the pairs of all.
 
     Returns:
-      The ring with ``(T - 1 - k) N`` more pairs, k being the model's context: z of (o_{t-k}, ..., o_{t+1}) beside a_t.
+      The buffer with ``(T - 1 - k) N`` more pairs, where k is the model's context; a pair holds the latent of
+      (o_{t-k}, ..., o_{t+1}) and a_t.
     """
     context, length = model.config.context, model.config.window
 
@@ -220,7 +223,7 @@ def add_pairs(
 
     steps = obs.shape[0] - length + 1
     _, latent = jax.lax.scan(infer, None, jnp.arange(steps))
-    # A window crosses an episode's end if any of its steps but the last frame's own ended one.
+    # A window crosses the end of an episode if any of its steps, except that of its last frame, ended one.
     ended = jnp.stack([done[offset : offset + steps] for offset in range(context + 1)]).any(0)
     valid = ~ended if masked else jnp.ones_like(ended)
     action = action[context:-1]
@@ -239,10 +242,10 @@ def add_pairs(
 
 @functools.partial(jax.jit, static_argnames=("agent", "config"))
 def fit_decoder(key: jax.Array, pairs: Pairs, agent: HybridAgent, config: DecoderConfig) -> tuple[Any, jax.Array]:
-    """Fits a new decoder on the ring by the likelihood of the smoothed labels, Adam.
+    """Fits a new decoder to the pairs by maximum likelihood of the smoothed labels, with Adam.
 
     Returns:
-      The decoder's parameters, and its score (accuracy, or squared error) on the last batch, float32 ``[]``.
+      The decoder's parameters, and its score (accuracy or squared error) on the last batch, float32 ``[]``.
     """
     space, capacity = agent.space, pairs.valid.shape[0]
     key_init, key_rows = jax.random.split(key)
@@ -252,7 +255,7 @@ def fit_decoder(key: jax.Array, pairs: Pairs, agent: HybridAgent, config: Decode
 
     def step(carry):
         index, params, opt_state, _ = carry
-        # The ring fills from the front: rows are drawn from what has been written.
+        # The buffer fills from the front: draw only rows that have been written.
         filled = jnp.minimum(pairs.written, capacity)
         rows = jax.random.randint(jax.random.fold_in(key_rows, index), (batch,), 0, filled)
         weight = pairs.valid[rows].astype(jnp.float32)
@@ -284,24 +287,24 @@ def refits(config: OnlineConfig, updates_done: int) -> bool:
 
 
 def collects(config: OnlineConfig, updates_done: int) -> bool:
-    """Whether update number `updates_done` still feeds the decoder: some later (or this) update refits it."""
+    """Whether update number `updates_done` still adds pairs, because this or a later update may refit the decoder."""
     fraction = updates_done * config.ppo.num_envs * config.ppo.num_steps / config.ppo.total_frames
     return config.decoder.enabled and fraction < config.decoder.stop
 
 
 def update(state: OnlineState, model: DynamicsState, driver: ppo.Driver) -> tuple[OnlineState, Metrics]:
-    """One PPO update, then, while the decoder is still being fitted, the inverse model and perhaps a refit.
+    """Runs one PPO update. While the decoder is still being fitted, it then infers latents and may refit the decoder.
 
-    Call it on the host, which knows the number of the update and so what to compute.
+    Call it on the host: it needs the number of the update to know what to compute.
 
     Args:
-      state: the training state; the update takes the memory of PPO's parameters and moments.
+      state: the training state; PPO's parameters and moments are donated.
       model: stage 1, on each of the driver's devices.
-      driver: PPO's, of the agent of `make_agent` and the environments and devices of `init`.
+      driver: PPO's driver, for the agent of `make_agent` and the environments and devices of `init`.
 
     Returns:
-      The new state and PPO's metrics, with ``decoder_accuracy``, or of continuous actions ``decoder_mse`` in
-      half-ranges (training, NaN where nothing was fitted).
+      The new state, and PPO's metrics with the decoder's score in training: ``decoder_accuracy``, or for continuous
+      actions ``decoder_mse`` in half-ranges. The score is NaN if the decoder was not refitted.
     """
     number, add = int(state.ppo.update) + 1, _add_pairs_on(driver.devices)
     scheduled = collects(state.config, number), refits(state.config, number)
@@ -312,16 +315,16 @@ def update(state: OnlineState, model: DynamicsState, driver: ppo.Driver) -> tupl
 
 
 def learn(state: OnlineState, model: DynamicsState, agent: HybridAgent, env: VectorEnv) -> tuple[OnlineState, Metrics]:
-    """All updates in one ``lax.scan``: what `update` decides on the host is decided here by ``lax.cond``.
+    """Runs all updates in one ``lax.scan``; ``lax.cond`` replaces the decisions that `update` makes on the host.
 
     Args:
-      state: the state at its start.
+      state: the initial state.
       model: stage 1.
       agent: see `make_agent`.
-      env: N environments that are JAX.
+      env: N environments written in JAX.
 
     Returns:
-      The state after, and the metrics of `update`, ``[updates]``.
+      The final state, and the metrics of `update`, each ``[updates]``.
     """
     config, numbers = state.config, range(1, state.config.ppo.num_updates + 1)
     collecting, refitting = (jnp.array([decides(config, n) for n in numbers]) for decides in (collects, refits))
@@ -336,12 +339,12 @@ def learn(state: OnlineState, model: DynamicsState, agent: HybridAgent, env: Vec
 
 @functools.cache
 def _add_pairs_on(devices: tuple[jax.Device, ...]) -> Callable:
-    """`add_pairs` on some devices, all of which have the same ring and each its own rollout."""
+    """`add_pairs` on several devices, which share the same buffer and each have their own rollout."""
     return parallel.map_step(add_pairs, devices, in_axes=(None, None, 0, 0, 0), static_argnums=(5,))
 
 
 def _choose(condition: bool, yes: Callable, no: Callable, operand: Any) -> Any:
-    """``jax.lax.cond`` for a condition that the host knows."""
+    """Does the same as ``jax.lax.cond``, for a condition that is known on the host."""
     return yes(operand) if condition else no(operand)
 
 
@@ -355,7 +358,7 @@ def _feed_decoder(
     add: Callable,
     cond: Callable,
 ) -> tuple[OnlineState, Metrics]:
-    """After PPO's part of an update: adds the rollout's pairs and refits, as `scheduled` (collects, refits) says."""
+    """After PPO's update, adds the rollout's pairs and refits the decoder if `scheduled` (collects, refits) says so."""
     config, unfitted = state.config.decoder, jnp.float32(np.nan)
     pairs, frozen, score = state.pairs, state.frozen, unfitted
     if config.enabled:

@@ -17,7 +17,7 @@ AVERAGED = {
 
 
 def aggregate(folders: list[Path]) -> Path:
-    """Writes means and standard errors over the runs of several seeds to ``<name>-aggregate.json`` beside them."""
+    """Writes means and standard errors over runs of several seeds to ``<name>-aggregate.json``, next to the runs."""
     summaries = [json.loads((folder / "summary.json").read_text()) for folder in folders]
 
     def over_seeds(values: list[float]) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Decoders of latents, judged by the actions of held-out windows instead of by playing."""
+"""Scores decoders of latents on the actions of held-out windows, for data that cannot be played."""
 
 import functools
 from typing import NamedTuple
@@ -22,7 +22,7 @@ _act = jax.jit(lambda network, params, obs: network(params, obs), static_argnums
 
 
 class HeldOut(NamedTuple):
-    """Held-out windows ``[E, L, *obs_shape]``, latents float32 ``[E, Z]``, the actions at o_t, and episodes ``[E]``."""
+    """Held-out windows ``[E, L, *obs_shape]``, latents float32 ``[E, Z]``, actions at o_t, and episodes int ``[E]``."""
 
     windows: np.ndarray
     z: np.ndarray
@@ -41,9 +41,9 @@ def held_out(run: Run, store: Store, model: DynamicsState) -> HeldOut:
 def score(
     method: offline.Method, network: policies.Network, params: dict, examples: HeldOut, space: ActionSpace
 ) -> tuple[float, float]:
-    """How well a method tells held-out actions (`space.score_name`), and the standard error over episodes.
+    """Scores how well a method predicts held-out actions (`space.score_name`), with the standard error over episodes.
 
-    "idm" decodes the inverse model's latents, which know what followed; the others see o_t alone.
+    "idm" decodes the inverse model's latents, which also depend on o_{t+1}. The other methods see only o_t.
     """
     if method == "idm":
         assert isinstance(network, policies.DecodedPolicy)
@@ -57,13 +57,13 @@ def score(
 
 
 def constant_score(space: ActionSpace, actions: np.ndarray, examples: HeldOut) -> float:
-    """The score of `constant_action`, chosen by some actions, on held-out ones."""
+    """The score on held-out actions of the `constant_action` for `actions`."""
     guess = np.broadcast_to(constant_action(space, actions), examples.actions.shape)
     return float(np.mean(space.score(guess, examples.actions)))
 
 
 def constant_action(space: ActionSpace, actions: np.ndarray) -> np.ndarray:
-    """The guess that looks at nothing: the most frequent of some actions, or the mean of continuous ones."""
+    """The best constant guess: the most frequent of some actions, or the mean of continuous ones."""
     return np.asarray(np.bincount(actions).argmax() if isinstance(space, Discrete) else actions.mean(0))
 
 
@@ -79,7 +79,7 @@ def save_decoder(
     """Fits a decoder of the inverse model's latents on all labels of a draw; `lamjax label` uses it.
 
     Args:
-      run: the open run; the decoder is saved as its policy ``idm-<labels>``, behind stage 2's.
+      run: the open run; the decoder is saved as its policy ``idm-<labels>``, together with stage 2.
       store: the recorded trajectories.
       model: stage 1.
       policy: stage 2.
@@ -87,8 +87,8 @@ def save_decoder(
       actions: ``[N, *space.shape]``, their labels.
 
     Returns:
-      ``labels``, the score (`space.score_name`) on held-out windows, its ``stderr``, and the score ``constant`` of a
-      constant guess.
+      ``labels``: their number; the score on held-out windows, under `space.score_name`; its ``stderr``; and
+      ``constant``: the score of a constant guess.
     """
     settings, space, count = run.config.offline.program, store.action_space, len(actions)
     assert space is not None  # the store has actions

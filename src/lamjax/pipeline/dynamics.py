@@ -1,4 +1,4 @@
-"""Stage 1 of a run: latent dynamics, trained by prediction and examined on held-out levels."""
+"""Stage 1 of a run: trains latent dynamics by prediction and examines the model on held-out levels."""
 
 from pathlib import Path
 from typing import Any
@@ -33,7 +33,7 @@ init_model = driver.jit_once(dynamics.init, static_argnums=(1, 2, 4))
 
 
 def init_dynamics(run: Run, store: Store) -> DynamicsState:
-    """Initialises stage 1, the same for the same seed; this state is also the probe's baseline."""
+    """Initialises stage 1. The state depends only on the seed, and also serves as the untrained baseline of probes."""
     config = run.config.dynamics.program
     return init_model(run.key("dynamics"), config, store.obs_shape, training_stats(store), store.action_space)
 
@@ -43,11 +43,11 @@ def dynamics_stage(
 ) -> DynamicsState:
     """Trains stage 1 and examines it on held-out levels.
 
-    Without `frames` it uploads the training frames itself. `data` is the folder of recordings, which also holds random
-    play; without it the action information is not measured.
+    Without `frames`, it uploads the training frames itself. `data` is the folder of recordings, which also holds random
+    play; without it, the action information is not measured.
 
     Raises:
-      RunError: if it needs random play that is not there.
+      RunError: if the run needs random play but has none.
     """
     config = run.config.dynamics
     untrained = init_dynamics(run, store)
@@ -56,7 +56,7 @@ def dynamics_stage(
     fuse = driver.steps_per_dispatch(config.idm, config.fdm)
     frames = frames or TrainingFrames(run, store)
     stream = beside_play(run, frames.stream(config.batch_size, run.config.seed, fuse), data)
-    # With a weight of 0, stage 1 cannot read actions. With more, it reads those of the labelled subset, and counts
+    # With a weight of 0, stage 1 cannot read actions. With more, it reads only those of the labelled subset, and counts
     # them.
     num_labels = config.num_labelled(len(store.starts("train", config.window)))
     subset = LabelledSubset(store, num_labels, seed=run.config.seed, length=config.window) if num_labels else None
@@ -112,14 +112,14 @@ def examine_dynamics(
 
 
 def beside_play(run: Run, stream: ObservationStream, data: Path | None) -> ObservationStream | StreamBesidePlay:
-    """The stream, and with `play_share` the training levels of random play beside it."""
+    """Returns the stream; with `play_share`, combines it with random play on training levels."""
     config = run.config.dynamics
     if not config.play_share:
         return stream
     play = random_play(run, data) if data is not None else None
     if play is None:
         raise RunError(
-            "dynamics.play_share needs random play, which one host records in the environment for the action "
+            "dynamics.play_share needs random play, which a run on one host records in the environment for the action "
             "information: leave --dynamics.play-share at 0, or set --analysis.information.frames."
         )
     return StreamBesidePlay(
@@ -128,7 +128,7 @@ def beside_play(run: Run, stream: ObservationStream, data: Path | None) -> Obser
 
 
 def random_play(run: Run, data: Path) -> Store | None:
-    """The recording of random play in `data`; None without a simulator or if the run does not measure it."""
+    """The recording of random play in `data`; None if there is no simulator or the run does not use random play."""
     if not run.config.analysis.information.frames or jax.process_count() > 1:
         return None
     try:
@@ -138,7 +138,7 @@ def random_play(run: Run, data: Path) -> Store | None:
 
 
 def prepare_information(run: Run, data: Path) -> None:
-    """Makes what runs share of the action information: the recording of random play, and its ceiling."""
+    """Prepares what runs share to measure action information: the recording of random play, and the ceiling on it."""
     if play := random_play(run, data):
         information.ceiling(run.env, run.config.analysis, play, run.config.dynamics, run.check_stop)
 
@@ -146,7 +146,7 @@ def prepare_information(run: Run, data: Path) -> None:
 def examine_on_recording(
     run: Run, store: Store, untrained: DynamicsState, state: DynamicsState, held_out: EvaluationWindows
 ) -> dict[str, Any]:
-    """Measures stage 1 on the run's own trajectories; writes the arrays that the report draws."""
+    """Measures stage 1 on the run's own trajectories, and writes the arrays that the report plots."""
     length = state.config.window
     fitting = evaluation_windows(run, store, run.config.analysis.probe_train, 1, "train")
     fit, test = (

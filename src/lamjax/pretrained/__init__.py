@@ -1,7 +1,7 @@
-"""The latent action models that come with the package: one model folder (`lamjax.sharing`) for each game that has one.
+"""The latent action models that come with the package: one model folder (`lamjax.sharing`) per game.
 
-`lamjax.load("coinrun")` and ``lamjax label coinrun clip.mp4`` use them. They were trained by ``lamjax train`` on
-recordings of real Procgen; each folder's README.md says how, and how good it is beside its baselines.
+`lamjax.load("coinrun")` and ``lamjax label coinrun clip.mp4`` use them. They were trained with ``lamjax train`` on
+recordings of real Procgen; the README.md of each folder says how, and compares the model with its baselines.
 """
 
 import json
@@ -13,13 +13,13 @@ ROOT = Path(str(resources.files(__name__)))
 
 
 def available() -> dict[str, dict[str, Any]]:
-    """The results of every model, as in ``summary.json``, by its name."""
+    """The results of each model, as in ``summary.json``, by name."""
     notes = sorted(ROOT.glob("*/config.json"))
     return {path.parent.name: json.loads(path.read_text(encoding="utf-8"))["summary"] for path in notes}
 
 
 def resolve(path: str | Path) -> Path:
-    """The folder that a path or name means: what exists under this path, else the model of this name, else the path."""
+    """Resolves a path or name: an existing path, else the folder of the model with this name, else the path itself."""
     path = Path(path)
     ours = ROOT / path.name
     return ours if str(path) == path.name and not path.exists() and (ours / "config.json").exists() else path

@@ -76,7 +76,7 @@ def test_parts_of_the_picture(tmp_path):
     np.testing.assert_array_equal(part, frames[:, 3:19, 21:33])
     middle = frames_of(tmp_path / "a.mkv", ClipConfig(size=(20,), square=True))
     np.testing.assert_array_equal(middle, frames[:, :, 7:27])
-    with pytest.raises(ImportDataError, match=r"has pictures of 20 x 34, and the part to keep ends at row 19 and col"):
+    with pytest.raises(ImportDataError, match=r"has frames of 20 x 34, but the region to keep ends at row 19 and col"):
         frames_of(tmp_path / "a.mkv", ClipConfig(crop=(3, 21, 16, 14)))
 
 
@@ -158,7 +158,7 @@ def test_pictures_of_all_kinds(tmp_path):
     np.testing.assert_array_equal(grey, frame[..., :1].repeat(3, -1))
     np.testing.assert_array_equal(turned, np.rot90(frame[..., :3], -1))
     Image.fromarray(frame[..., 0].astype(np.uint16)).save(tmp_path / "3.png")
-    with pytest.raises(ImportDataError, match=r"3\.png has more than 8 bits a channel: save it with 8"):
+    with pytest.raises(ImportDataError, match=r"3\.png has more than 8 bits per channel: save it with 8"):
         frames_of(tmp_path)
 
 

@@ -39,9 +39,9 @@ def test_a_camera_is_chosen_by_its_name_or_the_last_part_of_it():
         assert choose_camera(cameras, camera, Path("a")) == cameras[want]
     assert choose_camera(cameras[:1], None, Path("a")) == "images.top"
     for camera in (None, "wrist"):
-        with pytest.raises(ImportDataError, match=r"a has several cameras: name one with --camera .*left\.wrist \| im"):
+        with pytest.raises(ImportDataError, match=r"several cameras: choose one with --camera .*left\.wrist \| im"):
             choose_camera(cameras, camera, Path("a"))
-    with pytest.raises(ImportDataError, match=r"a has no camera 'rist' but images\.top, "):
+    with pytest.raises(ImportDataError, match=r"a has no camera 'rist', only images\.top, "):
         choose_camera(cameras, "rist", Path("a"))
 
 

@@ -46,7 +46,7 @@ def test_links_are_followed_and_hidden_files_left_out(tmp_path):
     [
         (".", "train/loop", "is a link back to"),
         ("train", "train/deep/loop", "is a link back to"),
-        ("nowhere", "train/1.pq", "is a link to nothing"),
+        ("nowhere", "train/1.pq", "is a broken link"),
         ("train/0.pq", "train/1.pq", "are the same file"),
         ("train", "test", "are the same file"),
     ],

@@ -113,7 +113,7 @@ def test_laoms_layout(h5py, tmp_path):
 
 def test_robomimics_layout(h5py, tmp_path):
     write_robomimic(h5py, tmp_path / "lift.hdf5")
-    with pytest.raises(ImportDataError, match=r"several cameras: name one with --camera obs/agent.*\| obs/robot0_eye"):
+    with pytest.raises(ImportDataError, match=r"cameras: choose one with --camera obs/agent.*\| obs/robot0_eye"):
         imported(tmp_path / "lift.hdf5", tmp_path / "store")
     store = imported(tmp_path / "lift.hdf5", tmp_path / "store", camera="agentview_image")
     np.testing.assert_array_equal(store.observations(), FRAMES)
@@ -229,13 +229,13 @@ def test_what_does_not_fit_is_refused(h5py, tmp_path):
 
     fails("has no episodes: groups with actions and with obs", lambda file: file.create_group("data/demo_0"))
     for arrays, sentence in (
-        ({"obs": VECTORS[:9]}, "has no pictures in 0/obs"),
-        ({"obs": FRAMES[:8]}, "0 has 9 actions and 8 observations"),
-        ({"rewards": np.zeros(8)}, "0 has 9 actions and 8 rewards"),
+        ({"obs": VECTORS[:9]}, "has no images in 0/obs"),
+        ({"obs": FRAMES[:8]}, "0 has 9 actions but 8 observations"),
+        ({"rewards": np.zeros(8)}, "0 has 9 actions but 8 rewards"),
         ({"rewards": np.full(9, np.nan)}, "0, row 0: column 'rewards' must hold finite"),
         ({"actions": np.where(np.arange(18).reshape(9, 2) == 7, np.inf, 0)}, "0, row 3: column 'actions' must hold"),
         ({"actions": np.full(9, -2)}, "actions must lie in"),
-        ({"actions": np.array([b"left"] * 9)}, "0/actions are no integers and no vectors of numbers"),
+        ({"actions": np.array([b"left"] * 9)}, "0/actions are neither integers nor vectors of numbers"),
     ):
         fails(sentence, episode(**arrays))
     for other, sentence in (("none", "There is no"), (".", "holds no files that end in .hdf5, .h5, .he5")):
@@ -248,7 +248,7 @@ def test_frames_of_two_sizes_need_a_size(h5py, tmp_path):
     with h5py.File(tmp_path / "a.hdf5", "w") as file:
         for number, frames in enumerate((FRAMES[:9], FRAMES[:9, :12])):
             file[f"{number}/obs"], file[f"{number}/actions"] = frames, VECTORS[:9]
-    with pytest.raises(ImportDataError, match=r"frames of \[12, 16, 3\] in 1, the others of \[16, 16, 3\]: scale them"):
+    with pytest.raises(ImportDataError, match=r"of \[12, 16, 3\] in 1, and others have \[16, 16, 3\]: scale them"):
         imported(tmp_path / "a.hdf5", tmp_path / "store")
     assert imported(tmp_path / "a.hdf5", tmp_path / "store", size=(16,)).num_frames == 18
 

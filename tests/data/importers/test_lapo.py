@@ -99,7 +99,7 @@ def test_auto_does_not_guess(tmp_path):
         obs=np.random.default_rng(0).integers(0, 256, (400, *SHAPE), np.uint8),
         done=np.arange(400) % 9 == 4,
     )
-    with pytest.raises(common.ImportDataError, match=r"cannot be told .* say it with --done first or --done last"):
+    with pytest.raises(common.ImportDataError, match=r"not show what done .* choose with --done first or --done last"):
         lapo.import_lapo(tmp_path / "maze", tmp_path / "store")
     assert not (tmp_path / "store").exists()
     lapo_file(path, [400], done=np.zeros(400, bool))
@@ -155,7 +155,7 @@ def test_other_layouts_are_refused_by_name(tmp_path):
     assert f"holds several games (maze): name one, {game}" in fails(tmp_path)
     odd = game / "train" / "last.npz"
     (game / "train" / "9.npz").rename(odd)
-    assert f"{odd} has no number for a name" in fails(game)
+    assert f"{odd} is not named by a number" in fails(game)
     odd.unlink()
     path = game / "train" / "2.npz"
     n = sum(TRAIN[0])
@@ -163,7 +163,7 @@ def test_other_layouts_are_refused_by_name(tmp_path):
         ({"obs": None}, "it has no array 'obs'"),
         ({"done": None}, "it has no array 'done'"),
         ({"obs": np.zeros((n, *SHAPE), np.float32)}, "obs is float32"),
-        ({"ta": np.zeros(n - 1, int)}, f"ta is int64 [{n - 1}] beside {n} frames"),
+        ({"ta": np.zeros(n - 1, int)}, f"ta is int64 [{n - 1}] for {n} frames"),
         ({"rewards": np.zeros((n, 1), np.float32)}, "rewards is float32"),
         ({"ta": np.array([{}] * n, object)}, "'ta' does not hold numbers"),
         ({"ta": np.full(n, 15)}, "actions must lie in [0, 15), got 15 to 15"),
@@ -304,8 +304,8 @@ def test_values_are_refused_by_file_row_and_column(tmp_path):
             {"rewards": at(3, -1e300, np.float64)},
             "row 3: column 'rewards' must hold finite float32 numbers, got -1e+300",
         ),
-        ({"done": at(256, np.nan, np.float32)}, "row 256: column 'done' marks rows with 0 and 1, got nan"),
-        ({"done": at(299, 255, np.uint8)}, "row 299: column 'done' marks rows with 0 and 1, got 255"),
+        ({"done": at(256, np.nan, np.float32)}, "row 256: column 'done' must hold only 0 and 1, got nan"),
+        ({"done": at(299, 255, np.uint8)}, "row 299: column 'done' must hold only 0 and 1, got 255"),
         ({"ta": at(17, -1, np.int8)}, "row 17: column 'ta': actions must lie in [0, 15), got -1 to -1"),
         ({"obs": np.zeros((300, 0, 8, 3), np.uint8)}, "must be integers of at least 1, got [0, 8, 3]"),
     ):

@@ -99,7 +99,7 @@ def test_pictures_in_the_parquet_files(version, tmp_path):
     path = sorted((tmp_path / "push" / "data").rglob("*.parquet"))[0]
     rows = slice(LENGTHS[0] if version == "v2.1" else sum(LENGTHS[:3]))
     whole = [each["bytes"] for each in columns[CAMERAS[0]]]
-    for content, sentence in ((whole[7][:90], "row 7: column .* has a picture that is damaged"), (None, "no picture")):
+    for content, sentence in ((whole[7][:90], "row 7: column .* has an image that is damaged"), (None, "no image")):
         spoilt = [{"bytes": content if row == 7 else each, "path": "frame.png"} for row, each in enumerate(whole)]
         write_table(path, {name: each[rows] for name, each in (columns | {CAMERAS[0]: spoilt}).items()})
         with pytest.raises(ImportDataError, match=sentence):
@@ -130,9 +130,9 @@ def test_an_interrupted_import_goes_on(source, tmp_path, monkeypatch):
 
 def test_one_camera_is_chosen_by_its_name(own, tmp_path):
     root, _, frames, _ = own
-    with pytest.raises(ImportDataError, match=r"has several cameras: name one with --camera .*top \| .*wrist"):
+    with pytest.raises(ImportDataError, match=r"has several cameras: choose one with --camera .*top \| .*wrist"):
         imported(root, tmp_path / "store")
-    with pytest.raises(ImportDataError, match=r"has no camera 'front' but .*\.top, .*\.wrist: name it with --camera"):
+    with pytest.raises(ImportDataError, match=r"has no camera 'front', only .*\.top, .*\.wrist: choose with --camera"):
         imported(root, tmp_path / "store", camera="front")
     for camera in ("top", CAMERAS[0]):
         store = imported(root, tmp_path / f"store{len(camera)}", camera=camera)
@@ -147,7 +147,7 @@ def test_the_data_sets_own_splits(own, tmp_path):
     store = imported(root, tmp_path / "store", camera="top")
     assert store.episodes.split.tolist() == ["train", "train", "test", "test"]
     change_info(root, splits={"test": "the last"})
-    with pytest.raises(ImportDataError, match=r"info\.json is damaged \(the split 'the last' is no range"):
+    with pytest.raises(ImportDataError, match=r"info\.json is damaged \(the split 'the last' is not a range"):
         imported(root, tmp_path / "other", camera="top")
 
 
@@ -200,8 +200,8 @@ def test_values_that_do_not_fit_are_named(version, tmp_path):
         ({"next.reward": np.full(total, np.inf)}, "episode 0, row 0: column 'next.reward' must hold finite"),
         ({"episode_index": columns["episode_index"] + 1}, "it has 0 rows of episode 0 instead of 12"),
         ({"timestamp": timestamp}, "the time stamps of episode 0 do not ascend"),
-        ({"timestamp": columns["action"]}, "column 'timestamp' has 3 numbers a row, not one"),
-        ({"action": None}, "has no column 'action' but observation.state"),
+        ({"timestamp": columns["action"]}, "column 'timestamp' has 3 numbers per row instead of one"),
+        ({"action": None}, "has no column 'action', only observation.state"),
     ):
         table = {name: each[rows] for name, each in (columns | changes).items() if each is not None}
         write_table(path, table)
@@ -222,12 +222,12 @@ def test_damaged_descriptions_are_named(own, tmp_path):
     info = json.loads((root / "meta" / "info.json").read_text())
     features = {name: each for name, each in info["features"].items() if name not in CAMERAS}
     for changes, sentence in (
-        ({"codebase_version": "v1.6"}, "is of version v1.6, and versions 2 and 3 are read"),
+        ({"codebase_version": "v1.6"}, "has version v1.6, but only versions 2 and 3"),
         ({"fps": None}, "lacks features or fps"),
         ({"features": features}, "has no camera: none of its features is a video or an image"),
-        ({"data_path": "data/{nothing}.parquet"}, "is no pattern of a path"),
-        ({"video_path": "../videos/{video_key}.mp4"}, "leads out of the data set"),
-        ({"features": {n: f for n, f in info["features"].items() if n != "action"}}, "has no feature 'action' but"),
+        ({"data_path": "data/{nothing}.parquet"}, "is not a valid pattern"),
+        ({"video_path": "../videos/{video_key}.mp4"}, "points outside the data set"),
+        ({"features": {n: f for n, f in info["features"].items() if n != "action"}}, "has no feature 'action', only"),
     ):
         change_info(root, **(info | changes))
         fails(sentence)
@@ -238,9 +238,9 @@ def test_damaged_descriptions_are_named(own, tmp_path):
     path.unlink()
     fails("it is missing" if version == "v2.1" else "holds no .parquet files")
     (root / "meta" / "info.json").write_text("{")
-    fails("info.json is damaged (it is no JSON")
+    fails("info.json is damaged (it is not JSON")
     (root / "meta" / "info.json").unlink()
-    fails("is no LeRobot data set: it has no meta/info.json")
+    fails("is not a LeRobot data set: it has no meta/info.json")
 
 
 def test_the_command(source, tmp_path, monkeypatch, capsys):

@@ -113,7 +113,7 @@ def test_names_of_columns_and_splits(pa, tmp_path, capfd):
     assert store.env == "maze" and store.episodes.length.tolist() == [7, 9, 9, 5]
     assert store.episodes.split.tolist() == ["test", "train", "train", "train"]
     assert main([*command[:-5], str(tmp_path / "other")]) == 2
-    assert "has no column 'observation' but obs, act, r, dones: name it with --columns.observation NAME" in (
+    assert "has no column 'observation', only obs, act, r, dones: choose one with --columns.observation NAME" in (
         capfd.readouterr().err
     )
 
@@ -123,7 +123,7 @@ def test_folders_say_the_split(pa, tmp_path):
     write(pa, tmp_path / "data" / "test" / "0.parquet", [7])
     assert run(tmp_path / "data", tmp_path / "store").episodes.split.tolist() == ["test", "train", "train"]
     write(pa, tmp_path / "data" / "trained.parquet", [7])
-    with pytest.raises(common.ImportDataError, match=r"trained\.parquet belongs neither to train nor to test"):
+    with pytest.raises(common.ImportDataError, match=r"trained\.parquet belongs to neither train nor test"):
         run(tmp_path / "data", tmp_path / "other")
 
 
@@ -173,9 +173,9 @@ def test_what_does_not_fit_is_refused_by_name(pa, tmp_path):
             {"observation": pa.array([[0] * 192, [0] * 191] + [[0] * 192] * (n - 2), pa.list_(pa.uint8()))},
             "different sizes",
         ),
-        ({"observation": flat.cast(pa.large_list(pa.int32()))}, "holds int32 instead of bytes"),
-        ({"observation": pa.array([b"no picture"] * n)}, "a picture that is damaged or no PNG"),
-        ({"observation": pa.array([png(np.zeros((9, 8, 3), np.uint8))] * n)}, "a picture of 9 x 8"),
+        ({"observation": flat.cast(pa.large_list(pa.int32()))}, "holds int32 instead of lists of bytes"),
+        ({"observation": pa.array([b"no picture"] * n)}, "an image that is damaged or not a PNG"),
+        ({"observation": pa.array([png(np.zeros((9, 8, 3), np.uint8))] * n)}, "an image of 9 x 8"),
         ({"observation": pa.array([{"path": "x"}] * n)}, "a struct without a field 'bytes'"),
     ):
         write(pa, path, **change)
@@ -190,7 +190,7 @@ def test_a_name_that_arrow_cannot_open_is_no_damage(pa, tmp_path):
     write(pa, tmp_path / "toy" / "a.parquet")
     (tmp_path / "toy" / "a.parquet").rename(tmp_path / "toy" / os.fsdecode(b"\xff.parquet"))
     with pytest.raises(
-        common.ImportDataError, match="has a name that is not UTF-8, as Arrow needs: rename it"
+        common.ImportDataError, match="has a name that is not UTF-8, which Arrow needs: rename it"
     ) as error:
         run(tmp_path / "toy", tmp_path / "store")
     assert "damaged" not in str(error.value)
@@ -320,12 +320,12 @@ def test_what_holds_no_frames_is_refused_by_what_it_holds(pa, tmp_path):
         (pa.array(obs[:7].tolist() + obs[7:, :, :5].tolist(), deep), "row 7: column 'observation' has frames of diff"),
         (pa.array([*pngs[:8], None]), "row 8: column 'observation' has rows without a value"),
         (pa.array([{"bytes": each} for each in pngs[:8]] + [None], pictures), "row 8: column 'observation' has rows"),
-        (pa.array([{"path": "/etc/passwd"}] * 9, pictures), "has no pictures, only paths to them"),
-        (pa.array(["a"] * 9), "column 'observation' holds string instead of bytes"),
-        (pa.array(pngs[:3] + [png(obs[3, ..., 0])[:40]] * 6), "damaged (row 3: column 'observation' has a picture"),
+        (pa.array([{"path": "/etc/passwd"}] * 9, pictures), "has only paths to images"),
+        (pa.array(["a"] * 9), "column 'observation' holds string instead of lists of bytes"),
+        (pa.array(pngs[:3] + [png(obs[3, ..., 0])[:40]] * 6), "damaged (row 3: column 'observation' has an image"),
         (
             pa.array(pngs[:3] + [claiming_more(pngs[3])] * 6),
-            "row 3: column 'observation' has a picture of 1000000000",
+            "row 3: column 'observation' has an image of 1000000000",
         ),
         (cube, "permuted by [1, 2, 0]: save them without"),
     ):

@@ -68,23 +68,23 @@ def test_a_picture_becomes_what_it_shows(data, want):
 @pytest.mark.parametrize(
     ("data", "channels", "sentence"),
     [
-        (saved(RGB), 1, "in colours, not grey"),
-        (saved(RGBA), 2, "in colours, not grey and alpha"),
-        (saved(RGBA), 3, "a transparent picture, not RGB"),
-        (saved(RGBA[..., 2:]), 1, "a transparent picture, not grey"),
-        (indexed(transparency=int(GREY[2, 3, 0])), 3, "a transparent picture, not RGB"),
+        (saved(RGB), 1, "a colour image, not grey"),
+        (saved(RGBA), 2, "a colour image, not grey and alpha"),
+        (saved(RGBA), 3, "a transparent image, not RGB"),
+        (saved(RGBA[..., 2:]), 1, "a transparent image, not grey"),
+        (indexed(transparency=int(GREY[2, 3, 0])), 3, "a transparent image, not RGB"),
         (saved(RGB), 5, "1 to 4 channels, not 5"),
-        (saved(Image.fromarray(GREY[..., 0].astype(np.uint16) * 257)), 1, "16 bits a channel"),
-        (saved(RGB[:, :-1]), 3, "a picture of 8 x 5, not [8, 6, 3]"),
+        (saved(Image.fromarray(GREY[..., 0].astype(np.uint16) * 257)), 1, "16 bits per channel"),
+        (saved(RGB[:, :-1]), 3, "an image of 8 x 5, not [8, 6, 3]"),
         (
             saved(Image.fromarray(RGB), save_all=True, append_images=[Image.fromarray(RGB[::-1])]),
             3,
-            "an animation of 2 pictures",
+            "an animation of 2 images",
         ),
-        *((saved(RGB, kind), 3, f"has a {kind}, and only PNG") for kind in ("JPEG", "GIF", "WebP", "BMP", "TIFF")),
-        (b"\0\0\0\x20ftypavif" + bytes(40), 3, "has a AVIF or HEIF, and only PNG"),
-        (b"\xff\x0a" + bytes(40), 3, "has a JPEG XL, and only PNG"),
-        (RGB.tobytes(), 3, "bytes that are no PNG, but as many as a frame has"),
+        *((saved(RGB, kind), 3, f"has {kind} data, but only PNG") for kind in ("JPEG", "GIF", "WebP", "BMP", "TIFF")),
+        (b"\0\0\0\x20ftypavif" + bytes(40), 3, "has AVIF or HEIF data, but only PNG"),
+        (b"\xff\x0a" + bytes(40), 3, "has JPEG XL data, but only PNG"),
+        (RGB.tobytes(), 3, "bytes that are not a PNG, but as many as a frame has"),
     ],
 )
 def test_what_would_lose_something_is_refused_and_not_called_damaged(data, channels, sentence):
@@ -118,7 +118,7 @@ def with_header(data, width, height):
 
 def test_a_header_that_claims_more_than_memory_holds_is_refused_before_decoding():
     for size in ((10**9, 1), (1, 10**9), (2**31 - 1, 2**31 - 1)):
-        with pytest.raises(PictureError, match="a picture of"):
+        with pytest.raises(PictureError, match="an image of"):
             read_png(with_header(saved(RGB), *size), RGB.shape)
     # The right size, and data that unpack to much more: decoding ends with the last row.
     bomb = zlib.compress(bytes(10**7))

@@ -15,7 +15,7 @@ def test_flags(dtype):
     result = as_flags(marks, "done")
     assert result.dtype == bool and result.tolist() == [False, True, True, False]
     for bad in [] if dtype is bool else [2, 255] + [np.nan, np.inf, 0.5, -1] * (dtype in FLOATS):
-        with pytest.raises(RowError, match=f"column 'done' marks rows with 0 and 1, got {bad}") as error:
+        with pytest.raises(RowError, match=f"column 'done' must hold only 0 and 1, got {bad}") as error:
             as_flags(np.array([0, 1, bad, bad], dtype), "done")
         assert error.value.row == 2
 

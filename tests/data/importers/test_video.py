@@ -59,7 +59,7 @@ def test_names_say_the_split(tmp_path):
     store = imported(tmp_path / "clips", tmp_path / "store")
     assert store.episodes.split.tolist() == ["test", "train"]
     write_video(tmp_path / "clips" / "c.mkv", noise())
-    with pytest.raises(ImportDataError, match=r"c\.mkv belongs neither to train nor to test by its name"):
+    with pytest.raises(ImportDataError, match=r"c\.mkv belongs to neither train nor test by its name"):
         imported(tmp_path / "clips", tmp_path / "other")
 
 
@@ -163,8 +163,8 @@ def test_what_is_no_video_is_refused(tmp_path):
     (tmp_path / "notes.txt").write_text("notes")
     for path, sentence in (
         (tmp_path / "none", "There is no "),
-        (tmp_path / "notes.txt", "is no video by its name"),
-        (tmp_path, "holds no videos and no pictures: check the path"),
+        (tmp_path / "notes.txt", "is not a video by its name"),
+        (tmp_path, "holds no videos and no images: check the path"),
     ):
         with pytest.raises(ImportDataError, match=sentence):
             import_video([path], tmp_path / "store", env="a")
@@ -179,4 +179,4 @@ def test_the_command(tmp_path, monkeypatch, capsys):
     store = data.open_store("data/clips/video")
     assert (store.obs_shape, store.env, store.episodes.length.tolist()) == ((16, 12, 3), "clips", [6, 7, 7])
     assert main(["import-video"]) == 2
-    assert capsys.readouterr().err == "lamjax: Give videos, or folders with videos or pictures in them.\n"
+    assert capsys.readouterr().err == "lamjax: Give videos, or folders of videos or images.\n"

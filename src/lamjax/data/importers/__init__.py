@@ -1,1 +1,1 @@
-"""Foreign data sets as trajectory stores: one module a format, and what they share."""
+"""Imports other data sets as trajectory stores: one module for each format, and the code that they share."""

@@ -1,8 +1,8 @@
-"""Video files and folders of pictures as clips: which frames are kept, when each is shown, and their pixels.
+"""Reads video files and folders of images as clips: which frames to keep, when each is shown, and their pixels.
 
 Frames are chosen by their time stamps, so a variable frame rate is no special case: the frame at time t is the one that
-a player shows then. Rotation that a file asks for is carried out, of interlaced frames one field is kept, and
-transparent pixels are laid over black. Nothing larger than a block of frames is held in memory.
+a player shows then. Frames are rotated as the file asks, one field of interlaced frames is kept, and transparent pixels
+are composited over black. Nothing larger than a block of frames is held in memory.
 
 Dimension keys: T frames of a clip, R frames of a block, H, W of a frame.
 """
@@ -34,20 +34,20 @@ CHANNELS = 3
 
 _ROUNDING = 1e-3  # seconds; some files round time stamps to thousandths
 _HIDES_FRAMES = ("vp8", "libvpx")
-_MOST_MISSING = 0.25  # seconds by which a file may end before it says
+_MOST_MISSING = 0.25  # seconds by which a file may be shorter than its header says
 
 
 @dataclasses.dataclass(frozen=True)
 class ClipConfig:
-    """Which frames of a video are kept, and in which size.
+    """Which frames of a video to keep, and at which size.
 
     Attributes:
-      fps: so many frames a second, those that are shown at these times; None keeps all. Pictures in a folder have no
-        times: they are taken to be so many a second.
-      stride: keeps every so many of the frames that `fps` leaves.
+      fps: frames to keep per second of video, each the one that is shown at that time; None keeps all frames. A folder
+        of images has no times; its images are assumed to follow each other at this rate.
+      stride: keeps every n-th of the frames that `fps` leaves.
       size: height and width in pixels; one number stands for both.
-      crop: top, left, height and width of the part to keep, in pixels of the upright picture; empty keeps all of it.
-      square: keeps the largest square in the middle, so that scaling does not distort the picture.
+      crop: top, left, height and width of the region to keep, in pixels of the upright image; empty keeps all of it.
+      square: keeps the largest square in the middle, so that scaling does not distort the image.
     """
 
     fps: float | None = None
@@ -63,7 +63,7 @@ class ClipConfig:
         if self.crop and (len(self.crop) != 4 or not min(self.crop[2:])):
             raise ValueError(f"crop must be top, left, height and width, not {self.crop}.")
         if self.crop and self.square:
-            raise ValueError("crop and square exclude each other: give one of them.")
+            raise ValueError("crop and square exclude each other: give only one of them.")
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -71,21 +71,21 @@ class ClipConfig:
         return self.size[0], self.size[-1], CHANNELS
 
     def as_json(self) -> dict[str, Any]:
-        """The settings as a store's manifest keeps them."""
+        """The settings as a store's manifest records them."""
         return {**dataclasses.asdict(self), "size": list(self.shape[:2])}
 
 
 @dataclasses.dataclass(frozen=True)
 class Clip(SourceFile):
-    """The frames to keep of a video file, or of a folder of pictures.
+    """The frames to keep from a video file or a folder of images.
 
     Attributes:
-      config: which frames, in which size.
-      places: int64 ``[T]``, ascending, where each frame lies: its presentation time in units of the file's own, or its
-        number where the file has no times.
-      seconds: float64 ``[T]``, when each frame is shown, from the file's beginning; NaN where that is not known.
-      expected: int64 ``[F]``, the places of all frames that the file must show; None where frames are counted, as in a
-        file without times.
+      config: which frames to keep, and at which size.
+      places: int64 ``[T]``, ascending, the position of each frame: its presentation time in the file's own time base,
+        or its number if the file has no time stamps.
+      seconds: float64 ``[T]``, when each frame is shown, counted from the start of the file; NaN if unknown.
+      expected: int64 ``[F]``, the positions of all frames that the file must show; None if positions are frame numbers,
+        as in a file without time stamps.
     """
 
     config: ClipConfig
@@ -95,19 +95,19 @@ class Clip(SourceFile):
 
 
 def as_json(clips: Sequence[Clip], root: Path) -> list[dict[str, Any]]:
-    """The file, the number of frames and the time stamps of each clip, as a store's manifest keeps them."""
+    """The file, the number of frames and the time stamps of each clip, as a store's manifest records them."""
     return [
         {"file": clip.name(root), "frames": clip.rows, "seconds": timestamps.as_json(clip.seconds)} for clip in clips
     ]
 
 
 def look_at(path: Path, config: ClipConfig) -> Clip:
-    """Chooses the frames of a video file, or of a folder of pictures, without decoding any.
+    """Chooses the frames of a video file or a folder of images without decoding any.
 
     Raises:
-      ImportError: if PyAV is absent.
-      DamagedFileError: if the file cannot be opened, or ends before it says.
-      ImportDataError: if it holds no video, or has no time stamps by which to choose frames.
+      ImportError: if PyAV is not installed.
+      DamagedFileError: if the file cannot be opened, or is shorter than its header says.
+      ImportDataError: if it contains no video, or `fps` is set and it has no time stamps.
     """
     import_av()
     expected = None
@@ -127,14 +127,15 @@ def look_at(path: Path, config: ClipConfig) -> Clip:
 
 
 def shown_at(times: np.ndarray, fps: float) -> np.ndarray:
-    """Which frames a player shows at the times ``times[0] + n / fps``.
+    """Returns the frames that a player shows at the times ``times[0] + n / fps``.
 
     Args:
-      times: float64 ``[F]``, ascending, when each frame appears. The last is shown for as long as most are.
-      fps: how many times a second.
+      times: float64 ``[F]``, ascending, when each frame appears, in seconds. The last frame is assumed to last for the
+        median duration.
+      fps: frames per second.
 
     Returns:
-      int64 ``[T]``, ascending.
+      Indices of frames, int64 ``[T]``, ascending.
     """
     last = times[-1] + (np.median(np.diff(times)) if len(times) > 1 else 0.0)
     count = max(int(np.ceil((last - times[0] - _ROUNDING) * fps)), 1)
@@ -143,11 +144,11 @@ def shown_at(times: np.ndarray, fps: float) -> np.ndarray:
 
 
 def read_frames(clip: Clip, start: int = 0) -> Iterator[np.ndarray]:
-    """The frames of a clip from row `start`, in blocks uint8 ``[R, H, W, 3]``.
+    """Yields the frames of a clip from row `start` on, in blocks uint8 ``[R, H, W, 3]``.
 
     Raises:
       DamagedFileError: if a frame cannot be decoded.
-      ImportDataError: if the part to keep does not lie in the picture.
+      ImportDataError: if the region to keep does not lie within the image.
     """
     block: list[np.ndarray] = []
     most = block_rows(clip.config.shape)
@@ -161,7 +162,7 @@ def read_frames(clip: Clip, start: int = 0) -> Iterator[np.ndarray]:
 
 
 def _pixels(clip: Clip, start: int) -> Iterator[np.ndarray]:
-    """The frames from row `start` one by one; a row's frame is the last one at or before its place."""
+    """Yields the frames from row `start` on one by one; a row's frame is the last one at or before its position."""
     if start >= clip.rows:
         return
     convert = converter(clip.config, clip.path)
@@ -182,7 +183,7 @@ def _pixels(clip: Clip, start: int) -> Iterator[np.ndarray]:
 
 
 def _shown(clip: Clip, place: int) -> Iterator[tuple[int, Any]]:
-    """The frames of a clip and their places, in the order in which they are shown, from `place` or before it on."""
+    """Yields positions and frames in display order, starting at or before the position `place`."""
     if clip.path.is_dir():
         yield from _pictures_of(clip)
         return
@@ -193,12 +194,12 @@ def _shown(clip: Clip, place: int) -> Iterator[tuple[int, Any]]:
             yield first
             yield from frames
             return
-        frames.close()  # the file's index is of no use
+        frames.close()  # seeking did not work: decode from the start
     yield from _decoded(clip, None)
 
 
 def import_av() -> Any:
-    """PyAV; raises an ImportError that says how to install it."""
+    """Returns PyAV, or raises an `ImportError` that says how to install it."""
     try:
         import av
     except ImportError:
@@ -207,7 +208,7 @@ def import_av() -> Any:
 
 
 def _opened(path: Path) -> Any:
-    """An open container that has a video stream, which decodes in several threads."""
+    """Opens a container that has a video stream, and decodes it in several threads."""
     av = import_av()
     try:
         container = av.open(str(path))
@@ -217,7 +218,7 @@ def _opened(path: Path) -> Any:
         raise DamagedFileError(path, f"it cannot be opened as a video: {_reason(error)}") from None
     if not container.streams.video:
         container.close()
-        raise ImportDataError(f"{path} holds no video: leave it out.")
+        raise ImportDataError(f"{path} contains no video: leave it out.")
     container.streams.video[0].thread_type = "AUTO"
     return container
 
@@ -227,18 +228,18 @@ def _reason(error: Exception) -> str:
 
 
 def time_stamps(path: Path) -> tuple[np.ndarray, np.ndarray, bool]:
-    """Places int64 and times float64 ``[F]``, in seconds, of the frames to show, and whether places are times.
+    """Positions int64 and times float64 ``[F]``, in seconds, of the frames to show; and whether positions are times.
 
     Raises:
-      ImportError: if PyAV is absent.
-      DamagedFileError: if the file cannot be opened, or ends before it says.
-      ImportDataError: if it holds no video.
+      ImportError: if PyAV is not installed.
+      DamagedFileError: if the file cannot be opened, or is shorter than its header says.
+      ImportDataError: if it contains no video.
     """
     av = import_av()
     with _opened(path) as container:
         stream = container.streams.video[0]
         stamps: list[int | None] = []
-        longest = 0  # for how long a frame is shown
+        longest = 0  # the longest duration of a frame
         try:
             for packet in container.demux(stream):
                 if packet.is_corrupt:
@@ -254,23 +255,23 @@ def time_stamps(path: Path) -> tuple[np.ndarray, np.ndarray, bool]:
             rate = float(stream.average_rate or 0)
             places = np.arange(len(stamps))
             return places, places / rate if rate else np.full(len(stamps), np.nan), False
-        # Frames before the first key frame, which a cut leaves behind, cannot be decoded.
+        # Cutting a video can leave frames before the first key frame, which cannot be decoded.
         places = np.unique([stamp for stamp in stamps if stamp >= stamps[0]])
         times = (places - places[0]) * float(stream.time_base)
-        if not container.streams.audio:  # else the length may be the sound's
+        if not container.streams.audio:  # otherwise the duration may be that of the sound
             missing = (container.duration or 0) / av.time_base - times[-1] - longest * float(stream.time_base)
             if missing > _MOST_MISSING:
-                raise DamagedFileError(path, f"it ends {missing:.1f} s before it says")
+                raise DamagedFileError(path, f"it ends {missing:.1f} s earlier than its header says")
         return places, times, True
 
 
 def _decoded(clip: Clip, place: int | None) -> Iterator[tuple[int, Any]]:
-    """The frames of a file and their places, from the last key frame before `place` on if the file can be searched."""
+    """Yields positions and frames of a file, starting at the last key frame before `place` if the file is seekable."""
     av = import_av()
     count = 0
     with _opened(clip.path) as container:
         stream = container.streams.video[0]
-        # Packets of VP8 may show nothing; of the others each shows a frame.
+        # VP8 has packets that show nothing. In other codecs every packet shows a frame.
         expected = None if stream.codec_context.name in _HIDES_FRAMES else clip.expected
         begun = place is None
         if place is not None:
@@ -279,7 +280,7 @@ def _decoded(clip: Clip, place: int | None) -> Iterator[tuple[int, Any]]:
         try:
             for frame in container.decode(stream):
                 shown = count if clip.expected is None else frame.pts
-                # Before the first key frame a frame may lack those that it is predicted from.
+                # A frame before the first key frame may lack its reference frames.
                 begun = begun or bool(frame.key_frame)
                 if not begun or (clip.expected is not None and (shown is None or shown < clip.expected[0])):
                     continue
@@ -294,13 +295,13 @@ def _decoded(clip: Clip, place: int | None) -> Iterator[tuple[int, Any]]:
 
 
 def _pictures(folder: Path) -> list[Path]:
-    """The pictures of a folder in the order of their names, numbers in them counted."""
+    """The images of a folder, sorted by name, with numbers in the names in numerical order."""
     paths = (path for path in folder.iterdir() if path.suffix.lower() in PICTURES and path.name[0] not in "._")
     return sorted(paths, key=lambda path: natural(path.name))
 
 
 def _pictures_of(clip: Clip) -> Iterator[tuple[int, Any]]:
-    """Each picture of a folder as a frame, and its number."""
+    """Yields the number of each image of a folder, and the image as a frame."""
     for number, path in enumerate(_pictures(clip.path)):
         try:
             yield number, frame_of(read_picture(path))
@@ -309,15 +310,15 @@ def _pictures_of(clip: Clip) -> Iterator[tuple[int, Any]]:
 
 
 def frame_of(pixels: np.ndarray) -> Any:
-    """Pixels uint8 ``[H, W]``, ``[H, W, 3]`` or ``[H, W, 4]`` as a frame of PyAV: grey, RGB, or RGB and alpha."""
+    """Converts pixels uint8 ``[H, W]`` (grey), ``[H, W, 3]`` (RGB) or ``[H, W, 4]`` (RGBA) to a PyAV frame."""
     form = "gray" if pixels.ndim == 2 else {3: "rgb24", 4: "rgba"}[pixels.shape[2]]
     return import_av().VideoFrame.from_ndarray(np.ascontiguousarray(pixels), form)
 
 
 def converter(config: ClipConfig, path: Path) -> Callable[[Any], np.ndarray]:
-    """A function from a frame of PyAV to pixels uint8 ``[H, W, 3]``; it keeps the filters that it builds.
+    """Returns a function from a PyAV frame to pixels uint8 ``[H, W, 3]``; it caches the filters that it builds.
 
-    The function raises an `ImportDataError`, which names the path, if the part to keep does not lie in the picture.
+    The function raises an `ImportDataError` that names the path if the region to keep does not lie within the image.
     """
 
     @functools.lru_cache(4)
@@ -343,7 +344,7 @@ _TURNS = {0: (), 1: (("transpose", "cclock"),), 2: (("hflip", ""), ("vflip", "")
 def _filters(
     config: ClipConfig, path: Path, width: int, height: int, pixel_format: str, interlaced: bool, quarters: int
 ) -> tuple[Any, str]:
-    """A graph that turns, crops and scales frames, and the format of the pixels that it gives, "rgb24" or "rgba"."""
+    """Builds a graph that rotates, crops and scales frames; also returns its pixel format, "rgb24" or "rgba"."""
     av = import_av()
     form = av.VideoFormat(pixel_format)
     output = "rgba" if form.has_palette or any(each.is_alpha for each in form.components) else "rgb24"
@@ -364,7 +365,7 @@ def _filters(
 
 
 def _part(config: ClipConfig, path: Path, height: int, width: int) -> tuple[int, int, int, int]:
-    """Top, left, height and width of the part to keep of an upright picture."""
+    """Top, left, height and width of the region to keep of an upright image."""
     if config.square:
         side = min(height, width)
         return (height - side) // 2, (width - side) // 2, side, side
@@ -373,7 +374,7 @@ def _part(config: ClipConfig, path: Path, height: int, width: int) -> tuple[int,
     top, left, rows, columns = config.crop
     if top + rows > height or left + columns > width:
         raise ImportDataError(
-            f"{path} has pictures of {height} x {width}, and the part to keep ends at row {top + rows} and column "
+            f"{path} has frames of {height} x {width}, but the region to keep ends at row {top + rows} and column "
             f"{left + columns}: change --crop."
         )
     return top, left, rows, columns

@@ -1,4 +1,4 @@
-"""What the importers share: blocks of rows, where episodes begin, and resuming an interrupted import.
+"""Code that all importers share: reading blocks of rows, splitting into episodes, and resuming an interrupted import.
 
 A source is a list of files in time order, read in blocks of rows. Nothing larger than a few blocks is held in memory.
 
@@ -22,14 +22,14 @@ from lamjax.data.importers.files import list_of
 from lamjax.data.importers.values import as_actions, as_flags, as_rewards, as_vectors
 from lamjax.data.writer import StoreWriter
 
-Reader = Callable[["SourceFile", int], Iterator["Rows"]]  # (file, first row) to the blocks from that row on
+Reader = Callable[["SourceFile", int], Iterator["Rows"]]  # (file, row) -> blocks of rows from that row on
 Done = Literal["auto", "first", "last"]
 Item = TypeVar("Item")
 File = TypeVar("File", bound="SourceFile")
 
-BLOCK = 256  # rows that are read at once: 3 MB of 64 x 64 pixels
+BLOCK = 256  # rows to read at once: 3 MB for frames of 64 x 64 pixels
 _BLOCK_BYTES = 2**24
-CHECKPOINT_FRAMES = 65_536  # between checkpoints of an import
+CHECKPOINT_FRAMES = 65_536  # frames between two checkpoints of an import
 MARKS = 128  # marks that `find_meaning` looks at
 
 
@@ -41,8 +41,9 @@ class Rows:
       obs: uint8 ``[R, H, W, C]``.
       action: integers ``[R]``, or numbers ``[R, A]``.
       reward: numbers ``[R]``.
-      done: bool or 0 and 1 ``[R]``, where an episode begins or ends, whichever it means.
-      truncated: the same ``[R]``, where a time limit ended the episode; all False where the source does not say.
+      done: bool, or 0 and 1, ``[R]``; marks where an episode begins or where it ends, depending on the source.
+      truncated: the same type and shape; marks where a time limit ended the episode. All False if the source does not
+        say.
     """
 
     obs: np.ndarray
@@ -64,13 +65,13 @@ class SourceFile:
 
     Attributes:
       path: where it is.
-      rows: how many rows it has.
-      split: "train" or "test"; None where the source does not say.
-      part: which part of the file, in words, such as "episode 3"; empty if it is the whole file.
-      ending: how the last episode ends if no mark says it (`lamjax.data.format.ENDINGS`).
-      held_out: the row at which an episode begins that is held out for tests, where the others are for training;
-        None if `split` holds for all rows.
-      bounds: ``[2, A]``, the least and the largest of its actions if they are vectors; None if they are integers.
+      rows: number of rows.
+      split: "train" or "test"; None if the source does not say.
+      part: which part of the file this is, such as "episode 3"; empty if it is the whole file.
+      ending: how the last episode ends if it is not marked (`lamjax.data.format.ENDINGS`).
+      held_out: the row from which the file is held out for testing, while earlier rows are for training; None if
+        `split` applies to all rows.
+      bounds: ``[2, A]``, the minimum and maximum of its actions if they are vectors; None if they are integers.
     """
 
     path: Path
@@ -82,17 +83,17 @@ class SourceFile:
     bounds: np.ndarray | None = dataclasses.field(default=None, kw_only=True)
 
     def name(self, root: Path) -> str:
-        """The path from `root`, and which part it is."""
+        """The path relative to `root`, followed by the part."""
         return " ".join([str(self.path.relative_to(root)), *([self.part] if self.part else [])])
 
     def split_at(self, row: int) -> str | None:
-        """The split of the episode that row `row` is in."""
+        """The split of the episode that contains a row."""
         if self.held_out is None:
             return self.split
         return "test" if row >= self.held_out else "train"
 
     def begins(self, row: int, count: int) -> np.ndarray:
-        """Bool ``[count]``, True where the held-out episode begins, of the rows from `row` on."""
+        """Marks the row where the held-out episode begins: bool ``[count]``, for the rows from `row` on."""
         return np.arange(row, row + count) == (-1 if self.held_out is None else self.held_out)
 
 
@@ -103,10 +104,10 @@ class Source:
     Attributes:
       root: the folder of all files.
       files: in time order.
-      read: ``(file, first row)`` to its blocks, checked.
-      hidden: files and folders that were left out because their names are those of hidden ones.
-      skipped: names of damaged files that were left out, with what is wrong with each.
-      unit: what a row is called in sentences, in the plural.
+      read: maps ``(file, first row)`` to checked blocks of rows.
+      hidden: files and folders that were left out because they are hidden.
+      skipped: the reason why each damaged file was left out, by name.
+      unit: what messages call the rows, in the plural.
     """
 
     root: Path
@@ -118,16 +119,16 @@ class Source:
 
     @property
     def rows(self) -> int:
-        """Rows of all files."""
+        """Number of rows in all files."""
         return sum(file.rows for file in self.files)
 
     def digest(self) -> str:
-        """Sixteen hexadecimal digits that identify the files: their names, and their sizes in rows and bytes."""
+        """Sixteen hexadecimal digits that identify the files by name, number of rows, size in bytes and split."""
         lines = (f"{f.name(self.root)} {f.rows} {f.path.stat().st_size} {f.split}" for f in self.files)
         return hashlib.sha256(os.fsencode("\n".join(lines))).hexdigest()[:16]
 
     def sentence(self) -> str:
-        """The list of the files, and of what was left out."""
+        """A sentence that lists the files to import and those left out."""
         by_split: dict[str, dict[Path, None]] = {}  # a file with several parts is listed once
         for file in self.files:
             by_split.setdefault(file.split or "undivided", {})[file.path] = None
@@ -143,20 +144,20 @@ class Source:
 
 
 def block_rows(shape: tuple[int, ...]) -> int:
-    """How many frames of a shape are read at once: at most `BLOCK`, and fewer of large ones."""
+    """How many frames of a shape to read at once: `BLOCK`, or fewer if frames are large."""
     return max(1, min(BLOCK, _BLOCK_BYTES // int(np.prod(shape))))
 
 
 def choose_camera(cameras: Sequence[str], camera: str | None, source: Path) -> str:
-    """The camera that is meant among several.
+    """Chooses a camera by its name, or by the last part of its name.
 
     Args:
-      cameras: the names of all, at least one.
-      camera: a name, or the last part of one, such as "top" for "observation.images.top"; None if there is but one.
-      source: what has them.
+      cameras: the names of all cameras, at least one.
+      camera: a name, or its last part, such as "top" for "observation.images.top"; None if there is only one camera.
+      source: the file or folder that has the cameras, for error messages.
 
     Raises:
-      ImportDataError: if none or several may be meant; the message lists them.
+      ImportDataError: if no camera matches, or several do; the message lists them.
     """
     if camera in cameras:
         return camera
@@ -164,24 +165,26 @@ def choose_camera(cameras: Sequence[str], camera: str | None, source: Path) -> s
     if len(meant) == 1:
         return meant[0]
     if not meant:
-        raise ImportDataError(f"{source} has no camera {camera!r} but {', '.join(cameras)}: name it with --camera.")
-    raise ImportDataError(f"{source} has several cameras: name one with --camera {' | '.join(meant)}.")
+        raise ImportDataError(f"{source} has no camera {camera!r}, only {', '.join(cameras)}: choose with --camera.")
+    raise ImportDataError(f"{source} has several cameras: choose one with --camera {' | '.join(meant)}.")
 
 
 def summed(rewards: np.ndarray, chosen: np.ndarray) -> np.ndarray:
-    """The sums float64 ``[T]`` of the rewards ``[R]`` from each chosen row until the next, or until the end."""
-    with np.errstate(invalid="ignore"):  # what is not finite stays so, and `checked` refuses it
+    """Sums the rewards ``[R]`` from each chosen row up to the next one, or to the end: float64 ``[T]``."""
+    with np.errstate(invalid="ignore"):  # NaN and inf stay as they are, and `checked` rejects them
         before = np.concatenate([[0.0], np.cumsum(rewards, dtype=np.float64)])
         return np.diff(before[np.append(chosen, len(rewards))])
 
 
 def checked(read: Reader, names: Mapping[str, str], num_actions: int | None) -> Reader:
-    """A reader that refuses values that a store cannot keep, by file, row and column, and files that end early.
+    """Wraps a reader so that it rejects files that end early and values that a store cannot hold.
+
+    Its errors name the file, the row and the column.
 
     Args:
       read: reads a file's blocks as they are.
-      names: the source's names of a `Rows`' fields.
-      num_actions: actions lie in ``[0, num_actions)``, unless they are vectors; None if all of them must be.
+      names: the source's names for the fields of `Rows`.
+      num_actions: integer actions lie in ``[0, num_actions)``; None if all actions must be vectors.
 
     Returns:
       A reader whose blocks have bool marks, int32 actions or finite float32 vectors, and finite float32 rewards.
@@ -215,21 +218,22 @@ def describe(
     skip_damaged: bool,
     name: Callable[[Item], str] | None = None,
 ) -> tuple[list[File], dict[str, str]]:
-    """Looks at the files of a source before anything is written.
+    """Inspects the files of a source before anything is written.
 
     Args:
-      items: what to look at, in time order: paths of files, or whatever `look` and `name` understand.
+      items: what to inspect, in time order: paths of files, or whatever `look` and `name` understand.
       root: the folder of all files.
-      look: opens a file and says what its parts are: one, unless it holds several episodes.
-      read: as `checked` returns it.
-      skip_damaged: read each file to its end, and leave out the damaged ones, or those of their parts that are.
-      name: what an item is called; by default its path from `root`.
+      look: opens a file and returns its parts: one, unless it holds several episodes.
+      read: the reader that `checked` returns.
+      skip_damaged: reads each file to its end, and leaves out damaged files, or only their damaged parts.
+      name: maps an item to its name; by default its path relative to `root`.
 
     Returns:
-      The files, or their parts, that have rows; and names of the damaged ones with what is wrong with each.
+      The files, or parts of files, that have rows; and what is wrong with each damaged one, by name.
 
     Raises:
-      ImportDataError: if a file does not fit, or is damaged and must not be left out, or if all are damaged or empty.
+      ImportDataError: if a file does not fit, if one is damaged and `skip_damaged` is False, or if all are damaged or
+        empty.
     """
     names = [name(item) if name else str(item.relative_to(root)) for item in items]
     files: list[File] = []
@@ -255,7 +259,7 @@ def describe(
                 keep(part.name(root), part.path, error)
     if skipped and not files:
         first = next(iter(skipped))
-        raise ImportDataError(f"All {len(items)} files are damaged, {root / first} for one ({skipped[first]}).")
+        raise ImportDataError(f"All {len(items)} files are damaged, for example {root / first} ({skipped[first]}).")
     if not any(file.rows for file in files):
         others = f", and neither do the other {len(items) - 1} files" if len(items) > 1 else ""
         raise ImportDataError(f"{root / names[0]} holds no rows{others}: check the path.")
@@ -263,7 +267,7 @@ def describe(
 
 
 def bounds_of(blocks: Iterable[np.ndarray]) -> np.ndarray | None:
-    """The least and the largest numbers ``[2, A]`` of blocks of vectors ``[R, A]``; None if there are no rows."""
+    """The minimum and maximum ``[2, A]`` of blocks of vectors ``[R, A]``; None if there are no rows."""
     bounds = None
     for block in blocks:
         if len(block):
@@ -275,10 +279,11 @@ def bounds_of(blocks: Iterable[np.ndarray]) -> np.ndarray | None:
 def action_bounds(files: Sequence[SourceFile]) -> tuple[list[float], list[float]] | None:
     """The bounds of the actions of all files, A numbers each; None if they are integers.
 
-    Where all actions have the same number, the upper bound is a little larger, as a space of actions needs.
+    If a number is the same in all actions, its upper bound is slightly enlarged, because an action space needs an
+    interval.
 
     Raises:
-      ImportDataError: if the actions of some files have other lengths than those of the first, or are integers.
+      ImportDataError: if the actions of some file differ from those of the first in length or type.
     """
     shapes = ["integers" if file.bounds is None else f"vectors of {file.bounds.shape[1]} numbers" for file in files]
     for file, shape in zip(files, shapes, strict=True):
@@ -291,10 +296,11 @@ def action_bounds(files: Sequence[SourceFile]) -> tuple[list[float], list[float]
 
 
 def find_meaning(source: Source) -> tuple[Literal["first", "last"], str]:
-    """Whether ``done`` marks the first frame of an episode or the last one.
+    """Decides whether ``done`` marks the first or the last frame of an episode.
 
-    A new episode shows another picture. So the frame that begins one differs more from the frame before it than from
-    the one after it; the frame that ends one, the other way round. Every mark with two neighbours has a vote.
+    A new episode starts with a new scene. So its first frame differs more from the frame before it than from the frame
+    after it, and for the last frame of an episode it is the other way round. Every mark with a frame on both sides has
+    one vote.
 
     Args:
       source: the files.
@@ -303,11 +309,11 @@ def find_meaning(source: Source) -> tuple[Literal["first", "last"], str]:
       "first" or "last", and a sentence that says why.
 
     Raises:
-      ImportDataError: if the votes do not agree by three quarters.
+      ImportDataError: if fewer than three quarters of the votes agree.
     """
     before, after = [], []
     for file in source.files:
-        tail: Rows | None = None  # the last two rows of the block before
+        tail: Rows | None = None  # the last two rows of the previous block
         for block in source.read(file, 0):
             joined = block if tail is None else join([tail, block])
             for i in np.flatnonzero((joined.done | joined.truncated)[1:-1]) + 1:
@@ -320,22 +326,22 @@ def find_meaning(source: Source) -> tuple[Literal["first", "last"], str]:
         if len(before) >= MARKS:
             break
     if not before:
-        return "last", "there is no mark with a frame on both sides, so the two readings differ nowhere that tells"
+        return "last", "there is no mark with a frame on both sides, so the frames cannot decide"
     changes = np.array([before, after])
     first, last = int((changes[0] > changes[1]).sum()), int((changes[1] > changes[0]).sum())
-    sizes = "the picture changes by {:.4f} on average from the frame before it and by {:.4f} to the frame after it"
+    sizes = "on average the image changes by {:.4f} from the frame before and by {:.4f} to the frame after"
     sizes = sizes.format(*changes.mean(1))
     for meaning, votes, side in (("first", first, "from the frame before"), ("last", last, "to the frame after")):
         if votes >= 0.75 * len(before):
-            return meaning, f"at {votes} of {len(before)} marks the picture changes more {side}; {sizes}"
+            return meaning, f"at {votes} of {len(before)} marks the image changes more {side}; {sizes}"
     raise ImportDataError(
-        f"What done marks cannot be told from the frames (of {len(before)} marks {first} look like first frames and "
-        f"{last} like last ones; {sizes}): say it with --done first or --done last."
+        f"The frames do not show what done marks (of {len(before)} marks, {first} look like first frames and {last} "
+        f"like last ones; {sizes}): choose with --done first or --done last."
     )
 
 
 def join(blocks: Sequence[Rows]) -> Rows:
-    """Blocks of rows as one."""
+    """Joins blocks of rows into one."""
     if len(blocks) == 1:
         return blocks[0]
     fields = [field.name for field in dataclasses.fields(Rows)]
@@ -356,26 +362,26 @@ def write_store(
     say: Callable[[str], None] = lambda sentence: None,
     announce: Callable[[str], None] = lambda sentence: None,
 ) -> None:
-    """Writes a trajectory store from a source; the same call continues an interrupted import.
+    """Writes a trajectory store from a source. Calling it again continues an interrupted import.
 
     Args:
       out: folder of the store; it must not exist.
       source: the files.
-      description: what the manifest says of the source besides, such as its "format".
+      description: further entries of the manifest about the source, such as its "format".
       env: name of the environment.
       obs_shape: shape of a frame.
-      num_actions: actions lie in ``[0, num_actions)``, unless they are vectors: those lie in the files' bounds. None if
-        all of them must be.
-      split: what decided the split, in words for the manifest.
-      done: what ``done`` marks: the "first" frame of an episode, its "last" one, or "auto" to decide by the frames.
-        None where the source has no marks, and a file or part is an episode, unless the importer marks where
-        another begins.
-      progress: called with ``(rows done, rows in all)``.
-      say: called with the decision of "auto".
-      announce: called with the list of files, before the first is read.
+      num_actions: integer actions lie in ``[0, num_actions)``; None if all actions must be vectors. The bounds of
+        vectors are those of the files.
+      split: how the split was decided, in words for the manifest.
+      done: what ``done`` marks: the "first" frame of an episode, its "last" one, or "auto" to decide from the frames.
+        None if the source has no such column: each file or part is then an episode, unless the importer marks where
+        another one begins.
+      progress: called with ``(rows done, total rows)``.
+      say: called with the decision that "auto" leads to.
+      announce: called with the list of files before the first one is read.
 
     Raises:
-      ImportDataError: if a file is damaged or its values do not fit the store; the file is named.
+      ImportDataError: if a file is damaged or its values do not fit the store; the message names the file.
       StoreError: if the store exists or the disk is full.
     """
     announce(source.sentence())
@@ -411,19 +417,19 @@ def write_episodes(
     done: Literal["first", "last"],
     progress: Callable[[int], None] | None = None,
 ) -> None:
-    """Cuts a source into episodes and appends them, from where an interrupted import stopped.
+    """Splits a source into episodes and appends them, starting where an interrupted import stopped.
 
-    No episode crosses from one file to the next: whether files follow each other in time is not known, so what runs
-    on at the end of a file is marked as cut, unless the file says how it ends.
+    No episode spans two files, because it is unknown whether files are contiguous in time. An episode that is still
+    running at the end of a file is marked as cut, unless the file says how it ends.
 
     Args:
-      writer: a resumable writer, entered.
+      writer: a resumable writer, inside its ``with`` block.
       source: the files.
       done: what a mark means.
       progress: called with the number of rows done.
 
     Raises:
-      ImportDataError: if a file is damaged or its values do not fit the store; the file is named.
+      ImportDataError: if a file is damaged or its values do not fit the store; the message names the file.
     """
     start_file, start_row = writer.position or (0, 0)
     saved = writer.num_frames

@@ -1,4 +1,4 @@
-"""The files of a source: links are followed, hidden files left out, and no file counts twice."""
+"""Finds the files of a source: follows links, leaves out hidden files, and counts no file twice."""
 
 import os
 import re
@@ -8,7 +8,7 @@ from pathlib import Path
 from lamjax.data.format import SPLITS
 from lamjax.data.importers.errors import ImportDataError
 
-_HIDDEN = (".", "_")  # as Spark, Hive and Arrow have it: ._copies of macOS, .ipynb_checkpoints, _temporary, __MACOSX
+_HIDDEN = (".", "_")  # as in Spark, Hive and Arrow: ._copies of macOS, .ipynb_checkpoints, _temporary, __MACOSX
 
 
 def find_files(
@@ -18,16 +18,16 @@ def find_files(
 
     Args:
       folders: where to look.
-      suffix: how a file's name ends, such as ".parquet", in small or capital letters; of several, each counts.
-      deep: also look into the folders within.
+      suffix: how a file's name ends, such as ".parquet", in upper or lower case; a tuple allows several suffixes.
+      deep: also searches subfolders.
 
     Returns:
-      The files in the order of their paths. And what was left out because its name begins with a dot or an
-      underscore: files with the suffix, and folders.
+      The files, sorted by path; and the files with the suffix and folders that were left out because their names begin
+      with a dot or an underscore.
 
     Raises:
-      ImportDataError: if links lead round in a circle or to nothing, if two paths are one file, or if a file cannot be
-        read as one, such as a pipe; the message names it.
+      ImportDataError: if links form a cycle or are broken, if two paths are the same file, or if a path is not a
+        regular file, such as a pipe; the message names it.
       OSError: if a folder may not be read.
     """
     paths: list[Path] = []
@@ -36,7 +36,7 @@ def find_files(
     def walk(folder: Path, above: dict[tuple[int, int], Path]) -> None:
         identity = _identity(folder)
         if identity in above:
-            raise ImportDataError(f"{folder} is a link back to {above[identity]}, which holds it: remove the link.")
+            raise ImportDataError(f"{folder} is a link back to {above[identity]}, which contains it: remove the link.")
         for name in sorted(os.listdir(folder)):
             path = folder / name
             wanted = name.lower().endswith(suffix)
@@ -53,7 +53,7 @@ def find_files(
     seen: dict[tuple[int, int], Path] = {}
     for path in sorted(paths):
         if not path.exists():
-            raise ImportDataError(f"{path} is a link to nothing: remove it, or bring back what it leads to.")
+            raise ImportDataError(f"{path} is a broken link: remove it, or restore its target.")
         if not path.is_file():
             raise ImportDataError(f"{path} is not a regular file: remove it.")
         other = seen.setdefault(_identity(path), path)
@@ -63,7 +63,7 @@ def find_files(
 
 
 def split_of_name(path: Path, root: Path) -> str | None:
-    """The split that a file's name, or a folder between it and the root, begins with; None if there is none."""
+    """The split that the name of a file begins with, or of a folder between it and the root; None if there is none."""
     for part in reversed(path.relative_to(root).parts):
         for split in SPLITS:
             if re.match(rf"{split}(?![a-z])", part.lower()):
@@ -77,12 +77,12 @@ def _identity(path: Path) -> tuple[int, int]:
 
 
 def natural(name: str) -> list[tuple[int, str]]:
-    """A key that sorts names by the numbers in them: 2.png before 10.png."""
+    """A sort key that compares the numbers in names numerically: 2.png before 10.png."""
     return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", name.lower())]
 
 
 def list_of(paths: list[Path], root: Path, most: int = 100) -> str:
-    """Paths below `root` in words: "a.parquet, b.parquet", or the first `most` "and 7 more"."""
+    """Lists paths relative to `root`: "a.parquet, b.parquet", or the first `most` of them "and 7 more"."""
     names = [str(path.relative_to(root)) for path in paths]
     more = f" and {len(names) - most} more" if len(names) > most else ""
     return ", ".join(names[:most]) + more

@@ -1,9 +1,9 @@
-"""A column of a Parquet file as frames, or as vectors.
+"""Reads a column of a Parquet file as frames, or as vectors.
 
-A frame is a PNG, alone or in a struct as image columns have it; or numbers in nested lists or a tensor, channels last
-or first; or all its numbers in one list.
+A frame is a PNG, either plain bytes or in a struct, as in image columns; or numbers in nested lists or a tensor, with
+channels last or first; or one flat list of all its numbers.
 
-Dimension keys: R rows, and H, W, C of a frame.
+Dimension keys: R rows, H, W, C of a frame, A numbers of an action.
 """
 
 import math
@@ -18,7 +18,7 @@ Shape = tuple[int, int, int]
 
 
 def plain(array: Any) -> Any:
-    """An Arrow array without what only says how it is kept or meant: dictionaries and extension types of one array."""
+    """Decodes dictionaries and unwraps extension types, except tensors, of an Arrow array."""
     import pyarrow as pa
 
     while True:
@@ -31,7 +31,7 @@ def plain(array: Any) -> Any:
 
 
 def empty(kind: Any) -> Any:
-    """An Arrow array of a type without rows, by which `read_frames` refuses a type before there is a value."""
+    """An Arrow array without rows; with it, `read_frames` can reject a column's type before reading any values."""
     import pyarrow as pa
 
     if isinstance(kind, pa.BaseExtensionType):
@@ -40,14 +40,14 @@ def empty(kind: Any) -> Any:
 
 
 def refuse_nulls(array: Any, name: str, per_row: int = 1) -> None:
-    """Raises a `RowError` if an Arrow array with so many entries a row has one without a value."""
+    """Raises a `RowError` if an Arrow array with `per_row` entries per row contains a null."""
     if array.null_count:
         row = int(np.flatnonzero(array.is_null().to_numpy(zero_copy_only=False))[0]) // per_row
         raise RowError(row, f"column {name!r} has rows without a value")
 
 
 def read_frames(array: Any, name: str, shape: Shape) -> np.ndarray:
-    """The frames uint8 ``[R, H, W, C]`` of an Arrow array; raises a `RowError` that names the column."""
+    """Reads an Arrow array as frames uint8 ``[R, H, W, C]``; raises a `RowError` that names the column."""
     import pyarrow as pa
 
     array = plain(array)
@@ -57,7 +57,7 @@ def read_frames(array: Any, name: str, shape: Shape) -> np.ndarray:
             raise RowError(0, f"column {name!r} is a struct without a field 'bytes', which would hold a PNG")
         array = plain(array.field("bytes"))
         if array.null_count == len(array) > 0:
-            raise RowError(0, f"column {name!r} has no pictures, only paths to them: save the file with its pictures")
+            raise RowError(0, f"column {name!r} has only paths to images: save the file with the images in it")
         refuse_nulls(array, name)
     if _is_binary(array.type):
         return _pictures(array, name, shape)
@@ -67,7 +67,7 @@ def read_frames(array: Any, name: str, shape: Shape) -> np.ndarray:
 
 
 def read_vectors(array: Any, name: str) -> np.ndarray:
-    """The vectors ``[R, A]`` of an Arrow array of lists, or of numbers (A = 1); raises a `RowError`."""
+    """Reads an Arrow array of lists, or of numbers (A = 1), as vectors ``[R, A]``; raises a `RowError`."""
     array = plain(array)
     refuse_nulls(array, name)
     values = _numbers(array, name, "actions")
@@ -92,7 +92,7 @@ def _is_binary(kind: Any) -> bool:
 
 
 def is_list(kind: Any) -> bool:
-    """Whether a type of Arrow arrays is that of lists."""
+    """Whether an Arrow type is a kind of list."""
     import pyarrow as pa
 
     names = ("list", "large_list", "fixed_size_list", "list_view", "large_list_view")
@@ -104,7 +104,7 @@ def _is_tensor(array: Any) -> bool:
 
 
 def _numbers(array: Any, name: str, what: str = "frames") -> np.ndarray:
-    """The numbers of nested lists ``[R, ...]``, whose lists are equally long at each depth; of frames uint8."""
+    """Nested lists as an array ``[R, ...]``; at each depth all lists have the same length. Frames must be uint8."""
     import pyarrow as pa
     import pyarrow.compute
 
@@ -119,7 +119,7 @@ def _numbers(array: Any, name: str, what: str = "frames") -> np.ndarray:
         array = plain(array.flatten())
     if what == "frames" and array.type != pa.uint8():
         raise RowError(
-            0, f"column {name!r} holds {array.type} instead of bytes in lists, or the bytes of a PNG: save it as uint8"
+            0, f"column {name!r} holds {array.type} instead of lists of bytes, or the bytes of a PNG: save it as uint8"
         )
     if not (pa.types.is_integer(array.type) or pa.types.is_floating(array.type)):
         raise RowError(0, f"column {name!r} holds {array.type}, not numbers")
@@ -128,10 +128,10 @@ def _numbers(array: Any, name: str, what: str = "frames") -> np.ndarray:
 
 
 def _tensor(array: Any, name: str, shape: Shape) -> np.ndarray:
-    """The frames of an array of tensors.
+    """Reads an array of tensors as frames.
 
-    Arrow's specification and pyarrow disagree on which way a permutation of dimensions goes (pyarrow 26 does not read
-    what it writes). So it counts in the one way in which the dimensions are those of a frame.
+    Arrow's specification and pyarrow disagree on the direction of a permutation of dimensions (pyarrow 26 does not read
+    what it writes). So we choose the direction that gives the dimensions of a frame.
     """
     frames = _numbers(array.storage, name).reshape(len(array), *array.type.shape)
     order = array.type.permutation
@@ -147,7 +147,7 @@ def _tensor(array: Any, name: str, shape: Shape) -> np.ndarray:
 
 
 def _fits(sizes: list[int], shape: Shape) -> bool:
-    """Whether sizes are those of a frame, with its channels last or first, or without if it has one."""
+    """Whether sizes are those of a frame: channels last, channels first, or no channel axis if there is one channel."""
     height, width, channels = shape
     return sizes in ([height, width, channels], [channels, height, width]) or (
         channels == 1 and sizes == [height, width]
@@ -155,7 +155,7 @@ def _fits(sizes: list[int], shape: Shape) -> bool:
 
 
 def _arranged(frames: np.ndarray, name: str, shape: Shape) -> np.ndarray:
-    """Frames ``[R, ...]`` as ``[R, H, W, C]``: of one list each, of that shape, or with the channels first."""
+    """Rearranges frames ``[R, ...]`` to ``[R, H, W, C]``: flat ones, ones of that shape, or with the channels first."""
     rows, *sizes = frames.shape
     height, width, channels = shape
     while len(sizes) > 3 and sizes[0] == 1:
@@ -173,5 +173,5 @@ def _arranged(frames: np.ndarray, name: str, shape: Shape) -> np.ndarray:
     raise RowError(
         0,
         f"column {name!r} has frames of {' x '.join(map(str, sizes))}, not {height} x {width} x {channels} "
-        "(or with the channels first): say their height, width and channels with --shape",
+        "(or with the channels first): set their height, width and channels with --shape",
     )

@@ -1,13 +1,13 @@
-"""Episodes in HDF5 files as a trajectory store: the layouts of LAOM, robomimic and Minari.
+"""Imports HDF5 files in the layouts of LAOM, robomimic and Minari.
 
-Each keeps a group an episode, whose content says which layout it is:
+Each layout has one group per episode, and the content of the group shows which layout it is:
 
     LAOM        <name>/         obs                         actions
     robomimic   data/<name>/    obs/<camera>                actions  rewards  dones        mask/<split> lists names
     Minari      episode_<n>/    observations[/<camera>]     actions  rewards  terminations  truncations
 
-Observations are uint8 ``[T, H, W, C]`` or ``[T, H, W]``. Minari has one more than actions: the last, which no action
-follows, is left out. HDF5 has no checksums of its own, so damage within frames may go unseen.
+Observations are uint8 ``[T, H, W, C]`` or ``[T, H, W]``. Minari has one more observation than actions: the last one,
+which no action follows, is left out. HDF5 has no checksums by default, so damaged frames may go unnoticed.
 
 Dimension keys: T frames of an episode, R rows of a block, H, W, C of a frame, A numbers of an action.
 """
@@ -41,27 +41,27 @@ from lamjax.data.importers.splits import split_files
 from lamjax.data.importers.values import as_vectors
 
 SUFFIXES = (".hdf5", ".h5", ".he5")
-MINARI = "main_data.hdf5"  # which links to the episodes in all files beside it
+MINARI = "main_data.hdf5"  # links to the episodes in all other files of its folder
 
 _NAMES = {"action": "actions", "reward": "rewards", "done": "dones", "truncated": "truncations"}
 _OBSERVATIONS = ("obs", "observations")
 _HELD_OUT = ("valid", "test")  # masks of robomimic
-_CACHE = 2**26  # bytes: a compressed chunk that does not fit is decompressed for every block of frames
-_ACTIONS = 2**16  # that are read at once
-_LONGEST = 1000  # letters of an attribute that the manifest keeps
-_CHANNELS = (1, 3, 4)  # of frames that can be scaled
+_CACHE = 2**26  # bytes: a compressed chunk that does not fit is decompressed again for every block of frames
+_ACTIONS = 2**16  # actions to read at once
+_LONGEST = 1000  # characters: the manifest leaves out longer attributes
+_CHANNELS = (1, 3, 4)  # numbers of channels that can be scaled
 
 
 @dataclasses.dataclass(frozen=True)
 class Episode(SourceFile):
-    """An episode: a group of a file.
+    """An episode: a group in a file.
 
     Attributes:
       frames: the path of its observations within the file.
-      stride: every so many of its rows are kept.
-      size: height and width to which frames are scaled; empty if they stay as they are.
+      stride: keeps every n-th row.
+      size: height and width that frames are scaled to; empty if they are not scaled.
       shape: ``(H, W, C)`` of a frame in the store.
-      largest: the largest of its actions if they are integers, else -1.
+      largest: its largest action if actions are integers, else -1.
     """
 
     frames: str
@@ -81,7 +81,7 @@ def _h5py() -> Any:
 
 @contextlib.contextmanager
 def _opened(path: Path) -> Iterator[Any]:
-    """An open file; what goes wrong while it is read becomes an error that names it."""
+    """Opens a file; turns errors that occur while it is read into ones that name it."""
     h5py = _h5py()
     try:
         with h5py.File(path, "r", rdcc_nbytes=_CACHE) as file:
@@ -89,10 +89,10 @@ def _opened(path: Path) -> Iterator[Any]:
     except (ImportDataError, FileNotFoundError, PermissionError, IsADirectoryError):
         raise
     except (OSError, KeyError, RuntimeError, ValueError, TypeError) as error:
-        reason = brief(error).strip('"')  # in which a KeyError puts its words
+        reason = brief(error).strip('"')  # a KeyError puts its message in quotes
         if "filter" in reason and ("not registered" in reason or "not available" in reason):
             raise ImportDataError(
-                f"{path} has a compression that h5py lacks ({reason}): repack it with gzip."
+                f"{path} uses a compression that h5py cannot read ({reason}): repack it with gzip."
             ) from None
         raise DamagedFileError(path, reason) from None
 
@@ -101,10 +101,10 @@ def find(path: Path) -> tuple[list[Path], list[Path], Path]:
     """Finds the files of a source.
 
     Args:
-      path: a file, or a folder that is searched at all depths, such as one of Minari.
+      path: a file, or a folder that is searched recursively, such as a Minari data set.
 
     Returns:
-      The files in the order of their paths, what was left out as hidden, and the folder that they lie in.
+      The files, sorted by path; hidden files and folders that were left out; and the root folder.
 
     Raises:
       ImportDataError: if there are none.
@@ -112,28 +112,28 @@ def find(path: Path) -> tuple[list[Path], list[Path], Path]:
     if path.is_file():
         return [path], [], path.parent
     if not path.is_dir():
-        raise ImportDataError(f"There is no {path}: give an HDF5 file, or a folder with some in it.")
+        raise ImportDataError(f"There is no {path}: give an HDF5 file, or a folder of HDF5 files.")
     paths, hidden = find_files([path], SUFFIXES)
     if not paths:
-        but = f" but hidden ones, {hidden[0]} for one" if hidden else ""
+        but = f" except hidden ones such as {hidden[0]}" if hidden else ""
         raise ImportDataError(f"{path} holds no files that end in {', '.join(SUFFIXES)}{but}: check the path.")
     linking = {each.parent for each in paths if each.name == MINARI}
     return [each for each in paths if each.parent not in linking or each.name == MINARI], hidden, path
 
 
 def look_at(path: Path, camera: str | None, stride: int, size: tuple[int, ...]) -> list[Episode]:
-    """The episodes of a file, in the order of the numbers in their names.
+    """Lists the episodes of a file, sorted by the numbers in their names.
 
     Args:
       path: the file.
-      camera: which observation holds the frames, by its name or the last part of it; None if there is but one.
-      stride: keeps every so many rows.
-      size: height and width to which frames are scaled, or one number for both; empty keeps them as they are.
+      camera: the observation that holds the frames, by its name or the last part of it; None if there is only one.
+      stride: keeps every n-th row.
+      size: height and width to scale frames to, or one number for both; empty leaves them unscaled.
 
     Raises:
-      ImportError: if h5py is absent.
+      ImportError: if h5py is not installed.
       DamagedFileError: if the file is damaged.
-      ImportDataError: if it has another layout, or several cameras of which none is chosen.
+      ImportDataError: if it has another layout, or several cameras and none is chosen.
     """
     with _opened(path) as file:
         groups = {**_episodes(file), **(_episodes(file["data"]) if _is_group(file.get("data")) else {})}
@@ -154,7 +154,7 @@ def _is_group(item: Any) -> bool:
 
 
 def _episodes(group: Any) -> dict[str, Any]:
-    """The groups in a group that are episodes, by their paths in the file."""
+    """The subgroups that are episodes, by their paths in the file."""
     episodes = {}
     for name in group:
         item = group[name]
@@ -164,7 +164,7 @@ def _episodes(group: Any) -> dict[str, Any]:
 
 
 def _masked(file: Any) -> dict[str, str] | None:
-    """The splits of episodes by the masks of robomimic; None if none is held out."""
+    """The splits of episodes from the masks of robomimic; None if no episode is held out."""
     mask = file.get("mask")
     held_out = [name for name in _HELD_OUT if _is_group(mask) and name in mask]
     names = [np.asarray(mask[name]).astype(str).ravel().tolist() for name in held_out]
@@ -179,16 +179,16 @@ def _look_at_group(
     frames = pictures[chosen]
     actions = group["actions"]
     if not isinstance(actions, _h5py().Dataset) or actions.dtype.kind not in "iuf" or actions.ndim not in (1, 2):
-        raise ImportDataError(f"{path} does not fit: {part}/actions are no integers and no vectors of numbers.")
+        raise ImportDataError(f"{path} does not fit: {part}/actions are neither integers nor vectors of numbers.")
     count = len(actions)
     for name in ("rewards", "dones", "terminations", "truncations"):
         if name in group and group[name].shape != (count,):
-            raise ImportDataError(f"{path} does not fit: {part} has {count} actions and {len(group[name])} {name}.")
+            raise ImportDataError(f"{path} does not fit: {part} has {count} actions but {len(group[name])} {name}.")
     if len(frames) not in (count, count + 1):
-        raise ImportDataError(f"{path} does not fit: {part} has {count} actions and {len(frames)} observations.")
+        raise ImportDataError(f"{path} does not fit: {part} has {count} actions but {len(frames)} observations.")
     shape = (*frames.shape[1:3], frames.shape[3] if frames.ndim == 4 else 1)
     if size and shape[2] not in _CHANNELS:
-        raise ImportDataError(f"{path} has frames of {shape[2]} channels, which --size cannot scale: leave it out.")
+        raise ImportDataError(f"{path} has frames with {shape[2]} channels, which --size cannot scale: leave it out.")
     integers = actions.ndim == 1 and actions.dtype.kind in "iu"
 
     def ends(name: str) -> bool:
@@ -205,7 +205,7 @@ def _look_at_group(
 
 
 def _pictures(path: Path, part: str, group: Any) -> dict[str, Any]:
-    """The observations of an episode that pictures may be, uint8 of rank 3 or 4, by their paths in its group."""
+    """The observations of an episode that can be images, uint8 of rank 3 or 4, by their paths in its group."""
     name = next(each for each in _OBSERVATIONS if each in group)
     pictures: dict[str, Any] = {}
 
@@ -218,12 +218,12 @@ def _pictures(path: Path, part: str, group: Any) -> dict[str, Any]:
     else:
         visit("", group[name])
     if not pictures:
-        raise ImportDataError(f"{path} has no pictures in {part}/{name}, which would be uint8 [T, H, W, C].")
+        raise ImportDataError(f"{path} has no images in {part}/{name}: they must be uint8 [T, H, W, C].")
     return pictures
 
 
 def _vectors(path: Path, part: str, actions: Any) -> Iterator[np.ndarray]:
-    """Actions as blocks float32 ``[R, A]``; one number each makes A = 1."""
+    """Yields actions in blocks float32 ``[R, A]``; A is 1 if each action is one number."""
     for first in range(0, len(actions), _ACTIONS):
         block = actions[first : first + _ACTIONS]
         try:
@@ -233,7 +233,7 @@ def _vectors(path: Path, part: str, actions: Any) -> Iterator[np.ndarray]:
 
 
 def read_rows(episode: Episode, start: int) -> Iterator[Rows]:
-    """The frames of an episode from row `start`, with the action at each and the rewards until the next."""
+    """Yields the frames of an episode from row `start` on, with their actions and the rewards up to the next frame."""
     stride, rows = episode.stride, episode.rows
     with _opened(episode.path) as file:
         group, frames = file[episode.part], file[episode.frames]
@@ -253,7 +253,7 @@ def read_rows(episode: Episode, start: int) -> Iterator[Rows]:
 
 
 def _scaler(episode: Episode) -> Callable[[np.ndarray], np.ndarray]:
-    """A function that scales frames uint8 ``[R, H, W, C]`` or ``[R, H, W]`` to RGB."""
+    """Returns a function that scales frames uint8 ``[R, H, W, C]`` or ``[R, H, W]`` and converts them to RGB."""
     convert = converter(ClipConfig(size=episode.size), episode.path)
 
     def scale(block: np.ndarray) -> np.ndarray:
@@ -264,7 +264,7 @@ def _scaler(episode: Episode) -> Callable[[np.ndarray], np.ndarray]:
 
 
 def _attributes(path: Path) -> dict[str, Any]:
-    """What a file says of itself: short attributes that JSON can hold, at the top and of robomimic's group data."""
+    """The metadata of a file: short attributes that JSON can hold, of the root and of robomimic's group ``data``."""
     kept: dict[str, Any] = {}
     with _opened(path) as file:
         for group in (file, *([file["data"]] if _is_group(file.get("data")) else [])):
@@ -278,7 +278,7 @@ def _attributes(path: Path) -> dict[str, Any]:
 
 
 def _num_actions(episodes: list[Episode]) -> int:
-    """How many integer actions there are: as many as Minari says, or as the largest needs."""
+    """The number of integer actions: the one that Minari states, and at least the largest action plus 1."""
     needed = max(1, 1 + max(episode.largest for episode in episodes))
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError, AttributeError):
         metadata = json.loads((episodes[0].path.parent / "metadata.json").read_text(encoding="utf-8"))
@@ -304,29 +304,32 @@ def import_hdf5(
 ) -> None:
     """Writes a trajectory store from HDF5 files in the layout of LAOM, robomimic or Minari.
 
-    The same call continues an interrupted import. Memory holds a few blocks of frames, and the rewards of an episode.
+    Calling it again continues an interrupted import. Memory holds a few blocks of frames and the rewards of one
+    episode.
 
     Args:
       path: see `find`.
       out: folder of the store; it must not exist.
-      env: what the data is called, where others have the name of an environment.
-      camera: which observation holds the frames, by its name or the last part of it; None if there is but one.
-      stride: keeps every so many frames; each keeps its own action, and the rewards until the next.
-      size: height and width to which frames are scaled, or one number for both; empty keeps them as they are. Scaled
-        frames are RGB.
-      skip_damaged: leave out damaged files and episodes and say so in the manifest; every file is read twice.
-      progress: called with ``(frames done, frames in all)``.
-      say: not called; the other importers say how they understand their source.
-      announce: called with the list of files, before the first is read.
+      env: a name for the data, stored in place of an environment's name.
+      camera: the observation that holds the frames, by its name or the last part of it; None if there is only one.
+      stride: keeps every n-th frame; a frame keeps its own action, and the rewards up to the next frame kept.
+      size: height and width to scale frames to, or one number for both; empty leaves them unscaled. Scaled frames are
+        RGB.
+      skip_damaged: leaves out damaged files and episodes and lists them in the manifest; every file is read twice.
+      progress: called with ``(frames done, total frames)``.
+      say: not called; all importers have it.
+      announce: called with the list of files before the first one is read.
 
     Raises:
-      ImportError: if h5py is absent, or PyAV where frames are scaled.
-      ImportDataError: if a file is missing, damaged or of another layout; it is named.
+      ImportError: if h5py is not installed, or PyAV is not and frames are scaled.
+      ImportDataError: if a file is missing, damaged or in another layout; the message names it.
       StoreError: if the store exists or the disk is full.
     """
     del say
     if stride < 1 or len(size) > 2 or min(size, default=1) < 1:
-        raise ImportDataError(f"--stride and --size must be at least 1, and size one number or two: {stride}, {size}.")
+        raise ImportDataError(
+            f"--stride and --size must be at least 1, and --size one or two numbers, got {stride} and {size}."
+        )
     paths, hidden, root = find(path)
     read = checked(read_rows, _NAMES, 2**31)
     episodes, skipped = describe(paths, root, lambda each: look_at(each, camera, stride, size), read, skip_damaged)
@@ -334,7 +337,7 @@ def import_hdf5(
     for episode in episodes:
         if episode.shape != shape:
             raise ImportDataError(
-                f"{episode.path} has frames of {list(episode.shape)} in {episode.part}, the others of {list(shape)}: "
+                f"{episode.path} has frames of {list(episode.shape)} in {episode.part}, and others have {list(shape)}: "
                 "scale them with --size."
             )
     masked = any(episode.split for episode in episodes)

@@ -1,7 +1,7 @@
-"""LAPO's published data set as a trajectory store.
+"""Imports LAPO's published data set.
 
-The data set is a folder a game, ``<game>/{train,test}/<number>.npz``. A file holds consecutive frames, 32,768 of them
-in ``train`` and 4,096 in ``test``, under the names ``obs`` uint8 ``[N, 64, 64, 3]``, ``ta`` integers ``[N]`` (the true
+The data set has one folder per game, ``<game>/{train,test}/<number>.npz``. A file holds consecutive frames, 32,768 in
+``train`` and 4,096 in ``test``. Its arrays are ``obs`` uint8 ``[N, 64, 64, 3]``, ``ta`` integers ``[N]`` (the true
 action), ``done`` bool ``[N]``, ``rewards`` float32 ``[N]``, and others that are not read.
 """
 
@@ -34,14 +34,14 @@ _KINDS = {"ta": "iu", "rewards": "f", "done": "biuf"}
 
 
 def _read(file: SourceFile, start: int) -> Iterator[Rows]:
-    """The blocks of a file from row `start`; compares the checksums at its end."""
+    """Yields the blocks of a file from row `start` on; verifies the checksums at its end."""
     with _explained(file.path), archives.opened(file.path) as archive:
         members = _members(archive)
         for position in range(0, file.rows, BLOCK):
             block = {key: member.read(min(BLOCK, file.rows - position)) for key, member in members.items()}
             if position + BLOCK > start:
-                nowhere = np.zeros(len(block["done"]), bool)
-                rows = Rows(block["obs"], block["ta"], block["rewards"], block["done"], nowhere)
+                unmarked = np.zeros(len(block["done"]), bool)
+                rows = Rows(block["obs"], block["ta"], block["rewards"], block["done"], unmarked)
                 yield rows[max(start - position, 0) :]
         for member in members.values():
             member.finish()
@@ -49,7 +49,7 @@ def _read(file: SourceFile, start: int) -> Iterator[Rows]:
 
 @contextlib.contextmanager
 def _explained(path: Path) -> Iterator[None]:
-    """Says which file it is if anything is wrong with it."""
+    """Adds the file's name to errors that occur while it is read."""
     try:
         yield
     except archives.DamagedArchiveError as error:
@@ -59,7 +59,7 @@ def _explained(path: Path) -> Iterator[None]:
 
 
 def _members(archive: archives.Archive) -> dict[str, archives.Member]:
-    """A file's arrays, whose shapes and dtypes fit."""
+    """The arrays of a file, after checking their shapes and dtypes."""
     members = {key: archive.member(key) for key in ("obs", *_KINDS)}
     obs = members["obs"]
     if obs.dtype != np.uint8 or len(obs.shape) != 4 or obs.shape[-1] != 3:
@@ -67,7 +67,7 @@ def _members(archive: archives.Archive) -> dict[str, archives.Member]:
     for key, kinds in _KINDS.items():
         member = members[key]
         if member.shape != obs.shape[:1] or member.dtype.kind not in kinds:
-            raise archives.ArchiveError(f"{key} is {member.dtype} {list(member.shape)} beside {obs.shape[0]} frames")
+            raise archives.ArchiveError(f"{key} is {member.dtype} {list(member.shape)} for {obs.shape[0]} frames")
     try:
         check_sizes(obs.shape[1:], obs.dtype, NUM_ACTIONS, None)
     except ValueError as error:
@@ -76,7 +76,7 @@ def _members(archive: archives.Archive) -> dict[str, archives.Member]:
 
 
 def _find(folder: Path, max_files: int) -> tuple[list[Path], list[Path]]:
-    """The files of a game in time order, and those left out as hidden."""
+    """The files of a game in time order, and hidden files that are left out."""
     if max_files < 0:
         raise ImportDataError(f"--max-files must be 0, for all, or more, got {max_files}.")
     if not folder.is_dir():
@@ -90,7 +90,7 @@ def _find(folder: Path, max_files: int) -> tuple[list[Path], list[Path]]:
     paths, hidden = find_files(folders.values(), ".npz", deep=False)
     for path in paths:
         if not re.fullmatch(r"\d+", path.stem):
-            raise ImportDataError(f"{path} has no number for a name, so its place in time is not known: move it away.")
+            raise ImportDataError(f"{path} is not named by a number, so its place in time is unknown: move it away.")
     chosen = []
     for split, each in folders.items():
         numbered = sorted((path for path in paths if path.parent == each), key=lambda path: int(path.stem))
@@ -121,24 +121,24 @@ def import_lapo(
 ) -> None:
     """Writes a trajectory store from a game of LAPO's published data set.
 
-    The same call continues an interrupted import. Memory holds a few blocks of rows, whatever the sizes of files and
-    episodes.
+    Calling it again continues an interrupted import. Memory holds a few blocks of rows, however large the files and
+    episodes are.
 
     Args:
       folder: ``<game>``, with ``train`` and perhaps ``test`` in it. Links are followed; files whose names begin with
         a dot or an underscore are left out.
       out: folder of the store; it must not exist.
       env: name of the environment; by default the folder's.
-      done: what ``done`` marks: the "first" frame of an episode, its "last" one, or "auto" to decide by the frames.
-      max_files: of each split at most so many files, as the reference reads 80; 0 means all.
-      skip_damaged: leave out damaged files and say so in the manifest; every file is read twice.
-      progress: called with ``(frames done, frames in all)``.
-      say: called with the decision of "auto".
-      announce: called with the list of files, before the first is read.
+      done: what ``done`` marks: the "first" frame of an episode, its "last" one, or "auto" to decide from the frames.
+      max_files: reads at most this many files of each split; the reference reads 80. 0 means all.
+      skip_damaged: leaves out damaged files and lists them in the manifest; every file is read twice.
+      progress: called with ``(frames done, total frames)``.
+      say: called with the decision that "auto" leads to.
+      announce: called with the list of files before the first one is read.
 
     Raises:
-      ImportDataError: if a file is missing, damaged or of another layout; it is named, and the row and column if one
-        of its values is at fault.
+      ImportDataError: if a file is missing, damaged or in another layout; the message names it, and the row and column
+        if one of its values is invalid.
       StoreError: if the store exists or the disk is full.
     """
     paths, hidden = _find(folder, max_files)
@@ -153,11 +153,11 @@ def import_lapo(
     obs_shape = shapes[files[0].path]
     for file in files:
         if (shape := shapes[file.path]) != obs_shape:
-            raise ImportDataError(f"{file.path} has frames of {list(shape)}, the others of {list(obs_shape)}.")
+            raise ImportDataError(f"{file.path} has frames of {list(shape)}, and others have {list(obs_shape)}.")
     write_store(
         out,
         Source(folder, files, read, hidden, skipped),
-        description={"format": "lapo", "truncations": "not told apart from terminations"},
+        description={"format": "lapo", "truncations": "not distinguished from terminations"},
         env=env or Path(os.path.abspath(folder)).name,
         obs_shape=obs_shape,
         num_actions=NUM_ACTIONS,

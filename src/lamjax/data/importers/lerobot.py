@@ -1,9 +1,10 @@
-"""LeRobot data sets of versions 2 and 3 as a trajectory store: the frames of one camera, and the actions as vectors.
+"""Imports LeRobot data sets of versions 2 and 3: the frames of one camera, and the actions as vectors.
 
-Each episode stays one. Its frames are those that the video shows at the time stamps of the data set's rows, so a video
-with another frame rate, or with several episodes in it, is no special case. Or they are pictures in the Parquet files.
+Each episode becomes an episode of the store. Its frames are those that the video shows at the time stamps of the data
+set's rows, so a video with another frame rate, or with several episodes in it, is no special case. In some data sets
+the frames are images in the Parquet files instead.
 
-Dimension keys: T frames of an episode that are kept, A numbers of an action.
+Dimension keys: T kept frames of an episode, F frames of a video, R rows, A numbers of an action.
 """
 
 import dataclasses
@@ -34,7 +35,7 @@ from lamjax.data.importers.pictures import PictureError, read_picture
 from lamjax.data.importers.splits import split_by_hash
 from lamjax.data.importers.values import as_vectors
 
-REWARD, DONE = "next.reward", "next.done"  # which a data set may have
+REWARD, DONE = "next.reward", "next.done"  # optional features
 _DEFAULTS = ClipConfig()
 
 
@@ -44,11 +45,11 @@ class Episode(Clip):
 
     Attributes:
       index: its number.
-      data: the Parquet file with its numbers.
+      data: the Parquet file with its actions, time stamps and rewards.
       span: its rows in that file.
       chosen: int64 ``[T]``, ascending, which of these rows are kept.
-      pictures: the column with the frames, if they are pictures in the Parquet file, which is the episode's path then;
-        None if that is a video.
+      pictures: the column that holds the frames, if they are images in the Parquet file, which is then also `path`;
+        None if the frames are in a video.
     """
 
     index: int
@@ -61,26 +62,26 @@ class Episode(Clip):
 def read_numbers(
     path: Path, names: Sequence[str], action: str, start: int = 0
 ) -> Iterator[tuple[int, dict[str, np.ndarray]]]:
-    """Columns of a Parquet file, in blocks.
+    """Reads columns of a Parquet file in blocks.
 
     Args:
       path: the file.
-      names: columns of a number each.
+      names: columns with one number per row.
       action: the column of actions.
-      start: the row that the first block holds.
+      start: the first block is the one that contains this row.
 
-    Returns:
-      The number of each block's first row, and arrays ``[R]`` by name; float32 ``[R, A]`` of the actions.
+    Yields:
+      The number of the block's first row, and arrays ``[R]`` by name; actions are float32 ``[R, A]``.
 
     Raises:
-      ImportDataError: if the file is damaged, lacks a column, or holds something else; row and column are named.
+      ImportDataError: if the file is damaged, lacks a column, or has invalid values; the message names row and column.
     """
     check_present(path)
     with opened(path) as file:
         present = file.schema_arrow.names
     for name in (*names, action):
         if name not in present:
-            raise ImportDataError(f"{path} has no column {name!r} but {', '.join(present)}.")
+            raise ImportDataError(f"{path} has no column {name!r}, only {', '.join(present)}.")
     for first, batch in read_batches(path, [*names, action], start):
         try:
             columns = {name: _scalars(batch.column(name), name) for name in names}
@@ -91,7 +92,7 @@ def read_numbers(
 
 
 def _scalars(array: Any, name: str) -> np.ndarray:
-    """A column of a number a row, or of lists with one, ``[R]``."""
+    """Reads a column of numbers, or of lists with one number each, as ``[R]``."""
     import pyarrow as pa
 
     array = plain(array)
@@ -100,21 +101,21 @@ def _scalars(array: Any, name: str) -> np.ndarray:
         return array.to_numpy(zero_copy_only=False)
     values = read_vectors(array, name)
     if len(values) and values.shape[1] != 1:
-        raise RowError(0, f"column {name!r} has {values.shape[1]} numbers a row, not one")
+        raise RowError(0, f"column {name!r} has {values.shape[1]} numbers per row instead of one")
     return values.reshape(len(values))
 
 
 class Viewer:
-    """Looks at episodes one after the other; keeps what it read of the last video and the last data file."""
+    """Inspects episodes one after the other; caches what it read from the last video and the last data file."""
 
     def __init__(self, info: Info, config: ClipConfig, camera: str, action: str):
-        """Keeps the data set's description, which frames to keep, and the features that hold frames and actions."""
+        """Takes the data set's description, which frames to keep, and the features that hold frames and actions."""
         self.info, self.config, self.camera, self.action = info, config, camera, action
         self._frames = functools.lru_cache(1)(self._read_frames)
         self._rows = functools.lru_cache(1)(self._read_rows)
 
     def look_at(self, planned: Planned) -> Episode:
-        """An episode, and which of its frames to keep.
+        """Chooses the frames of an episode.
 
         Raises:
           DamagedFileError: if a file is missing or damaged, or the video ends before the episode does.
@@ -140,18 +141,18 @@ class Viewer:
         )
 
     def _places(self, planned: Planned, seconds: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Where frames lie in a video that are shown so many seconds after the episode begins; and all its places."""
+        """Positions in the video of the frames at some seconds after the episode's start; and all positions."""
         places, times, middles = self._frames(planned.video)
         wanted = planned.begin + seconds
         nearest = np.searchsorted(middles, wanted)
         missing = np.abs(times[nearest] - wanted) > 0.5 / self.info.fps
         if missing.any():
-            reason = f"episode {planned.index} needs a frame at {wanted[missing][0]:.3f} s, and it has none"
+            reason = f"episode {planned.index} needs a frame at {wanted[missing][0]:.3f} s, but it has none"
             raise DamagedFileError(planned.video, reason)
         return places[nearest], places
 
     def _read_frames(self, video: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Places and times ``[F]`` of a video's frames, and the times ``[F - 1]`` in the middle between two."""
+        """Positions and times ``[F]`` of a video's frames, and the midpoints ``[F - 1]`` between their times."""
         check_present(video)
         places, times, has_times = time_stamps(video)
         if not has_times:
@@ -159,7 +160,7 @@ class Viewer:
         return places, times, (times[1:] + times[:-1]) / 2
 
     def _read_rows(self, data: Path) -> dict[str, np.ndarray]:
-        """All rows of a data file: whose they are, when, the actions, and marks if there are any."""
+        """All rows of a data file: episode numbers, time stamps, actions, and ``next.done`` if there is any."""
         names = ["episode_index", "timestamp", *([DONE] if DONE in self.info.features else [])]
         blocks = [columns for _, columns in read_numbers(data, names, self.action)]
         if not blocks:
@@ -168,18 +169,18 @@ class Viewer:
 
 
 def _span(planned: Planned, owners: np.ndarray) -> slice:
-    """The rows of an episode in its data file, where `owners` says whose each row is."""
+    """The rows of an episode in its data file; `owners` is the episode number of each row."""
     data = planned.data
     rows = np.flatnonzero(owners == planned.index)
     if not planned.length or len(rows) != planned.length:
         raise DamagedFileError(data, f"it has {len(rows)} rows of episode {planned.index} instead of {planned.length}")
     if rows[-1] - rows[0] + 1 != len(rows):
-        raise ImportDataError(f"{data} does not fit: the rows of episode {planned.index} do not follow each other.")
+        raise ImportDataError(f"{data} does not fit: the rows of episode {planned.index} are not contiguous.")
     return slice(int(rows[0]), int(rows[-1]) + 1)
 
 
 def read_rows(episode: Episode, start: int, action: str, reward: str | None) -> Iterator[Rows]:
-    """The frames of an episode from row `start`, with the action at each and the rewards until the next."""
+    """Yields the frames of an episode from row `start` on, with their actions and the rewards up to the next frame."""
     span = episode.span
     actions, rewards = [], []
     for first, columns in read_numbers(episode.data, [reward] if reward else [], action, span.start):
@@ -198,7 +199,7 @@ def read_rows(episode: Episode, start: int, action: str, reward: str | None) -> 
 
 
 def _read_pictures(episode: Episode, start: int) -> Iterator[np.ndarray]:
-    """The frames of an episode that are pictures, from row `start`, in blocks uint8 ``[R, H, W, 3]``."""
+    """Yields frames that are images in a Parquet file, from row `start` on, in blocks uint8 ``[R, H, W, 3]``."""
     convert = converter(episode.config, episode.path)
     rows = episode.span.start + episode.chosen[start:]  # of the Parquet file
     most = block_rows(episode.config.shape)
@@ -217,15 +218,15 @@ def _read_pictures(episode: Episode, start: int) -> Iterator[np.ndarray]:
 
 
 def _picture(array: Any, row: int, name: str) -> np.ndarray:
-    """One picture of an Arrow array of them, each a struct of its bytes and its path, or bytes alone."""
+    """Decodes one image of an Arrow array, whose entries are structs of bytes and a path, or plain bytes."""
     value = array[int(row)].as_py()
     content = value.get("bytes") if isinstance(value, dict) else value
     if not isinstance(content, bytes):
-        raise RowError(row, f"column {name!r} has no picture, perhaps a path to one: save the file with its pictures")
+        raise RowError(row, f"column {name!r} has no image, perhaps only a path: save the file with the images in it")
     try:
         return read_picture(io.BytesIO(content))
     except PictureError as error:
-        sentence = f"has a picture that is damaged ({error})" if error.damaged else str(error)
+        sentence = f"has an image that is damaged ({error})" if error.damaged else str(error)
         raise RowError(row, f"column {name!r} {sentence}", error.damaged) from None
 
 
@@ -244,26 +245,26 @@ def import_lerobot(
 ) -> None:
     """Writes a trajectory store from a LeRobot data set on disk.
 
-    The same call continues an interrupted import. Memory holds a few blocks of frames, the numbers of one data file,
+    Calling it again continues an interrupted import. Memory holds a few blocks of frames, the numbers of one data file,
     and the time stamps of all frames.
 
     Args:
       folder: the data set, with ``meta``, ``data`` and perhaps ``videos`` in it.
       out: folder of the store; it must not exist.
-      env: what the data is called, where others have the name of an environment.
-      camera: the camera, by its feature's name or the last part of that; None if there is but one.
+      env: a name for the data, stored in place of an environment's name.
+      camera: the camera's feature, by its name or the last part of it; None if there is only one.
       action: the feature that holds the actions.
-      config: which frames, in which size. With a stride, or at fewer frames a second, a frame keeps its own action and
-        the rewards until the next.
-      skip_damaged: leave out damaged and missing files, and episodes that lie in damaged parts of files, and say so in
-        the manifest; every file is read twice.
-      progress: called with ``(frames done, frames in all)``.
-      say: not called; the other importers say how they understand their source.
-      announce: called with the list of files, before the first is read.
+      config: which frames to keep, and at which size. If frames are left out, each kept frame has its own action and
+        the rewards up to the next kept frame.
+      skip_damaged: leaves out damaged and missing files, and episodes in damaged parts of files, and lists them in the
+        manifest; every file is read twice.
+      progress: called with ``(frames done, total frames)``.
+      say: not called; all importers have it.
+      announce: called with the list of files before the first one is read.
 
     Raises:
-      ImportError: if PyAV or pyarrow is absent.
-      ImportDataError: if a file is missing, damaged or of another layout; it is named.
+      ImportError: if PyAV or pyarrow is not installed.
+      ImportDataError: if a file is missing, damaged or in another layout; the message names it.
       StoreError: if the store exists or the disk is full.
     """
     del say
@@ -271,7 +272,7 @@ def import_lerobot(
     camera = camera_of(info, camera)
     if action not in info.features:
         raise ImportDataError(
-            f"{folder} has no feature {action!r} but {', '.join(info.features)}: name it with --action."
+            f"{folder} has no feature {action!r}, only {', '.join(info.features)}: choose one with --action."
         )
     reward = REWARD if REWARD in info.features else None
     names = {"action": action, "reward": REWARD, "done": DONE, "truncated": DONE}

@@ -1,14 +1,14 @@
-"""What a LeRobot data set says of itself: its cameras and features, and where the parts of each episode lie.
+"""Reads the metadata of a LeRobot data set: its cameras and features, and which files hold each episode.
 
-A camera's frames lie in videos, or as pictures in the Parquet files.
+A camera's frames are in videos, or images in the Parquet files.
 
-Version 2 (and 2.1) keeps a file an episode. Version 3 keeps several in one, and says at which second of a video each
-begins:
+Version 2 (and 2.1) has one file per episode. Version 3 stores several episodes in a file, and states the second of the
+video at which each begins:
 
     meta/info.json          features, frame rate, splits, and the patterns of paths
-    meta/episodes.jsonl     2: a line an episode
-    meta/episodes/*/*.parquet                                        3: a row an episode
-    data/chunk-000/episode_000000.parquet                            2: a row a frame
+    meta/episodes.jsonl                                              2: one line per episode
+    meta/episodes/*/*.parquet                                        3: one row per episode
+    data/chunk-000/episode_000000.parquet                            2: one row per frame
     data/chunk-000/file-000.parquet                                  3
     videos/chunk-000/observation.images.top/episode_000000.mp4       2
     videos/observation.images.top/chunk-000/file-000.mp4             3
@@ -38,20 +38,20 @@ _PATHS = {
         "video_path": "videos/{video_key}/chunk-{chunk_index:03d}/file-{file_index:03d}.mp4",
     },
 }
-_HELD_OUT = ("test", "val", "eval")  # how the names of such splits begin
+_HELD_OUT = ("test", "val", "eval")  # prefixes of the names of held-out splits
 
 
 @dataclasses.dataclass(frozen=True)
 class Info:
-    """What ``meta/info.json`` says.
+    """The content of ``meta/info.json``.
 
     Attributes:
       root: the folder of the data set.
-      version: as it is written, such as "v2.1".
-      fps: frames a second.
-      features: what a frame has, by name; each is a dict with ``dtype`` and ``shape``.
+      version: as written in the file, such as "v2.1".
+      fps: frames per second.
+      features: the features of a frame by name; each is a dict with ``dtype`` and ``shape``.
       splits: ranges of episodes by name, such as ``{"train": "0:50"}``.
-      content: all of it.
+      content: the whole file.
     """
 
     root: Path
@@ -63,25 +63,25 @@ class Info:
 
     @property
     def major(self) -> int:
-        """2 or 3."""
+        """The major version, 2 or 3."""
         return int(self.version[1])
 
     def is_video(self, camera: str) -> bool:
-        """Whether the frames of a camera lie in video files, and not as pictures in the Parquet files."""
+        """Whether the frames of a camera are in video files, not images in the Parquet files."""
         return self.features[camera]["dtype"] == "video"
 
 
 @dataclasses.dataclass(frozen=True)
 class Planned:
-    """Where an episode lies.
+    """Where an episode is stored.
 
     Attributes:
       index: its number.
-      length: how many frames it has.
-      data: the Parquet file with its numbers.
-      video: the video file with its frames; None if they are pictures in the Parquet file.
+      length: number of frames.
+      data: the Parquet file with its actions, time stamps and rewards.
+      video: the video file with its frames; None if they are images in the Parquet file.
       begin: the second of the video at which it begins.
-      split: "train" or "test"; None if the data set holds out none.
+      split: "train" or "test"; None if the data set has no held-out split.
     """
 
     index: int
@@ -96,16 +96,16 @@ def read_info(root: Path) -> Info:
     """Reads ``meta/info.json``.
 
     Raises:
-      ImportDataError: if it is missing, damaged or of another version.
+      ImportDataError: if it is missing, damaged or has another version.
     """
     path = root / INFO
     if not path.is_file():
-        raise ImportDataError(f"{root} is no LeRobot data set: it has no {INFO}.")
+        raise ImportDataError(f"{root} is not a LeRobot data set: it has no {INFO}.")
     content = _json(path, path.read_text(encoding="utf-8", errors="replace"))
     version = str(content.get("codebase_version"))
     if not re.match(r"v[23](\.|$)", version):
         raise ImportDataError(
-            f"{path} is of version {version}, and versions 2 and 3 are read: convert it with LeRobot."
+            f"{path} has version {version}, but only versions 2 and 3 can be read: convert it with LeRobot."
         )
     try:
         features = {name: dict(feature) for name, feature in content["features"].items()}
@@ -114,7 +114,7 @@ def read_info(root: Path) -> Info:
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise _damaged(path, f"it lacks features or fps: {brief(error)}") from None
     if not (fps > 0 and all(isinstance(each, str) for each in dtypes)):
-        raise _damaged(path, "its features or its fps cannot be")
+        raise _damaged(path, "its features or its fps are invalid")
     return Info(root, version, fps, features, splits, content)
 
 
@@ -122,7 +122,7 @@ def camera_of(info: Info, camera: str | None) -> str:
     """The feature that holds the frames of a camera (`lamjax.data.importers.common.choose_camera`).
 
     Raises:
-      ImportDataError: if there is none, or several that may be meant; the message lists them.
+      ImportDataError: if no camera matches, or several do; the message lists them.
     """
     cameras = [name for name, feature in info.features.items() if feature["dtype"] in ("video", "image")]
     if not cameras:
@@ -131,10 +131,10 @@ def camera_of(info: Info, camera: str | None) -> str:
 
 
 def plan(info: Info, camera: str) -> list[Planned]:
-    """Where each episode lies, in their order.
+    """Returns where each episode is stored, in order.
 
     Raises:
-      ImportDataError: if the list of episodes is missing or damaged, or a path leads out of the data set.
+      ImportDataError: if the list of episodes is missing or damaged, or a path points outside the data set.
     """
     entries = list(_lines(info) if info.major == 2 else _rows(info, camera))
     if not entries:
@@ -157,16 +157,16 @@ def plan(info: Info, camera: str) -> list[Planned]:
 
 
 def check_present(path: Path) -> None:
-    """Raises a `DamagedFileError` if a file was not downloaded, or only Git's pointer to it."""
+    """Raises a `DamagedFileError` if a file was not downloaded, or if only its Git LFS pointer was."""
     if not path.is_file():
         raise DamagedFileError(path, "it is missing")
     with open(path, "rb") as file:
         if file.read(24) == b"version https://git-lfs.":
-            raise DamagedFileError(path, "it is a pointer of Git LFS and not the file itself: run git lfs pull")
+            raise DamagedFileError(path, "it is a Git LFS pointer, not the file itself: run git lfs pull")
 
 
 def _damaged(path: Path, reason: str) -> ImportDataError:
-    """The error for a file without which nothing can be read."""
+    """Returns the error for a damaged file that the whole import depends on."""
     return ImportDataError(f"{path} is damaged ({reason}): copy it again.")
 
 
@@ -174,14 +174,14 @@ def _json(path: Path, text: str) -> dict[str, Any]:
     try:
         content = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise _damaged(path, f"it is no JSON: {brief(error)}") from None
+        raise _damaged(path, f"it is not JSON: {brief(error)}") from None
     if not isinstance(content, dict):
-        raise _damaged(path, "it is no JSON object")
+        raise _damaged(path, "it is not a JSON object")
     return content
 
 
 def _lines(info: Info) -> Iterator[Mapping[str, Any]]:
-    """The entries of ``meta/episodes.jsonl``."""
+    """Yields the entries of ``meta/episodes.jsonl``."""
     path = info.root / "meta" / "episodes.jsonl"
     if not path.is_file():
         raise _damaged(path, "it is missing")
@@ -194,11 +194,11 @@ def _lines(info: Info) -> Iterator[Mapping[str, Any]]:
 
 
 def _rows(info: Info, camera: str) -> Iterator[Mapping[str, Any]]:
-    """The rows of ``meta/episodes``, without the statistics that they also hold."""
+    """Yields the rows of ``meta/episodes``, without their statistics."""
     folder = info.root / "meta" / "episodes"
     paths = find_files([folder], ".parquet")[0] if folder.is_dir() else []
     if not paths:
-        raise ImportDataError(f"{folder} holds no .parquet files, so the episodes are not known: download all of it.")
+        raise ImportDataError(f"{folder} holds no .parquet files, so the episodes are unknown: download all of it.")
     places = ("chunk_index", "file_index", "from_timestamp")
     names = ["episode_index", "length", "data/chunk_index", "data/file_index"]
     names += [f"videos/{camera}/{name}" for name in places if info.is_video(camera)]
@@ -206,7 +206,7 @@ def _rows(info: Info, camera: str) -> Iterator[Mapping[str, Any]]:
         with opened(path) as file:
             missing = [name for name in names if name not in file.schema_arrow.names]
         if missing:
-            raise ImportDataError(f"{path} has no column {missing[0]!r}, so the episodes' places are not known.")
+            raise ImportDataError(f"{path} has no column {missing[0]!r}, so it is unknown where episodes are stored.")
         for _, batch in read_batches(path, names):
             for row in batch.to_pylist():
                 if None in row.values():
@@ -215,19 +215,19 @@ def _rows(info: Info, camera: str) -> Iterator[Mapping[str, Any]]:
 
 
 def _file_of(entry: Mapping[str, Any], kind: str) -> dict[str, Any]:
-    """Which file of a kind an episode of version 3 lies in."""
+    """The numbers in the path of an episode's data or video file in version 3."""
     return {name: entry.get(f"{kind}/{name}") for name in ("chunk_index", "file_index")}
 
 
 def _path(info: Info, key: str, numbers: Mapping[str, Any]) -> Path:
-    """A path by the pattern that the data set gives."""
+    """Fills in the data set's pattern for a path."""
     pattern = info.content.get(key) or _PATHS[info.major][key]
     try:
         path = Path(pattern.format(**numbers))
     except (KeyError, IndexError, ValueError, TypeError, AttributeError) as error:
-        raise _damaged(info.root / INFO, f"{key} {pattern!r} is no pattern of a path: {brief(error)}") from None
+        raise _damaged(info.root / INFO, f"{key} {pattern!r} is not a valid pattern: {brief(error)}") from None
     if path.is_absolute() or ".." in path.parts:
-        raise ImportDataError(f"{info.root / INFO} has the {key} {pattern!r}, which leads out of the data set.")
+        raise ImportDataError(f"{info.root / INFO} has the {key} {pattern!r}, which points outside the data set.")
     return info.root / path
 
 
@@ -235,5 +235,5 @@ def _range(info: Info, text: Any) -> range:
     """The episodes of a split, written as "40:50"."""
     match = re.fullmatch(r"(\d+):(\d+)", str(text))
     if not match:
-        raise _damaged(info.root / INFO, f"the split {text!r} is no range of episodes such as 0:50")
+        raise _damaged(info.root / INFO, f"the split {text!r} is not a range of episodes such as 0:50")
     return range(int(match[1]), int(match[2]))

@@ -1,8 +1,10 @@
-"""Transitions in Parquet files as a trajectory store.
+"""Imports transitions from Parquet files.
 
 A row is a step: an observation (see `lamjax.data.importers.frames`), the action taken there, its reward, ``done``, and
-perhaps ``truncated``. Files lie in a folder, in the order of their names; those whose name or folder begins with
-``train`` or ``test`` belong to that split.
+perhaps ``truncated``. The files of a folder are read in the order of their paths; those whose name or folder begins
+with ``train`` or ``test`` belong to that split.
+
+Dimension keys: R rows of a block, H, W, C of a frame, A numbers of an action.
 """
 
 import dataclasses
@@ -32,19 +34,19 @@ from lamjax.data.importers.frames import empty, is_list, plain, read_frames, rea
 from lamjax.data.importers.splits import split_by_name
 from lamjax.data.importers.values import as_vectors
 
-_BUFFER = 2**20  # bytes that are read of a column at once; by default Arrow keeps the whole file in memory
+_BUFFER = 2**20  # bytes to read of a column at once; by default Arrow keeps the whole file in memory
 
 
 @dataclasses.dataclass(frozen=True)
 class Columns:
-    """What the columns are called.
+    """The names of the columns.
 
     Attributes:
       observation: the frames.
-      action: the action taken at each, an integer, or a list of numbers.
-      reward: the reward of that action.
+      action: the action taken at each frame, an integer or a list of numbers.
+      reward: the reward for that action.
       done: marks where an episode begins or ends.
-      truncated: the same where a time limit ended it; may be absent.
+      truncated: marks where a time limit ended an episode; this column may be missing.
     """
 
     observation: str = "observation"
@@ -63,10 +65,10 @@ def _parquet() -> Any:
 
 
 def opened(path: Path) -> Any:
-    """An open Parquet file, to be closed by a with statement.
+    """Opens a Parquet file; use it in a ``with`` statement.
 
     Raises:
-      ImportError: if pyarrow is absent.
+      ImportError: if pyarrow is not installed.
       ImportDataError: if the file is damaged or cannot be read.
       OSError: if there is no such file.
     """
@@ -76,44 +78,44 @@ def opened(path: Path) -> Any:
     except (FileNotFoundError, PermissionError, IsADirectoryError):
         raise
     except UnicodeEncodeError:
-        raise ImportDataError(f"{path} has a name that is not UTF-8, as Arrow needs: rename it.") from None
-    except Exception as error:  # Arrow raises its own errors and OSError, whatever its readers meet
-        raise _explained(path, error, "or is no Parquet file: ") from None
+        raise ImportDataError(f"{path} has a name that is not UTF-8, which Arrow needs: rename it.") from None
+    except Exception as error:  # Arrow's readers raise its own errors, OSError and others
+        raise _explained(path, error, "or is not a Parquet file: ") from None
 
 
 def _explained(path: Path, error: Exception, prefix: str = "") -> ImportDataError:
-    """The error that says whether a file is damaged, or uses what pyarrow cannot read."""
+    """Returns the error that says whether a file is damaged, or uses a feature that pyarrow cannot read."""
     reason = brief(error)
     if isinstance(error, NotImplementedError) or "crypt" in reason:
-        return ImportDataError(f"{path} has something in it that cannot be read ({reason}): write it in a plainer way.")
+        return ImportDataError(f"{path} uses a feature that cannot be read ({reason}): write it without that feature.")
     return DamagedFileError(path, prefix + reason)
 
 
 def _find(path: Path) -> tuple[list[Path], list[Path], Path]:
-    """The Parquet files of a source in order, those left out, and the folder that they lie in."""
+    """The Parquet files of a source in order, hidden ones that are left out, and the root folder."""
     if path.is_file():
         return [path], [], path.parent
     if not path.is_dir():
-        raise ImportDataError(f"There is no {path}: give a Parquet file, or a folder with some in it.")
+        raise ImportDataError(f"There is no {path}: give a Parquet file, or a folder of Parquet files.")
     paths, hidden = find_files([path], ".parquet")
     if not paths:
-        but = f" but hidden ones, {hidden[0]} for one" if hidden else ""
+        but = f" except hidden ones such as {hidden[0]}" if hidden else ""
         raise ImportDataError(f"{path} holds no .parquet files{but}: check the path.")
     return paths, hidden, path
 
 
 def _describe(path: Path, columns: Columns, shape: tuple[int, int, int]) -> SourceFile:
-    """A file by its schema, and the bounds of its actions; raises an ImportDataError if it does not fit."""
+    """Checks a file's schema and finds the bounds of its actions; raises an `ImportDataError` if it does not fit."""
     with opened(path) as file:
         names, present = file.schema_arrow.names, _present(file, columns)
         for field, name in present.items():
             if name not in names:
                 raise ImportDataError(
-                    f"{path} has no column {name!r} but {', '.join(names)}: name it with --columns.{field} NAME."
+                    f"{path} has no column {name!r}, only {', '.join(names)}: choose one with --columns.{field} NAME."
                 )
             if names.count(name) > 1:
                 raise ImportDataError(
-                    f"{path} has {names.count(name)} columns {name!r}: rename all but one, or name another with "
+                    f"{path} has {names.count(name)} columns {name!r}: rename all but one, or choose another with "
                     f"--columns.{field} NAME."
                 )
         schema = file.schema_arrow
@@ -126,7 +128,7 @@ def _describe(path: Path, columns: Columns, shape: tuple[int, int, int]) -> Sour
 
 
 def _present(file: Any, columns: Columns) -> dict[str, str]:
-    """The columns to read of a file, by what they hold: all but a column `truncated` that is not there."""
+    """The columns to read from a file, by field of `Columns`; leaves out ``truncated`` if the file lacks it."""
     names = dataclasses.asdict(columns)
     if columns.truncated not in file.schema_arrow.names:
         del names["truncated"]
@@ -134,7 +136,7 @@ def _present(file: Any, columns: Columns) -> dict[str, str]:
 
 
 def _reader(columns: Columns, shape: tuple[int, int, int]) -> Reader:
-    """A reader of files with these columns."""
+    """Returns a reader of files with these columns."""
 
     def read(source: SourceFile, start: int) -> Iterator[Rows]:
         with opened(source.path) as file:
@@ -152,12 +154,12 @@ def _reader(columns: Columns, shape: tuple[int, int, int]) -> Reader:
 
 
 def read_batches(path: Path, names: Sequence[str], start: int = 0) -> Iterator[tuple[int, Any]]:
-    """The rows of some columns, in Arrow's batches of at most `BLOCK`, each with the number of its first row.
+    """Yields the number of a batch's first row, and the batch: at most `BLOCK` rows of some columns, as Arrow has them.
 
     Args:
       path: the file.
       names: the columns.
-      start: the row that the first batch holds.
+      start: the first batch is the one that contains this row.
 
     Raises:
       ImportDataError: if the file is damaged or cannot be read.
@@ -184,7 +186,7 @@ def read_batches(path: Path, names: Sequence[str], start: int = 0) -> Iterator[t
 
 
 def _rows(arrays: Mapping[str, Any], columns: Columns, shape: tuple[int, int, int]) -> Rows:
-    """Arrow arrays by the names of their columns as rows; raises a `RowError`."""
+    """Converts Arrow arrays, by column name, to rows; raises a `RowError` if they do not fit."""
 
     def numbers(name: str, kinds: str) -> np.ndarray:
         array = plain(arrays[name])
@@ -205,7 +207,7 @@ def _rows(arrays: Mapping[str, Any], columns: Columns, shape: tuple[int, int, in
 
 
 def vectors_of(path: Path, name: str) -> Iterator[np.ndarray]:
-    """A column of lists as blocks float32 ``[R, A]``; an `ImportDataError` names a row that does not fit."""
+    """Yields a column of lists in blocks float32 ``[R, A]``; raises an `ImportDataError` that names an invalid row."""
     for first, batch in read_batches(path, [name]):
         try:
             yield as_vectors(read_vectors(batch.column(name), name), name)
@@ -229,27 +231,27 @@ def import_parquet(
 ) -> None:
     """Writes a trajectory store from Parquet files.
 
-    The same call continues an interrupted import. Memory holds a few blocks of rows, whatever the sizes of files, row
-    groups and episodes.
+    Calling it again continues an interrupted import. Memory holds a few blocks of rows, however large files, row groups
+    and episodes are.
 
     Args:
-      path: one file, or a folder that is searched at all depths. Links are followed; names that begin with a dot or an
+      path: one file, or a folder that is searched recursively. Links are followed; names that begin with a dot or an
         underscore are left out.
       out: folder of the store; it must not exist.
       env: name of the environment.
-      columns: what the columns are called.
+      columns: the names of the columns.
       shape: ``(H, W, C)`` of a frame.
       num_actions: integer actions lie in ``[0, num_actions)``; lists of numbers become vectors.
-      done: what ``done`` marks: the "first" frame of an episode, its "last" one, or "auto" to decide by the frames.
-      skip_damaged: leave out damaged files and say so in the manifest; every file is read twice.
-      progress: called with ``(rows done, rows in all)``.
-      say: called with the decision of "auto".
-      announce: called with the list of files, before the first is read.
+      done: what ``done`` marks: the "first" frame of an episode, its "last" one, or "auto" to decide from the frames.
+      skip_damaged: leaves out damaged files and lists them in the manifest; every file is read twice.
+      progress: called with ``(rows done, total rows)``.
+      say: called with the decision that "auto" leads to.
+      announce: called with the list of files before the first one is read.
 
     Raises:
-      ImportError: if pyarrow is absent.
-      ImportDataError: if a file is missing, damaged or of another layout; it is named, and the row and column if one
-        of its values is at fault.
+      ImportError: if pyarrow is not installed.
+      ImportDataError: if a file is missing, damaged or in another layout; the message names it, and the row and column
+        if one of its values is invalid.
       StoreError: if the store exists or the disk is full.
     """
     names = dataclasses.asdict(columns)

@@ -1,8 +1,8 @@
-"""Where the scene of a video changes.
+"""Detects scene changes in a video.
 
-The change c_t of a frame is the mean absolute difference between it and the one before, in percent of the range of a
-pixel. A scene begins at t if both c_t and c_t - c_{t-1} exceed a threshold: fast movement changes every frame, a cut
-only one. FFmpeg's filter ``scdet`` has the same rule, with the size of c_t - c_{t-1}, and a threshold of 10.
+The change c_t of a frame is the mean absolute difference from the previous frame, in percent of the pixel range. A
+scene begins at t if both c_t and c_t - c_{t-1} exceed a threshold: fast movement changes every frame, but a cut changes
+only one. FFmpeg's filter ``scdet`` uses the same rule with |c_t - c_{t-1}| and a threshold of 10.
 
 Dimension keys: R frames of a block, H, W, C of a frame.
 """
@@ -11,18 +11,18 @@ from collections.abc import Callable
 
 import numpy as np
 
-CONTEXT = 2  # frames that the rule looks back
+CONTEXT = 2  # how many frames back the rule looks
 
 
 def scene_finder(threshold: float) -> Callable[[np.ndarray], np.ndarray]:
-    """A function that finds where scenes begin in the blocks of a video, which it is given one after the other.
+    """Returns a function that finds where scenes begin; call it with the blocks of a video in order.
 
     Args:
       threshold: in percent.
 
     Returns:
-      A function from uint8 ``[R, H, W, C]`` to bool ``[R]``. It takes the first frame that it sees for the beginning of
-      the video. Where reading begins elsewhere, give it `CONTEXT` more frames and ignore what it says of those.
+      A function from uint8 ``[R, H, W, C]`` to bool ``[R]``. It treats the first frame that it sees as the start of the
+      video. To start elsewhere, begin `CONTEXT` frames earlier and ignore its result for those frames.
     """
     previous: np.ndarray | None = None
     change = 0.0

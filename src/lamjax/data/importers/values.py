@@ -1,6 +1,6 @@
-"""Checks of what a source's rows say, in one place for all importers.
+"""Checks the values in a source's rows, for all importers.
 
-Dimension keys: R rows of a block.
+Dimension keys: R rows of a block, A numbers of an action.
 """
 
 import numpy as np
@@ -9,13 +9,13 @@ from lamjax.data.importers.errors import RowError
 
 
 def as_flags(values: np.ndarray, column: str) -> np.ndarray:
-    """Marks as bool ``[R]``; raises a `RowError` at the first that is neither 0 nor 1, such as NaN."""
-    _refuse((values != 0) & (values != 1), values, f"column {column!r} marks rows with 0 and 1")
+    """Converts marks to bool ``[R]``; raises a `RowError` at the first that is neither 0 nor 1, such as NaN."""
+    _refuse((values != 0) & (values != 1), values, f"column {column!r} must hold only 0 and 1")
     return values == 1
 
 
 def as_rewards(values: np.ndarray, column: str) -> np.ndarray:
-    """Rewards as float32 ``[R]``; raises a `RowError` at the first that is not a finite number of that type."""
+    """Converts rewards to float32 ``[R]``; raises a `RowError` at the first that is not finite in float32."""
     with np.errstate(over="ignore"):
         rewards = values.astype(np.float32)
     _refuse(~np.isfinite(rewards), values, f"column {column!r} must hold finite float32 numbers")
@@ -23,7 +23,7 @@ def as_rewards(values: np.ndarray, column: str) -> np.ndarray:
 
 
 def as_actions(values: np.ndarray, column: str, num_actions: int) -> np.ndarray:
-    """Actions as int32 ``[R]``; raises a `RowError` at the first that is not in ``[0, num_actions)``."""
+    """Converts actions to int32 ``[R]``; raises a `RowError` at the first that is not in ``[0, num_actions)``."""
     bad = (values < 0) | (values >= num_actions)
     if bad.any():
         low, high = values[bad].min(), values[bad].max()
@@ -32,7 +32,7 @@ def as_actions(values: np.ndarray, column: str, num_actions: int) -> np.ndarray:
 
 
 def as_vectors(values: np.ndarray, column: str) -> np.ndarray:
-    """Actions as float32 ``[R, A]``; raises a `RowError` at the first that is not of finite numbers of that type."""
+    """Converts actions to float32 ``[R, A]``; raises a `RowError` at the first that is not finite in float32."""
     with np.errstate(over="ignore"):
         actions = values.astype(np.float32)
     bad = ~np.isfinite(actions)

@@ -1,8 +1,8 @@
-"""Videos and folders of pictures as a trajectory store without actions.
+"""Imports videos and folders of images as a trajectory store without actions.
 
-Each file is an episode, and so is each folder of pictures, unless they are cut where the scene changes. Whole files are
-held out: those whose name or folder begins with ``test`` if names say the split, else those that a hash of the name
-chooses. Of a single file the end is held out.
+Each file and each folder of images is one episode, unless it is cut at scene changes. Whole files are held out: those
+whose name or folder begins with ``test`` if names state the split, otherwise those chosen by a hash of the name. If
+there is only one file, its end is held out.
 """
 
 import functools
@@ -23,26 +23,26 @@ _DEFAULTS = ClipConfig()
 
 
 def find_clips(paths: Sequence[Path]) -> tuple[list[Path], list[Path], Path]:
-    """Finds videos and folders of pictures.
+    """Finds videos and folders of images.
 
     Args:
-      paths: files, and folders that are searched at all depths. Links are followed; names that begin with a dot or an
-        underscore are left out. Pictures that lie beside a video are taken for its thumbnails.
+      paths: files, and folders that are searched recursively. Links are followed; names that begin with a dot or an
+        underscore are left out. Images in the same folder as a video are assumed to be thumbnails and ignored.
 
     Returns:
-      The videos and the folders of pictures in the order of their paths, what was left out as hidden, and the folder
-      that holds them all.
+      The videos and folders of images, sorted by path; hidden files and folders that were left out; and the folder that
+      contains them all.
 
     Raises:
-      ImportDataError: if there are none, or a file is none of these.
+      ImportDataError: if there are none, or a file is not a video.
     """
     if not paths:
-        raise ImportDataError("Give videos, or folders with videos or pictures in them.")
+        raise ImportDataError("Give videos, or folders of videos or images.")
     for path in paths:
         if not path.exists():
-            raise ImportDataError(f"There is no {path}: give videos, or folders with videos or pictures in them.")
+            raise ImportDataError(f"There is no {path}: give videos, or folders of videos or images.")
         if path.is_file() and path.suffix.lower() not in VIDEOS:
-            raise ImportDataError(f"{path} is no video by its name, which must end in {', '.join(VIDEOS)}.")
+            raise ImportDataError(f"{path} is not a video by its name, which must end in {', '.join(VIDEOS)}.")
     folders = [path for path in paths if path.is_dir()]
     videos, hidden = find_files(folders, VIDEOS)
     videos += [path for path in paths if path.is_file()]
@@ -51,19 +51,19 @@ def find_clips(paths: Sequence[Path]) -> tuple[list[Path], list[Path], Path]:
     clips = sorted({*videos, *({path.parent for path in pictures} - with_videos)})
     hidden = sorted({*hidden, *hidden_pictures})
     if not clips:
-        but = f" but hidden ones, {hidden[0]} for one" if hidden else ""
-        raise ImportDataError(f"{', '.join(map(str, paths))} holds no videos and no pictures{but}: check the path.")
+        but = f" except hidden ones such as {hidden[0]}" if hidden else ""
+        raise ImportDataError(f"{', '.join(map(str, paths))} holds no videos and no images{but}: check the path.")
     root = Path(os.path.commonpath([os.path.abspath(path if path in folders else path.parent) for path in paths]))
     return [Path(os.path.abspath(path)) for path in clips], hidden, root
 
 
 def read_rows(clip: Clip, start: int, scenes: float = 0.0) -> Iterator[Rows]:
-    """The frames of a clip from row `start`, with the only action there is and without rewards.
+    """Yields the frames of a clip from row `start` on, with action 0 and reward 0.
 
     Args:
       clip: the clip.
       start: the first row.
-      scenes: marks where a scene begins, by this threshold (`lamjax.data.importers.scenes`); 0 marks none.
+      scenes: threshold in percent for marking where a scene begins (`lamjax.data.importers.scenes`); 0 marks none.
     """
     find = scene_finder(scenes)
     row = max(start - CONTEXT, 0) if scenes else start
@@ -89,27 +89,27 @@ def import_video(
     say: Callable[[str], None] = lambda sentence: None,
     announce: Callable[[str], None] = lambda sentence: None,
 ) -> None:
-    """Writes a trajectory store from videos and folders of pictures.
+    """Writes a trajectory store from videos and folders of images.
 
-    The same call continues an interrupted import. Memory holds a few blocks of frames, whatever the lengths of videos.
-    The store has one action, which says nothing; its manifest keeps the settings, and of each episode the source file
-    and the time stamps.
+    Calling it again continues an interrupted import. Memory holds a few blocks of frames, however long the videos are.
+    The store has a single dummy action. Its manifest records the settings, and the source file and time stamps of each
+    episode.
 
     Args:
       paths: see `find_clips`.
       out: folder of the store; it must not exist.
-      env: what the data is called, where others have the name of an environment.
-      config: which frames, in which size.
-      scenes: an episode ends where the scene changes, by this threshold in percent (`lamjax.data.importers.scenes`); 0
+      env: a name for the data, stored in place of an environment's name.
+      config: which frames to keep, and at which size.
+      scenes: threshold in percent for ending an episode where the scene changes (`lamjax.data.importers.scenes`); 0
         keeps files whole.
-      skip_damaged: leave out damaged files and say so in the manifest; every file is read twice.
-      progress: called with ``(frames done, frames in all)``.
-      say: not called; the other importers say how they understand their source.
-      announce: called with the list of files, before the first is read.
+      skip_damaged: leaves out damaged files and lists them in the manifest; every file is read twice.
+      progress: called with ``(frames done, total frames)``.
+      say: not called; all importers have it.
+      announce: called with the list of files before the first one is read.
 
     Raises:
-      ImportError: if PyAV is absent.
-      ImportDataError: if a file is missing, damaged or no video; it is named.
+      ImportError: if PyAV is not installed.
+      ImportDataError: if a file is missing, damaged or not a video; the message names it.
       StoreError: if the store exists or the disk is full.
     """
     del say
