@@ -168,7 +168,7 @@ def test_stage_1_starts_from_the_untrained_model_and_may_be_given_labels(traject
     untrained = jitted.untrained_dynamics(key, config, trajectories, 2)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), state.params, untrained.params)
     assert metrics["action_loss"].shape == (1,) and np.isfinite(metrics["action_loss"]).all()
-    with pytest.raises(ValueError, match="num_actions"):
+    with pytest.raises(ValueError, match="give `space`, or the number of actions"):
         jitted.train_dynamics(key, config, trajectories, labels)
 
 

@@ -23,7 +23,7 @@ from lamjax.pipeline.record import recording_name
 from lamjax.planners import PLANS, VERSION
 from lamjax.policies import load_policy, save_policy
 from lamjax.ppo import ActorCriticAgent
-from lamjax.presets import GRID_PRESETS, PRESETS, VECTOR_PRESETS
+from lamjax.presets import GRID_PRESETS, OWN_PRESETS, PRESETS, VECTOR_PRESETS
 from lamjax.training import checkpoint, run_folder
 
 SMOKE = PRESETS["smoke"]
@@ -191,7 +191,8 @@ def test_the_preset_gives_the_defaults_and_options_override_them():
         offline=dataclasses.replace(SMOKE.offline, labels=(16, 32)),
     )
     assert cli.parse("train", ["--preset=paper"]).config == PRESETS["paper"]
-    assert cli.parse("expert", []).config == PRESETS["cpu"]  # these tests run on a CPU
+    assert cli.parse("expert", []).config == OWN_PRESETS["coinrun"]["cpu"]  # the default; these tests run on a CPU
+    assert cli.parse("expert", ["--env", "maze"]).config == PRESETS["cpu"]
 
 
 def test_one_option_sets_the_type_of_every_stage_and_theirs_override_it():

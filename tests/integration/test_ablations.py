@@ -99,7 +99,9 @@ def train_stages(run, store):
 def test_stages_1_and_2_and_offline_decoding(name, recorded, tmp_path, play_briefly, monkeypatch):
     drawn = ("perplexity", "code_usage", "strips", "return_by_labels")  # all of them take ten seconds
     monkeypatch.setattr(report_figures, "FIGURES", {figure: report_figures.FIGURES[figure] for figure in drawn})
-    monkeypatch.setattr(report, "render", lambda run, embedded: " ".join(one.missing for one in embedded.values()))
+    monkeypatch.setattr(
+        report, "render", lambda run, embedded: repr({name: one.missing for name, one in embedded.items()})
+    )
     monkeypatch.setattr(report_figures, "rollout_arrays", lambda run: None)
     config, store = settings(*CHAINS[name]), open_store(recorded)
     with Run(tmp_path, "coinrun", config, {"env": "coinrun", "diagnosis": []}) as run:
@@ -110,7 +112,8 @@ def test_stages_1_and_2_and_offline_decoding(name, recorded, tmp_path, play_brie
         warned = diagnosis.diagnose({"stages": {"dynamics": {**learned, "codebook_perplexity": [0.1, 0.1]}}})
         assert any("collapsed" in warning["text"] for warning in warned) == (name != "no VQ")
     page = report.write(tmp_path).read_text()
-    assert ("Code usage: missing" in page) == (name == "no VQ")
+    assert ("'code_usage': ''" in page) == (name != "no VQ")  # drawn, or left out: it is never missing
+    assert ("code_usage" in page) == (name != "no VQ")
     for measure in ("code_nmi", "code_purity", "probe_accuracy_merged", "fdm_ratio"):
         assert np.isfinite(learned[measure])
     assert learned["quantized"] == (name != "no VQ")

@@ -107,7 +107,7 @@ def test_presets_fit_frames_of_any_shape(tmp_path):
             assert config.cloning.trunk.stem == factor * usual.cloning.trunk.stem
             assert config.dynamics.focus == 0
     # The environment's name, not the store, decides for what can be played.
-    assert pipeline.choose_preset("coinrun", "cpu", tmp_path / str(shape))[1] == PRESETS["cpu"]
+    assert pipeline.choose_preset("maze", "cpu", tmp_path / str(shape))[1] == PRESETS["cpu"]
 
 
 def test_without_an_environment_and_a_store_there_is_nothing_to_learn_from():
