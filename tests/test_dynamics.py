@@ -165,7 +165,7 @@ def test_changes_are_what_the_inverse_model_sees(state, windows):
 def test_frames_of_another_type_do_not_pass_for_standardised_ones(tiny, windows, dtype):
     frames = np.asarray(windows[:2]).astype(dtype)
     for step in (dynamics.train_step, dynamics.infer_latents, dynamics.evaluate, dynamics.evaluate_swapped):
-        with pytest.raises(ValueError, match="convert pixels in \\[0, 255\\] to uint8, or give `init` the obs_stats"):
+        with pytest.raises(ValueError, match="convert pixels in \\[0, 255\\] to uint8, or pass obs_stats to `init`"):
             jax.eval_shape(step, tiny, frames)
 
 
