@@ -43,6 +43,20 @@ def test_every_frame_of_every_file_arrives(tmp_path):
     assert calls[-1] == (39, 39)
 
 
+def test_a_store_that_was_written_as_lossless_video_comes_back_with_the_same_digests(tmp_path):
+    clips = write_clips(tmp_path / "clips")
+    options = {"obs_shape": (16, 16, 3), "num_actions": 1, "env": "clips"}
+    with data.StoreWriter(tmp_path / "recorded", **options) as writer:
+        for level, frames in enumerate(clips):
+            writer.append_episode(frames, np.zeros(len(frames), int), np.zeros(len(frames)), level, "cut")
+    recorded, store = data.open_store(tmp_path / "recorded"), imported(tmp_path / "clips", tmp_path / "store")
+    digests = [
+        {name: digest for name, digest in each.manifest["files"].items() if name.startswith("observations/c")}
+        for each in (recorded, store)
+    ]
+    assert digests[0] and digests[0] == digests[1]
+
+
 def test_whole_files_are_held_out(tmp_path):
     write_clips(tmp_path / "clips")
     store = imported(tmp_path / "clips", tmp_path / "store")
