@@ -172,6 +172,12 @@ def test_stage_1_starts_from_the_untrained_model_and_may_be_given_labels(traject
         jitted.train_dynamics(key, config, trajectories, labels)
 
 
+def test_a_share_of_random_play_needs_random_play(trajectories):
+    config = dataclasses.replace(DYNAMICS, play_share=0.5, steps=1)
+    with pytest.raises(ValueError, match="play_share needs random play"):
+        jax.eval_shape(lambda key: jitted.train_dynamics(key, config, trajectories), jax.random.key(0))
+
+
 def test_continuous_actions_go_through_all_stages():
     """Actions are vectors; the toy's reward is NaN for any that leaves its bounds."""
     env = envs.Gymnax(Aim([6, 9], [True, True]), N)

@@ -376,10 +376,10 @@ def forward_squares(
     jitter = config.focus_jitter
     keys = augmentation_keys(step, len(frames), axis_name, _FOCUS)
     beside = jax.vmap(lambda key: jax.random.randint(key, (2,), -jitter, jitter + 1))(keys)
-    return cut_squares(frames, _squares(config, frames) + beside, config.focus)
+    return cut_squares(frames, focus_corners(config, frames) + beside, config.focus)
 
 
-def _squares(config: DynamicsConfig, frames: jax.Array) -> jax.Array:
+def focus_corners(config: DynamicsConfig, frames: jax.Array) -> jax.Array:
     """Corners int32 ``[B, 2]`` of the inverse model's squares in normalised frames ``[B, k + 2, H, W, C]``."""
     find = unsteady_squares if config.focus_at == "unsteady" else moving_squares
     return find(frames, config.focus, config.focus_rows)
@@ -409,7 +409,7 @@ def correlation(z: jax.Array, axis_name: str | None = None) -> jax.Array:
 def _infer(params: Any, codebooks: Codebooks, frames: jax.Array, config: DynamicsConfig) -> Latents:
     """`frames` float32 ``[B, k + 2, *S, C]``, normalised."""
     if config.focus:
-        frames = cut_squares(frames, _squares(config, frames), config.focus)
+        frames = cut_squares(frames, focus_corners(config, frames), config.focus)
     if config.idm_input == "changes":
         changes = jnp.diff(frames, axis=1)
         frames = jnp.concatenate([changes[:, :-1], frames[:, -2:-1], changes[:, -1:]], axis=1)

@@ -156,8 +156,9 @@ def moving_squares(windows: jax.Array, size: int, rows: tuple[float, float] = (0
     """
     chex.assert_rank(windows, 5)
     top, _ = _pixel_rows(rows, windows.shape[2])
-    change = _changes(windows, rows) * ~view_moves(windows, rows)[:, None, None]
-    return _corners(change, top, windows.shape[2:4], size)
+    change = _changes(windows, rows)
+    is_fixed = ~_mostly(change)[:, None, None]
+    return _corners(change * is_fixed, top, windows.shape[2:4], size)
 
 
 def view_moves(windows: jax.Array, rows: tuple[float, float] = (0.0, 1.0)) -> jax.Array:
@@ -165,7 +166,11 @@ def view_moves(windows: jax.Array, rows: tuple[float, float] = (0.0, 1.0)) -> ja
 
     Arguments are as of `moving_squares`; here one frame is enough, and then nothing moves.
     """
-    return (_changes(windows, rows) > 0).mean((1, 2)) > _SCROLLING
+    return _mostly(_changes(windows, rows))
+
+
+def _mostly(change: jax.Array) -> jax.Array:
+    return (change > 0).mean((1, 2)) > _SCROLLING
 
 
 def _changes(windows: jax.Array, rows: tuple[float, float]) -> jax.Array:

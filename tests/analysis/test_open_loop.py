@@ -64,6 +64,19 @@ def test_a_focused_model_is_measured_on_its_square():
     np.testing.assert_allclose(found["own"][:, 0], errors, rtol=1e-4)
 
 
+def test_the_square_is_the_one_that_the_models_settings_choose():
+    """One thing moves at the top and a larger one at the bottom; only the change in the upper rows counts."""
+    state = stage_1(focus=8, focus_rows=(0.0, 0.5))
+    side = clip().shape[1]
+    clips = np.zeros((CLIPS, HORIZONS + 2, side, side, 3), np.uint8)
+    for t in range(HORIZONS + 2):
+        clips[:, t, 1, t] = 100
+        clips[:, t, side - 2 :, t : t + 2] = 250
+    found = jax.jit(squared_errors)(state, clips)
+    # A pixel appears and the one that was there disappears: two of 64 differ by 100 / 255.
+    np.testing.assert_allclose(found["copy_last"], 2 / 64 * (100 / 255) ** 2, rtol=1e-4)
+
+
 def test_decibels_by_hand():
     episodes = np.arange(2)
     # A mean of 0.01 is 20 dB. Each error is half the mean off it, so the mean's relative error is a half.

@@ -25,7 +25,7 @@ import numpy as np
 from lamjax import dynamics
 from lamjax.analysis.latents import unroll
 from lamjax.dynamics import DynamicsState
-from lamjax.preprocess import cut_squares, moving_squares, normalise_obs
+from lamjax.preprocess import cut_squares, normalise_obs
 from lamjax.statistics import stderr_over_groups
 from lamjax.training.driver import over_batches
 
@@ -54,7 +54,7 @@ def squared_errors(state: DynamicsState, clips: jax.Array) -> dict[str, jax.Arra
     latents = jax.lax.map(infer, jnp.arange(horizons)).swapaxes(0, 1)
     frames = normalise_obs(dynamics.clean_frames(state.config, clips), state.obs_stats)
     if side := state.config.focus:
-        frames = cut_squares(frames, moving_squares(frames[:, : past + 1], side), side)
+        frames = cut_squares(frames, dynamics.focus_corners(state.config, frames[:, : past + 1]), side)
     truth = frames[:, past:]
 
     def predict(latents: jax.Array) -> jax.Array:

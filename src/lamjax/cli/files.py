@@ -4,7 +4,7 @@ import contextlib
 import dataclasses
 import os
 import shlex
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -222,62 +222,67 @@ def import_lapo(args: ImportLapo) -> None:
     """`lamjax import-lapo`."""
     from lamjax.data.importers.lapo import import_lapo as write_store
 
-    env = check_path_name("--env", args.env or _named(args.source).name, nested=True)
-    out = args.out or args.data / env / "lapo"
-    with _importing(out, f"importing {args.source}", "frame") as tell:
-        options = {name: getattr(args, name) for name in ("done", "max_files", "skip_damaged")}
-        write_store(args.source, out, env=env, **options, **tell)
-    print(out)
+    options = ("done", "max_files", "skip_damaged")
+    _import(args, write_store, "lapo", _named(args.source).name, options, label=args.source)
 
 
 def import_parquet(args: ImportParquet) -> None:
     """`lamjax import-parquet`."""
     from lamjax.data.importers.parquet import import_parquet as write_store
 
-    env = check_path_name("--env", args.env or _named(args.source).stem, nested=True)
-    out = args.out or args.data / env / "parquet"
-    options = {name: getattr(args, name) for name in ("columns", "shape", "num_actions", "done", "skip_damaged")}
-    with _importing(out, f"importing {args.source}", "row") as tell:
-        write_store(args.source, out, env=env, **options, **tell)
-    print(out)
+    options = ("columns", "shape", "num_actions", "done", "skip_damaged")
+    _import(args, write_store, "parquet", _named(args.source).stem, options, label=args.source, unit="row")
 
 
 def import_video(args: ImportVideo) -> None:
     """`lamjax import-video`."""
     from lamjax.data.importers.video import import_video as write_store
 
-    first = _named(args.source[0] if args.source else Path())
-    env = check_path_name("--env", args.env or (first.name if first.is_dir() else first.stem), nested=True)
-    out = args.out or args.data / env / "video"
-    with _importing(out, f"importing {env}", "frame") as tell:
-        options = {name: getattr(args, name) for name in ("config", "scenes", "skip_damaged")}
-        write_store(args.source, out, env=env, **options, **tell)
-    print(out)
+    name = _name_of(args.source[0] if args.source else Path())
+    _import(args, write_store, "video", name, ("config", "scenes", "skip_damaged"))
 
 
 def import_lerobot(args: ImportLerobot) -> None:
     """`lamjax import-lerobot`."""
     from lamjax.data.importers.lerobot import import_lerobot as write_store
 
-    env = check_path_name("--env", args.env or _named(args.source).name, nested=True)
-    out = args.out or args.data / env / "lerobot"
-    options = {name: getattr(args, name) for name in ("camera", "action", "config", "skip_damaged")}
-    with _importing(out, f"importing {env}", "frame") as tell:
-        write_store(args.source, out, env=env, **options, **tell)
-    print(out)
+    options = ("camera", "action", "config", "skip_damaged")
+    _import(args, write_store, "lerobot", _named(args.source).name, options)
 
 
 def import_hdf5(args: ImportHdf5) -> None:
     """`lamjax import-hdf5`."""
     from lamjax.data.importers.hdf5 import import_hdf5 as write_store
 
-    source = _named(args.source)
-    env = check_path_name("--env", args.env or (source.name if source.is_dir() else source.stem), nested=True)
-    out = args.out or args.data / env / "hdf5"
-    options = {name: getattr(args, name) for name in ("camera", "stride", "size", "skip_damaged")}
-    with _importing(out, f"importing {env}", "frame") as tell:
-        write_store(args.source, out, env=env, **options, **tell)
+    _import(args, write_store, "hdf5", _name_of(args.source), ("camera", "stride", "size", "skip_damaged"))
+
+
+def _import(
+    args: Any,
+    write_store: Callable,
+    kind: str,
+    name: str,
+    options: tuple[str, ...],
+    *,
+    label: Path | None = None,
+    unit: str = "frame",
+) -> None:
+    """Imports `args.source` into ``<data>/<env>/<kind>``, or `args.out`, and prints where.
+
+    `name` is the environment's unless `args` has one, and `options` are the fields of `args` that `write_store` takes.
+    Progress shows `label`, by default the environment, and counts in `unit`.
+    """
+    env = check_path_name("--env", args.env or name, nested=True)
+    out = args.out or args.data / env / kind
+    with _importing(out, f"importing {label or env}", unit) as tell:
+        write_store(args.source, out, env=env, **{option: getattr(args, option) for option in options}, **tell)
     print(out)
+
+
+def _name_of(source: Path) -> str:
+    """The name of a folder, or of a file without its suffix."""
+    source = _named(source)
+    return source.name if source.is_dir() else source.stem
 
 
 def _named(source: Path) -> Path:

@@ -44,8 +44,13 @@ def dynamics_step(
       key: the stream's key; step k draws from this key and k.
       lengths: see `dynamics.train_step`.
       axis_name: the axis of devices, each with its own buffer and labels.
+
+    Raises:
+      ValueError: if `play_share` asks for random play that the buffer does not hold.
     """
     config, place = state.config, parallel.place(axis_name)
+    if config.play_share and buffer.play is None:
+        raise ValueError("dynamics.play_share needs random play in Buffer.play: add it, or set play_share to 0.")
     windows = sample_with_play(
         buffer, key, state.step, config.batch_size, config.play_share, length=config.window, **place
     )
