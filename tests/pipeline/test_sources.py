@@ -6,7 +6,7 @@ import jax
 import pytest
 
 from lamjax import experts, pipeline
-from lamjax.planners import VERSION, Planner
+from lamjax.planners import PLANS, VERSION, Planner
 from lamjax.policies import PolicyError, save_policy
 from lamjax.ppo import ActorCriticAgent
 from lamjax.presets import PRESETS
@@ -25,9 +25,9 @@ def test_a_shipped_expert_comes_first_then_a_planner_then_random_play(tmp_path):
     source, notice = chosen("maze", tmp_path)
     assert (source.kind, source.policy, source.params, notice) == ("planner", Planner(), {}, None)
     assert (source.name, source.info) == (f"planner-v{VERSION}", {"planner": "maze", "version": VERSION})
-    source, notice = chosen("plunder", tmp_path)
+    source, notice = chosen("caveflyer", tmp_path)
     assert source.kind == "random" and notice.startswith(
-        "No expert is shipped for plunder: a random policy was recorded"
+        "No expert is shipped for caveflyer: a random policy was recorded"
     )
 
 
@@ -41,9 +41,8 @@ def test_an_expert_that_was_trained_here_comes_before_the_planner(tmp_path):
 
 def test_a_planner_records_no_game_that_it_does_not_know(tmp_path):
     for env in ("coinrun", "cartpole"):
-        with pytest.raises(
-            PolicyError, match=rf"^There is no planner for {env} \(there are: bigfish, heist, leaper, maze, miner"
-        ):
+        sentence = rf"^There is no planner for {env} \(there are: {', '.join(PLANS)}\): use expert"
+        with pytest.raises(PolicyError, match=sentence):
             pipeline.find_source(env, "planner", tmp_path, 15)
 
 
