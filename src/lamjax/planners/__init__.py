@@ -22,7 +22,7 @@ from jax.experimental import io_callback
 from lamjax.envs.native_state import Scene, read
 from lamjax.envs.procgen import BATCHES, Procgen, over_environments
 from lamjax.envs.registry import make
-from lamjax.planners import bigfish, heist, leaper, maze, miner
+from lamjax.planners import bigfish, heist, leaper, maze, miner, starpilot
 from lamjax.spaces import Discrete
 
 VERSION = 1  # of the planners' play: with another version, the same key records other trajectories
@@ -50,6 +50,7 @@ PLANS: dict[str, Plan] = {
     "leaper": leaper.plan,
     "maze": maze.plan,
     "miner": miner.plan,
+    "starpilot": starpilot.plan,
 }
 
 # The planners' memory of each environment, by native batch. It is freed with the batch.
