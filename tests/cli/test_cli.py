@@ -230,7 +230,7 @@ def test_a_missing_expert_says_how_to_train_one(fails):
 def test_a_planner_is_offered_where_there_is_one(fails, folder):
     hint = "No expert is shipped for maze, but there is a planner: say planner instead of expert, or train one with "
     assert fails("record", "--env", "maze") == hint + "`lamjax expert --env maze`."
-    games = "bigfish, bossfight, heist, leaper, maze, miner, starpilot"
+    games = "bigfish, bossfight, dodgeball, heist, leaper, maze, miner, starpilot"
     sentence = f"(there are: {games}): use expert, random or a policy folder."
     for verb, option in (("eval", "--checkpoint"), ("record", "--policy"), ("train", "--policy")):
         assert fails(verb, "--env", "coinrun", option, "planner") == f"There is no planner for coinrun {sentence}"

@@ -41,7 +41,7 @@ def test_an_expert_that_was_trained_here_comes_before_the_planner(tmp_path):
 
 def test_a_planner_records_no_game_that_it_does_not_know(tmp_path):
     for env in ("coinrun", "cartpole"):
-        games = "bigfish, bossfight, heist, leaper, maze, miner, starpilot"
+        games = "bigfish, bossfight, dodgeball, heist, leaper, maze, miner, starpilot"
         with pytest.raises(PolicyError, match=rf"^There is no planner for {env} \(there are: {games}\): use expert"):
             pipeline.find_source(env, "planner", tmp_path, 15)
 

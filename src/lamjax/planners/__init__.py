@@ -22,7 +22,7 @@ from jax.experimental import io_callback
 from lamjax.envs.native_state import Scene, read
 from lamjax.envs.procgen import BATCHES, Procgen, over_environments
 from lamjax.envs.registry import make
-from lamjax.planners import bigfish, bossfight, heist, leaper, maze, miner, starpilot
+from lamjax.planners import bigfish, bossfight, dodgeball, heist, leaper, maze, miner, starpilot
 from lamjax.spaces import Discrete
 
 VERSION = 1  # of the planners' play: with another version, the same key records other trajectories
@@ -47,6 +47,7 @@ class Plan(Protocol):
 PLANS: dict[str, Plan] = {
     "bigfish": bigfish.plan,
     "bossfight": bossfight.plan,
+    "dodgeball": dodgeball.plan,
     "heist": heist.plan,
     "leaper": leaper.plan,
     "maze": maze.plan,
