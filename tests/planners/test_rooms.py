@@ -38,3 +38,12 @@ def test_the_agent_goes_to_the_side_from_which_it_fits():
         assert 14 < x < 15 and 2 < y < 3  # the next cell on the way to the side at 19
     x, y = detour(BOXES, (18.8, 2.5), (2, 18))
     assert x > 19 and 2 < y < 3  # against the side
+
+
+def test_a_gap_at_a_side_is_entered_along_the_side():
+    boxes = np.array([[11.0], [10.0], [8.6], [0.6]], np.float32).tobytes()  # from 2.4 to 19.6
+    (gap,) = room(boxes).gaps
+    assert gap == (0, pytest.approx(1.0, abs=0.02), pytest.approx(1.39, abs=1e-3))
+    assert detour(boxes, (1.0, 5.0), (5, 1)) is None
+    x, y = detour(boxes, (1.5, 5.0), (5, 1))
+    assert x < 1 and 5 < y < 6

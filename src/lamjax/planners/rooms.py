@@ -66,10 +66,11 @@ def _gaps(walls: np.ndarray, place: tuple[float, float]) -> Iterator[tuple[int, 
     for axis in (0, 1):
         across, along = walls[axis] - place[axis], walls[1 - axis] - place[1 - axis]
         half, near = walls[2 + axis], np.abs(along) < walls[3 - axis] + RADIUS
-        low = (walls[axis] + half)[near & (across < 0)].max(initial=0.0) + RADIUS
-        high = (walls[axis] - half)[near & (across > 0)].min(initial=WORLD) - RADIUS
+        reach = RADIUS + WALL_MARGIN  # more than the agent needs at a side of the world, which it may touch
+        low = (walls[axis] + half)[near & (across < 0)].max(initial=-2 * WALL_MARGIN) + reach
+        high = (walls[axis] - half)[near & (across > 0)].min(initial=WORLD + 2 * WALL_MARGIN) - reach
         if low < high < low + STRIDE:
-            yield axis, float(low) + WALL_MARGIN, float(high) - WALL_MARGIN
+            yield axis, float(low), float(high)
 
 
 def detour(boxes: bytes, rest: tuple[float, float], here: Cell) -> tuple[float, float] | None:
