@@ -61,6 +61,12 @@ def test_fish_are_eaten_and_avoided(tmp_path):
     assert len(store.episodes) == N  # nobody was eaten
 
 
+@pytest.mark.parametrize("game", ["dodgeball", "starpilot"])
+def test_everyone_shoots_an_enemy_and_nobody_dies(tmp_path, game):
+    episodes = stored(tmp_path / "store", game).episodes
+    assert len(episodes) == N and (episodes.returns > 0).all()  # random play mostly shoots none in so few steps
+
+
 @pytest.mark.parametrize("game", ["miner", "maze"])
 def test_the_same_key_records_the_same_in_one_group_or_two(tmp_path, game):
     one = stored(tmp_path / "one", game)

@@ -22,7 +22,7 @@ from jax.experimental import io_callback
 from lamjax.envs.native_state import Scene, read
 from lamjax.envs.procgen import BATCHES, Procgen, over_environments
 from lamjax.envs.registry import make
-from lamjax.planners import bigfish, fruitbot, heist, leaper, maze, miner, plunder
+from lamjax.planners import bigfish, bossfight, dodgeball, fruitbot, heist, leaper, maze, miner, plunder, starpilot
 from lamjax.spaces import Discrete
 
 VERSION = 1  # of the planners' play: with another version, the same key records other trajectories
@@ -46,12 +46,15 @@ class Plan(Protocol):
 
 PLANS: dict[str, Plan] = {
     "bigfish": bigfish.plan,
+    "bossfight": bossfight.plan,
+    "dodgeball": dodgeball.plan,
     "fruitbot": fruitbot.plan,
     "heist": heist.plan,
     "leaper": leaper.plan,
     "maze": maze.plan,
     "miner": miner.plan,
     "plunder": plunder.plan,
+    "starpilot": starpilot.plan,
 }
 
 # The planners' memory of each environment, by native batch. It is freed with the batch.
