@@ -17,7 +17,8 @@ import jinja2
 from lamjax.analysis import diagnosis
 from lamjax.analysis.report_figures import PROBES, Embedded, draw_figures
 from lamjax.analysis.report_text import EN_DASH, information_table, short_count, text, with_error
-from lamjax.analysis.run_results import RunResults, load, number, points_of, replace_file
+from lamjax.analysis.run_results import RunResults, load, number, points_of
+from lamjax.training.disk import replace_file
 
 STAGES = {
     "record": "Recording",

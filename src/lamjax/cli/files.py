@@ -262,27 +262,16 @@ def _named(source: Path) -> Path:
 @contextlib.contextmanager
 def _importing(out: Path, label: str, unit: str) -> Iterator[dict[str, Any]]:
     """Provides an import with `progress`, `say` and `announce`; on a signal it stops, and checkpointed frames stay."""
-    from lamjax.training.logging import Progress, say
+    from lamjax.training.logging import say, shown_progress
     from lamjax.training.run_folder import InterruptedRunError
     from lamjax.training.signals import handled_by
 
     def stop(signum: int, _: Any) -> None:
         raise InterruptedRunError(signum)
 
-    bar: list[Progress] = []
-
-    def progress(position: int, total: int) -> None:
-        if not bar:
-            bar.append(Progress(label, total, position, unit))
-        bar[0].to(position)
-
     out.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        with handled_by(stop):
-            yield {"progress": progress, "say": say, "announce": say}
-    finally:
-        for each in bar:
-            each.close()
+    with shown_progress(label, unit) as progress, handled_by(stop):
+        yield {"progress": progress, "say": say, "announce": say}
 
 
 def import_torch(args: ImportTorch) -> None:

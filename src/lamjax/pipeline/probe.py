@@ -19,7 +19,7 @@ from lamjax.data.latent_files import LatentFileError, LatentRows
 from lamjax.data.reader import Store, open_store, split_mask
 from lamjax.data.stream import EvaluationWindows, evaluation_starts
 from lamjax.loading import LoadedRun
-from lamjax.shared_folder import ModelError
+from lamjax.pipeline.label import store_for
 from lamjax.spaces import Box
 from lamjax.training.run_folder import stage_key
 
@@ -154,7 +154,7 @@ def _of_store(rows: LatentRows, store: Store, settings: AnalysisConfig, split: S
         starts, places = starts[rows.mask[places]], places[rows.mask[places]]
     frames = store.observations_at(places if split == "test" else places[:_FRAMES])
     codes = rows.codes[places] if rows.codes is not None else None
-    episodes = np.searchsorted(store.episodes.start, starts, side="right")
+    episodes = store.episodes.holding(starts)
     return Examples(rows.z[places], evaluation_actions(store, starts, length), episodes, codes, frames)
 
 
@@ -169,20 +169,13 @@ def probe_predictions(run: LoadedRun, path: Path) -> dict[str, Any]:
       ModelError: if the observations are others.
       StoreError: if the store is damaged, or no held-out episode is long enough for a window.
     """
-    store = open_store(path)
-    if run.obs_shape is not None and store.obs_shape != run.obs_shape:
-        raise ModelError(
-            f"{path} holds observations of shape {store.obs_shape}, and {run.folder} takes {run.obs_shape}."
-        )
+    store = store_for(run, path)
     longest = int(store.episodes.length[split_mask(store.episodes, "test")].max(initial=0))
     length = max(min(run.window - 1 + HORIZON, longest), run.window)
     frame = int(np.prod(store.obs_shape)) * store.obs_dtype.itemsize
     count = max(min(_CLIPS, _CLIP_BYTES // (length * frame)), 2)
     clips = EvaluationWindows(store, num_windows=count, batch_size=min(_CLIP_BATCH, count), length=length)
-    episodes = np.searchsorted(store.episodes.start, clips.starts, side="right")
-    if run.dynamics is None:
-        raise ModelError(f"There is no stage 1 in {run.folder} yet: train it first.")
-    return open_loop(run.dynamics, clips.batches, episodes)
+    return open_loop(run.stage_1, clips.batches, store.episodes.holding(clips.starts))
 
 
 def predictions_table(results: dict[str, Any]) -> list[tuple[str, str]]:

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from lamjax.archives import brief
-from lamjax.checks import check_fields
+from lamjax.checks import check_fields, library
 from lamjax.data import timestamps
 from lamjax.data.importers.common import SourceFile, block_rows
 from lamjax.data.importers.errors import DamagedFileError, ImportDataError
@@ -200,11 +200,7 @@ def _shown(clip: Clip, place: int) -> Iterator[tuple[int, Any]]:
 
 def import_av() -> Any:
     """Returns PyAV, or raises an `ImportError` that says how to install it."""
-    try:
-        import av
-    except ImportError:
-        raise ImportError('Reading videos needs PyAV: pip install "lamjax[video]".') from None
-    return av
+    return library("av", 'Reading videos needs PyAV: pip install "lamjax[video]".')
 
 
 def _opened(path: Path) -> Any:

@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 
 from lamjax.archives import brief
+from lamjax.checks import library
 from lamjax.data.importers.clips import ClipConfig, converter, frame_of
 from lamjax.data.importers.common import (
     Rows,
@@ -72,11 +73,7 @@ class Episode(SourceFile):
 
 
 def _h5py() -> Any:
-    try:
-        import h5py
-    except ImportError:
-        raise ImportError('Reading HDF5 files needs h5py: pip install "lamjax[hdf5]".') from None
-    return h5py
+    return library("h5py", 'Reading HDF5 files needs h5py: pip install "lamjax[hdf5]".')
 
 
 @contextlib.contextmanager

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from lamjax.archives import brief
+from lamjax.checks import library
 from lamjax.data.format import check_sizes
 from lamjax.data.importers.common import (
     BLOCK,
@@ -57,11 +58,7 @@ class Columns:
 
 
 def _parquet() -> Any:
-    try:
-        import pyarrow.parquet
-    except ImportError:
-        raise ImportError('Reading Parquet files needs pyarrow: pip install "lamjax[import]".') from None
-    return pyarrow.parquet
+    return library("pyarrow.parquet", 'Reading Parquet files needs pyarrow: pip install "lamjax[import]".')
 
 
 def opened(path: Path) -> Any:
