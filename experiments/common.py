@@ -62,10 +62,9 @@ def load_experiment(name: str) -> Experiment:
     return importlib.import_module(f"experiments.{name}.run").EXPERIMENT
 
 
-def grid(levels: dict[str, Iterable[str]], seeds: Iterable[int] | None = None) -> list[Cell]:
+def grid(levels: dict[str, Iterable[str]]) -> list[Cell]:
     """All cells of the variants' levels, whole seeds first."""
-    seeds = SEEDS if seeds is None else seeds
-    return [(variant, level, seed) for seed in seeds for variant in levels for level in levels[variant]]
+    return [(variant, level, seed) for seed in SEEDS for variant in levels for level in levels[variant]]
 
 
 def cell_of(row: Row) -> Cell:
