@@ -18,7 +18,6 @@ from lamjax.decoding import online
 from lamjax.dynamics import DynamicsState
 from lamjax.envs.api import VectorEnv
 from lamjax.envs.wrappers import Disobedient
-from lamjax.ppo import ActorCriticAgent
 from lamjax.statistics import mean_and_stderr
 
 CLAIM = "A latent policy is a head start where actions or dynamics change, as long as frames look alike."
@@ -101,7 +100,7 @@ def measure(variant: str, level: str, seed: int) -> dict[str, float]:
     config = stages.with_ppo(CONFIG.scratch if variant == "scratch" else CONFIG.online, total_frames=FRAMES)
     env = changed_game(level, config.ppo.num_envs)
     if variant == "scratch":
-        network = ActorCriticAgent(config.trunk, env.num_actions)
+        network = config.agent(env.action_space)
         params, metrics = stages.learn(keys[3], env, config)
     else:
         model, policy = models(seed, "untrained" not in variant)
