@@ -1,8 +1,8 @@
 """Stage 3 and PPO from scratch: acting in real coinrun, learning, and the inverse model's inference.
 
-The parts of an update are timed separately, with the calls that a run makes, and added up. The inverse model works in
-The inverse model works only in the first tenth of stage 3. On a CPU the paper's networks need minutes for an update, so
-one minibatch stands for all.
+The parts of an update are timed separately, with the calls that a run makes, and added up. The inverse model works
+only in the first tenth of stage 3. On a CPU the paper's networks need minutes for an update, so one minibatch stands
+for all.
 """
 
 import dataclasses

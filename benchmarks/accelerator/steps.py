@@ -287,5 +287,5 @@ def fails(job: Job) -> None:
 
 if __name__ == "__main__":
     logging.getLogger("absl").setLevel(logging.ERROR)  # orbax tells every step of every save
-    given = Job(**json.loads(sys.argv[1]))
-    globals()[given.step](given)
+    job = Job(**json.loads(sys.argv[1]))
+    globals()[job.step](job)

@@ -300,8 +300,8 @@ def stages_of(run: RunResults) -> list[str]:
     """The stages that the run has, or will have, in the order of the report."""
     if not _is_played(run):
         return ["record", "dynamics", "cloning", *(["decode_actions"] if _has_actions(run) else [])]
-    named = bool((run.config.get("named") or {}).get("frames"))  # an optional stage
-    return [stage for stage in STAGES if stage != "decode_actions" and (stage != "decode_named" or named)]
+    has_pseudo_labels = bool((run.config.get("named") or {}).get("frames"))  # an optional stage
+    return [stage for stage in STAGES if stage != "decode_actions" and (stage != "decode_named" or has_pseudo_labels)]
 
 
 def _headlines(run: RunResults) -> list[Callable[[RunResults], Headline]]:

@@ -134,8 +134,8 @@ def run_optimum(args: OptimumArgs) -> None:
 def run_train(args: TrainArgs) -> None:
     """`lamjax linear train`."""
     config = PROTOCOLS[args.protocol]
-    asked = {k: getattr(args, k) for k in ("steps", "max_rounds") if getattr(args, k) is not None}
-    config = dataclasses.replace(config, units=args.units, bias=args.bias, **asked)
+    changes = {k: getattr(args, k) for k in ("steps", "max_rounds") if getattr(args, k) is not None}
+    config = dataclasses.replace(config, units=args.units, bias=args.bias, **changes)
     points = [
         Point(args.world, args.d_z, args.kappa, args.action_weight, args.label_fraction, seed=seed)
         for seed in _seeds(args)
