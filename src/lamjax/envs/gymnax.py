@@ -133,8 +133,9 @@ class Interface:
     pixel_scale: int
 
 
-# Keyed by the identities of environment and parameters, which the entry keeps alive: tracing a step can take a second.
-_INTERFACES: dict[tuple[int, int], tuple[Any, Any, Interface]] = {}
+# Keyed by the identities of environment and parameters, which the entry keeps alive, and by the type of floats, which
+# may change within a process: tracing a step can take a second.
+_INTERFACES: dict[tuple[Any, ...], tuple[Any, Any, Interface]] = {}
 
 
 def inspect(env: Any, params: Any, name: str) -> Interface:
@@ -143,7 +144,7 @@ def inspect(env: Any, params: Any, name: str) -> Interface:
     Raises:
       ValueError: if `Gymnax` cannot use it; the message says what to change.
     """
-    key = id(env), id(params)
+    key = id(env), id(params), jnp.result_type(float)
     if key not in _INTERFACES:
         _INTERFACES[key] = env, params, _inspect(env, params, name)
     return _INTERFACES[key][2]
