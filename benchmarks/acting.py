@@ -87,7 +87,7 @@ def row(name: str, settings: Settings, torch_rate: float | None) -> dict[str, An
         programs.append((share * steps, infer))
         inferring = steps / (timed.num_steps - 2) * np.median(infer_ms)
         details |= {"inverse_model_ms": inferring, "inverse_model_share": share}
-    frames = config.num_envs * config.num_steps
+    frames = config.frames_per_update
     return measured_row(
         name,
         settings.size,
