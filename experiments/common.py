@@ -128,6 +128,11 @@ def values(rows: Sequence[Row], variant: str, level: str, column: str) -> np.nda
     return np.array([x for x in column_values if not np.isnan(x)])
 
 
+def overall(rows: Sequence[Row], column: str) -> float:
+    """A column's mean over all rows that measure it."""
+    return float(np.nanmean([float(row[column]) for row in rows]))
+
+
 def mean_text(rows: Sequence[Row], variant: str, level: str, column: str, digits: int = 2) -> str:
     """A column's mean ± standard error (see `with_error`)."""
     return with_error(values(rows, variant, level, column), digits)
