@@ -59,17 +59,17 @@ def problems(summary):
 
 def main(paths):
     """Returns the exit code: 0 if every summary is complete, 1 if one is not, 2 if none was named."""
-    found = 0
+    count = 0
     for path in paths:
         for problem in problems(json.loads(Path(path).read_text())):
             print(f"{path}: {problem}", file=sys.stderr)
-            found += 1
+            count += 1
     if not paths:
         print("usage: check_summary.py SUMMARY_JSON ...", file=sys.stderr)
         return 2
-    if not found:
+    if not count:
         print(f"complete and finite: {', '.join(paths)}")
-    return 1 if found else 0
+    return 1 if count else 0
 
 
 if __name__ == "__main__":

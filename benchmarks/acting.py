@@ -1,8 +1,8 @@
 """Stage 3 and PPO from scratch: acting in real coinrun, learning, and the inverse model's inference.
 
-The parts of an update are timed separately, with the calls that a run makes, and added up. The inverse model works in
-The inverse model works only in the first tenth of stage 3. On a CPU the paper's networks need minutes for an update, so
-one minibatch stands for all.
+The parts of an update are timed separately, with the calls that a run makes, and added up. The inverse model works
+only in the first tenth of stage 3. On a CPU the paper's networks need minutes for an update, so one minibatch stands
+for all.
 """
 
 import dataclasses
@@ -87,7 +87,7 @@ def row(name: str, settings: Settings, torch_rate: float | None) -> dict[str, An
         programs.append((share * steps, infer))
         inferring = steps / (timed.num_steps - 2) * np.median(infer_ms)
         details |= {"inverse_model_ms": inferring, "inverse_model_share": share}
-    frames = config.num_envs * config.num_steps
+    frames = config.frames_per_update
     return measured_row(
         name,
         settings.size,

@@ -119,7 +119,7 @@ def compare(name: str, env_name: str, settings: Settings, torch_rate: float | No
                 times[index].append(1e3 * seconds)
             elif call is ours:
                 compile_s = seconds
-    frames = config.num_envs * config.num_steps
+    frames = config.frames_per_update
     batch = frames // config.num_minibatches
     row = measured_row(name, "cpu", batch, "frames/s", UPDATES * frames, [(1, np.array(times[0]))])
     plain_rate = 1e3 * UPDATES * frames / float(np.median(times[1]))

@@ -101,7 +101,7 @@ def _ppo(settings: Settings, name: str) -> float:
             infer(recent)
         env.act(action.cpu().numpy().astype(np.int32))
 
-    size = config.num_envs * config.num_steps // config.num_minibatches
+    size = config.frames_per_update // config.num_minibatches
     batch = {name: torch.randn(size, device=_device()) for name in ("log_prob", "value", "advantage", "target")}
     batch |= {"obs": _frames(size), "action": torch.randint(0, 15, (size,), device=_device())}
     loss = _compiled_on_gpu(lambda: torch_lapo.ppo_loss(agent, batch, LAYOUT))
@@ -110,7 +110,7 @@ def _ppo(settings: Settings, name: str) -> float:
     act_ms, learn_ms = (float(np.median(measure.milliseconds(part, settings.repeats))) for part in (acting, learning))
     env.close()
     minibatches = config.num_epochs * config.num_minibatches
-    return 1e3 * config.num_envs * config.num_steps / (config.num_steps * act_ms + minibatches * learn_ms)
+    return 1e3 * config.frames_per_update / (config.num_steps * act_ms + minibatches * learn_ms)
 
 
 def rate(name: str, settings: Settings) -> float | None:

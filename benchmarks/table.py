@@ -1,9 +1,10 @@
 """Prints rows and writes the result file."""
 
 import json
-import os
 from pathlib import Path
 from typing import Any
+
+from lamjax.training.disk import replace_file
 
 HEADER = (
     f"{'part':16s} {'size':6s} {'type':8s} {'batch':>6s} {'rate':>12s} {'':10s} {'/torch':>7s} {'p10 ms':>10s} "
@@ -42,6 +43,4 @@ def line(row: dict[str, Any]) -> str:
 def write(path: Path, result: dict[str, Any]) -> None:
     """Writes the result file. It is replaced as a whole, so that a crash leaves the last complete one."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(json.dumps(result, indent=1) + "\n")
-    os.replace(partial, path)
+    replace_file(path, json.dumps(result, indent=1) + "\n")

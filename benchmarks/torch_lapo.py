@@ -264,39 +264,24 @@ def infer(idm, obs, layout=torch.contiguous_format):
     return idm.policy_head(idm.features(images(obs, layout)))
 
 
-def inputs(config, obs, seed=0):
-    """A golden file's inputs for windows uint8 [B, 3, 64, 64, 3]."""
-    idm, wm, policy = make(config, seed)
-    models = {"before/idm.": idm, "before/wm.": wm, "policy/": policy}
-    weights = {k + name: w.numpy().copy() for k, model in models.items() for name, w in model.state_dict().items()}
-    rng = np.random.default_rng(seed)
-    t, n = 9, 4
-    reward, value = rng.normal(size=(2, t, n)).astype(np.float32)
-    done = (rng.random((t + 1, n)) < 0.3).astype(np.float32)
-    gae = {"rewards": reward, "values": value, "dones": done[:-1], "next_done": done[-1]}
-    gae["next_value"] = rng.normal(size=n).astype(np.float32)
-    return {"config": np.array(config), "obs_u8": obs} | weights | {f"gae/{name}": a for name, a in gae.items()}
-
-
-def recompute(entries, layout=torch.contiguous_format):
+def recompute(entries):
     """A golden file's outputs from its inputs (see `lamjax.interop.golden`)."""
     idm, wm, policy = make([int(x) for x in entries["config"]], 0)
     for prefix, model in (("before/idm.", idm), ("before/wm.", wm), ("policy/", policy)):
         weights = {k.removeprefix(prefix): torch.tensor(a) for k, a in entries.items() if k.startswith(prefix)}
         model.load_state_dict(weights)
-        model.to(memory_format=layout)
     obs, out = torch.from_numpy(entries["obs_u8"]), {}
 
     def put(folder, arrays):
         out.update({folder + name: torch.as_tensor(a).detach().numpy().copy() for name, a in arrays.items()})
 
     idm.eval(), wm.eval()
-    put("eval/", dynamics_loss(idm, wm, obs, layout)[1])
+    put("eval/", dynamics_loss(idm, wm, obs)[1])
     idm.train(), wm.train()
     parameters = [*idm.parameters(), *wm.parameters()]
     optimizer = adamw(parameters, 3e-4)
     for step in range(3):
-        loss, results = dynamics_loss(idm, wm, obs, layout)
+        loss, results = dynamics_loss(idm, wm, obs)
         results["grad_norm"] = descend(loss, optimizer, parameters, 2.0)
         if step:
             results = {name: results[name] for name in ("wm_loss", "vq_loss", "vq_perp", "grad_norm")}
@@ -304,15 +289,9 @@ def recompute(entries, layout=torch.contiguous_format):
         put(f"train{step}/", results)
     put("after3/idm.", idm.state_dict())
     put("after3/wm.", wm.state_dict())
-    latent, value = policy(images(obs[:, 1], layout))
+    latent, value = policy(images(obs[:, 1]))
     put("policy_out/", {"latent": latent, "value": value})
     return out | gae(entries)
-
-
-def golden(config, obs, seed=0):
-    """A golden file's arrays for windows uint8 [B, 3, 64, 64, 3]."""
-    entries = inputs(config, obs, seed)
-    return entries | recompute(entries)
 
 
 def gae(entries):

@@ -70,11 +70,11 @@ def rows(summary: dict) -> list[tuple[str, str, str]]:
         lines.append((f"return, decoded from {n} labels", f"{mean:.2f} ± {stderr:.2f}", beside))
     frames = f"{online['frames']:,}"
     lines.append((f"return, decoded by PPO in {frames} frames", _return(online), f"from scratch {_return(scratch)}"))
-    if named := stages.get("decode_named"):
-        frames = f"{named['frames']:,}"
+    if pseudo := stages.get("decode_named"):
+        frames = f"{pseudo['frames']:,}"
         what = f"return, pseudo-labels from random play cloned, then PPO, {frames} frames in all"
-        before = f"before PPO {named['start_return']:.2f}, " if "start_return" in named else ""
-        lines.append((what, _return(named), f"{before}from scratch {_return(scratch)}"))
+        before = f"before PPO {pseudo['start_return']:.2f}, " if "start_return" in pseudo else ""
+        lines.append((what, _return(pseudo), f"{before}from scratch {_return(scratch)}"))
     lines += [
         (f"return of the {name.removesuffix('_return')} policy", f"{value['mean']:.2f} ± {value['stderr']:.2f}", "")
         for name, value in baselines.items()

@@ -62,10 +62,9 @@ def load_experiment(name: str) -> Experiment:
     return importlib.import_module(f"experiments.{name}.run").EXPERIMENT
 
 
-def grid(levels: dict[str, Iterable[str]], seeds: Iterable[int] | None = None) -> list[Cell]:
+def grid(levels: dict[str, Iterable[str]]) -> list[Cell]:
     """All cells of the variants' levels, whole seeds first."""
-    seeds = SEEDS if seeds is None else seeds
-    return [(variant, level, seed) for seed in seeds for variant in levels for level in levels[variant]]
+    return [(variant, level, seed) for seed in SEEDS for variant in levels for level in levels[variant]]
 
 
 def cell_of(row: Row) -> Cell:
@@ -127,6 +126,11 @@ def values(rows: Sequence[Row], variant: str, level: str, column: str) -> np.nda
     """A column over the seeds of a variant and level, without those that do not measure it."""
     column_values = [float(row[column]) for row in rows if (row["variant"], row["level"]) == (variant, level)]
     return np.array([x for x in column_values if not np.isnan(x)])
+
+
+def overall(rows: Sequence[Row], column: str) -> float:
+    """A column's mean over all rows that measure it."""
+    return float(np.nanmean([float(row[column]) for row in rows]))
 
 
 def mean_text(rows: Sequence[Row], variant: str, level: str, column: str, digits: int = 2) -> str:

@@ -23,7 +23,6 @@ from lamjax.dynamics import DynamicsState
 from lamjax.envs.api import VectorEnv
 from lamjax.jitted import Trajectories
 from lamjax.models.grid import GridConfig, GridFDMConfig
-from lamjax.ppo import ActorCriticAgent
 from lamjax.preprocess import ObsStats
 from lamjax.presets import GRID_PRESETS, VECTOR_PRESETS
 from lamjax.spaces import ActionSpace
@@ -106,7 +105,7 @@ def expert(env: str, seed: int, config: ScratchConfig | None = None) -> tuple[po
     folder, config = expert_folder(env, seed, config), config or expert_config(env)
     if not (folder / "policy.json").exists():
         vector = envs.make(env, config.ppo.num_envs)
-        network = ActorCriticAgent(config.trunk, vector.num_actions)
+        network = config.agent(vector.action_space)
         key_learn, key_play = jax.random.split(jax.random.key(1_000_003 + seed))
         params, metrics = learn(key_learn, vector, config)
         returns = evaluate(key_play, envs.make(env, NUM_ENVS), network, params, 2)

@@ -50,6 +50,10 @@ def test_imports_point_one_way():
     assert not upwards
 
 
+def test_a_stage_of_a_run_fits_on_a_few_screens():
+    assert {path.name for path in ROOT.glob("pipeline/*.py") if len(path.read_text().splitlines()) > 250} == set()
+
+
 def test_the_linear_theory_stands_alone():
     for path, module in imports():
         if path.is_relative_to(ROOT / "linear"):

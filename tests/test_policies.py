@@ -16,13 +16,14 @@ from lamjax import cloning, policies
 from lamjax.decoding import offline, online
 from lamjax.decoding.offline import OfflineConfig
 from lamjax.decoding.online import DecoderConfig, OnlineConfig
+from lamjax.models.grid import GridConfig
 from lamjax.models.impala import ImpalaConfig
 from lamjax.models.mlp import MLPConfig
 from lamjax.models.policy import LatentPolicy
 from lamjax.policies import DecodedPolicy, PolicyError, load_policy, save_policy
 from lamjax.ppo import ActorCriticAgent
 from lamjax.preprocess import normalise_obs
-from lamjax.spaces import Box
+from lamjax.spaces import Box, Discrete
 
 ACTIONS, LATENT = 6, 10
 ONE_SENTENCE = r"^[^\n]+[^.]\.$"
@@ -296,8 +297,11 @@ def test_weights_that_are_no_numbers_are_neither_written_nor_read(saved, tmp_pat
 
 def test_every_network_config_is_known_to_the_loader():
     """What a network's fields may hold can be written and read again."""
-    for config in (ImpalaConfig(), MLPConfig(), OfflineConfig(labels=(1, 2))):
-        assert policies._from_json(json.loads(json.dumps(policies._to_json(config)))) == config
+    for trunk in (ImpalaConfig(), GridConfig(), MLPConfig()):
+        for space in (Discrete(3), Box((-1.0,), (1.0,))):
+            network = DecodedPolicy(trunk, 4, space, OfflineConfig(labels=(1, 2)))
+            note = json.loads(json.dumps(policies.describe(network)))
+            assert policies.from_description(note) == network
     assert {field.name for field in dataclasses.fields(DecodedPolicy)} == {
         "trunk",
         "latent_dim",

@@ -79,7 +79,7 @@ def rollout(name: str, settings: Settings, **options: Any) -> dict[str, Any]:
     act = measure.Stepper(lambda state: acting.acted(state, driver.collect(state, frozen)), state)
     times, seconds = _timed(act, settings.repeats)
     env.close()
-    frames = config.num_envs * config.num_steps
+    frames = config.frames_per_update
     options |= {"dtype": acting.stage_config(name, settings).dtype}
     return _row(f"{name}_acting", settings, config.num_envs, "frames/s", frames, (1, times, seconds), **options)
 
@@ -91,7 +91,7 @@ def scratch_update(settings: Settings) -> dict[str, Any]:
     agent, _, state = acting.start("ppo", settings, config, env)
     times, seconds = _timed(measure.Stepper(ppo.Driver(agent, env).update, state), settings.repeats)
     env.close()
-    frames = config.num_envs * config.num_steps
+    frames = config.frames_per_update
     batch, dtype = frames // config.num_minibatches, acting.stage_config("ppo", settings).dtype
     return _row("ppo_update", settings, batch, "frames/s", frames, (1, times, seconds), dtype=dtype)
 
@@ -114,7 +114,7 @@ def online_update(settings: Settings) -> dict[str, Any]:
         parts.append((share, *_timed(step, settings.repeats)))
         state = step.state
     env.close()
-    frames = config.ppo.num_envs * config.ppo.num_steps
+    frames = config.ppo.frames_per_update
     details = {"collecting_ms": np.median(parts[0][1]), "later_ms": np.median(parts[1][1])}
     batch = frames // config.ppo.num_minibatches
     return _row("stage3_update", settings, batch, "frames/s", frames, *parts, dtype=config.dtype, **details)

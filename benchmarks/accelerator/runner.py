@@ -15,21 +15,21 @@ from benchmarks import table
 from benchmarks.accelerator.plan import Step
 
 
-def environment(given: Mapping[str, str], dry: bool, has_nvidia: bool, cache: Path) -> dict[str, str]:
+def environment(variables: Mapping[str, str], dry: bool, has_nvidia: bool, cache: Path) -> dict[str, str]:
     """The environment variables of the steps.
 
     Procgen's callbacks run on JAX's CPU backend, so that must be there beside the device's.
     """
-    platforms = given.get("JAX_PLATFORMS") or ("cpu" if dry else "cuda" if has_nvidia else "")
+    platforms = variables.get("JAX_PLATFORMS") or ("cpu" if dry else "cuda" if has_nvidia else "")
     if platforms and "cpu" not in platforms.split(","):
         platforms += ",cpu"
-    env = dict(given) | {"JAX_COMPILATION_CACHE_DIR": str(cache), "PYTHONUNBUFFERED": "1"}
+    env = dict(variables) | {"JAX_COMPILATION_CACHE_DIR": str(cache), "PYTHONUNBUFFERED": "1"}
     # The profiler and the libraries that XLA tunes among need memory of their own.
     env.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     if platforms:
         env["JAX_PLATFORMS"] = platforms
     if dry:  # compiling is most of the time, and its speed does not count
-        env["XLA_FLAGS"] = f"{given.get('XLA_FLAGS', '')} --xla_backend_optimization_level=0".strip()
+        env["XLA_FLAGS"] = f"{variables.get('XLA_FLAGS', '')} --xla_backend_optimization_level=0".strip()
     return env
 
 
@@ -80,7 +80,7 @@ def run_step(
         begin = file.tell()
         process = subprocess.Popen(command, stdout=file, stderr=file, env=env, start_new_session=True)
         end = time.monotonic() + seconds
-        asked = killed = False
+        terminated = killed = False
         try:
             while process.poll() is None:
                 time.sleep(0.1)
@@ -89,8 +89,8 @@ def run_step(
                 if left <= 0 and not killed:
                     killed = True
                     _signal(process, signal.SIGKILL)
-                elif left <= step.grace_s and not asked:
-                    asked = True
+                elif left <= step.grace_s and not terminated:
+                    terminated = True
                     _signal(process, signal.SIGTERM)
         finally:
             _signal(process, signal.SIGKILL)
@@ -98,7 +98,7 @@ def run_step(
     poll()
     if process.returncode == 0:
         return None
-    if asked:
+    if terminated:
         return f"timed out after {seconds:.0f} s"
     with log.open("rb") as file:
         file.seek(begin)
@@ -160,7 +160,7 @@ def gradient_lines(stage: str, errors: dict[str, Any]) -> list[str]:
     ]
 
 
-def trace_lines(stage: str, summary: dict[str, Any], top: int = 8) -> list[str]:
+def trace_lines(stage: str, summary: dict[str, Any]) -> list[str]:
     """The first operations of a trace."""
     if "top" not in summary:
         return [f"trace {stage} failed: {summary['error']}"]
@@ -171,7 +171,7 @@ def trace_lines(stage: str, summary: dict[str, Any], top: int = 8) -> list[str]:
     if "error" in summary:
         lines.append(f"trace {stage}: {summary['error']}")
     return lines + [
-        f"  {op['share']:6.1%} {op['ms']:9.2f} ms {op['count']:6d}x {op['name'][:80]}" for op in summary["top"][:top]
+        f"  {op['share']:6.1%} {op['ms']:9.2f} ms {op['count']:6d}x {op['name'][:80]}" for op in summary["top"][:8]
     ]
 
 

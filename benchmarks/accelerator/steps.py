@@ -244,7 +244,7 @@ def expert(job: Job) -> None:
     env, runs = job.expert_env, Path(job.work) / "runs"
     preset, config = pipeline.choose_preset(env, "smoke" if job.dry else "paper")
     ppo = config.expert.ppo
-    frames, before = ppo.num_envs * ppo.num_steps, _trained(runs / env / "expert")
+    frames, before = ppo.frames_per_update, _trained(runs / env / "expert")
     report = {"env": env, "preset": preset, "frames_before": before[0] * frames}
     job.tell(**{job.step: report})
     try:
@@ -287,5 +287,5 @@ def fails(job: Job) -> None:
 
 if __name__ == "__main__":
     logging.getLogger("absl").setLevel(logging.ERROR)  # orbax tells every step of every save
-    given = Job(**json.loads(sys.argv[1]))
-    globals()[given.step](given)
+    job = Job(**json.loads(sys.argv[1]))
+    globals()[job.step](job)

@@ -103,7 +103,7 @@ def draw(rows: Sequence[Row]) -> Figure:
         ax.set_xscale("log", base=2)
         ax.set_xticks([float(n) for n in LABELS], LABELS)
         style(ax, title, "labels", unit)
-    expert = np.nanmean([float(row["expert_return"]) for row in rows])
+    expert = common.overall(rows, "expert_return")
     axes[1].axhline(expert, color=COLOURS[6], linewidth=0.9, linestyle=":", label="expert")
     axes[1].set_ylim(bottom=0)
     axes[2].legend(fontsize=7, frameon=False, loc="lower right")
@@ -115,7 +115,7 @@ def sections(rows: Sequence[Row]) -> dict[str, str]:
     columns = {"fdm_ratio": 5, "probe": 3, "linear_probe": 3, "untrained_probe": 3, "still_probe": 3, "nmi": 2}
     first = table(rows, heads, columns | {"separation": 1}, {"structure": "latents"})
     second = table(rows, ("policy", "labels", "return", "agrees with the expert"), {"return": 0, "agrees": 3}, METHODS)
-    expert = np.nanmean([float(row["expert_return"]) for row in rows])
+    expert = common.overall(rows, "expert_return")
     return {"cartpole_latents": f"{first}\n\n{second}\n\nThe expert's return is {expert:.0f}."}
 
 

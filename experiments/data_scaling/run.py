@@ -4,7 +4,6 @@ import functools
 from collections.abc import Sequence
 
 import jax
-import numpy as np
 from matplotlib.figure import Figure
 
 from experiments import common, stages
@@ -74,7 +73,7 @@ def draw(rows: Sequence[Row]) -> Figure:
     for colour, variant in enumerate(("labels of 10000", "labels of 1000000")):
         curve(axes[3], rows, variant, "return", colour + 4, f"{int(variant.split()[-1]):,} frames")
     style(axes[3], "Decoded", "labels", "return")
-    expert = np.mean([float(row["expert_return"]) for row in rows])
+    expert = common.overall(rows, "expert_return")
     for ax in axes[2:]:
         ax.axhline(expert, color=COLOURS[6], linewidth=0.9, linestyle=":", label="expert")
         ax.set_ylim(bottom=0)
@@ -90,7 +89,7 @@ def sections(rows: Sequence[Row]) -> dict[str, str]:
     first = table(rows, heads, columns, {"frames": "all"})
     of = {"labels of 10000": "10,000 frames", "labels of 1000000": "1,000,000 frames"}
     second = table(rows, ("trained on", "labels", "return"), {"return": 2}, of)
-    expert = np.mean([float(row["expert_return"]) for row in rows])
+    expert = common.overall(rows, "expert_return")
     return {"data_scaling": f"{first}\n\n{second}\n\nThe expert's return is {expert:.2f}."}
 
 

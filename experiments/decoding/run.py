@@ -129,7 +129,7 @@ def by_frames(method: str, game: str, frames: int, seed: int) -> dict[str, float
         if method == "named-online":
             before, start = ROLLOUT * stages.NUM_ENVS, clone_by_play(game, seed)
             config = stages.with_ppo(config, total_frames=frames - before, **TUNING)
-        network = ActorCriticAgent(config.trunk, env.action_space)
+        network = config.agent(env.action_space)
         params, metrics = stages.learn(keys[5], env, config, start)
     curve = np.asarray(metrics["episode_return"])
     return returns(game, seed, network, params) | progress(game, seed, curve, frames - before, before)

@@ -101,7 +101,8 @@ def message_shares(rows: Sequence[Row]) -> tuple[list[str], list[tuple[str, str]
 
 def draw(rows: Sequence[Row]) -> Figure:
     names, runs, shares = message_shares(rows)
-    names, shares = [name for name, given in zip(names, shares.any(0), strict=True) if given], shares[:, shares.any(0)]
+    occurs = shares.any(0)
+    names, shares = list(np.array(names)[occurs]), shares[:, occurs]
     fig = Figure(figsize=(8.6, 3.8), layout="constrained")
     ax = fig.add_subplot()
     ax.imshow(shares, vmin=0, vmax=1, cmap="Blues", aspect="auto")

@@ -18,12 +18,11 @@ HERE = Path(__file__).resolve().parent
 # A run keeps its points in WORK and resumes from there; RESULTS holds the last run's, for the tables and for reading.
 WORK = HERE.parents[1] / "runs" / "linear_lam"
 RESULTS, FIGURES = HERE / "results", HERE.parents[1] / "docs" / "linear_lam"
-METRICS = ("nmse_q", "nmse_a", "nmse_eps", "nmse_o", "llo")
 SWEEP = 48  # points trained between two writes
 
 
 @dataclasses.dataclass(frozen=True)
-class Run:
+class Trial:
     """A point of a panel: which curve, which x, what to train."""
 
     curve: str
@@ -33,28 +32,28 @@ class Run:
 
 @dataclasses.dataclass(frozen=True)
 class Panel:
-    """A panel: `runs(full)` lists its points; the rest says how they are probed and drawn."""
+    """A panel: `trials(full)` lists its points; the rest says how they are probed and drawn."""
 
     name: str
     title: str
     xlabel: str
-    runs: Callable[[bool], list[Run]]
+    trials: Callable[[bool], list[Trial]]
     expected: str
-    dense: Callable[[], list[Run]] | None = None  # what the curves are drawn through; by default every point, seed 0
+    dense: Callable[[], list[Trial]] | None = None  # what the curves are drawn through; by default every point, seed 0
     latent: str = "surrogate"
     probe: str = "noisy"
     on_policy: bool = True
     metric: str = "llo"
     config: TrainConfig = TrainConfig(units="code")
-    bounds: Callable[[Run], dict[str, float] | None] = lambda run: None  # instead of the closed form, where C is free
+    bounds: Callable[[Trial], dict[str, float] | None] = lambda _: None  # instead of the closed form, where C is free
     xscale: str = "linear"
     palette: int = 8  # colours before they start anew, with another dash and mark
     no_noise_term: bool = False  # NMSE_eps counts as 1, as in the authors' plot
 
 
-def metrics(panel: Panel, run: Run, lam) -> dict[str, float]:
-    """The probe errors of a model in the run's uncleaned world."""
-    point = dataclasses.replace(run.point, world=dataclasses.replace(run.point.world, clean=0.0))
+def metrics(panel: Panel, trial: Trial, lam) -> dict[str, float]:
+    """The probe errors of a model in the trial's uncleaned world."""
+    point = dataclasses.replace(trial.point, world=dataclasses.replace(trial.point.world, clean=0.0))
     scores = dataclasses.asdict(
         score(lam, point.make_world(), latent=panel.latent, probe=panel.probe, on_policy=panel.on_policy)
     )
@@ -63,9 +62,9 @@ def metrics(panel: Panel, run: Run, lam) -> dict[str, float]:
     return scores
 
 
-def closed_form(panel: Panel, run: Run) -> dict[str, float]:
+def closed_form(panel: Panel, trial: Trial) -> dict[str, float]:
     """The same of the closed form."""
-    return panel.bounds(run) or metrics(panel, run, run.point.optimum(panel.config).lam)
+    return panel.bounds(trial) or metrics(panel, trial, trial.point.optimum(panel.config).lam)
 
 
 def key(curve: str, x: float, seed: int) -> tuple[str, str, str]:
@@ -77,17 +76,19 @@ def compute(panel: Panel, full: bool) -> list[dict[str, str]]:
     path = WORK / f"{panel.name}.csv"
     rows = load(path)
     done = {(row["curve"], row["x"], row["seed"]) for row in rows}
-    missing = [run for run in panel.runs(full) if key(run.curve, run.x, run.point.seed) not in done]
+    missing = [trial for trial in panel.trials(full) if key(trial.curve, trial.x, trial.point.seed) not in done]
     for first in range(0, len(missing), SWEEP):
         part = missing[first : first + SWEEP]
         start = time.perf_counter()
-        trained = train([run.point for run in part], panel.config, progress=lambda line: print(f"  {line}", flush=True))
+        trained = train(
+            [trial.point for trial in part], panel.config, progress=lambda line: print(f"  {line}", flush=True)
+        )
         seconds = time.perf_counter() - start
-        for run, t in zip(part, trained, strict=True):
-            curve, x, seed = key(run.curve, run.x, run.point.seed)
-            row = {"curve": curve, "x": x, "seed": seed, "d_z": str(run.point.d_z)}
-            row |= {k: f"{v:.6g}" for k, v in metrics(panel, run, t.lam).items()}
-            row |= {f"closed_{k}": f"{v:.6g}" for k, v in closed_form(panel, run).items()}
+        for trial, t in zip(part, trained, strict=True):
+            curve, x, seed = key(trial.curve, trial.x, trial.point.seed)
+            row = {"curve": curve, "x": x, "seed": seed, "d_z": str(trial.point.d_z)}
+            row |= {k: f"{v:.6g}" for k, v in metrics(panel, trial, t.lam).items()}
+            row |= {f"closed_{k}": f"{v:.6g}" for k, v in closed_form(panel, trial).items()}
             row |= {"excess": f"{t.excess:.3g}", "steps": str(t.steps), "converged": str(t.converged)}
             rows.append(row | {"seconds": f"{seconds / len(part):.3f}"})
         store(path, rows)
@@ -111,16 +112,16 @@ def draw(panel: Panel, rows: Sequence[dict[str, str]]) -> Path:
     fig = Figure(figsize=(6.2, 3.6), layout="constrained")
     ax = fig.add_subplot()
     style(ax, panel.title, panel.xlabel, LABELS[panel.metric])
-    curves: dict[str, list[Run]] = {}
+    curves: dict[str, list[Trial]] = {}
     trained = {row["curve"] for row in rows}
-    for run in panel.dense() if panel.dense else [run for run in panel.runs(True) if run.point.seed == 0]:
-        if run.curve in trained:
-            curves.setdefault(run.curve, []).append(run)
-    for index, (curve, runs) in enumerate(curves.items()):
+    for trial in panel.dense() if panel.dense else [trial for trial in panel.trials(True) if trial.point.seed == 0]:
+        if trial.curve in trained:
+            curves.setdefault(trial.curve, []).append(trial)
+    for index, (curve, trials) in enumerate(curves.items()):
         colour = COLOURS[index % panel.palette]
         dash, mark = (("-", "o"), ("--", "s"), (":", "D"))[index // panel.palette]
-        points = [closed_form(panel, run)[panel.metric] for run in runs]
-        ax.plot([run.x for run in runs], points, dash, color=colour, linewidth=1.4)
+        points = [closed_form(panel, trial)[panel.metric] for trial in trials]
+        ax.plot([trial.x for trial in trials], points, dash, color=colour, linewidth=1.4)
         ax.plot([], [], dash + mark, color=colour, linewidth=1.4, markersize=5, label=curve)
         mine = [row for row in rows if row["curve"] == curve]
         for x in sorted({float(row["x"]) for row in mine}):

@@ -107,7 +107,7 @@ def best_codes(intensity: float) -> tuple[float, float]:
 
 
 @functools.cache
-def linear_codes(intensity: float, d_z: int = CODES - 1) -> tuple[float, float]:
+def linear_codes(intensity: float) -> tuple[float, float]:
     """The same under the linear closed form with as many dimensions as five codes span, over all transitions."""
     row, column, action, *noise = np.indices((ROWS, COLUMNS, len(MOVES), 2**COLUMNS, 2**COLUMNS)).reshape(5, -1)
     position = np.stack([row, column], axis=1)
@@ -117,7 +117,7 @@ def linear_codes(intensity: float, d_z: int = CODES - 1) -> tuple[float, float]:
         np.asarray(frames(place, bits, intensity), np.float64).reshape(len(action), -1) / UNIT for place, bits in states
     )
     samples = Transition(before, moved - before, after - moved, np.eye(len(MOVES))[action])
-    lam = optimum(Moments.of_samples(samples), d_z, bias=True, ties="ignore").lam
+    lam = optimum(Moments.of_samples(samples), CODES - 1, bias=True, ties="ignore").lam
     missed = after - before @ (lam.A + lam.B @ lam.C).T - after @ (lam.B @ lam.D).T - lam.bias_o
     return relative(missed, intensity)
 

@@ -3,30 +3,30 @@
 import dataclasses
 from collections.abc import Callable, Iterable
 
-from experiments.linear_lam.common import Panel, Run
+from experiments.linear_lam.common import Panel, Trial
 from lamjax.linear import Point, TrainConfig, WorldConfig
 
 SMALL = WorldConfig(d_o=32, d_a=4, d_b=4)  # d_o = 32, 4 actions, 4 other agents: beyond the paper
 
 
-def sweep(full: bool, curves: dict[str, Callable[[float], Point]], xs: Iterable[float]) -> list[Run]:
+def sweep(full: bool, curves: dict[str, Callable[[float], Point]], xs: Iterable[float]) -> list[Trial]:
     """A panel's points: each seed, each curve, each x."""
     return [
-        Run(curve, x, dataclasses.replace(point(x), seed=seed))
+        Trial(curve, x, dataclasses.replace(point(x), seed=seed))
         for seed in range(3 if full else 1)
         for curve, point in curves.items()
         for x in xs
     ]
 
 
-def fig3_left(full: bool) -> list[Run]:
+def fig3_left(full: bool) -> list[Trial]:
     """Without noise, actions are learned as far as the latent has room."""
     actions = range(2, 17, 2) if full else (2, 4, 8, 16)
     curves = {f"{d_a} actions": lambda d_z, d_a=d_a: Point(WorldConfig(d_a=d_a), d_z) for d_a in actions}
     return sweep(full, curves, range(1, 17) if full else (1, 2, 4, 8, 12, 16))
 
 
-def fig3_middle(full: bool) -> list[Run]:
+def fig3_middle(full: bool) -> list[Trial]:
     """iid noise lowers everything a little and reverses nothing."""
     levels = [0.1 * i for i in range(16)]
     latents = range(2, 17, 2) if full else (2, 4, 8, 16)
@@ -34,13 +34,13 @@ def fig3_middle(full: bool) -> list[Run]:
     return sweep(full, curves, levels if full else levels[::3])
 
 
-def fig3_right(full: bool) -> list[Run]:
+def fig3_right(full: bool) -> list[Trial]:
     """Other agents that move more than the actions do take the latent first."""
     curves = {f"others' scale {s:g}": lambda d_z, s=s: Point(WorldConfig(s_exo=s), d_z) for s in (0.5, 2.0)}
     return sweep(full, curves, range(2, 17) if full else (2, 4, 6, 8, 12, 16))
 
 
-def fig4_left(full: bool) -> list[Run]:
+def fig4_left(full: bool) -> list[Trial]:
     """A policy that follows the observation hides the actions from too small a latent.
 
     Probed as by the authors: on the predicted change o^ - o, fitted on-policy, evaluated under random actions. A fully
@@ -51,7 +51,7 @@ def fig4_left(full: bool) -> list[Run]:
     return sweep(full, curves, [0.1 * i for i in range(10)] if full else (0.0, 0.2, 0.4, 0.6, 0.8, 0.9))
 
 
-def fig4_middle(full: bool) -> list[Run]:
+def fig4_middle(full: bool) -> list[Trial]:
     """Without augmentation the true latent is full of the observation; with it, it is clean.
 
     The noise is uniform on [0, s), as the authors programmed it: its mean takes a latent, hence the knee at 9 latents.
@@ -68,15 +68,15 @@ def fig4_middle(full: bool) -> list[Run]:
     return sweep(full, curves, range(2, 17) if full else (2, 4, 6, 8, 9, 16))
 
 
-def without_augmentation(run: Run) -> dict[str, float] | None:
+def without_augmentation(trial: Trial) -> dict[str, float] | None:
     """`fig4_middle`'s values where C is free."""
-    if run.point.kappa > 0:
+    if trial.point.kappa > 0:
         return None
-    nmse_o = 1 - run.point.d_z / run.point.world.d_o
+    nmse_o = 1 - trial.point.d_z / trial.point.world.d_o
     return {"nmse_q": 1.0, "nmse_a": 1.0, "nmse_eps": 1.0, "nmse_o": nmse_o, "llo": nmse_o}
 
 
-def fig4_right(full: bool) -> list[Run]:
+def fig4_right(full: bool) -> list[Trial]:
     """A few labels turn the latent to the actions, with the weight that the authors' code gives them."""
     curves = {
         f"others' scale {s:g}, {labels:g}% labels": lambda d_z, s=s, labels=labels: Point(
@@ -88,7 +88,7 @@ def fig4_right(full: bool) -> list[Run]:
     return sweep(full, curves, range(2, 17) if full else (2, 4, 6, 8, 12, 16))
 
 
-def action_weight(full: bool, dense: bool = False) -> list[Run]:
+def action_weight(full: bool, dense: bool = False) -> list[Trial]:
     """The action loss works from lam* = s_exo^2 - 1 on, and not below. Others are orthogonal."""
     curves = {
         f"others' scale {s:g}": lambda weight, s=s: Point(
@@ -100,7 +100,7 @@ def action_weight(full: bool, dense: bool = False) -> list[Run]:
     return sweep(full, curves, [0.125 * i for i in range(1, 97)] if dense else few)
 
 
-def cleaning(full: bool, dense: bool = False) -> list[Run]:
+def cleaning(full: bool, dense: bool = False) -> list[Trial]:
     """Removing the fraction c* = 1 - 1 / s_exo of the noise is enough, if others are orthogonal.
 
     Not all of it: where training never sees noise, SGD leaves D as it started, and the noise is in the latent then.
@@ -115,7 +115,7 @@ def cleaning(full: bool, dense: bool = False) -> list[Run]:
     return sweep(full, curves, [0.01 * i for i in range(96)] if dense else (0.0, 0.2, 0.4, 0.6, 0.8, 0.95))
 
 
-def anisotropic(full: bool, dense: bool = False) -> list[Run]:
+def anisotropic(full: bool, dense: bool = False) -> list[Trial]:
     """Actions of unequal effect, 2 down to 0.18. Each competes for itself: those below the noise are lost."""
     scales = tuple(2.0 ** (1 - 0.5 * i) for i in range(8))
     curves = {
@@ -130,14 +130,14 @@ PANELS = (
         name="fig3_left",
         title="Figure 3 left: no noise",
         xlabel="latent size",
-        runs=fig3_left,
+        trials=fig3_left,
         expected="LLO = 1 + min(1, d_z / d_a), with a knee at d_z = d_a.",
     ),
     Panel(
         name="fig3_middle",
         title="Figure 3 middle: iid noise (probe fitted with noise, evaluated without)",
         xlabel="standard deviation of the iid noise",
-        runs=fig3_middle,
+        trials=fig3_middle,
         probe="noisy-clean",
         expected="LLO falls smoothly; from 8 latents on 1.96 at 0.5, 1.75 at 1, 1.52 at 1.5.",
     ),
@@ -145,14 +145,14 @@ PANELS = (
         name="fig3_right",
         title="Figure 3 right: other agents",
         xlabel="latent size",
-        runs=fig3_right,
+        trials=fig3_right,
         expected="scale 0.5: a tent, 1.95 at 8 latents, 1 at 16; scale 2: a V, 0.05 at 8 and 1 at 16.",
     ),
     Panel(
         name="fig4_left",
         title="Figure 4 left: policy (probe fitted on-policy, evaluated under random actions)",
         xlabel="deterministic part of the policy, chi",
-        runs=fig4_left,
+        trials=fig4_left,
         latent="change",
         on_policy=False,
         metric="nmse_a",
@@ -162,7 +162,7 @@ PANELS = (
         name="fig4_middle",
         title="Figure 4 middle: augmentation, true latent",
         xlabel="latent size",
-        runs=fig4_middle,
+        trials=fig4_middle,
         latent="true",
         palette=4,
         bounds=without_augmentation,
@@ -175,7 +175,7 @@ PANELS = (
         name="fig4_right",
         title="Figure 4 right: action labels (augmentation 0.1, true latent)",
         xlabel="latent size",
-        runs=fig4_right,
+        trials=fig4_right,
         latent="true",
         palette=3,
         # 1% of labels is one transition a batch: a smaller rate lets its noise average out.
@@ -186,7 +186,7 @@ PANELS = (
         name="action_weight",
         title="Critical action weight (d_o = 32, 4 latents)",
         xlabel="weight of the action loss, in sums over coordinates",
-        runs=action_weight,
+        trials=action_weight,
         dense=lambda: action_weight(False, dense=True),
         latent="true",
         metric="nmse_q",
@@ -198,7 +198,7 @@ PANELS = (
         name="cleaning",
         title="Data cleaning (d_o = 32, 4 latents)",
         xlabel="fraction of the noise that is removed before training",
-        runs=cleaning,
+        trials=cleaning,
         dense=lambda: cleaning(False, dense=True),
         metric="nmse_q",
         expected=(
@@ -209,7 +209,7 @@ PANELS = (
         name="anisotropic",
         title="Actions of unequal effect (2 to 0.18)",
         xlabel="latent size",
-        runs=anisotropic,
+        trials=anisotropic,
         dense=lambda: anisotropic(False, dense=True),
         metric="nmse_a",
         expected="a plateau of 8 latents, at the number of actions whose effect is below the others' scale.",

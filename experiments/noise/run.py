@@ -121,7 +121,7 @@ def draw(rows: Sequence[Row]) -> Figure:
             curve(ax, noisy, variant, column, colour, name)
         if column.endswith("probe"):
             common.level_line(ax, mean_and_stderr(common.values(rows, "none", "0", column))[0], "no noise")
-            common.level_line(ax, np.mean([float(row["majority"]) for row in rows]), "majority")
+            common.level_line(ax, common.overall(rows, "majority"), "majority")
             ax.set_ylim(0.25, 1.05)
         else:
             ax.set_ylim(-0.1, 1.05)
@@ -143,7 +143,7 @@ def sections(rows: Sequence[Row]) -> dict[str, str]:
         f"{common.mean_text(rows, 'none', strength, 'untrained_noise_r2')}"
         for strength in STRENGTHS
     )
-    majority = np.mean([float(row["majority"]) for row in rows])
+    majority = common.overall(rows, "majority")
     baselines = f"Baselines: majority {majority:.3f}; an untrained model without remedy, {untrained}."
     return {"noise": f"{table(rows, heads, columns, REMEDY_NAMES)}\n\n{baselines}"}
 

@@ -124,6 +124,7 @@ def pieces(args: Args, game: str) -> Iterator[Piece]:
     if args.expert_frames:
         ppo = dataclasses.replace(config.expert.ppo, total_frames=args.expert_frames)
         config = dataclasses.replace(config, expert=dataclasses.replace(config.expert, ppo=ppo))
+    command = f"python experiments/procgen/run.py --games {game} --preset {args.preset}"
     own = pipeline.expert_folder(args.runs, game)
     shipped = experts.available().get(game, {})
 
@@ -131,14 +132,12 @@ def pieces(args: Args, game: str) -> Iterator[Piece]:
         good = demonstrator == "planner" or (shipped and shipped["normalised"] >= args.expert_at_least)
         return bool(good) or ended(own, "expert")
 
-    def open_run(name: str, config: RunConfig, source: str | None = None) -> Run:
-        command = f"python experiments/procgen/run.py --games {game} --preset {args.preset}"
+    def open_run(name: str, config: RunConfig, source: str) -> Run:
         header = describe_run(game, args.preset, name, command, config.seed)
         return Run(args.runs / game / name, game, config, header, source)
 
     def train_expert() -> None:
-        with open_run("expert", config) as run:
-            pipeline.scratch_stage(run, "expert", config.expert)
+        pipeline.train_expert(game, config, preset=args.preset, runs=args.runs, command=command)
 
     def source() -> pipeline.Source:
         return pipeline.find_source(game, demonstrator, args.runs, envs.make(game, 1).num_actions)

@@ -17,8 +17,7 @@ from lamjax.cloning import CloningState
 from lamjax.decoding import online
 from lamjax.dynamics import DynamicsState
 from lamjax.envs.api import VectorEnv
-from lamjax.envs.wrappers import Disobedient
-from lamjax.ppo import ActorCriticAgent
+from lamjax.envs.wrappers import Disobedient, Wrapper
 from lamjax.statistics import mean_and_stderr
 
 CLAIM = "A latent policy is a head start where actions or dynamics change, as long as frames look alike."
@@ -42,19 +41,12 @@ LEVELS = dict.fromkeys(METHODS, tuple(GAMES)) | {"all layers, untrained": ("same
 PARTS = 8  # of the frames, each with its mean return
 
 
-@dataclasses.dataclass(frozen=True)
-class Changed:
+class Changed(Wrapper):
     """An environment where left and right are exchanged, or whose frames look different and mean the same."""
 
-    env: VectorEnv
-    how: str
-
-    name = property(lambda self: self.env.name)
-    num_envs = property(lambda self: self.env.num_envs)
-    num_actions = property(lambda self: self.env.num_actions)
-    action_space = property(lambda self: self.env.action_space)
-    obs_shape = property(lambda self: self.env.obs_shape)
-    obs_dtype = property(lambda self: self.env.obs_dtype)
+    def __init__(self, env: VectorEnv, how: str):
+        super().__init__(env, how=how)
+        self.how = how
 
     def show(self, obs: jax.Array) -> jax.Array:
         return jnp.roll(obs, 1, axis=-1) if self.how == "permuted" else obs
@@ -101,7 +93,7 @@ def measure(variant: str, level: str, seed: int) -> dict[str, float]:
     config = stages.with_ppo(CONFIG.scratch if variant == "scratch" else CONFIG.online, total_frames=FRAMES)
     env = changed_game(level, config.ppo.num_envs)
     if variant == "scratch":
-        network = ActorCriticAgent(config.trunk, env.num_actions)
+        network = config.agent(env.action_space)
         params, metrics = stages.learn(keys[3], env, config)
     else:
         model, policy = models(seed, "untrained" not in variant)
@@ -147,7 +139,7 @@ def sections(rows: Sequence[Row]) -> dict[str, str]:
     heads = ("method", "game", "return, first quarter", "return, all of training", "return after", "decoder's accuracy")
     columns = {"first_quarter": 2, "whole_course": 2, "return": 2, "decoder_accuracy": 2}
     games = "; ".join(f"{name}: {what}" for name, what in GAMES.items())
-    expert = np.mean([float(row["expert_return"]) for row in rows])
+    expert = common.overall(rows, "expert_return")
     text = f"{table(rows, heads, columns, METHODS)}\n\nGames: {games}. The recorded expert's return is {expert:.2f}."
     return {"transfer": text}
 

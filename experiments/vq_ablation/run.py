@@ -77,10 +77,10 @@ def draw(rows: Sequence[Row]) -> Figure:
         bars(axes[place], rows, measured, column, place)
         style(axes[place], title, "", unit)
     for column, label in (("untrained_probe", "untrained"), ("still_probe", "o_t alone"), ("majority", "majority")):
-        common.level_line(axes[0], np.mean([float(row[column]) for row in rows]), label)
+        common.level_line(axes[0], common.overall(rows, column), label)
     axes[0].set_ylim(0.3, 1.02)
     for column, label in (("expert_return", "expert"), ("random_return", "random")):
-        common.level_line(axes[3], np.mean([float(row[column]) for row in rows]), label)
+        common.level_line(axes[3], common.overall(rows, column), label)
     return fig
 
 
@@ -95,7 +95,7 @@ def return_by_cloning_ratio(rows: Sequence[Row]) -> str:
         between = [row for row in rows if low <= float(row["cloning_ratio"]) < high]
         if between:
             share = [float(row["return"]) / float(row["expert_return"]) for row in between]
-            probe = np.mean([float(row["linear_probe"]) for row in between])
+            probe = common.overall(between, "linear_probe")
             name = f"from {low:g}" if high == np.inf else f"{low:g} to {high:g}"
             values = " | ".join(f"{value:.2f}" for value in (probe, np.mean(share), min(share), max(share)))
             lines.append(f"| {name} | {len(between)} | {values} |")

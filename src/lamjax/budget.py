@@ -173,15 +173,17 @@ def _protocols(config: RunConfig) -> Iterator[RunConfig]:
     settings = dataclasses.replace(settings, methods=methods, play=("sampled",))
     yield dataclasses.replace(config, offline=settings)
     settings = dataclasses.replace(settings, episodes=settings.num_envs)
-    yield dataclasses.replace(config, offline=settings, eval_episodes=min(64, config.eval_episodes))
+    yield dataclasses.replace(config, offline=settings, eval_episodes=config.eval_envs)
 
 
 def predict(config: RunConfig, rates: Rates) -> dict[str, float]:
     """Predicts the seconds of each stage on this machine; "spent" went into recording and measuring."""
     settings, ppo = config.offline, config.online.ppo
 
-    def play(episodes: int, num_envs: int = 64) -> float:
+    def play(episodes: int, num_envs: int) -> float:
         return episodes // min(num_envs, episodes) * rates.episode
+
+    evaluation = play(config.eval_episodes, config.eval_envs)
 
     def tests(steps: int) -> int:
         return -(-steps // config.analysis.eval_every)
@@ -201,15 +203,13 @@ def predict(config: RunConfig, rates: Rates) -> dict[str, float]:
         "cloning": rates.cloning.start
         + config.cloning.steps * rates.cloning.step
         + (tests(config.cloning.steps) + 1) * rates.cloning.test,
-        "nulls": 2 * (play(config.eval_episodes) + rates.player),
+        "nulls": 2 * (evaluation + rates.player),
         "decode_offline": rates.fit + settings.seeds * (rates.labels + decoding) + players * rates.player,
-        "ppo_scratch": rates.scratch.start
-        + config.scratch.ppo.num_updates * rates.scratch.step
-        + play(config.eval_episodes),
+        "ppo_scratch": rates.scratch.start + config.scratch.ppo.num_updates * rates.scratch.step + evaluation,
         "decode_online": rates.online.start
         + ppo.num_updates * rates.online.step
         + decoder_steps(config) * rates.decoder_step
-        + play(config.eval_episodes)
+        + evaluation
         + rates.player,
     }
     if settings.oracle:
@@ -222,7 +222,7 @@ def predict(config: RunConfig, rates: Rates) -> dict[str, float]:
             + rates.fit
             + config.cloning.steps * rates.cloning.step
             + config.named.after.num_updates * rates.scratch.step
-            + 2 * play(config.eval_episodes)
+            + 2 * evaluation
         )
     return seconds
 
@@ -230,10 +230,10 @@ def predict(config: RunConfig, rates: Rates) -> dict[str, float]:
 def decoder_steps(config: RunConfig) -> int:
     """The number of steps in all refits of the online decoder."""
     settings, ppo = config.online.decoder, config.online.ppo
-    pairs = max(0, ppo.num_steps - config.dynamics.window + 1) * ppo.num_envs
+    pairs = online.pairs_per_update(ppo, config.dynamics.window)
     capacity = min(settings.capacity, ppo.total_frames)
     return sum(
-        settings.epochs * min(number * pairs, capacity) // min(settings.batch_size, capacity)
+        online.fit_steps(settings, min(number * pairs, capacity), capacity)
         for number in range(1, ppo.num_updates + 1)
         if online.refits(config.online, number)
     )
@@ -260,7 +260,7 @@ def _with_lengths(config: RunConfig, lengths: _Lengths) -> RunConfig:
             return ppo
         share = lengths.ppo / config.online.ppo.num_updates
         updates = lengths.ppo if ppo.num_updates == config.online.ppo.num_updates else round(share * ppo.num_updates)
-        return dataclasses.replace(ppo, total_frames=max(1, updates) * ppo.num_envs * ppo.num_steps)
+        return dataclasses.replace(ppo, total_frames=max(1, updates) * ppo.frames_per_update)
 
     share = lengths.ppo / config.online.ppo.num_updates
     decoder = _with_refits(config.online.decoder, share, lengths.ppo)
@@ -269,8 +269,7 @@ def _with_lengths(config: RunConfig, lengths: _Lengths) -> RunConfig:
         dispatch = CHUNK * pseudo_ppo.num_envs
         play_frames = max(dispatch, int(play_frames * share) // dispatch * dispatch)
     if play_frames >= pseudo_ppo.total_frames:
-        one_update = pseudo_ppo.num_envs * pseudo_ppo.num_steps
-        pseudo_ppo = dataclasses.replace(pseudo_ppo, total_frames=play_frames + one_update)
+        pseudo_ppo = dataclasses.replace(pseudo_ppo, total_frames=play_frames + pseudo_ppo.frames_per_update)
     longest = max(lengths.dynamics, lengths.cloning)
     every = max(config.analysis.eval_every, 1)
     if -(-longest // every) > TESTS or every >= min(lengths.dynamics, lengths.cloning):
@@ -386,5 +385,5 @@ def _fewest_steps(steps: int, log_every: int) -> int:
 def _playing(config: RunConfig, rates: Rates) -> float:
     """Seconds of all evaluations."""
     seconds = predict(config, rates)
-    finals = 2 * (config.eval_episodes // min(64, config.eval_episodes)) * rates.episode
+    finals = 2 * (config.eval_episodes // config.eval_envs) * rates.episode
     return seconds["nulls"] + seconds["decode_offline"] + finals + rates.player

@@ -1,6 +1,7 @@
-"""Checks of settings and names: a mistake ends a run before its first step, in a sentence that names the field."""
+"""Checks of settings, names and libraries: a mistake ends a run before its first step, in a sentence that names it."""
 
 import dataclasses
+import importlib
 import math
 import numbers
 import os
@@ -122,6 +123,14 @@ def check_path_name(option: str, name: str | None, *, nested: bool = False) -> s
             f"{option} must be the name of a folder, without dots or spaces at its ends{slashes}, not {name!r}."
         )
     return name
+
+
+def library(name: str, sentence: str) -> Any:
+    """Imports a library that not every installation has; without it raises an `ImportError` with this sentence."""
+    try:
+        return importlib.import_module(name)
+    except ImportError:
+        raise ImportError(sentence) from None
 
 
 def is_utf8(path: str | os.PathLike) -> bool:

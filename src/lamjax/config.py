@@ -158,7 +158,7 @@ class NamedConfig:
 
     def __post_init__(self):
         check_fields(self, "named", at_least_0=("frames",))
-        update = self.ppo.num_envs * self.ppo.num_steps
+        update = self.ppo.frames_per_update
         if self.frames and self.ppo.total_frames - self.frames < update:
             raise ValueError(
                 f"named.frames ({self.frames}) must leave PPO at least one update ({update} frames) of "
@@ -235,5 +235,10 @@ class RunConfig:
                 raise ValueError(f"{name}.steps must be at least 1, not 0.")
         if not (self.offline.labels or self.offline.label_shares):
             raise ValueError("offline.labels and offline.label_shares are both empty: give a number of labels.")
-        if self.eval_episodes % min(64, self.eval_episodes):
-            raise ValueError(f"eval_episodes ({self.eval_episodes}) must be a multiple of 64, or less.")
+        if self.eval_episodes % self.eval_envs:
+            raise ValueError(f"eval_episodes ({self.eval_episodes}) must be a multiple of {self.eval_envs}, or less.")
+
+    @property
+    def eval_envs(self) -> int:
+        """The number of environments that play `eval_episodes`."""
+        return min(64, self.eval_episodes)

@@ -626,6 +626,14 @@ def predict_seen(state: DynamicsState, frames: jax.Array, latent: jax.Array) -> 
     return _fdm(state.config, frames.shape[-1]).apply(variables, join_frames(frames), latent)
 
 
+def _held_out(state: DynamicsState, windows: jax.Array) -> tuple[DynamicsState, jax.Array, Latents]:
+    """A state for normalised frames, those that the forward model is evaluated on, and the windows' latents."""
+    check_images(windows, state.obs_stats, 5)
+    frames = normalise_obs(clean_frames(state.config, windows), state.obs_stats)
+    latents = _infer(state.params, state.codebooks, frames, state.config)
+    return state.replace(obs_stats=None), forward_squares(state.config, frames, 0), latents
+
+
 def evaluate(state: DynamicsState, windows: jax.Array) -> dict[str, jax.Array]:
     """Errors on held-out windows ``[B, k + 2, *S, C]`` (see `loss_fn`), in evaluation mode, on cleaned frames.
 
@@ -634,11 +642,7 @@ def evaluate(state: DynamicsState, windows: jax.Array) -> dict[str, jax.Array]:
     Returns:
       ``fdm_mse`` and ``copy_last_mse`` float32 ``[]``, and ``code_counts`` float32 ``[N, M]``.
     """
-    check_images(windows, state.obs_stats, 5)
-    frames = normalise_obs(clean_frames(state.config, windows), state.obs_stats)
-    state = state.replace(obs_stats=None)  # the frames are normalised already
-    latents = _infer(state.params, state.codebooks, frames, state.config)
-    frames = forward_squares(state.config, frames, 0)
+    state, frames, latents = _held_out(state, windows)
     prediction = predict_seen(state, frames[:, :-1], latents.quantized)
     last, target = frames[:, -2], frames[:, -1]
     return {
@@ -654,10 +658,6 @@ def evaluate_swapped(state: DynamicsState, windows: jax.Array) -> jax.Array:
     Each window gets the latent of the window half a batch away. If the error is no larger than `evaluate`'s, the
     forward model ignores the latents.
     """
-    check_images(windows, state.obs_stats, 5)
-    frames = normalise_obs(clean_frames(state.config, windows), state.obs_stats)
-    state = state.replace(obs_stats=None)  # the frames are normalised already
-    latents = _infer(state.params, state.codebooks, frames, state.config)
+    state, frames, latents = _held_out(state, windows)
     swapped = jnp.roll(latents.quantized, len(windows) // 2, axis=0)
-    frames = forward_squares(state.config, frames, 0)
     return jnp.mean(jnp.square(predict_seen(state, frames[:, :-1], swapped) - frames[:, -1]))

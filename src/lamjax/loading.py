@@ -67,9 +67,16 @@ class LoadedRun:
     obs_shape: tuple[int, ...] | None = None
 
     @property
+    def stage_1(self) -> DynamicsState:
+        """Stage 1, as `dynamics`; raises a `ModelError` if there is none yet."""
+        if self.dynamics is None:
+            raise ModelError(f"There is no stage 1 in {self.folder} yet: train it first.")
+        return self.dynamics
+
+    @property
     def window(self) -> int:
         """Number of frames in a window, k + 2."""
-        return self._stage_1().config.window
+        return self.stage_1.config.window
 
     def infer(self, frames: jax.Array) -> Latents:
         """Infers latent actions, as `dynamics.infer_latents` does.
@@ -85,7 +92,7 @@ class LoadedRun:
         Raises:
           ModelError: if the frames do not fit the model.
         """
-        state = self._stage_1()
+        state = self.stage_1
         return _infer(state, self._checked(frames, state.config.window))
 
     def predict(self, frames: jax.Array, latents: Latents | jax.Array) -> jax.Array:
@@ -101,7 +108,7 @@ class LoadedRun:
         Raises:
           ModelError: if the frames do not fit the model, or the latents do not fit the frames.
         """
-        state = self._stage_1()
+        state = self.stage_1
         frames = self._checked(frames, state.config.window, state.config.window - 1)
         quantized = latents.quantized if isinstance(latents, Latents) else jnp.asarray(latents)
         count = len(frames) if _is_windows(frames) else len(frames) - state.config.window + 1
@@ -148,18 +155,13 @@ class LoadedRun:
         """
         name = best_decoder(self.policies)
         decoders = {name: self._decoding(name)} if name else {}
-        model = (self.env, self.obs_shape, self.config, self.summary, self._stage_1(), self.cloning, decoders)
+        model = (self.env, self.obs_shape, self.config, self.summary, self.stage_1, self.cloning, decoders)
         sharing.write_model(Path(folder), sharing.Model(*model), dtype)
 
     def _decoding(self, name: str) -> sharing.Decoder:
         network, params, info = self.policies[name]
         assert isinstance(network, policies.DecodedPolicy)  # `best_decoder` chooses only these
         return sharing.Decoder(network, params, info)
-
-    def _stage_1(self) -> DynamicsState:
-        if self.dynamics is None:
-            raise ModelError(f"There is no stage 1 in {self.folder} yet: train it first.")
-        return self.dynamics
 
     def _checked(self, frames: jax.Array, *lengths: int) -> jax.Array:
         """Converts frames to an array; raises a `ModelError` unless they are a clip or windows of one of `lengths`."""

@@ -178,19 +178,19 @@ def device_key(key: jax.Array, axis_name: str | None) -> jax.Array:
     return key if axis_name is None else jax.random.fold_in(key, jax.lax.axis_index(axis_name))
 
 
-def join_hosts(asked: bool) -> None:
+def join_hosts(required: bool) -> None:
     """Joins the processes of one command on several hosts; call it before anything uses a device.
 
     On TPU pods, under Slurm and under Open MPI, JAX finds the other hosts by itself. Elsewhere, set the environment
     variables ``JAX_COORDINATOR_ADDRESS`` (host and port of process 0), ``JAX_NUM_PROCESSES`` and ``JAX_PROCESS_ID``.
 
     Args:
-      asked: if False, joins only if ``JAX_COORDINATOR_ADDRESS`` is set.
+      required: if False, joins only if ``JAX_COORDINATOR_ADDRESS`` is set.
 
     Raises:
       ValueError: if the other hosts cannot be found.
     """
-    if jax.distributed.is_initialized() or not (asked or "JAX_COORDINATOR_ADDRESS" in os.environ):
+    if jax.distributed.is_initialized() or not (required or "JAX_COORDINATOR_ADDRESS" in os.environ):
         return
     variables = {"num_processes": "JAX_NUM_PROCESSES", "process_id": "JAX_PROCESS_ID"}
     try:
@@ -214,8 +214,8 @@ def from_first(make: Callable[[], T]) -> T:
         except Exception as error:
             message = pickle.dumps((None, error))
     size = int(multihost_utils.broadcast_one_to_all(np.int32(len(message))))
-    sent = np.frombuffer(message.ljust(size, b"\0"), np.uint8)
-    value, failure = pickle.loads(multihost_utils.broadcast_one_to_all(sent).tobytes())
+    padded = np.frombuffer(message.ljust(size, b"\0"), np.uint8)
+    value, failure = pickle.loads(multihost_utils.broadcast_one_to_all(padded).tobytes())
     if failure is not None:
         raise failure
     return value

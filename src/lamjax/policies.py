@@ -23,7 +23,7 @@ from lamjax.models.mlp import MLPConfig
 from lamjax.models.policy import LatentPolicy
 from lamjax.models.trunk import TrunkConfig
 from lamjax.ppo import ActorCriticAgent
-from lamjax.preprocess import normalise_obs, with_stats
+from lamjax.preprocess import normalise_obs, with_stats, without_stats
 from lamjax.spaces import ActionSpace, Box, Discrete, as_space
 from lamjax.training import checkpoint
 
@@ -75,7 +75,8 @@ class DecodedPolicy:
 
     def __call__(self, params: Any, obs: jax.Array) -> jax.Array:
         """See `Policy`."""
-        inputs = normalise_obs(obs, params.get("obs_stats"))
+        params, stats = without_stats(params)
+        inputs = normalise_obs(obs, stats)
         latents, _ = LatentPolicy(self.trunk, self.latent_dim).apply({"params": params["policy"]}, inputs)
         return decode(params["decoder"], latents, self.decoder, self.space)
 

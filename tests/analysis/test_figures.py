@@ -7,12 +7,10 @@ from lamjax.analysis import drawing, figures, images
 
 
 def test_values_colour_latents_and_bars_go_below_zero():
-    values = np.linspace(-2, 2, 50)[:, None]
-    figure = figures.latents_by_value(
-        np.random.default_rng(0).normal(size=(50, 3)), values, "Trained IDM", max_points=20
-    )
+    values = np.linspace(-2, 2, 4000)[:, None]
+    figure = figures.latents_by_value(np.random.default_rng(0).normal(size=(4000, 3)), values, "Trained IDM")
     marks = figure.axes[0].collections[0]
-    assert len(marks.get_offsets()) == 20
+    assert len(marks.get_offsets()) == 3000
     np.testing.assert_allclose([marks.get_array().min(), marks.get_array().max()], [-2, 2])
     assert figure.axes[1].get_ylabel() == "action"
     bars = figures.probe_bars({"MLP": (0.9, 0.2, -0.5, 0.0)}, "variance explained", "mean action").axes[0]

@@ -157,7 +157,7 @@ def test_complete_run_has_every_section_and_figure(complete):
         *(f"{name}.png" for name in report_figures.FIGURES),
         "rollouts.gif",
     }
-    assert not list(folder.glob("**/*.part"))
+    assert not list(folder.glob("**/*.part*"))
 
 
 def test_page_is_well_formed_and_loads_nothing(complete):

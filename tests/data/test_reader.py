@@ -45,6 +45,7 @@ def test_what_is_written_is_read(tmp_path_factory, lengths, chunk):
     np.testing.assert_array_equal(data.evaluation_actions(store, np.arange(len(actions)), length=2), actions)
     np.testing.assert_array_equal(store.episodes.length, lengths)
     np.testing.assert_array_equal(store.episodes.start, np.cumsum([0, *lengths[:-1]]))
+    np.testing.assert_array_equal(store.episodes.holding(np.arange(stop)), np.repeat(np.arange(len(lengths)), lengths))
     np.testing.assert_allclose(store.episodes.returns, [e[2].sum(dtype=np.float64) for e in episodes])
     np.testing.assert_allclose(store.episodes.returns.sum(), rewards.sum(dtype=np.float64))
 

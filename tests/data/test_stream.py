@@ -127,7 +127,7 @@ def test_splits_and_masks(stores):
 
 def test_filling_the_buffer_in_pieces(store, monkeypatch):
     whole = make_stream(store).buffer(0).frames
-    monkeypatch.setattr(stream_module, "_FRAMES_PER_COPY", 7)
+    monkeypatch.setattr(stream_module, "FRAMES_PER_COPY", 7)
     pieces = make_stream(store).buffer(0).frames
     np.testing.assert_array_equal(pieces[: store.num_frames], store.observations())
     np.testing.assert_array_equal(whole[: store.num_frames], store.observations())
@@ -246,7 +246,7 @@ def test_a_damaged_store_stops_the_ring(long_store, monkeypatch):
     def fail(frames):
         raise data.StoreError("chunk 3 is damaged")
 
-    monkeypatch.setattr(stream._ring._store, "observations_at", fail)
+    monkeypatch.setattr(long_store, "observations_at", fail)
     with pytest.raises(data.StoreError, match="chunk 3 is damaged"):
         [stream.buffer(step) for step in range(3 * stream.steps_per_phase)]
 

@@ -1,6 +1,7 @@
 import functools
 from types import SimpleNamespace
 
+import gymnax
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,6 +11,7 @@ from lamjax import envs
 from lamjax.envs import Gymnax
 from lamjax.spaces import Box
 from tests.envs.toys import Counter
+from tests.trees import x64
 
 N = 5
 T = 80
@@ -123,6 +125,13 @@ def test_parameters_can_be_given():
 def test_bad_arguments_are_refused():
     with pytest.raises(ValueError, match="num_envs must be at least 1, not 0"):
         envs.make("cartpole", 0)
+
+
+def test_what_was_inspected_with_64_bits_does_not_count_without_them():
+    env, params = gymnax.make("CartPole-v1")
+    with x64():
+        wide = Gymnax(env, N, params=params)
+    assert wide.obs_dtype == Gymnax(env, N, params=params).obs_dtype == np.float32  # no warning of a type that is lost
 
 
 def test_close_is_harmless(env):

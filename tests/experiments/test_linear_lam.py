@@ -142,7 +142,7 @@ def test_a_run_that_is_started_again_trains_what_is_missing(monkeypatch, tmp_pat
 @pytest.mark.parametrize("panel", PANELS, ids=lambda panel: panel.name)
 def test_a_full_panel_holds_the_points_of_a_quick_one(panel):
     quick, full = (
-        [common.key(each.curve, each.x, each.point.seed) for each in panel.runs(full)] for full in (False, True)
+        [common.key(each.curve, each.x, each.point.seed) for each in panel.trials(full)] for full in (False, True)
     )
     assert set(quick) < set(full)
     assert len(set(full)) == len(full)
@@ -155,9 +155,9 @@ def test_a_full_run_trains_what_a_quick_one_has_left(monkeypatch, tmp_path):
         trained.extend(points)
         return [SimpleNamespace(lam=point.optimum(config).lam, excess=0.0, steps=1, converged=True) for point in points]
 
-    def runs(full: bool) -> list[common.Run]:
+    def runs(full: bool) -> list[common.Trial]:
         sizes = (1, 2, 3, 4) if full else (1, 3)
-        return [common.Run("a", d_z, Point(WorldConfig(d_o=8, d_a=2, s_iid=0.5), d_z)) for d_z in sizes]
+        return [common.Trial("a", d_z, Point(WorldConfig(d_o=8, d_a=2, s_iid=0.5), d_z)) for d_z in sizes]
 
     panel = common.Panel("small", "title", "x", runs, expected="")
     monkeypatch.setattr(common, "WORK", tmp_path / "work")

@@ -73,13 +73,31 @@ def test_another_size(tmp_path, capsys):
     ]
 
 
+def torch_inputs(models, config, obs):
+    """A golden file's inputs for PyTorch's models and windows uint8 [B, 3, 64, 64, 3]."""
+    prefixes = ("before/idm.", "before/wm.", "policy/")
+    weights = {
+        prefix + name: weight.numpy().copy()
+        for prefix, model in zip(prefixes, models, strict=True)
+        for name, weight in model.state_dict().items()
+    }
+    rng = np.random.default_rng(0)
+    t, n = 9, 4
+    reward, value = rng.normal(size=(2, t, n)).astype(np.float32)
+    done = (rng.random((t + 1, n)) < 0.3).astype(np.float32)
+    gae = {"rewards": reward, "values": value, "dones": done[:-1], "next_done": done[-1]}
+    gae["next_value"] = rng.normal(size=n).astype(np.float32)
+    return {"config": np.array(config), "obs_u8": obs} | weights | {f"gae/{name}": a for name, a in gae.items()}
+
+
 def test_a_file_of_the_size_of_pytorch(tmp_path):
     pytest.importorskip("torch")
     from benchmarks import torch_lapo
 
     config = [1, 4, 3, 2, 5, 11]
     obs = np.random.default_rng(1).integers(0, 256, (4, 3, 64, 64, 3), np.uint8)
-    path = save(tmp_path / "torch.npz", torch_lapo.golden(config, obs))
+    entries = torch_inputs(torch_lapo.make(config, 0), config, obs)
+    path = save(tmp_path / "torch.npz", entries | torch_lapo.recompute(entries))
     rows = golden.check(golden.read(Path(path)))
     assert [row for row in rows if not row.ok] == []
     assert sum(row.name.startswith("after3/") for row in rows) > 150  # every weight and buffer

@@ -70,9 +70,9 @@ def panel(title: str, xlabel: str, ylabel: str, size: tuple[float, float] = PANE
     return fig, ax
 
 
-def panels(count: int, xlabel: str, ylabel: str, columns: int = 4) -> tuple[Figure, list[Axes]]:
-    """Small panels in rows of at most `columns`, in the common style."""
-    columns, rows = min(count, columns), -(-count // columns)
+def panels(count: int, xlabel: str, ylabel: str) -> tuple[Figure, list[Axes]]:
+    """Small panels in rows of at most four, in the common style."""
+    columns, rows = min(count, 4), -(-count // 4)
     fig = Figure(figsize=(2.5 * columns, 2.5 * rows), layout="constrained", facecolor="white")
     axes = fig.subplots(rows, columns, squeeze=False).ravel()
     for ax in axes[count:]:
@@ -102,12 +102,12 @@ def legend(fig: Figure) -> Figure:
     return fig
 
 
-def _legend_columns(labels: list[str], characters: int = 78) -> int:
+def _legend_columns(labels: list[str]) -> int:
     """The most columns that fit on a line; matplotlib fills them from top to bottom."""
     for columns in range(len(labels), 1, -1):
         rows = -(-len(labels) // columns)
         longest = [max(map(len, labels[start : start + rows])) for start in range(0, len(labels), rows)]
-        if len(longest) == columns and sum(longest) + 6 * columns <= characters:
+        if len(longest) == columns and sum(longest) + 6 * columns <= 78:  # characters
             return columns
     return 1
 

@@ -31,6 +31,7 @@ from lamjax.analysis.drawing import (
 from lamjax.analysis.images import image_grid, rgb
 
 DIFFERENCE_GAIN = 2
+MAX_POINTS, MAX_PANELS = 3000, 8
 STRIP_PIXELS, FILM_PIXELS = 190, 114  # width of one frame, before rounding to whole pixels
 
 
@@ -114,17 +115,16 @@ def code_usage(counts: np.ndarray) -> Figure:
     return drawing.legend(fig)
 
 
-def latents(points: np.ndarray, labels: np.ndarray, names: list[str], title: str, max_points: int = 3000) -> Figure:
+def latents(points: np.ndarray, labels: np.ndarray, names: list[str], title: str) -> Figure:
     """Latent actions on their first two principal components, coloured by true action.
 
     Args:
-        points: float [n, Z]; more than `max_points` are thinned evenly to that number.
+        points: float [n, Z]; more than `MAX_POINTS` are thinned evenly to that number.
         labels: int [n], indices into `names`.
         names: the actions.
         title: the model that the latents come from.
-        max_points: how many points to draw at most.
     """
-    fig, ax, projected, keep = _projected(points, title, max_points)
+    fig, ax, projected, keep = _projected(points, title)
     labels = np.asarray(labels)[keep]
     for index in np.unique(labels):
         colour, marker = CLASSES[index % len(CLASSES)], MARKERS[index // len(CLASSES) % len(MARKERS)]
@@ -134,9 +134,9 @@ def latents(points: np.ndarray, labels: np.ndarray, names: list[str], title: str
     return drawing.legend(fig)
 
 
-def latents_by_value(points: np.ndarray, values: np.ndarray, title: str, max_points: int = 3000) -> Figure:
+def latents_by_value(points: np.ndarray, values: np.ndarray, title: str) -> Figure:
     """Like `latents`, coloured by the first number of the true action: `values` are float [n, D]."""
-    fig, ax, projected, keep = _projected(points, title, max_points)
+    fig, ax, projected, keep = _projected(points, title)
     x, y = projected.T
     marks = ax.scatter(x, y, s=9, c=np.asarray(values)[keep, 0], cmap="viridis", alpha=0.7, lw=0, rasterized=True)
     bar = fig.colorbar(marks, ax=ax, shrink=0.8)
@@ -146,14 +146,14 @@ def latents_by_value(points: np.ndarray, values: np.ndarray, title: str, max_poi
     return fig
 
 
-def _projected(points: np.ndarray, title: str, max_points: int) -> tuple[Figure, Axes, np.ndarray, np.ndarray]:
-    """Axes for latents, the positions of at most `max_points` of them [n, 2], and their indices [n]."""
+def _projected(points: np.ndarray, title: str) -> tuple[Figure, Axes, np.ndarray, np.ndarray]:
+    """Axes for latents, the positions of at most `MAX_POINTS` of them [n, 2], and their indices [n]."""
     projected, explained = pca(points)
     xlabel, ylabel = (f"PC {i + 1} ({100 * share:.0f} % of variance)" for i, share in enumerate(explained))
     fig, ax = drawing.panel(title, xlabel, ylabel, size=(4.9, 4.9))
     ax.xaxis.set_major_locator(MaxNLocator(5))
     ax.yaxis.set_major_locator(MaxNLocator(5))
-    keep = np.linspace(0, len(projected) - 1, min(len(projected), max_points)).astype(int)
+    keep = np.linspace(0, len(projected) - 1, min(len(projected), MAX_POINTS)).astype(int)
     return fig, ax, projected[keep], keep
 
 
@@ -187,17 +187,16 @@ def rollouts(frames: np.ndarray, labels: list[str], max_frames: int = 8) -> Figu
     return image_grid(rgb(frames[:, times]), [f"frame {time}" for time in times], labels, FILM_PIXELS)
 
 
-def vector_changes(context: np.ndarray, truth: np.ndarray, prediction: np.ndarray, max_panels: int = 8) -> Figure:
-    """One-step predictions of vectors: each number's predicted change against the true one.
+def vector_changes(context: np.ndarray, truth: np.ndarray, prediction: np.ndarray) -> Figure:
+    """One-step predictions of vectors: the predicted change of the first `MAX_PANELS` numbers against the true one.
 
     Args:
         context: float [k, 2, D], `o_{t-1}` and `o_t`, standardised.
         truth: float [k, D], `o_{t+1}`.
         prediction: float [k, D], the FDM's output under the IDM's latent action.
-        max_panels: how many numbers to show at most.
     """
     true, predicted = truth - context[:, 1], prediction - context[:, 1]
-    fig, axes = drawing.panels(min(truth.shape[1], max_panels), "true change", "predicted")
+    fig, axes = drawing.panels(min(truth.shape[1], MAX_PANELS), "true change", "predicted")
     for index, ax in enumerate(axes):
         x, y = true[:, index], predicted[:, index]
         error = np.square(x - y).mean() / max(np.square(x).mean(), 1e-12)
@@ -207,12 +206,12 @@ def vector_changes(context: np.ndarray, truth: np.ndarray, prediction: np.ndarra
     return fig
 
 
-def vector_rollouts(frames: np.ndarray, labels: list[str], max_panels: int = 8) -> Figure:
+def vector_rollouts(frames: np.ndarray, labels: list[str]) -> Figure:
     """Rollouts that the FDM imagines from one vector under each constant latent action: one panel per number.
 
-    `frames` are float [A, T, D], standardised, and `labels` [A]. It shows at most the first `max_panels` numbers.
+    `frames` are float [A, T, D], standardised, and `labels` [A]. It shows at most the first `MAX_PANELS` numbers.
     """
-    fig, axes = drawing.panels(min(frames.shape[2], max_panels), "step", "")
+    fig, axes = drawing.panels(min(frames.shape[2], MAX_PANELS), "step", "")
     for index, ax in enumerate(axes):
         ax.set_title(f"number {index}", fontsize=SMALL_FONT, color=INK, loc="left")
         for row, label in enumerate(labels):

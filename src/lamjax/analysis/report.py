@@ -17,7 +17,8 @@ import jinja2
 from lamjax.analysis import diagnosis
 from lamjax.analysis.report_figures import PROBES, Embedded, draw_figures
 from lamjax.analysis.report_text import EN_DASH, information_table, short_count, text, with_error
-from lamjax.analysis.run_results import RunResults, load, number, points_of, replace_file
+from lamjax.analysis.run_results import RunResults, load, number, points_of
+from lamjax.training.disk import replace_file
 
 STAGES = {
     "record": "Recording",
@@ -299,8 +300,8 @@ def stages_of(run: RunResults) -> list[str]:
     """The stages that the run has, or will have, in the order of the report."""
     if not _is_played(run):
         return ["record", "dynamics", "cloning", *(["decode_actions"] if _has_actions(run) else [])]
-    named = bool((run.config.get("named") or {}).get("frames"))  # an optional stage
-    return [stage for stage in STAGES if stage != "decode_actions" and (stage != "decode_named" or named)]
+    has_pseudo_labels = bool((run.config.get("named") or {}).get("frames"))  # an optional stage
+    return [stage for stage in STAGES if stage != "decode_actions" and (stage != "decode_named" or has_pseudo_labels)]
 
 
 def _headlines(run: RunResults) -> list[Callable[[RunResults], Headline]]:

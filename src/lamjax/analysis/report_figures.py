@@ -11,7 +11,8 @@ from markupsafe import Markup
 from matplotlib.figure import Figure
 
 from lamjax.analysis import diagnosis, drawing, figures, images
-from lamjax.analysis.run_results import RunResults, finite_curve, number, points_of, replace_file
+from lamjax.analysis.run_results import RunResults, finite_curve, number, points_of
+from lamjax.training.disk import replace_file
 
 
 @dataclasses.dataclass(frozen=True)

@@ -3,7 +3,6 @@
 import dataclasses
 import json
 import math
-import os
 from pathlib import Path
 from typing import Any
 
@@ -105,10 +104,3 @@ def finite_curve(points: Any) -> Curve | None:
     """The finite ones of (x, y) points as two arrays float [n]; None if there are none."""
     x, y = points_of(points, 2).T
     return (x, y) if len(x) else None
-
-
-def replace_file(path: Path, content: bytes) -> None:
-    """Replaces a file atomically, so that a reader never sees half of it."""
-    temporary = path.with_name(path.name + ".part")
-    temporary.write_bytes(content)
-    os.replace(temporary, path)

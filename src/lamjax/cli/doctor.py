@@ -80,11 +80,12 @@ def check_cores(cpuinfo: Path = Path("/proc/cpuinfo")) -> Check:
     return Check("CPU cores", True, f"{count}, {units}" if flags else f"{count}", remedy)
 
 
-def check_speed(seconds: float = 0.5, size: int = 2048) -> Check:
+def check_speed() -> Check:
     """The rate of float32 matrix products on the first device."""
     import jax
     import jax.numpy as jnp
 
+    seconds, size = 0.5, 2048
     x = jnp.ones((size, size))
     product = jax.jit(lambda x: x @ x)
     product(x).block_until_ready()
@@ -123,9 +124,9 @@ def check_extras() -> Check:
     return Check("extras", True, ", ".join(commands))
 
 
-def check_disk(folder: Path = Path()) -> Check:
+def check_disk() -> Check:
     """Free disk space where ``data/`` and ``runs/`` would be."""
-    free = shutil.disk_usage(folder).free
+    free = shutil.disk_usage(Path()).free
     remedy = f"free {MIN_DISK / 1e9:.0f} GB, or put data and runs elsewhere with --data and --runs"
     return Check("disk", free >= MIN_DISK, f"{free / 1e9:,.0f} GB free here", "" if free >= MIN_DISK else remedy)
 

@@ -35,112 +35,97 @@ class Report:
 
 
 @dataclasses.dataclass(frozen=True)
-class ImportLapo:
-    """Turns a game of LAPO's published data set into a trajectory store; continues an interrupted import.
+class Import:
+    """The options of all imports of trajectories.
 
     Attributes:
-      source: the folder of one game, with train/<number>.npz and perhaps test/<number>.npz in it.
-      env: the environment; by default the folder's name.
-      out: the store's folder; by default data/<env>/lapo.
-      done: what "done" marks: an episode's first frame, its last, or auto, which looks at the frames and prints the
-        answer.
-      max_files: reads at most this many files of each split, as the reference does; 0 means all.
-      skip_damaged: leaves out damaged files and lists them in the manifest; every file is read twice.
+      env: the environment, or a name for the data; by default the name of the first file or folder.
+      out: the store's folder; by default data/<env>/<what is imported>, such as data/coinrun/lapo.
+      skip_damaged: leaves out damaged files, or the episodes in their damaged parts, and lists them in the manifest;
+        every file is read twice.
       data: the folder that holds trajectories.
     """
 
-    source: Positional[Path] = tyro.MISSING
     env: str | None = None
     out: Path | None = None
-    done: Done = "auto"
-    max_files: int = 80
     skip_damaged: bool = False
     data: Path = DATA
 
 
 @dataclasses.dataclass(frozen=True)
-class ImportParquet:
+class ImportLapo(Import):
+    """Turns a game of LAPO's published data set into a trajectory store; continues an interrupted import.
+
+    Attributes:
+      source: the folder of one game, with train/<number>.npz and perhaps test/<number>.npz in it.
+      done: what "done" marks: an episode's first frame, its last, or auto, which looks at the frames and prints the
+        answer.
+      max_files: reads at most this many files of each split, as the reference does; 0 means all.
+    """
+
+    source: Positional[Path] = tyro.MISSING
+    done: Done = "auto"
+    max_files: int = 80
+
+
+@dataclasses.dataclass(frozen=True)
+class ImportParquet(Import):
     """Turns transitions in Parquet files into a trajectory store; continues an interrupted import.
 
     Attributes:
       source: a Parquet file, or a folder of them. Names that begin with train or test choose the split. Links are
         followed; files and folders whose names begin with a dot or an underscore are left out.
-      env: the environment; by default the folder's or file's name.
-      out: the store's folder; by default data/<env>/parquet.
       done: what "done" marks: an episode's first frame, its last, or auto, which looks at the frames and prints the
         answer.
       shape: height, width and channels of a frame.
       num_actions: how many actions there are, if they are integers; lists of numbers become vectors.
       columns: the names of the columns.
-      skip_damaged: leaves out damaged files and lists them in the manifest; every file is read twice.
-      data: the folder that holds trajectories.
     """
 
     source: Positional[Path] = tyro.MISSING
-    env: str | None = None
-    out: Path | None = None
     done: Done = "auto"
     shape: tuple[int, int, int] = (64, 64, 3)
     num_actions: int = 15
     columns: Columns = Columns()
-    skip_damaged: bool = False
-    data: Path = DATA
 
 
 @dataclasses.dataclass(frozen=True)
-class ImportVideo:
+class ImportVideo(Import):
     """Turns videos and folders of pictures into a trajectory store without actions; continues an interrupted import.
 
     Attributes:
       source: videos, and folders of videos or pictures. Each video is an episode, and so is each folder of pictures.
         Names that begin with train or test choose the split. Links are followed; files and folders whose names begin
         with a dot or an underscore are left out.
-      env: a name for the data; by default that of the first file or folder.
-      out: the store's folder; by default data/<env>/video.
       config: which frames to keep, and at which size.
       scenes: also ends an episode at a scene change, where a frame differs from the previous one by more than this many
         percent, and by this much more than the previous change; 10 is a good value, 0 keeps files whole.
-      skip_damaged: leaves out damaged files and lists them in the manifest; every file is read twice.
-      data: the folder that holds trajectories.
     """
 
     source: Positional[tuple[Path, ...]] = tyro.MISSING
-    env: str | None = None
-    out: Path | None = None
     config: Annotated[ClipConfig, tyro.conf.arg(name="")] = ClipConfig()
     scenes: float = 0.0
-    skip_damaged: bool = False
-    data: Path = DATA
 
 
 @dataclasses.dataclass(frozen=True)
-class ImportLerobot:
+class ImportLerobot(Import):
     """Turns a LeRobot data set (version 2 or 3) into a trajectory store; continues an interrupted import.
 
     Attributes:
       source: the data set's folder, with meta, data and perhaps videos in it.
       camera: the camera whose frames are read, such as top or observation.images.top; by default the only one.
       action: the feature that holds the actions, which are kept as vectors.
-      env: a name for the data; by default the folder's name.
-      out: the store's folder; by default data/<env>/lerobot.
       config: which frames to keep, and at which size.
-      skip_damaged: leaves out episodes whose files are damaged or missing and lists them in the manifest; every file is
-        read twice.
-      data: the folder that holds trajectories.
     """
 
     source: Positional[Path] = tyro.MISSING
     camera: str | None = None
     action: str = "action"
-    env: str | None = None
-    out: Path | None = None
     config: Annotated[ClipConfig, tyro.conf.arg(name="")] = ClipConfig()
-    skip_damaged: bool = False
-    data: Path = DATA
 
 
 @dataclasses.dataclass(frozen=True)
-class ImportHdf5:
+class ImportHdf5(Import):
     """Turns HDF5 files of LAOM, robomimic or Minari into a trajectory store; continues an interrupted import.
 
     Attributes:
@@ -150,20 +135,12 @@ class ImportHdf5:
       camera: the observation that holds the frames, such as agentview_image; by default the only one with images.
       stride: keeps every n-th frame.
       size: height and width to scale frames to, or one number for both; by default they are not scaled.
-      env: a name for the data; by default the name of the folder or file.
-      out: the store's folder; by default data/<env>/hdf5.
-      skip_damaged: leaves out damaged files and episodes and lists them in the manifest; every file is read twice.
-      data: the folder that holds trajectories.
     """
 
     source: Positional[Path] = tyro.MISSING
     camera: str | None = None
     stride: int = 1
     size: tuple[int, ...] = ()
-    env: str | None = None
-    out: Path | None = None
-    skip_damaged: bool = False
-    data: Path = DATA
 
 
 @dataclasses.dataclass(frozen=True)
@@ -222,60 +199,52 @@ def import_lapo(args: ImportLapo) -> None:
     """`lamjax import-lapo`."""
     from lamjax.data.importers.lapo import import_lapo as write_store
 
-    options = ("done", "max_files", "skip_damaged")
-    _import(args, write_store, "lapo", _named(args.source).name, options, label=args.source)
+    _import(args, write_store, "lapo", _named(args.source).name, label=args.source)
 
 
 def import_parquet(args: ImportParquet) -> None:
     """`lamjax import-parquet`."""
     from lamjax.data.importers.parquet import import_parquet as write_store
 
-    options = ("columns", "shape", "num_actions", "done", "skip_damaged")
-    _import(args, write_store, "parquet", _named(args.source).stem, options, label=args.source, unit="row")
+    _import(args, write_store, "parquet", _named(args.source).stem, label=args.source, unit="row")
 
 
 def import_video(args: ImportVideo) -> None:
     """`lamjax import-video`."""
     from lamjax.data.importers.video import import_video as write_store
 
-    name = _name_of(args.source[0] if args.source else Path())
-    _import(args, write_store, "video", name, ("config", "scenes", "skip_damaged"))
+    _import(args, write_store, "video", _name_of(args.source[0] if args.source else Path()))
 
 
 def import_lerobot(args: ImportLerobot) -> None:
     """`lamjax import-lerobot`."""
     from lamjax.data.importers.lerobot import import_lerobot as write_store
 
-    options = ("camera", "action", "config", "skip_damaged")
-    _import(args, write_store, "lerobot", _named(args.source).name, options)
+    _import(args, write_store, "lerobot", _named(args.source).name)
 
 
 def import_hdf5(args: ImportHdf5) -> None:
     """`lamjax import-hdf5`."""
     from lamjax.data.importers.hdf5 import import_hdf5 as write_store
 
-    _import(args, write_store, "hdf5", _name_of(args.source), ("camera", "stride", "size", "skip_damaged"))
+    _import(args, write_store, "hdf5", _name_of(args.source))
 
 
 def _import(
-    args: Any,
-    write_store: Callable,
-    kind: str,
-    name: str,
-    options: tuple[str, ...],
-    *,
-    label: Path | None = None,
-    unit: str = "frame",
+    args: Any, write_store: Callable, kind: str, name: str, *, label: Path | None = None, unit: str = "frame"
 ) -> None:
     """Imports `args.source` into ``<data>/<env>/<kind>``, or `args.out`, and prints where.
 
-    `name` is the environment's unless `args` has one, and `options` are the fields of `args` that `write_store` takes.
-    Progress shows `label`, by default the environment, and counts in `unit`.
+    `args` are the options of an `Import`, and `name` is the environment's unless they have one. Progress shows `label`,
+    by default the environment, and counts in `unit`.
     """
     env = check_path_name("--env", args.env or name, nested=True)
     out = args.out or args.data / env / kind
+    options = {field.name: getattr(args, field.name) for field in dataclasses.fields(args)}
+    for common in ("source", "env", "out", "data"):
+        del options[common]
     with _importing(out, f"importing {label or env}", unit) as tell:
-        write_store(args.source, out, env=env, **{option: getattr(args, option) for option in options}, **tell)
+        write_store(args.source, out, env=env, **options, **tell)
     print(out)
 
 
@@ -293,27 +262,16 @@ def _named(source: Path) -> Path:
 @contextlib.contextmanager
 def _importing(out: Path, label: str, unit: str) -> Iterator[dict[str, Any]]:
     """Provides an import with `progress`, `say` and `announce`; on a signal it stops, and checkpointed frames stay."""
-    from lamjax.training.logging import Progress, say
+    from lamjax.training.logging import say, shown_progress
     from lamjax.training.run_folder import InterruptedRunError
     from lamjax.training.signals import handled_by
 
     def stop(signum: int, _: Any) -> None:
         raise InterruptedRunError(signum)
 
-    bar: list[Progress] = []
-
-    def progress(position: int, total: int) -> None:
-        if not bar:
-            bar.append(Progress(label, total, position, unit))
-        bar[0].to(position)
-
     out.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        with handled_by(stop):
-            yield {"progress": progress, "say": say, "announce": say}
-    finally:
-        for each in bar:
-            each.close()
+    with shown_progress(label, unit) as progress, handled_by(stop):
+        yield {"progress": progress, "say": say, "announce": say}
 
 
 def import_torch(args: ImportTorch) -> None:

@@ -3,7 +3,7 @@
 import dataclasses
 import json
 import logging
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import tyro
@@ -30,20 +30,10 @@ class OptimumArgs:
     The latent is in the gauge C = -D, probes see the uncleaned world on-policy, and moments are exact.
 
     Attributes:
-      d_o: size of an observation.
-      d_a: size of an action.
-      d_b: size of the other agents' action.
+      world: the settings of the world to train on.
       d_z: size of the latent.
-      s_iid: standard deviation of the iid noise.
-      s_exo: scale of the other agents' effect.
-      chi: weight of the deterministic part of the policy.
-      rho: correlation of actions and other agents' actions.
-      clean: fraction of the noise that is removed before training.
       kappa: standard deviation of the augmentation.
       action_weight: weight of the action loss, in sums over coordinates.
-      noise: the distribution of the iid noise, gaussian or uniform on [0, s_iid).
-      q_norm: direction (X has orthonormal columns) or coordinate (q has variance 1 in each coordinate).
-      orthogonal: the other agents act orthogonally to the actions.
       bias: the forward model has a bias.
       latent: true (z), surrogate (B^+ (o^ - o)) or change (o^ - o).
       probe: noisy, noisy-clean (fitted with, evaluated without noise) or clean.
@@ -53,20 +43,10 @@ class OptimumArgs:
       json: prints JSON only.
     """
 
-    d_o: int = 32
-    d_a: int = 4
-    d_b: int = 4
+    world: Annotated[WorldConfig, tyro.conf.arg(name="")] = WorldConfig(d_o=32, d_a=4, d_b=4)
     d_z: int = 4
-    s_iid: float = 0.0
-    s_exo: float = 0.0
-    chi: float = 0.0
-    rho: float = 0.0
-    clean: float = 0.0
     kappa: float = 0.0
     action_weight: float = 0.0
-    noise: Literal["gaussian", "uniform"] = "gaussian"
-    q_norm: Literal["direction", "coordinate"] = "direction"
-    orthogonal: bool = False
     bias: bool = False
     latent: Literal["true", "surrogate", "change"] = "true"
     probe: Literal["noisy", "noisy-clean", "clean"] = "noisy"
@@ -74,11 +54,6 @@ class OptimumArgs:
     seed: int = 0
     seeds: int = 1
     json: bool = False
-
-    def world(self) -> WorldConfig:
-        """The settings of the world to train on."""
-        names = {field.name for field in dataclasses.fields(WorldConfig)}
-        return WorldConfig(**{name: value for name, value in vars(self).items() if name in names})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,7 +77,7 @@ class TrainArgs(OptimumArgs):
 
 def _row(args: OptimumArgs, lam: LAM, best: Optimum, seed: int) -> dict[str, Any]:
     """The printed results of one world."""
-    world = make_world(dataclasses.replace(args.world(), clean=0.0), seed)
+    world = make_world(dataclasses.replace(args.world, clean=0.0), seed)
     scores = score(lam, world, latent=args.latent, probe=args.probe, on_policy=not args.random_policy)
     return {
         "loss": best.loss,
@@ -142,7 +117,7 @@ def run_optimum(args: OptimumArgs) -> None:
     rows, tie = [], False
     for seed in _seeds(args):
         best = optimum(
-            make_world(args.world(), seed).moments(),
+            make_world(args.world, seed).moments(),
             args.d_z,
             kappa=args.kappa,
             action_weight=args.action_weight,
@@ -159,10 +134,10 @@ def run_optimum(args: OptimumArgs) -> None:
 def run_train(args: TrainArgs) -> None:
     """`lamjax linear train`."""
     config = PROTOCOLS[args.protocol]
-    asked = {k: getattr(args, k) for k in ("steps", "max_rounds") if getattr(args, k) is not None}
-    config = dataclasses.replace(config, units=args.units, bias=args.bias, **asked)
+    changes = {k: getattr(args, k) for k in ("steps", "max_rounds") if getattr(args, k) is not None}
+    config = dataclasses.replace(config, units=args.units, bias=args.bias, **changes)
     points = [
-        Point(args.world(), args.d_z, args.kappa, args.action_weight, args.label_fraction, seed=seed)
+        Point(args.world, args.d_z, args.kappa, args.action_weight, args.label_fraction, seed=seed)
         for seed in _seeds(args)
     ]
     rows = []

@@ -105,7 +105,7 @@ def label(args: Label) -> None:
     """`lamjax label`."""
     from lamjax.data import latent_files
     from lamjax.pipeline.label import footage_of, label
-    from lamjax.training.logging import Progress, say
+    from lamjax.training.logging import say, shown_progress
 
     latent_files.check_name(args.out)  # before anything is loaded
     run = load_run(args.source)
@@ -113,18 +113,8 @@ def label(args: Label) -> None:
     footage = footage_of(run, args.clips, **settings)
     frames = sum(len(each.seconds) for each in footage)
     say(f"labelling {len(footage)} clip{'s' * (len(footage) != 1)} with {frames} frames")
-    bar: list[Progress] = []
-
-    def progress(position: int, total: int) -> None:
-        if not bar:
-            bar.append(Progress("labelling", total, unit="latent"))
-        bar[0].to(position)
-
-    try:
+    with shown_progress("labelling", "latent", initial=0) as progress:
         label(run, footage, args.out, progress)
-    finally:
-        for each in bar:
-            each.close()
     print(args.out)
 
 

@@ -75,6 +75,10 @@ class Episodes:
     def __len__(self) -> int:
         return len(self.start)
 
+    def holding(self, frames: np.ndarray) -> np.ndarray:
+        """The number of the episode that holds each frame: int64 [B], from indices in the store, integers [B]."""
+        return np.searchsorted(self.start, frames, side="right") - 1
+
     @classmethod
     def of(cls, columns: Mapping[str, Sequence]) -> "Episodes":
         """The episodes of a manifest; raises a ValueError, TypeError or OverflowError if its values are impossible."""

@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from lamjax import archives
+from lamjax.checks import library
 from lamjax.data.format import StoreError
 
 ENDINGS = (".parquet", ".npz", ".safetensors")
@@ -162,13 +163,8 @@ def _explained(path: Path) -> Iterator[None]:
 
 
 def _parquet() -> Any:
-    try:
-        import pyarrow.parquet
-    except ImportError:
-        raise ImportError(
-            'Parquet files need pyarrow: pip install "lamjax[import]", or choose a name that ends in .npz.'
-        ) from None
-    return pyarrow.parquet
+    sentence = 'Parquet files need pyarrow: pip install "lamjax[import]", or choose a name that ends in .npz.'
+    return library("pyarrow.parquet", sentence)
 
 
 def _write_parquet(path: Path, parts: Iterable[LatentRows], about: Mapping[str, Any]) -> None:

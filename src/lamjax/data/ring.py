@@ -93,8 +93,8 @@ class Prefetcher:
 
     def take(self, index: int):
         """The loaded entry; waits for it, and raises any error from loading."""
-        asked, future = self._next or (None, None)
-        if future is None or asked != index:
+        loading, future = self._next or (None, None)
+        if future is None or loading != index:
             future = self.ask(index)
         self._next = None
         return future.result()

@@ -37,7 +37,7 @@ from lamjax.data.reader import Store, split_mask
 
 _LABELS = 2**31 - 2  # derives the labels' key from the stream's; larger than any device number
 _PLAY = 2**31 - 3  # the same for random play
-_FRAMES_PER_COPY = 4096  # bounds host memory while a buffer fills: 50 MB of 64x64 pixels
+FRAMES_PER_COPY = 4096  # bounds host memory while a buffer fills: 50 MB of 64x64 pixels
 
 
 @flax.struct.dataclass
@@ -309,7 +309,7 @@ class ObservationStream:
             self._buffer = like._buffer
             return
         # A round number, so that stores of similar size, from other seeds or games, share one compiled step.
-        size = -(-max(len(frames) for frames in shards) // _FRAMES_PER_COPY) * _FRAMES_PER_COPY
+        size = -(-max(len(frames) for frames in shards) // FRAMES_PER_COPY) * FRAMES_PER_COPY
         # Over devices each part is created with its leading axis: adding one later would copy it.
         lead = () if devices is None else (1,)
         buffers = [
@@ -524,8 +524,8 @@ def _upload(store: Store, frames: np.ndarray, shape: tuple[int, ...], device) ->
     It copies in pieces, so host memory never holds all frames at once.
     """
     buffer = jnp.zeros((*shape, *store.obs_shape), store.obs_dtype, device=device)
-    for offset in range(0, len(frames), _FRAMES_PER_COPY):
-        piece = store.observations_at(frames[offset : offset + _FRAMES_PER_COPY])
+    for offset in range(0, len(frames), FRAMES_PER_COPY):
+        piece = store.observations_at(frames[offset : offset + FRAMES_PER_COPY])
         piece = jax.device_put(piece.reshape(*shape[:-1], *piece.shape), device)
         buffer = _write(buffer, piece, np.int32(offset), axis=len(shape) - 1)
         buffer.block_until_ready()

@@ -6,7 +6,6 @@ import dataclasses
 import datetime
 import errno
 import fcntl
-import importlib.metadata
 import json
 import os
 import shutil
@@ -17,6 +16,7 @@ from typing import Any
 import numpy as np
 import tensorstore
 
+import lamjax
 from lamjax.data.format import (
     CODECS,
     ENDINGS,
@@ -336,7 +336,7 @@ class StoreWriter:
         for array in self._arrays.values():
             files |= array.close()
         manifest = self._header | {
-            "created_by": f"lamjax {_lamjax_version()}",
+            "created_by": f"lamjax {lamjax.__version__}",
             "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
             "num_frames": self.num_frames,
             "episodes": self._episodes,
@@ -569,10 +569,3 @@ def _fsync_folder(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-def _lamjax_version() -> str:
-    try:
-        return importlib.metadata.version("lamjax")
-    except importlib.metadata.PackageNotFoundError:
-        return "from source"

@@ -14,7 +14,7 @@ from lamjax.cloning import CloningState
 from lamjax.models.layers import Dense
 from lamjax.models.mlp import MLP
 from lamjax.models.trunk import TrunkConfig, make_trunk
-from lamjax.preprocess import ObsStats, normalise_obs, with_stats
+from lamjax.preprocess import ObsStats, normalise_obs, with_stats, without_stats
 from lamjax.spaces import ActionSpace, Blend, as_space
 
 
@@ -92,7 +92,7 @@ class HybridAgent:
 
     def encode(self, frozen: dict[str, Any], obs: jax.Array) -> dict[str, jax.Array]:
         """Computes what is constant during an update: convolutional features or observations, and decoded outputs."""
-        stats = frozen.get("obs_stats")
+        frozen, stats = without_stats(frozen)
         if self.train == "all":
             features = {"obs": obs if stats is None else normalise_obs(obs, stats)}
         else:

@@ -252,11 +252,10 @@ def fit_decoder(key: jax.Array, pairs: Pairs, agent: HybridAgent, config: Decode
     params = agent.decoder.init(key_init, pairs.latent[:1])["params"]
     tx = optax.adam(config.learning_rate)
     batch = min(config.batch_size, capacity)
+    filled = jnp.minimum(pairs.written, capacity)  # from the front: only rows that have been written are drawn
 
     def step(carry):
         index, params, opt_state, _ = carry
-        # The buffer fills from the front: draw only rows that have been written.
-        filled = jnp.minimum(pairs.written, capacity)
         rows = jax.random.randint(jax.random.fold_in(key_rows, index), (batch,), 0, filled)
         weight = pairs.valid[rows].astype(jnp.float32)
 
@@ -271,16 +270,30 @@ def fit_decoder(key: jax.Array, pairs: Pairs, agent: HybridAgent, config: Decode
         updates, opt_state = tx.update(grads, opt_state)
         return index + 1, optax.apply_updates(params, updates), opt_state, score
 
-    steps = config.epochs * jnp.minimum(pairs.written, capacity) // batch
+    steps = fit_steps(config, filled, capacity)
     carry = (jnp.zeros((), jnp.int32), params, tx.init(params), jnp.zeros((), jnp.float32))
     _, params, _, score = jax.lax.while_loop(lambda c: c[0] < steps, step, carry)
     return params, score
 
 
+def fit_steps(config: DecoderConfig, filled: Any, capacity: int) -> Any:
+    """The number of steps of a fit on `filled` pairs of a ring buffer of K."""
+    return config.epochs * filled // min(config.batch_size, capacity)
+
+
+def pairs_per_update(config: PPOConfig, window: int) -> int:
+    """How many pairs an update adds: one for each window of this many frames in its rollout."""
+    return max(0, config.num_steps - window + 1) * config.num_envs
+
+
+def _share_done(config: PPOConfig, updates_done: int) -> float:
+    return updates_done * config.frames_per_update / config.total_frames
+
+
 def refits(config: OnlineConfig, updates_done: int) -> bool:
     """Whether the decoder is refitted after update number `updates_done` (counted from 1)."""
     decoder = config.decoder
-    fraction = updates_done * config.ppo.num_envs * config.ppo.num_steps / config.ppo.total_frames
+    fraction = _share_done(config.ppo, updates_done)
     if not (decoder.enabled and decoder.start < fraction < decoder.stop):
         return False
     return fraction < decoder.dense_until or updates_done % decoder.every == 0
@@ -288,7 +301,7 @@ def refits(config: OnlineConfig, updates_done: int) -> bool:
 
 def collects(config: OnlineConfig, updates_done: int) -> bool:
     """Whether update number `updates_done` still adds pairs, because this or a later update may refit the decoder."""
-    fraction = updates_done * config.ppo.num_envs * config.ppo.num_steps / config.ppo.total_frames
+    fraction = _share_done(config.ppo, updates_done)
     return config.decoder.enabled and fraction < config.decoder.stop
 
 

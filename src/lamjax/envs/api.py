@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.custom_batching import custom_vmap
 
-from lamjax.spaces import ActionSpace
+from lamjax.spaces import ActionSpace, Discrete
 
 
 class VectorEnv(Protocol):
@@ -96,6 +96,31 @@ class VectorEnv(Protocol):
     def close(self) -> None:
         """Frees what the environments hold outside JAX."""
         ...
+
+
+class Comparable:
+    """Base of environments that are equal if their `identity` is, so that ``jit`` compiles once for all of them."""
+
+    name: str
+    action_space: ActionSpace
+
+    @property
+    def identity(self) -> tuple[Any, ...]:
+        """All that a step depends on, the class included; hashable."""
+        raise NotImplementedError
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Comparable) and self.identity == other.identity
+
+    def __hash__(self) -> int:
+        return hash(self.identity)
+
+    @property
+    def num_actions(self) -> int:
+        """The number of actions, if they are discrete."""
+        if not isinstance(self.action_space, Discrete):
+            raise AttributeError(f"{self.name} takes vectors: there is no number of actions.")
+        return self.action_space.n
 
 
 def join_states(states: Sequence[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:

@@ -8,10 +8,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from lamjax.envs.api import Comparable
 from lamjax.spaces import ActionSpace, Box, Discrete
 
 
-class Gymnax:
+class Gymnax(Comparable):
     """N copies of a gymnax-compatible environment, vmapped.
 
     The environment is any object with gymnax's ``reset(key, params)`` and six-value ``step(key, state, action,
@@ -46,22 +47,10 @@ class Gymnax:
         self._six, self._pixel_scale = interface.env, interface.pixel_scale
         self.obs_dtype = self._show(jnp.zeros((), interface.obs_dtype)).dtype
 
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Gymnax) and self._identity == other._identity
-
-    def __hash__(self) -> int:
-        return hash(self._identity)
-
     @property
-    def _identity(self) -> tuple[Any, ...]:
-        return id(self.env), id(self.params), self.num_envs, self.name
-
-    @property
-    def num_actions(self) -> int:
-        """The number of actions, if they are discrete."""
-        if not isinstance(self.action_space, Discrete):
-            raise AttributeError(f"{self.name} takes vectors: there is no number of actions.")
-        return self.action_space.n
+    def identity(self) -> tuple[Any, ...]:
+        """See `Comparable`."""
+        return Gymnax, id(self.env), id(self.params), self.num_envs, self.name
 
     def _show(self, obs: jax.Array) -> jax.Array:
         if self._pixel_scale:
@@ -144,8 +133,9 @@ class Interface:
     pixel_scale: int
 
 
-# Keyed by the identities of environment and parameters, which the entry keeps alive: tracing a step can take a second.
-_INTERFACES: dict[tuple[int, int], tuple[Any, Any, Interface]] = {}
+# Keyed by the identities of environment and parameters, which the entry keeps alive, and by the type of floats, which
+# may change within a process: tracing a step can take a second.
+_INTERFACES: dict[tuple[Any, ...], tuple[Any, Any, Interface]] = {}
 
 
 def inspect(env: Any, params: Any, name: str) -> Interface:
@@ -154,7 +144,7 @@ def inspect(env: Any, params: Any, name: str) -> Interface:
     Raises:
       ValueError: if `Gymnax` cannot use it; the message says what to change.
     """
-    key = id(env), id(params)
+    key = id(env), id(params), jnp.result_type(float)
     if key not in _INTERFACES:
         _INTERFACES[key] = env, params, _inspect(env, params, name)
     return _INTERFACES[key][2]

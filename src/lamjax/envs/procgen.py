@@ -30,7 +30,7 @@ import numpy as np
 from flax import struct
 from jax.experimental import io_callback
 
-from lamjax.envs.api import one_batch_under_vmap
+from lamjax.envs.api import Comparable, one_batch_under_vmap
 from lamjax.spaces import Discrete
 
 # (obs uint8 [M, 64, 64, 3], reward float32 [M], first bool [M], complete bool [M], level_seed int32 [M]).
@@ -227,7 +227,7 @@ def _observe(batches: Sequence[Any]) -> Frames:
     return frames[0] if len(frames) == 1 else tuple(np.concatenate(parts) for parts in zip(*frames, strict=True))
 
 
-class Procgen:
+class Procgen(Comparable):
     """N copies of one Procgen game, stepped together by its own C++ threads.
 
     Procgen resets itself inside ``act`` and never shows an episode's last frame. So ``info["final_observation"]`` is
@@ -238,7 +238,6 @@ class Procgen:
     object created. A ``reset`` inside a jitted function creates its batches through the object that was traced.
     """
 
-    num_actions = NUM_ACTIONS
     action_space = Discrete(NUM_ACTIONS)
     obs_shape = OBS_SHAPE
     obs_dtype = jnp.uint8
@@ -306,14 +305,13 @@ class Procgen:
             "distribution_mode": distribution_mode,
         }
         self._num_threads = num_threads if num_threads is not None else min(os.cpu_count() or 1, _MAX_THREADS)
-        self._settings = (game, num_envs, time_limit, *self.env_params.values(), self._num_threads, groups)
+        self._identity = (Procgen, game, num_envs, time_limit, *self.env_params.values(), self._num_threads, groups)
         self._handles: set[int] = set()
 
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Procgen) and self._settings == other._settings
-
-    def __hash__(self) -> int:
-        return hash(self._settings)
+    @property
+    def identity(self) -> tuple[Any, ...]:
+        """See `Comparable`."""
+        return self._identity
 
     def make_batch(self, num_envs: int, rand_seed: int) -> Any:
         """Creates a native batch; raises `ProcgenNotInstalledError` if this gym3 lacks the buffers that it reads."""

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
-from lamjax.envs.api import VectorEnv, stepper
+from lamjax.envs.api import Comparable, VectorEnv, stepper
 from lamjax.spaces import Discrete
 
 Distractor = Literal["none", "overlay", "noise", "jitter"]
@@ -67,7 +67,7 @@ class DistractedState:
         return self.env.level_seed
 
 
-class Wrapper:
+class Wrapper(Comparable):
     """An environment around another one, with everything of `VectorEnv`; subclasses change `reset` and `step`.
 
     Two wrappers are equal if their class, environments and settings are.
@@ -82,21 +82,9 @@ class Wrapper:
         self._settings = tuple(settings.values())
 
     @property
-    def _identity(self) -> tuple[Any, ...]:
+    def identity(self) -> tuple[Any, ...]:
+        """See `Comparable`."""
         return type(self), self.env, self._settings, self.obs_shape, self.action_space
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Wrapper) and self._identity == other._identity
-
-    def __hash__(self) -> int:
-        return hash(self._identity)
-
-    @property
-    def num_actions(self) -> int:
-        """The number of actions, if they are discrete."""
-        if not isinstance(self.action_space, Discrete):
-            raise AttributeError(f"{self.name} takes vectors: there is no number of actions.")
-        return self.action_space.n
 
     @property
     def stepper(self) -> Self:

@@ -320,17 +320,17 @@ def compare(
       GoldenError: if an entry has another shape than the computed one, or belongs to no model.
     """
     rows, errors = [], []
-    for name, want in golden.items():
+    for name, expected in golden.items():
         if name in _INPUTS or name.startswith(_INPUT_FOLDERS):
             continue
         if name not in computed:
             raise GoldenError(f"{name} belongs to neither model at the sizes of config.")
-        got = computed[name]
-        if got.shape != want.shape:
-            raise GoldenError(f"{name} has shape {list(want.shape)} where these sizes give {list(got.shape)}.")
-        want, got = want.astype(np.float64), got.astype(np.float64)
-        error = np.abs(got - want)
-        words, allowed = _tolerance(name, want)
+        result = computed[name]
+        if result.shape != expected.shape:
+            raise GoldenError(f"{name} has shape {list(expected.shape)} where these sizes give {list(result.shape)}.")
+        expected, result = expected.astype(np.float64), result.astype(np.float64)
+        error = np.abs(result - expected)
+        words, allowed = _tolerance(name, expected)
         difference = float(error.max())
         if "relative" in words:  # in units of what the tolerance is relative to
             unit = allowed / float(words.split()[0])
@@ -386,7 +386,7 @@ def _is_trained(name: str) -> bool:
     return (name.startswith(_AFTER) and not name.endswith(TRACKED)) or re.fullmatch(_OF_STEPS, name) is not None
 
 
-def _tolerance(name: str, want: np.ndarray) -> tuple[str, np.ndarray | float]:
+def _tolerance(name: str, expected: np.ndarray) -> tuple[str, np.ndarray | float]:
     """The tolerance of an entry in words, and as absolute bounds that broadcast against it.
 
     Outputs have 1e-5 and losses 1e-6. Gradient norms and quantiser buffers have 1e-4 of their size (for a code's vector
@@ -398,7 +398,7 @@ def _tolerance(name: str, want: np.ndarray) -> tuple[str, np.ndarray | float]:
         return "0", 0.0
     if _is_weight(name):
         return f"{_ALL:.0e}", _ALL
-    size = np.abs(want)
+    size = np.abs(expected)
     if ".vq." in name or "/vq." in name or name.endswith("grad_norm"):
         return "1e-04 relative", 1e-4 * (size.max(-1, keepdims=True) if size.ndim == 3 else size)
     if name.endswith(("_loss", "vq_perp")) or name.startswith("gae/"):

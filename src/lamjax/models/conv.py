@@ -86,9 +86,9 @@ def by_rows(x: jax.Array, kernel: jax.Array) -> jax.Array:
     Returns:
       ``[B, H, W, O]``.
     """
-    seen = _transformed(_B, x, axis=1)
+    inputs = _transformed(_B, x, axis=1)
     taps = jnp.einsum("ph,hwio->pwio", _G.astype(x.dtype), kernel)
-    products = [_conv(rows, tap[None]) for rows, tap in zip(seen, taps, strict=True)]
+    products = [_conv(rows, tap[None]) for rows, tap in zip(inputs, taps, strict=True)]
     return jnp.stack([_combined(weights, products) for weights in _A.T], 2).reshape(*x.shape[:3], -1)
 
 
@@ -105,11 +105,11 @@ def filter_gradient(x: jax.Array, g: jax.Array) -> jax.Array:
       ``[3, 3, I, O]``.
     """
     x_rows, g_rows = unfused(lambda x, g: (_transformed(_B, x, 1), _transformed(_A, g, 1)), x, g)
-    seen = [pixels.reshape(-1, x.shape[-1]) for rows in x_rows for pixels in _transformed(_B, rows, 2)]
-    given = [pixels.reshape(-1, g.shape[-1]) for rows in g_rows for pixels in _transformed(_A, rows, 2)]
+    inputs = [pixels.reshape(-1, x.shape[-1]) for rows in x_rows for pixels in _transformed(_B, rows, 2)]
+    gradients = [pixels.reshape(-1, g.shape[-1]) for rows in g_rows for pixels in _transformed(_A, rows, 2)]
     # A product with more columns than rows is the faster one.
     wide = x.shape[-1] <= g.shape[-1]
-    sums = [d.T @ e if wide else (e.T @ d).T for d, e in zip(seen, given, strict=True)]
+    sums = [d.T @ e if wide else (e.T @ d).T for d, e in zip(inputs, gradients, strict=True)]
     gradient = jnp.asarray(np.kron(_G, _G).T, x.dtype) @ jnp.stack(sums).reshape(len(sums), -1)
     return gradient.reshape(3, 3, x.shape[-1], g.shape[-1])
 

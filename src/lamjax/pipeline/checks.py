@@ -89,7 +89,7 @@ def check_online(env: envs.VectorEnv, config: RunConfig) -> None:
             f"--online.ppo.num-steps ({ppo.num_steps}) is less than a window of stage 1 ({window} frames), so that the "
             "decoder would see no transition: play more steps in an update."
         )
-    if settings.decoder.capacity < (transitions := (ppo.num_steps - window + 1) * ppo.num_envs):
+    if settings.decoder.capacity < (transitions := online.pairs_per_update(ppo, window)):
         raise RunError(
             f"--online.decoder.capacity ({settings.decoder.capacity}) is smaller than the {transitions} transitions of "
             "an update: enlarge it."

@@ -34,8 +34,8 @@ def held_out(run: Run, store: Store, model: DynamicsState) -> HeldOut:
     """The held-out windows of a run's store, which must have actions."""
     drawn = held_out_windows(run, store)
     z, _ = latents.latents_of_batches(model, drawn.batches)
-    episodes = np.searchsorted(store.episodes.start, drawn.starts, side="right")
-    return HeldOut(drawn.windows, z, evaluation_actions(store, drawn.starts, model.config.window), episodes)
+    actions = evaluation_actions(store, drawn.starts, model.config.window)
+    return HeldOut(drawn.windows, z, actions, store.episodes.holding(drawn.starts))
 
 
 def score(

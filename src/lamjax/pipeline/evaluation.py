@@ -42,10 +42,8 @@ def returns_summary(env: str, returns: np.ndarray) -> dict[str, Any]:
 
 def evaluate_policy(run: Run, label: str, policy: Any, params: Any, *, distracted: bool = True) -> dict[str, Any]:
     """Evaluates one policy, which samples its actions, over the run's `eval_episodes`; see `evaluate_policies`."""
-    episodes = run.config.eval_episodes
-    (results,) = evaluate_policies(
-        run, label, policy, [params], episodes=episodes, num_envs=64, greedy=[False], distracted=distracted
-    )
+    play = {"episodes": run.config.eval_episodes, "num_envs": run.config.eval_envs, "greedy": [False]}
+    (results,) = evaluate_policies(run, label, policy, [params], **play, distracted=distracted)
     return results
 
 

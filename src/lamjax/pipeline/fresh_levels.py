@@ -8,6 +8,7 @@ import numpy as np
 
 from lamjax import envs, loading, pretrained, shared_folder, sharing
 from lamjax.config import RunConfig
+from lamjax.data.format import MANIFEST
 from lamjax.data.reader import Store, open_store
 from lamjax.dynamics import DynamicsState
 from lamjax.pipeline import information
@@ -99,7 +100,7 @@ def _check_fresh(folder: Path, env: str, play: Store) -> None:
     summary = folder / "summary.json"
     results = read_json(summary).get("stages", {}).get("record", {}) if summary.exists() else {}
     recorded = Path(results.get("store", ""))
-    if env not in envs.PROCGEN_GAMES or not (recorded / "manifest.json").exists():
+    if env not in envs.PROCGEN_GAMES or not (recorded / MANIFEST).exists():
         return
     if len(np.intersect1d(play.episodes.level_seed, open_store(recorded).episodes.level_seed)):
         raise RunError(f"{play.path} has levels that {folder} was trained on: choose another --seed.")

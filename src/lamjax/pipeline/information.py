@@ -100,8 +100,8 @@ def play_windows(
     def drawn(count: int, split: Split) -> PlayWindows:
         # Windows never cross an episode's end, whatever the run's setting: there the frames do not show the action.
         windows = EvaluationWindows(play, num_windows=count, batch_size=1, split=split, length=length)
-        episodes = np.searchsorted(play.episodes.start, windows.starts, side="right")
-        return PlayWindows(windows.windows, probe.targets(evaluation_actions(play, windows.starts, length)), episodes)
+        targets = probe.targets(evaluation_actions(play, windows.starts, length))
+        return PlayWindows(windows.windows, targets, play.episodes.holding(windows.starts))
 
     return probe, drawn(settings.probe_train, "train"), drawn(settings.probe_test, "test")
 

@@ -16,8 +16,7 @@ from lamjax.data import latent_files, timestamps
 from lamjax.data.format import MANIFEST
 from lamjax.data.importers import clips, video
 from lamjax.data.latent_files import LatentRows
-from lamjax.data.reader import open_store
-from lamjax.dynamics import DynamicsState
+from lamjax.data.reader import Store, open_store
 from lamjax.loading import LoadedRun
 from lamjax.sharing import ModelError
 
@@ -76,12 +75,18 @@ def clip_config(run: LoadedRun, **settings: Any) -> clips.ClipConfig:
     return clips.ClipConfig(**{**trained_on, **changes, "size": shape[:2]})
 
 
-def _episodes(run: LoadedRun, path: Path) -> list[Footage]:
+def store_for(run: LoadedRun, path: Path) -> Store:
+    """Opens a store; raises a `ModelError` if its observations have another shape than the model's."""
     store = open_store(path)
     if run.obs_shape is not None and store.obs_shape != run.obs_shape:
         raise ModelError(
             f"{path} holds observations of shape {store.obs_shape}, and {run.folder} takes {run.obs_shape}."
         )
+    return store
+
+
+def _episodes(run: LoadedRun, path: Path) -> list[Footage]:
+    store = store_for(run, path)
     seconds, names = timestamps.seconds_of(store), timestamps.files_of(store)
 
     def blocks(start: int, stop: int) -> Iterator[np.ndarray]:
@@ -117,7 +122,7 @@ def label(
       DamagedFileError: if a frame cannot be decoded.
     """
     latent_files.check_name(out)
-    model = _stage_1(run)
+    model = run.stage_1
     quantizer = model.config.quantizer
     about = {
         "model": {"env": run.env, "folder": run.folder.name, "step": int(model.step)},
@@ -127,12 +132,6 @@ def label(
         "decoder": run.decoder,
     }
     latent_files.write(out, label_rows(run, footage, progress), about)
-
-
-def _stage_1(run: LoadedRun) -> DynamicsState:
-    if run.dynamics is None:
-        raise ModelError(f"There is no stage 1 in {run.folder} yet: train it first.")
-    return run.dynamics
 
 
 def label_rows(
@@ -188,7 +187,7 @@ def _batches(pieces: Iterator[np.ndarray], size: int) -> Iterator[tuple[np.ndarr
 def _inferred(run: LoadedRun, batches: Iterator[tuple[np.ndarray, int]]) -> Iterator[dict[str, np.ndarray]]:
     """The columns ``z``, ``codes`` and ``action`` of each batch; batches do not wait for each other."""
     decode = jax.jit(run.decode) if run.decoder else None
-    quantized = _stage_1(run).config.quantizer.enabled
+    quantized = run.stage_1.config.quantizer.enabled
     pending: collections.deque[tuple[dict[str, jax.Array], int]] = collections.deque()
 
     def oldest() -> dict[str, np.ndarray]:

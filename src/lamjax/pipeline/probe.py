@@ -19,7 +19,8 @@ from lamjax.data.latent_files import LatentFileError, LatentRows
 from lamjax.data.reader import Store, open_store, split_mask
 from lamjax.data.stream import EvaluationWindows, evaluation_starts
 from lamjax.loading import LoadedRun
-from lamjax.shared_folder import ModelError
+from lamjax.pipeline.label import store_for
+from lamjax.pipeline.windows import HELD_OUT_BATCH
 from lamjax.spaces import Box
 from lamjax.training.run_folder import stage_key
 
@@ -55,8 +56,7 @@ def probe_file(
       LatentFileError: if a file is damaged or lacks a column, or the files do not fit together.
     """
     rows, about = latent_files.read(path)
-    key = stage_key(run.config.seed if run else 0, "probe")
-    seed = run.config.seed if run else 0
+    config = run.config if run else RunConfig()
     if (actions / MANIFEST).exists():
         store = open_store(actions)
         space = store.action_space
@@ -66,9 +66,8 @@ def probe_file(
                 f"{len(rows)} rows: label this store, which must have actions."
             )
         probe = _with_classes(action_probe(store.env, space), merged)
-        settings = run.config if run else RunConfig(analysis=AnalysisConfig())
         length = run.window if run else 3
-        fit, test = (_of_store(rows, store, settings.analysis, split, length) for split in SPLITS)
+        fit, test = (_of_store(rows, store, config.analysis, split, length) for split in SPLITS)
     else:
         labels, known = _labels(actions, rows)
         env = (about.get("model") or {}).get("env", "")
@@ -78,7 +77,7 @@ def probe_file(
     for name, part in (("fit probes on", fit), ("test them on", test)):
         if len(part) < 2:
             raise LatentFileError(f"{path} has {len(part)} latents with actions to {name}: label more episodes.")
-    return probe, judge.judge(key, probe, fit, test, seed)
+    return probe, judge.judge(stage_key(config.seed, "probe"), probe, fit, test, config.seed)
 
 
 def _with_classes(probe: ActionProbe, merged: Sequence[int]) -> ActionProbe:
@@ -147,14 +146,14 @@ def _of_rows(rows: LatentRows, labels: np.ndarray, chosen: np.ndarray, store: St
 def _of_store(rows: LatentRows, store: Store, settings: AnalysisConfig, split: Split, length: int) -> Examples:
     """The windows that a run's own probes see (`lamjax.pipeline.dynamics.examine_on_recording`)."""
     count = settings.probe_train if split == "train" else settings.probe_test
-    batch = 1 if split == "train" else min(128, count)
+    batch = 1 if split == "train" else min(HELD_OUT_BATCH, count)
     _, starts = evaluation_starts(store, count, batch, split=split, length=length, mask_boundaries=settings.mask_probes)
     places = starts + length - 2
     if not rows.mask[places].all():
         starts, places = starts[rows.mask[places]], places[rows.mask[places]]
     frames = store.observations_at(places if split == "test" else places[:_FRAMES])
     codes = rows.codes[places] if rows.codes is not None else None
-    episodes = np.searchsorted(store.episodes.start, starts, side="right")
+    episodes = store.episodes.holding(starts)
     return Examples(rows.z[places], evaluation_actions(store, starts, length), episodes, codes, frames)
 
 
@@ -169,20 +168,13 @@ def probe_predictions(run: LoadedRun, path: Path) -> dict[str, Any]:
       ModelError: if the observations are others.
       StoreError: if the store is damaged, or no held-out episode is long enough for a window.
     """
-    store = open_store(path)
-    if run.obs_shape is not None and store.obs_shape != run.obs_shape:
-        raise ModelError(
-            f"{path} holds observations of shape {store.obs_shape}, and {run.folder} takes {run.obs_shape}."
-        )
+    store = store_for(run, path)
     longest = int(store.episodes.length[split_mask(store.episodes, "test")].max(initial=0))
     length = max(min(run.window - 1 + HORIZON, longest), run.window)
     frame = int(np.prod(store.obs_shape)) * store.obs_dtype.itemsize
     count = max(min(_CLIPS, _CLIP_BYTES // (length * frame)), 2)
     clips = EvaluationWindows(store, num_windows=count, batch_size=min(_CLIP_BATCH, count), length=length)
-    episodes = np.searchsorted(store.episodes.start, clips.starts, side="right")
-    if run.dynamics is None:
-        raise ModelError(f"There is no stage 1 in {run.folder} yet: train it first.")
-    return open_loop(run.dynamics, clips.batches, episodes)
+    return open_loop(run.stage_1, clips.batches, store.episodes.holding(clips.starts))
 
 
 def predictions_table(results: dict[str, Any]) -> list[tuple[str, str]]:

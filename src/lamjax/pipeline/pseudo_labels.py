@@ -58,9 +58,7 @@ def clone_pseudo_labels(
     return state
 
 
-def pseudo_label_stage(
-    run: Run, store: Store, model: DynamicsState, space: ActionSpace, frames: TrainingFrames | None = None
-) -> None:
+def pseudo_label_stage(run: Run, store: Store, model: DynamicsState, space: ActionSpace) -> None:
     """Decodes the inverse model with labels of random play, clones its pseudo-labels, and trains the clone with PPO."""
     config, stage = run.config.named, "decode_named"
     if not config.frames or run.done(stage):
@@ -68,7 +66,7 @@ def pseudo_label_stage(
     folder = run.folder / "policies" / "named"
     if not (folder / "policy.json").exists():
         with timed() as seconds:
-            clone = _clone(run, store, model, space, frames or TrainingFrames(run, store))
+            clone = _clone(run, store, model, space)
             label = "the policy cloned from pseudo-labels"
             returns = evaluate_policy(run, label, clone.agent, clone.policy_params)
         num_frames = open_store(run.folder / "play").num_frames  # the config's, rounded up to whole dispatches
@@ -79,7 +77,7 @@ def pseudo_label_stage(
     scratch_stage(run, stage, settings, start, start.info["frames"])
 
 
-def _clone(run: Run, store: Store, model: DynamicsState, space: ActionSpace, frames: TrainingFrames) -> ActionState:
+def _clone(run: Run, store: Store, model: DynamicsState, space: ActionSpace) -> ActionState:
     """Trains the clone that `pseudo_label_stage` starts from."""
     config, key, length = run.config, run.key("named"), model.config.window
     path = run.folder / "play"
@@ -91,4 +89,5 @@ def _clone(run: Run, store: Store, model: DynamicsState, space: ActionSpace, fra
     labelled = LabelledSubset(play, len(play.starts("all", length)), split="all", length=length)
     inputs = latents.latents_of(model, labelled.windows())[0]
     decoder, _ = offline.fit(key, inputs, labelled.actions, config.offline, space)
+    frames = TrainingFrames(run, store)
     return clone_pseudo_labels(run, "named", key, model, decoder, frames, store.obs_shape, space)

@@ -201,14 +201,14 @@ def _decoder(config: RunConfig, decoding: _Timed, policy: Any, space: Any) -> tu
     with _stopwatch() as passed:
         jax.block_until_ready(online.fit_decoder(key, state.pairs, agent, settings))
     capacity = state.pairs.valid.shape[0]
-    steps = settings.epochs * min(int(state.pairs.written), capacity) // min(settings.batch_size, capacity)
+    steps = online.fit_steps(settings, min(int(state.pairs.written), capacity), capacity)
     return passed() / max(steps, 1), decoding.rates
 
 
 def _play(run: Run, store: Any, network: Any, params: Any) -> tuple[float, float]:
     """Seconds for an episode in each environment of an evaluation, and for compiling the evaluation."""
     config = run.config
-    env = make_env(run.env, min(64, config.eval_episodes), config)
+    env = make_env(run.env, config.eval_envs, config)
     times: list[float] = []
 
     def tick(_: int) -> None:

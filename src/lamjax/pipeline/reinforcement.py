@@ -159,7 +159,7 @@ def _train(
         lambda state, position, n: update(state),
         config.num_updates,
         saver=saver,
-        unit=config.num_envs * config.num_steps,
+        unit=config.frames_per_update,
         unit_name="frame",
         show=("episode_return", show),
     )
@@ -173,7 +173,7 @@ def finish_ppo(
     `seconds` is the time that the updates took. `before` is the number of environment frames that earlier stages used.
     `more` are further results.
     """
-    trained = config.num_updates * config.num_envs * config.num_steps
+    trained = config.num_updates * config.frames_per_update
     frames = before + trained
     returns = evaluate_policy(run, LABELS.get(stage, stage), network, params)
     info = {"env": run.env, "stage": stage, "frames": frames, "seconds": seconds, **returns}

@@ -15,6 +15,8 @@ from lamjax.preprocess import ObsStats, obs_stats
 from lamjax.training import driver
 from lamjax.training.run_folder import Run, RunError, Saver, train
 
+HELD_OUT_BATCH = 128  # the most windows in a batch of held-out ones
+
 
 def training_stream(
     run: Run, store: Store, batch_size: int, seed: int, fuse: int, like: ObservationStream | None = None
@@ -80,7 +82,7 @@ def evaluation_windows(
 def held_out_windows(run: Run, store: Store) -> EvaluationWindows:
     """The windows of held-out levels on which every stage is tested."""
     count = run.config.analysis.probe_test
-    return evaluation_windows(run, store, count, min(128, count))
+    return evaluation_windows(run, store, count, min(HELD_OUT_BATCH, count))
 
 
 def training_stats(store: Store) -> ObsStats:

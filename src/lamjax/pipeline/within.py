@@ -41,12 +41,12 @@ def fit_within(
       BudgetError: if the run cannot be that short.
     """
     path = folder / "within.json"
-    asked = {"within": seconds, **checkpoint.as_json(config)}
+    settings = {"within": seconds, **checkpoint.as_json(config)}
     if path.exists():
-        kept = read_json(path)
-        if field := checkpoint.differing_field(asked, kept["asked"]):
+        saved = read_json(path)
+        if field := checkpoint.differing_field(settings, saved["asked"]):
             raise another_configuration(folder, field)
-        return checkpoint.from_json(RunConfig, kept["config"]), kept["summary"]
+        return checkpoint.from_json(RunConfig, saved["config"]), saved["summary"]
     if (folder / "config.json").exists():
         raise RunError(f"{folder} was started without --within: leave it out, or choose another --name.")
     say(f"measuring this machine, to end within {budget.format_duration(seconds)}")
@@ -55,7 +55,7 @@ def fit_within(
     predicted = budget.predict(config, rates)
     summary = {"seconds": seconds, "rates": dataclasses.asdict(rates), "predicted": predicted}
     folder.mkdir(parents=True, exist_ok=True)
-    write_json(path, {"asked": asked, "config": checkpoint.as_json(config), "summary": summary})
+    write_json(path, {"asked": settings, "config": checkpoint.as_json(config), "summary": summary})
     say(
         f"measured in {budget.format_duration(rates.spent)}; the run is expected to end after "
         f"{budget.format_duration(sum(predicted.values()))}"

@@ -59,7 +59,7 @@ class PPOConfig:
         )
         for group, points in self.learning_rates:
             check_schedule(f"ppo.learning_rates of {group!r}", points)
-        batch = self.num_envs * self.num_steps
+        batch = self.frames_per_update
         if batch % (self.num_minibatches * self.grad_chunks):
             raise ValueError(
                 f"num_envs * num_steps = {batch} must divide into num_minibatches * grad_chunks = "
@@ -82,12 +82,17 @@ class PPOConfig:
     @property
     def program(self) -> "PPOConfig":
         """The settings that compiled programs depend on; those that may differ between runs have neutral values."""
-        return dataclasses.replace(self, total_frames=self.num_envs * self.num_steps, learning_rates=())
+        return dataclasses.replace(self, total_frames=self.frames_per_update, learning_rates=())
+
+    @property
+    def frames_per_update(self) -> int:
+        """T N, the transitions of an update."""
+        return self.num_envs * self.num_steps
 
     @property
     def num_updates(self) -> int:
         """Whole updates in `total_frames`."""
-        return self.total_frames // (self.num_envs * self.num_steps)
+        return self.total_frames // self.frames_per_update
 
 
 def check_groups(config: PPOConfig, groups: Collection[str], name: str = "learning_rates") -> None:

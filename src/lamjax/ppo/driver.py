@@ -155,7 +155,6 @@ def train(
       ValueError: if `env` has another number of environments.
       UnknownEnvError: if there is no environment of this name.
     """
-    frames = config.num_envs * config.num_steps
     vector = envs.make(env, config.num_envs) if isinstance(env, str) else env
     try:
         agent = ActorCriticAgent(trunk or default_trunk(vector.obs_shape), vector.action_space)
@@ -166,7 +165,7 @@ def train(
             state, metrics = driver.update(state)
             rows.append(jax.device_get(metrics))
             if progress:
-                progress(number * frames, rows[-1])
+                progress(number * config.frames_per_update, rows[-1])
     finally:
         if isinstance(env, str):
             vector.close()

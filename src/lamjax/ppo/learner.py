@@ -96,7 +96,7 @@ def learning_rates(config: PPOConfig, groups: Sequence[str], update: jax.Array) 
     """
     check_groups(config, groups)
     schedules = dict(config.learning_rates)
-    fraction = update * (config.num_envs * config.num_steps) / config.total_frames
+    fraction = update * config.frames_per_update / config.total_frames
     rates = {}
     for group in groups:
         rates[group] = piecewise(schedules[group if group in schedules else ""], fraction)

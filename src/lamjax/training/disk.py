@@ -1,4 +1,4 @@
-"""Checks for disk space before it is needed: libraries that write in their own threads fail late, or wait."""
+"""Files on a disk that may be full. Space is checked first: libraries that write in own threads fail late, or wait."""
 
 import errno
 import os
@@ -12,6 +12,13 @@ SPARE = 2**20  # bytes that stay free: rows of metrics, events and JSON need far
 def disk_is_full(path: Path) -> OSError:
     """The error of a full disk, with the path for which there is no space."""
     return OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+
+
+def replace_file(path: Path, content: str | bytes) -> None:
+    """Writes a file under a temporary name and renames it, so that no reader sees half of it."""
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_bytes(content.encode() if isinstance(content, str) else content)
+    os.replace(partial, path)
 
 
 def require_space(folder: Path, size: int = 0) -> None:

@@ -11,7 +11,7 @@ import math
 import os
 import sys
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 
 from tqdm import tqdm
@@ -137,6 +137,23 @@ class Progress:
             self._bar.close()
         if not self._terminal and self._position != self._first:
             self._line()
+
+
+@contextlib.contextmanager
+def shown_progress(label: str, unit: str, initial: int | None = None) -> Iterator[Callable[[int, int], None]]:
+    """Yields ``progress(position, total)``; a `Progress` begins with its first call, at `initial` or that position."""
+    bars: list[Progress] = []
+
+    def progress(position: int, total: int) -> None:
+        if not bars:
+            bars.append(Progress(label, total, position if initial is None else initial, unit))
+        bars[0].to(position)
+
+    try:
+        yield progress
+    finally:
+        for bar in bars:
+            bar.close()
 
 
 def read_metrics(path: Path) -> dict[str, dict[int, dict[str, float]]]:

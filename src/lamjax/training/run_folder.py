@@ -9,7 +9,6 @@ import fcntl
 import hashlib
 import json
 import logging
-import os
 import signal
 import tempfile
 import time
@@ -23,6 +22,7 @@ import numpy as np
 from lamjax import parallel
 from lamjax.checks import check_path_name, is_utf8
 from lamjax.training import checkpoint
+from lamjax.training.disk import replace_file
 from lamjax.training.logging import MetricLog, NonFiniteError, Progress, say
 from lamjax.training.signals import handled_by
 from lamjax.training.trackers import SERVICES, Service
@@ -64,10 +64,8 @@ def run_path(runs: Path, env: str, name: str) -> Path:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Writes JSON to a temporary name and renames it, so that no reader sees half a file."""
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(json.dumps(value, indent=2) + "\n")
-    os.replace(partial, path)
+    """Writes a value as JSON; no reader sees half a file."""
+    replace_file(path, json.dumps(value, indent=2) + "\n")
 
 
 def read_json(path: Path) -> Any:

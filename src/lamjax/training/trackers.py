@@ -1,7 +1,6 @@
 """Where metrics go besides ``metrics.jsonl``: TensorBoard events, and a tracking service on request (`--track`)."""
 
 import functools
-import importlib
 import secrets
 from collections.abc import Mapping
 from pathlib import Path
@@ -9,6 +8,8 @@ from types import ModuleType
 from typing import Any, Literal, Protocol
 
 from tensorboardX import SummaryWriter
+
+from lamjax.checks import library
 
 Service = Literal["wandb", "trackio"]
 PROJECT = "lamjax"
@@ -124,7 +125,4 @@ def service_module(service: Service) -> ModuleType:
     Raises:
       ImportError: if it is not installed; the message says what to install.
     """
-    try:
-        return importlib.import_module(service)
-    except ImportError as error:
-        raise ImportError(f'--track {service} needs a package: pip install "lamjax[{service}]".') from error
+    return library(service, f'--track {service} needs a package: pip install "lamjax[{service}]".')

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from lamjax.archives import brief
-from lamjax.checks import check_fields
+from lamjax.checks import check_fields, library
 from lamjax.data import timestamps
 from lamjax.data.importers.common import SourceFile, block_rows
 from lamjax.data.importers.errors import DamagedFileError, ImportDataError
@@ -200,11 +200,7 @@ def _shown(clip: Clip, place: int) -> Iterator[tuple[int, Any]]:
 
 def import_av() -> Any:
     """Returns PyAV, or raises an `ImportError` that says how to install it."""
-    try:
-        import av
-    except ImportError:
-        raise ImportError('Reading videos needs PyAV: pip install "lamjax[video]".') from None
-    return av
+    return library("av", 'Reading videos needs PyAV: pip install "lamjax[video]".')
 
 
 def _opened(path: Path) -> Any:
@@ -279,17 +275,17 @@ def _decoded(clip: Clip, place: int | None) -> Iterator[tuple[int, Any]]:
                 container.seek(place, stream=stream)
         try:
             for frame in container.decode(stream):
-                shown = count if clip.expected is None else frame.pts
+                time = count if clip.expected is None else frame.pts
                 # A frame before the first key frame may lack its reference frames.
                 begun = begun or bool(frame.key_frame)
-                if not begun or (clip.expected is not None and (shown is None or shown < clip.expected[0])):
+                if not begun or (clip.expected is not None and (time is None or time < clip.expected[0])):
                     continue
                 if place is not None and not count:
-                    count = int(np.searchsorted(clip.expected, shown))
-                if frame.is_corrupt or (expected is not None and shown != expected[min(count, len(expected) - 1)]):
+                    count = int(np.searchsorted(clip.expected, time))
+                if frame.is_corrupt or (expected is not None and time != expected[min(count, len(expected) - 1)]):
                     raise DamagedFileError(clip.path, f"frame {count} cannot be decoded")
                 count += 1
-                yield shown, frame
+                yield time, frame
         except av.FFmpegError as error:
             raise DamagedFileError(clip.path, f"frame {count}: {_reason(error)}") from None
 

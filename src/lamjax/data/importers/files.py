@@ -62,6 +62,32 @@ def find_files(
     return sorted(paths), sorted(hidden)
 
 
+def files_of(path: Path, kind: str, suffixes: tuple[str, ...]) -> tuple[list[Path], list[Path], Path]:
+    """Finds the files of a source that is one file, or a folder that is searched recursively.
+
+    Args:
+      path: the file or folder.
+      kind: what messages call the files, such as "Parquet".
+      suffixes: how their names may end, such as (".parquet",).
+
+    Returns:
+      The files, sorted by path; hidden files and folders that were left out; and the root folder.
+
+    Raises:
+      ImportDataError: if there are none, or as `find_files`.
+    """
+    if path.is_file():
+        return [path], [], path.parent
+    if not path.is_dir():
+        raise ImportDataError(f"There is no {path}: give one {kind} file, or a folder of them.")
+    paths, hidden = find_files([path], suffixes)
+    if not paths:
+        files = f"files that end in {', '.join(suffixes)}" if len(suffixes) > 1 else f"{suffixes[0]} files"
+        but = f" except hidden ones such as {hidden[0]}" if hidden else ""
+        raise ImportDataError(f"{path} holds no {files}{but}: check the path.")
+    return paths, hidden, path
+
+
 def split_of_name(path: Path, root: Path) -> str | None:
     """The split that the name of a file begins with, or of a folder between it and the root; None if there is none."""
     for part in reversed(path.relative_to(root).parts):

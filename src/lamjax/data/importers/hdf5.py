@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 
 from lamjax.archives import brief
+from lamjax.checks import library
 from lamjax.data.importers.clips import ClipConfig, converter, frame_of
 from lamjax.data.importers.common import (
     Rows,
@@ -36,7 +37,7 @@ from lamjax.data.importers.common import (
     write_store,
 )
 from lamjax.data.importers.errors import DamagedFileError, ImportDataError, RowError
-from lamjax.data.importers.files import find_files, natural
+from lamjax.data.importers.files import files_of, natural
 from lamjax.data.importers.splits import split_files
 from lamjax.data.importers.values import as_vectors
 
@@ -72,11 +73,7 @@ class Episode(SourceFile):
 
 
 def _h5py() -> Any:
-    try:
-        import h5py
-    except ImportError:
-        raise ImportError('Reading HDF5 files needs h5py: pip install "lamjax[hdf5]".') from None
-    return h5py
+    return library("h5py", 'Reading HDF5 files needs h5py: pip install "lamjax[hdf5]".')
 
 
 @contextlib.contextmanager
@@ -98,27 +95,10 @@ def _opened(path: Path) -> Iterator[Any]:
 
 
 def find(path: Path) -> tuple[list[Path], list[Path], Path]:
-    """Finds the files of a source.
-
-    Args:
-      path: a file, or a folder that is searched recursively, such as a Minari data set.
-
-    Returns:
-      The files, sorted by path; hidden files and folders that were left out; and the root folder.
-
-    Raises:
-      ImportDataError: if there are none.
-    """
-    if path.is_file():
-        return [path], [], path.parent
-    if not path.is_dir():
-        raise ImportDataError(f"There is no {path}: give an HDF5 file, or a folder of HDF5 files.")
-    paths, hidden = find_files([path], SUFFIXES)
-    if not paths:
-        but = f" except hidden ones such as {hidden[0]}" if hidden else ""
-        raise ImportDataError(f"{path} holds no files that end in {', '.join(SUFFIXES)}{but}: check the path.")
+    """The files of a source, such as a Minari data set, as `files_of` finds them; without files that others link to."""
+    paths, hidden, root = files_of(path, "HDF5", SUFFIXES)
     linking = {each.parent for each in paths if each.name == MINARI}
-    return [each for each in paths if each.parent not in linking or each.name == MINARI], hidden, path
+    return [each for each in paths if each.parent not in linking or each.name == MINARI], hidden, root
 
 
 def look_at(path: Path, camera: str | None, stride: int, size: tuple[int, ...]) -> list[Episode]:

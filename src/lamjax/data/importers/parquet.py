@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from lamjax.archives import brief
+from lamjax.checks import library
 from lamjax.data.format import check_sizes
 from lamjax.data.importers.common import (
     BLOCK,
@@ -29,7 +30,7 @@ from lamjax.data.importers.common import (
     write_store,
 )
 from lamjax.data.importers.errors import DamagedFileError, ImportDataError, RowError
-from lamjax.data.importers.files import find_files
+from lamjax.data.importers.files import files_of
 from lamjax.data.importers.frames import empty, is_list, plain, read_frames, read_vectors, refuse_nulls
 from lamjax.data.importers.splits import split_by_name
 from lamjax.data.importers.values import as_vectors
@@ -57,11 +58,7 @@ class Columns:
 
 
 def _parquet() -> Any:
-    try:
-        import pyarrow.parquet
-    except ImportError:
-        raise ImportError('Reading Parquet files needs pyarrow: pip install "lamjax[import]".') from None
-    return pyarrow.parquet
+    return library("pyarrow.parquet", 'Reading Parquet files needs pyarrow: pip install "lamjax[import]".')
 
 
 def opened(path: Path) -> Any:
@@ -89,19 +86,6 @@ def _explained(path: Path, error: Exception, prefix: str = "") -> ImportDataErro
     if isinstance(error, NotImplementedError) or "crypt" in reason:
         return ImportDataError(f"{path} uses a feature that cannot be read ({reason}): write it without that feature.")
     return DamagedFileError(path, prefix + reason)
-
-
-def _find(path: Path) -> tuple[list[Path], list[Path], Path]:
-    """The Parquet files of a source in order, hidden ones that are left out, and the root folder."""
-    if path.is_file():
-        return [path], [], path.parent
-    if not path.is_dir():
-        raise ImportDataError(f"There is no {path}: give a Parquet file, or a folder of Parquet files.")
-    paths, hidden = find_files([path], ".parquet")
-    if not paths:
-        but = f" except hidden ones such as {hidden[0]}" if hidden else ""
-        raise ImportDataError(f"{path} holds no .parquet files{but}: check the path.")
-    return paths, hidden, path
 
 
 def _describe(path: Path, columns: Columns, shape: tuple[int, int, int]) -> SourceFile:
@@ -261,7 +245,7 @@ def import_parquet(
         check_sizes(shape, np.uint8, num_actions, None)
     except ValueError as error:
         raise ImportDataError(f"{error}: change --shape or --num-actions.") from None
-    paths, hidden, root = _find(path)
+    paths, hidden, root = files_of(path, "Parquet", (".parquet",))
     read = checked(_reader(columns, shape), names, num_actions)
     files, skipped = describe(paths, root, lambda each: [_describe(each, columns, shape)], read, skip_damaged)
     files = split_by_name(files, root) or files
