@@ -191,7 +191,7 @@ def predict(config: RunConfig, rates: Rates) -> dict[str, float]:
     counts = offline.label_counts(settings, rates.windows)
     plans = [(method, plays) for count in counts for method, plays in offline.variants(settings, count).items()]
     cost = {"policy": rates.fit, "idm": rates.fit, "bc": settings.bc_steps * rates.bc_step}
-    cost["relabel"] = rates.fit + config.cloning.steps * rates.cloning.step
+    cost["relabel"] = rates.fit + (settings.relabel_steps or config.cloning.steps) * rates.cloning.step
     decoding = sum(cost[method] + len(plays) * play(settings.episodes, settings.num_envs) for method, plays in plans)
     players = len({(method == "bc", way) for method, plays in plans for way in plays})
     seconds = {

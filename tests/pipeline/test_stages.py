@@ -178,6 +178,32 @@ def test_stages_on_two_devices_are_those_of_one_on_the_joined_batch(store, tmp_p
     close(clone.policy_params, expected.policy_params, rtol=1e-3, atol=1e-5)
 
 
+def test_a_short_clone_of_pseudo_labels_begins_with_the_trunk_of_the_latent_policy(store, tmp_path, briefly):
+    config = settings(steps=2)
+    with open_run(tmp_path, config, 1) as run:
+        model = pipeline.dynamics_stage(run, store)
+        policy = pipeline.cloning_stage(run, store, model)
+        nothing = np.zeros((2, model.config.latent_dim), np.float32)
+        decoder, _ = offline.fit(jax.random.key(0), nothing, np.arange(2), config.offline, 2)
+        frames, key = windows.TrainingFrames(run, store), jax.random.key(1)
+        args = run, "relabel", key, model, decoder, frames, (4,), 2
+        clone = pseudo_labels.clone_pseudo_labels(*args, policy=policy, steps=3)
+        stream = windows.training_stream(run, store, 4, run.config.seed + 2, 1)
+        batches = [np.asarray(stream.windows(number)) for number in range(3)]
+
+    # Fewer steps, the same warm-up in proportion, and another start.
+    shorter = dataclasses.replace(config.cloning, steps=3, warmup_steps=0)
+    expected = pseudo_labels.init_clone(key, shorter, 2, (4,), True, model.obs_stats)
+    assert expected.params.keys() == {"MLPTrunk_0", "policy_head", "value_head"}
+    expected = expected.replace(params=expected.params | {"MLPTrunk_0": policy.params["trunk_net"]})
+    step = jax.jit(behaviour_cloning.train_step)
+    pseudo_labels_of = jax.jit(behaviour_cloning.pseudo_labels, static_argnums=(3, 4))
+    for batch in batches:
+        expected, _ = step(expected, batch[:, -2], pseudo_labels_of(model, decoder, batch, config.offline, 2))
+    assert clone.step == 3
+    close(clone.policy_params, expected.policy_params, rtol=1e-4, atol=1e-6)
+
+
 def interrupted(patch, module, name, calls):
     """Sends the run a signal when a function is called for the so many-th time."""
     original, count = getattr(module, name), itertools.count(1)

@@ -42,7 +42,7 @@ class OfflineConfig:
       methods: what to do with the labels. "policy": fit a decoder on the latents of the policy; "bc": clone the labels
         from scratch, the baseline; "idm": fit a decoder on the latents of the inverse model, and use it behind the
         policy; "relabel": LAPO+'s order (arXiv 2602.02762), which decodes the inverse model first, pseudo-labels every
-        training window with it, and clones these actions for as long as stage 2 took.
+        training window with it, and clones these actions (`relabel_steps`).
       play: how the policies act.
       compare_at: the numbers of labels at which methods other than "policy" and "bc", and greedy play, are measured; by
         default all.
@@ -54,6 +54,8 @@ class OfflineConfig:
       episodes: evaluation episodes, a multiple of `num_envs`.
       num_envs: environments that evaluate.
       bc_steps: optimizer steps of behaviour cloning from scratch on the same labels, the baseline.
+      relabel_steps: optimizer steps of cloning pseudo-labels, which begins with the latent policy's trunk; 0 clones them
+        from scratch, for as long as stage 2 took.
       oracle: also clones all true actions of the recording, for as long as stage 2 takes: how well a policy of this
         size does with perfect labels.
     """
@@ -72,6 +74,7 @@ class OfflineConfig:
     episodes: int = 128
     num_envs: int = 64
     bc_steps: int = 3_000
+    relabel_steps: int = 0
     oracle: bool = True
 
     @property
@@ -84,6 +87,7 @@ class OfflineConfig:
             seeds=1,
             compare_at=(),
             bc_steps=1,
+            relabel_steps=0,
             oracle=False,
             episodes=self.num_envs,
         )
@@ -103,6 +107,7 @@ class OfflineConfig:
                 "num_envs",
                 "bc_steps",
             ),
+            at_least_0=("relabel_steps",),
             finite=("learning_rate", "weight_decay"),
         )
         if self.episodes % self.num_envs:

@@ -175,8 +175,8 @@ def offline_policies(
             clones.append(clone_labels(run, key, labelled.obs, labelled.actions, one.count, space, policy.obs_stats))
         else:
             name = f"relabel-{one.count}-{one.draw}"
-            shape = labelled.obs.shape[1:]
-            clones.append(clone_pseudo_labels(run, name, key, model, decoders[place], frames, shape, space))
+            args = run, name, key, model, decoders[place], frames, labelled.obs.shape[1:], space
+            clones.append(clone_pseudo_labels(*args, policy=policy, steps=config.relabel_steps))
     return clones[0].agent, [state.policy_params for state in clones]
 
 

@@ -7,6 +7,7 @@ import jax
 
 from lamjax import policies
 from lamjax.analysis import latents
+from lamjax.cloning import CloningState
 from lamjax.config import ScratchConfig
 from lamjax.data.labels import LabelledSubset
 from lamjax.data.reader import Store, open_store
@@ -35,14 +36,31 @@ def clone_pseudo_labels(
     frames: TrainingFrames,
     obs_shape: tuple[int, ...],
     space: ActionSpace,
+    *,
+    policy: CloningState | None = None,
+    steps: int = 0,
 ) -> ActionState:
-    """Clones the pseudo-labels that the decoded inverse model gives all training windows, in as many steps as stage 2.
+    """Clones the pseudo-labels that the decoded inverse model gives all training windows.
 
-    `name` is the stage's name in metrics and checkpoints. `offline.fit` fitted `decoder` on the latents of `model`.
+    Args:
+      run: the open run.
+      name: the stage's name in metrics and checkpoints.
+      key: a typed PRNG key.
+      model: stage 1.
+      decoder: what `offline.fit` fitted on the latents of `model`.
+      frames: the training frames.
+      obs_shape: shape of one observation.
+      space: the action space.
+      policy: stage 2; if `steps` are given, the clone begins with its trunk.
+      steps: optimizer steps; 0 begins from scratch, and takes as many steps as stage 2.
     """
     config = run.config.cloning
+    if steps:
+        config = dataclasses.replace(config, steps=steps, warmup_steps=min(config.warmup_steps, steps // 10))
     fuse = driver.steps_per_dispatch(config.trunk, model.config.idm)
     state = init_clone(key, config, space, obs_shape, True, model.obs_stats)
+    if policy and steps:
+        state = state.replace(params=with_trunk_of(state.params, policy.params))
     state, _ = train_on_windows(
         run,
         name,
@@ -56,6 +74,12 @@ def clone_pseudo_labels(
         show=("loss", state.agent.space.score_name),
     )
     return state
+
+
+def with_trunk_of(params: dict[str, Any], latent_policy: dict[str, Any]) -> dict[str, Any]:
+    """An actor-critic's parameters with the trunk of a `LatentPolicy`'s; its heads stay as they are."""
+    (trunk,) = params.keys() - {"policy_head", "value_head"}
+    return params | {trunk: latent_policy["trunk_net"]}
 
 
 def pseudo_label_stage(run: Run, store: Store, model: DynamicsState, space: ActionSpace) -> None:
