@@ -54,8 +54,8 @@ class OfflineConfig:
       episodes: evaluation episodes, a multiple of `num_envs`.
       num_envs: environments that evaluate.
       bc_steps: optimizer steps of behaviour cloning from scratch on the same labels, the baseline.
-      relabel_steps: optimizer steps of cloning pseudo-labels, which begins with the latent policy's trunk; 0 clones them
-        from scratch, for as long as stage 2 took.
+      relabel_steps: optimizer steps of cloning pseudo-labels, which begins with the latent policy's trunk; 0 begins
+        from scratch, and takes as long as stage 2.
       oracle: also clones all true actions of the recording, for as long as stage 2 takes: how well a policy of this
         size does with perfect labels.
     """
