@@ -131,6 +131,14 @@ def test_offline_must_lead_the_random_policy_by_a_standard_error(mean, fails):
     assert failed(judge_offline(results, {"random_return": {"mean": 2.7}})) == fails
 
 
+@pytest.mark.parametrize(("cloned", "fails"), [(5.99, False), (6.0, True), (7.0, True)])
+def test_offline_must_beat_cloning_the_same_labels_where_it_is_best(cloned, fails):
+    verdict = judge_offline({**OFFLINE, "bc_curve": [[16, 9.0, 0.2], [256, cloned, 0.3]]}, BASELINES)
+    assert failed(verdict) == fails
+    if fails:
+        assert verdict["verdict"] == f"failed: 6.00 with 256 labels, BC on the same labels has {cloned:.2f}"
+
+
 def test_offline_names_the_best_point_and_its_baselines():
     assert judge_offline(OFFLINE, BASELINES)["verdict"] == (
         "best 6.00 with 256 labels (random 2.70, BC on the same labels 4.00)"

@@ -266,6 +266,20 @@ def test_metrics_keep_the_last_row_of_a_step_and_skip_damaged_lines(tmp_path):
     assert run.curve("cloning", "absent") is None and run.curve("dynamics", "loss") is None
 
 
+@pytest.mark.parametrize(("ok", "mark"), [(True, "✓"), (False, "✗ does not beat its baseline")])
+def test_a_card_shows_its_stage_s_verdict(tmp_path, ok, mark):
+    summary = copy.deepcopy(SUMMARY)
+    stages = ("decode_offline", "decode_online")
+    for stage in stages:
+        summary["stages"][stage] |= {"ok": ok, "verdict": "as judged"}
+    summary["stages"]["decode_offline"]["curve"] = [[16, 7.5, 0.2], [256, 7.0, 0.3]]
+    page = Page(report.write(make_run(tmp_path, summary, None, with_arrays=False)))
+    badge = "every stage beats its baseline" if ok else f"{len(stages)} of 6 stages failed"
+    assert badge in page.text and "7.50 ± 0.20 at 16 labels" in page.text
+    assert page.text.count("✗ does not beat its baseline") == (0 if ok else len(stages))
+    assert page.text.count(mark) >= len(stages)
+
+
 def test_failed_stage_is_called_failed(tmp_path):
     summary = copy.deepcopy(SUMMARY)
     summary["stages"]["decode_online"] |= {"ok": False, "verdict": "worse than scratch", "return_mean": 4.0}

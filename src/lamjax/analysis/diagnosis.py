@@ -134,12 +134,14 @@ def judge_cloning(results: dict[str, Any]) -> Verdict:
 
 
 def judge_offline(results: dict[str, Any], baselines: dict[str, Any]) -> Verdict:
-    """Offline decoding must beat the random policy; the verdict also gives behaviour cloning on the same labels."""
+    """Offline decoding must beat the random policy, and behaviour cloning on the same labels, where it is best."""
     labels, mean, stderr = max(results["curve"], key=lambda row: row[1])
     random = baselines["random_return"]["mean"]
     if mean - STDERRS * stderr <= random:
         return {"ok": False, "verdict": f"failed: no better than the random policy ({random:.2f})"}
     bc = {n: value for n, value, _ in results["bc_curve"]}.get(labels)
+    if bc is not None and mean <= bc:
+        return {"ok": False, "verdict": f"failed: {mean:.2f} with {labels} labels, BC on the same labels has {bc:.2f}"}
     against = f", BC on the same labels {bc:.2f}" if bc is not None else ""
     if oracle := results.get("oracle"):
         against += f", BC on all labels {oracle['return_mean']:.2f}"

@@ -60,7 +60,8 @@ class Headline:
         value: the result as text.
         unit: follows the value.
         baselines: (name, result as text) of each comparison.
-        beaten: whether the result beats every baseline that counts; None if that is unknown.
+        beaten: whether the result beats every baseline that counts; None if that is unknown. Where a stage has one main
+            result, this is the stage's verdict, so that a card never contradicts the badge.
     """
 
     title: str
@@ -98,7 +99,7 @@ def _headline_probe(run: RunResults) -> Headline:
     view, value = PROBES[names.probe], stage.get(names.probe)
     labels = ("untrained IDM", "o_t alone", view.constant.removesuffix(" action"))
     baselines = [(label, text(stage.get(key), key)) for label, key in zip(labels, names.baselines, strict=True)]
-    beaten = _beats(value, [stage.get(key) for key in names.baselines])
+    beaten = _beats(number(value) - diagnosis.MIN_PROBE_LEAD, [stage.get(key) for key in names.baselines])
     return Headline("Actions read from latents", text(value, names.probe), view.unit, baselines, beaten)
 
 
@@ -130,12 +131,11 @@ def _distractor(run: RunResults) -> list[tuple[str, list[str]]]:
 def _headline_offline(run: RunResults) -> Headline:
     stage = run.stage("decode_offline")
     curve, cloned = points_of(stage.get("curve"), 3), points_of(stage.get("bc_curve"), 3)
-    labels, mean, stderr = max(curve.tolist(), default=(math.nan, math.nan, math.nan))
+    labels, mean, stderr = max(curve.tolist(), key=lambda row: row[1], default=(math.nan, math.nan, math.nan))
     same = next((row for row in cloned.tolist() if row[0] == labels), (math.nan, math.nan, math.nan))
     baselines = [("behaviour cloning", with_error(*same[1:])), *_reference_texts(run)]
-    beaten = _beats(mean, [same[1], run.reference_returns()[0]])
     unit = f"at {labels:,.0f} labels" if math.isfinite(labels) else ""
-    return Headline("Return, decoded offline", with_error(mean, stderr), unit, baselines, beaten)
+    return Headline("Return, decoded offline", with_error(mean, stderr), unit, baselines, stage.get("ok"))
 
 
 def _headline_actions(run: RunResults) -> Headline:
@@ -148,9 +148,8 @@ def _headline_actions(run: RunResults) -> Headline:
     values = {"behaviour cloning": same, "a constant guess": number(stage.get("constant"))}
     key = str(score)
     baselines = [(name, text(each, key)) for name, each in values.items()]
-    beaten = _beats(sign * value, [sign * each for each in values.values()])
     unit = f"{key} at {labels:,.0f} labels" if math.isfinite(labels) else ""
-    return Headline("Actions decoded from latents", text(value, key), unit, baselines, beaten)
+    return Headline("Actions decoded from latents", text(value, key), unit, baselines, stage.get("ok"))
 
 
 def _action_curves(run: RunResults) -> list[tuple[str, ...]] | None:
@@ -184,8 +183,8 @@ def _headline_online(run: RunResults) -> Headline:
     name = "PPO from scratch" if same else f"PPO, {short_count(scratch.get('frames'))} frames"
     baselines = [(name, with_error(scratch_value, scratch.get("return_stderr"))), *_reference_texts(run)]
     unit = f"at {short_count(stage['frames'])} frames" if stage.get("frames") else ""
-    beaten = _beats(value, [scratch_value, run.reference_returns()[0]])
-    return Headline("Return, decoded online", with_error(value, stage.get("return_stderr")), unit, baselines, beaten)
+    error = stage.get("return_stderr")
+    return Headline("Return, decoded online", with_error(value, error), unit, baselines, stage.get("ok"))
 
 
 def _reference_texts(run: RunResults) -> list[tuple[str, str]]:
