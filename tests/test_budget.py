@@ -137,6 +137,16 @@ def test_warm_up_shrinks_with_the_steps():
     assert config.cloning.warmup_steps == 1000 * config.cloning.steps // 60_000
 
 
+def test_cloning_pseudo_labels_shrinks_with_stage_2():
+    preset = PRESETS["cpu"]
+    assert (preset.cloning.steps, preset.offline.relabel_steps) == (4000, 1000)
+    config = fit_budget(preset, RATES["slow"], 600)
+    assert 0 < config.cloning.steps < 4000
+    assert config.offline.relabel_steps == config.cloning.steps // 4
+    scratch = dataclasses.replace(preset, offline=dataclasses.replace(preset.offline, relabel_steps=0))
+    assert fit_budget(scratch, RATES["slow"], 600).offline.relabel_steps == 0
+
+
 def test_a_store_needs_no_recording(rates):
     there = dataclasses.replace(rates, frame=0.0)
     config = fit_budget(PRESETS["cpu"], there, 700)

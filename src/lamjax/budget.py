@@ -270,6 +270,8 @@ def _with_lengths(config: RunConfig, lengths: _Lengths) -> RunConfig:
         play_frames = max(dispatch, int(play_frames * share) // dispatch * dispatch)
     if play_frames >= pseudo_ppo.total_frames:
         pseudo_ppo = dataclasses.replace(pseudo_ppo, total_frames=play_frames + pseudo_ppo.frames_per_update)
+    relabel = config.offline.relabel_steps
+    relabel = relabel and max(1, relabel * lengths.cloning // config.cloning.steps)
     longest = max(lengths.dynamics, lengths.cloning)
     every = max(config.analysis.eval_every, 1)
     if -(-longest // every) > TESTS or every >= min(lengths.dynamics, lengths.cloning):
@@ -279,6 +281,7 @@ def _with_lengths(config: RunConfig, lengths: _Lengths) -> RunConfig:
         dynamics=stage(config.dynamics, lengths.dynamics),
         cloning=stage(config.cloning, lengths.cloning),
         analysis=dataclasses.replace(config.analysis, eval_every=every),
+        offline=dataclasses.replace(config.offline, relabel_steps=relabel),
         online=dataclasses.replace(config.online, ppo=frames(config.online.ppo), decoder=decoder),
         scratch=dataclasses.replace(config.scratch, ppo=frames(config.scratch.ppo)),
         named=dataclasses.replace(config.named, ppo=pseudo_ppo, frames=play_frames),

@@ -51,14 +51,16 @@ CPU = RunConfig(
     ),
     cloning=CloningConfig(steps=4000, batch_size=64, learning_rate=2e-3, warmup_steps=100, trunk=_CPU_TRUNK),
     offline=OfflineConfig(
-        labels=(16, 64, 256, 1024, 4096),
+        labels=(16, 64, 256, 4096),
         label_shares=(),
         seeds=1,
-        compare_at=(1024,),
+        methods=("policy", "bc", "idm", "relabel"),
+        compare_at=(256,),
         steps=2000,
         learning_rate=1e-3,
         episodes=64,
         bc_steps=200,
+        relabel_steps=1000,
     ),
     online=OnlineConfig(
         ppo=dataclasses.replace(_CPU_PPO, grad_chunks=1, entropy_coef=0.0025, learning_rates=LEARNING_RATES),
