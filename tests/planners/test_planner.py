@@ -67,6 +67,12 @@ def test_everyone_shoots_an_enemy_and_nobody_dies(tmp_path, game):
     assert len(episodes) == N and (episodes.returns > 0).all()  # random play mostly shoots none in so few steps
 
 
+def test_courses_are_flown_to_their_end():
+    returns, lengths = play("fruitbot")
+    # The presents are 420 steps away. Random play ends at a wall after 83, and returns -2.6.
+    assert (lengths == 420).all() and returns.mean() > 25
+
+
 @pytest.mark.parametrize("game", ["miner", "maze"])
 def test_the_same_key_records_the_same_in_one_group_or_two(tmp_path, game):
     one = stored(tmp_path / "one", game)
