@@ -53,7 +53,9 @@ MEASURED = dataclasses.replace(
         loss_scale="copy_last",
     ),
     cloning=CloningConfig(steps=16_000, learning_rate=1e-3, warmup_steps=100, trunk=_CPU.cloning.trunk),
-    offline=dataclasses.replace(_CPU.offline, balance=False),
+    offline=dataclasses.replace(
+        _CPU.offline, methods=("policy", "bc", "idm"), hidden=(192, 128, 64), learning_rate=1e-3, balance=False
+    ),
     online=dataclasses.replace(
         _CPU.online, decoder=DecoderConfig(start=0.0, dense_until=0.1, stop=0.5, every=8), blend="mean"
     ),

@@ -127,6 +127,7 @@ def test_tables_keep_the_settings_that_they_were_measured_with():
     assert (dynamics.loss_scale, dynamics.decorrelation) == ("copy_last", 0.0)
     assert (config.cloning.steps, config.cloning.batch_size, config.cloning.learning_rate) == (16_000, 128, 1e-3)
     assert (config.offline.steps, config.offline.learning_rate, config.offline.balance) == (2000, 1e-3, False)
+    assert (config.offline.hidden, config.offline.bc_steps) == ((192, 128, 64), 500)
     assert (decoder.dense_until, decoder.stop, decoder.every, decoder.label_smoothing) == (0.1, 0.5, 8, 0.05)
     assert (config.online.blend, config.online.train, config.online.ppo.total_frames) == ("mean", "all", 524_288)
     assert decoding.CONFIG is config and stages.GRID.online.decoder == decoder
