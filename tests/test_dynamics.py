@@ -465,8 +465,7 @@ LOG_CHANNELS = DynamicsConfig(loss_scale="log_channels")
 
 def test_the_log_of_channels_weighs_each_by_what_is_left_of_its_error():
     """Two channels: the first is predicted to a tenth of copying, the second is not predicted at all."""
-    errors = jnp.full((4, 3, 3, 2), 1.0) * jnp.array([0.2, 5.0])
-    copying = jnp.full((4, 3, 3, 2), 1.0) * jnp.array([2.0, 5.0])
+    errors, copying = (jnp.broadcast_to(jnp.array(pair), (4, 3, 3, 2)) for pair in ([0.2, 5.0], [2.0, 5.0]))
     loss, gradient = jax.value_and_grad(dynamics.prediction_loss)(errors, copying, LOG_CHANNELS)
     np.testing.assert_allclose(loss, np.mean(np.log([0.2, 1.1])), atol=0.01)  # copying is offset by a hundredth
     weights = gradient.sum((0, 1, 2)) * jnp.array([2.0, 5.0])  # by each channel's error over that of copying
