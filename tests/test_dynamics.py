@@ -460,6 +460,30 @@ def test_copy_last_scale_divides_the_prediction_error(state, windows):
     np.testing.assert_allclose(metrics["loss"], 1 + metrics["commitment"], rtol=1e-4)
 
 
+LOG_CHANNELS = DynamicsConfig(loss_scale="log_channels")
+
+
+def test_the_log_of_channels_weighs_each_by_what_is_left_of_its_error():
+    """Two channels: the first is predicted to a tenth of copying, the second is not predicted at all."""
+    errors, copying = (jnp.broadcast_to(jnp.array(pair), (4, 3, 3, 2)) for pair in ([0.2, 5.0], [2.0, 5.0]))
+    loss, gradient = jax.value_and_grad(dynamics.prediction_loss)(errors, copying, LOG_CHANNELS)
+    np.testing.assert_allclose(loss, np.mean(np.log([0.2, 1.1])), atol=0.01)  # copying is offset by a hundredth
+    weights = gradient.sum((0, 1, 2)) * jnp.array([2.0, 5.0])  # by each channel's error over that of copying
+    np.testing.assert_allclose(weights, [0.5 / 0.2, 0.5 / 1.1], rtol=0.02)
+    still = dynamics.prediction_loss(errors.at[..., 0].set(0), copying.at[..., 0].set(0), LOG_CHANNELS)
+    np.testing.assert_allclose(still, np.mean(np.log([0.1, 1.1])), atol=0.01)
+
+
+def test_devices_compute_the_log_of_the_joined_batchs_channels_and_its_gradient():
+    errors, copying = jax.random.uniform(jax.random.key(0), (2, 8, 3, 2))
+    value, gradient = jax.value_and_grad(dynamics.prediction_loss)(errors, copying, LOG_CHANNELS)
+    one = lambda errors, copying: dynamics.prediction_loss(errors, copying, LOG_CHANNELS, "devices")  # noqa: E731
+    each = jax.vmap(jax.value_and_grad(one), axis_name="devices")
+    values, gradients = each(errors.reshape(2, 4, 3, 2), copying.reshape(2, 4, 3, 2))
+    np.testing.assert_allclose(values.mean(), value, rtol=1e-5)
+    np.testing.assert_allclose(gradients.reshape(8, 3, 2) / 2, gradient, rtol=1e-4)
+
+
 @pytest.mark.parametrize("context", [0, 2])
 def test_both_models_see_the_context_and_predict_what_follows(windows, context):
     """Windows of k + 2 frames; "changes" shows the inverse model the same frames as differences."""

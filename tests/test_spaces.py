@@ -125,6 +125,14 @@ def test_scores_and_point_losses():
     np.testing.assert_array_equal(Discrete(3).known(jnp.array([0, -1])), [True, False])
 
 
+def test_balanced_actions_have_the_same_total_weight():
+    actions, counts = jnp.array([0, 0, 0, 2, 2, 1]), jnp.array([True] * 5 + [False])
+    # Three of 0 and two of 2 among five labels; 1 does not count, and 3 never occurs.
+    expected = [5 / 6, 5 / 6, 5 / 6, 5 / 4, 5 / 4, 0]
+    np.testing.assert_allclose(Discrete(4).balance(actions, counts), expected, rtol=1e-6)
+    np.testing.assert_array_equal(Box((-1.0,), (1.0,)).balance(jnp.zeros((3, 1)), jnp.ones(3, bool)), np.ones(3))
+
+
 def test_spaces_are_values_and_a_number_is_a_space():
     assert as_space(3) == Discrete(3) == as_space(Discrete(3)) and as_space(BOX) is BOX
     assert hash(Box((-1.0,), (1.0,))) == hash(Box((-1.0,), (1.0,)))

@@ -18,13 +18,12 @@ from lamjax.envs.api import VectorEnv
 from lamjax.envs.evaluate import play_all
 from lamjax.jitted import Trajectories
 from lamjax.ppo import ActorCriticAgent
-from lamjax.presets import GRID_PRESETS
 from lamjax.statistics import mean_and_stderr
 
 CLAIM = "A latent policy is at its demonstrator's return after a fifth of PPO's frames, at 0.8 with 256 labels."
 EXPECTED = "Breakout: decoded online 0.4 and 0.6 of it, named by play 0.65 and 0.75; Space Invaders: 0.7 to 0.9."
 GAMES = ("breakout", "space_invaders")
-CONFIG = GRID_PRESETS["cpu"]
+CONFIG = stages.MEASURED
 DEMONSTRATOR = CONFIG.expert
 STEPS = CONFIG.record.frames // stages.NUM_ENVS
 FRAMES = ("524288", "1572864")  # the preset's, and three times as many

@@ -52,6 +52,7 @@ from lamjax.spaces import ActionSpace, as_space
 _AUGMENT = 0x5417F7  # seed of the random shifts
 _AUGMENT_LABELLED = 0x1ABE1  # seed of the random shifts of labelled windows
 _FOCUS = 0xF0C05  # seed of the squares' positions
+LOG_OFFSET = 0.1  # of `loss_scale` "log_channels"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,7 +93,10 @@ class DynamicsConfig:
       focus_jitter: the forward model's square is shifted at random from the inverse model's, by up to this many pixels
         along each axis. Otherwise its position would reveal part of o_{t+1}, and the latent would not have to.
       loss_scale: "none" is LAPO's loss. "copy_last" divides the prediction error by that of the copy-last baseline, so
-        that games whose frames barely change learn as fast as others.
+        that games whose frames barely change learn as fast as others. "log_channels" is for grids whose channels are
+        kinds of objects: the mean over channels of log(e + 0.1), e being a channel's error over that of copying. Once a
+        channel is mostly predicted, what is left of its error counts up to ten times as much. With one error for all,
+        an action that changes a single cell, such as a shot, may never be learned.
       decorrelation: 0 is LAPO. A positive weight adds this weight times `correlation(z)` to the loss. With the
         prediction error alone, a few large changes, such as camera motion, fill all of z, and small ones can hardly be
         read from it.
@@ -125,7 +129,7 @@ class DynamicsConfig:
     focus_at: Literal["change", "unsteady"] = "change"
     focus_rows: tuple[float, float] = (0.0, 1.0)
     focus_jitter: int = 4
-    loss_scale: Literal["none", "copy_last"] = "none"
+    loss_scale: Literal["none", "copy_last", "log_channels"] = "none"
     decorrelation: float = 0.0
     action_weight: float = 0.0
     labelled: float = 0.01
@@ -441,6 +445,34 @@ def _action_loss(
     return jnp.sum(known * losses) / count, jnp.sum(known * scores) / count
 
 
+def prediction_loss(
+    errors: jax.Array, copy_errors: jax.Array, config: DynamicsConfig, axis_name: str | None = None
+) -> jax.Array:
+    """The loss of a prediction, by `loss_scale`.
+
+    Args:
+      errors: float32 ``[B, *S, C]``, squared errors of the prediction.
+      copy_errors: those of the copy-last baseline.
+      config: the settings.
+      axis_name: devices that share the batch.
+
+    Returns:
+      float32 ``[]``, this device's loss; its mean over devices is the joined batch's.
+    """
+    if config.loss_scale == "none":
+        return errors.mean()
+    mean_over_devices = lambda x: jax.lax.stop_gradient(parallel.pmean(x, axis_name))  # noqa: E731
+    if config.loss_scale == "copy_last":
+        return errors.mean() / (mean_over_devices(copy_errors.mean()) + 1e-8)
+    axes = tuple(range(errors.ndim - 1))
+    by_channel, copying = errors.mean(axes), mean_over_devices(copy_errors.mean(axes))
+    copying = copying + 0.01 * copying.mean(keepdims=True) + 1e-8  # a channel may not change in the whole batch
+    joined = mean_over_devices(by_channel)
+    bounded = joined + LOG_OFFSET * copying
+    # The value and the gradient of log(bounded / copying), although a device differentiates its own errors only.
+    return jnp.mean((by_channel - joined) / bounded + jnp.log(bounded / copying))
+
+
 def loss_fn(
     params: Any,
     state: DynamicsState,
@@ -488,11 +520,10 @@ def loss_fn(
         train=True,
         mutable=["batch_stats"],
     )
-    fdm_mse = jnp.mean(jnp.square(prediction - frames[:, -1]))
-    copy_last_mse = jnp.mean(jnp.square(frames[:, -2] - frames[:, -1]))
+    errors, copy_errors = (jnp.square(guess - frames[:, -1]) for guess in (prediction, frames[:, -2]))
+    fdm_mse, copy_last_mse = errors.mean(), copy_errors.mean()
     commitment = config.quantizer.commitment * quantizer.commitment_loss(z, z_q)
-    scale = jax.lax.stop_gradient(parallel.pmean(copy_last_mse, axis_name)) + 1e-8
-    loss = fdm_mse / (scale if config.loss_scale == "copy_last" else 1.0)
+    loss = prediction_loss(errors, copy_errors, config, axis_name)
     if config.quantizer.enabled:
         loss = loss + commitment
     metrics = {"fdm_mse": fdm_mse, "copy_last_mse": copy_last_mse, "commitment": commitment}

@@ -108,6 +108,16 @@ class Discrete:
         """Which labels ``[B]`` are known, bool ``[B]``: -1 means unknown."""
         return action >= 0
 
+    def balance(self, action: jax.Array, counts: jax.Array) -> jax.Array:
+        """Weights float32 ``[B]`` under which all actions that occur have the same total weight.
+
+        Only rows where `counts`, bool ``[B]``, is true count; the mean of their weights is 1.
+        """
+        label = jax.nn.one_hot(action, self.n) * counts[:, None]
+        times = label.sum(0)
+        share = jnp.where(times > 0, counts.sum() / jnp.maximum(times, 1), 0) / jnp.maximum((times > 0).sum(), 1)
+        return (label * share[None]).sum(-1)
+
 
 @dataclasses.dataclass(frozen=True)
 class Box:
@@ -232,6 +242,11 @@ class Box:
     def known(self, action: jax.Array) -> jax.Array:
         """Which labels ``[B, D]`` are known, bool ``[B]``: NaN means unknown."""
         return jnp.all(jnp.isfinite(action), axis=-1)
+
+    def balance(self, action: jax.Array, counts: jax.Array) -> jax.Array:
+        """Weights float32 ``[B]``, all 1: continuous actions are not balanced."""
+        del counts
+        return jnp.ones(action.shape[:1], jnp.float32)
 
 
 ActionSpace = Discrete | Box

@@ -1,5 +1,7 @@
 """Offline decoding: a decoder of planted latents, also of very small ones, and what the protocol measures."""
 
+import dataclasses
+
 import chex
 import jax
 import numpy as np
@@ -72,6 +74,17 @@ def test_latents_without_information_give_the_frequencies():
     params, _ = offline.fit(jax.random.key(0), np.zeros((512, 8), np.float32), actions, CONFIG, 3)
     probabilities = jax.nn.softmax(offline.decode(params, np.zeros((1, 8), np.float32), CONFIG, 3))[0]
     np.testing.assert_allclose(probabilities, np.bincount(actions) / 512, atol=0.05)
+
+
+def test_a_balanced_fit_names_the_action_that_explains_latents_best():
+    # Action 1 leaves a trace in half of its windows. The other half looks like action 0, which is rarer.
+    actions = np.repeat(np.array([0, 1, 1], np.int32), [100, 150, 150])
+    z = np.repeat(np.array([[0.0, 0.0], [0.0, 0.0], [1.0, -1.0]], np.float32), [100, 150, 150], axis=0)
+    config = dataclasses.replace(CONFIG, balance=True, hidden=(), learning_rate=0.1)
+    params, _ = offline.fit(jax.random.key(0), z, actions, config, 2)
+    probabilities = jax.nn.softmax(offline.decode(params, np.array([[0.0, 0.0], [1.0, -1.0]], np.float32), config, 2))
+    # All of action 0's weight against half of action 1's; their counts would give 0.4.
+    np.testing.assert_allclose(probabilities[:, 0], [2 / 3, 0], atol=0.05)
 
 
 def test_episodes_must_fill_the_environments():

@@ -116,6 +116,24 @@ SIZES = {
 }
 
 
+def test_tables_keep_the_settings_that_they_were_measured_with():
+    """The preset may change, but the committed tables of grids are valid for these settings only."""
+    config = stages.MEASURED
+    assert config.record.frames == 262_144
+    dynamics, decoder = config.dynamics, config.online.decoder
+    assert (dynamics.steps, dynamics.batch_size, dynamics.learning_rate) == (2000, 128, 2e-3)
+    assert (dynamics.idm.channels, dynamics.fdm.channels, dynamics.fdm.blocks) == ((32,), 32, 2)
+    assert dynamics.quantizer.enabled and (dynamics.quantizer.codes, dynamics.quantizer.latent_dim) == (16, 16)
+    assert (dynamics.loss_scale, dynamics.decorrelation) == ("copy_last", 0.0)
+    assert (config.cloning.steps, config.cloning.batch_size, config.cloning.learning_rate) == (16_000, 128, 1e-3)
+    assert (config.offline.steps, config.offline.learning_rate, config.offline.balance) == (2000, 1e-3, False)
+    assert (config.offline.hidden, config.offline.bc_steps) == ((192, 128, 64), 500)
+    assert (decoder.dense_until, decoder.stop, decoder.every, decoder.label_smoothing) == (0.1, 0.5, 8, 0.05)
+    assert (config.online.blend, config.online.train, config.online.ppo.total_frames) == ("mean", "all", 524_288)
+    assert decoding.CONFIG is config and stages.GRID.online.decoder == decoder
+    assert (config.scratch.ppo.total_frames, config.expert.ppo.total_frames) == (524_288, 8_388_608)
+
+
 @pytest.mark.parametrize("experiment", SIZES, indirect=True)
 def test_an_experiment_is_computed_once(experiment, tiny, monkeypatch):
     common.run(experiment)

@@ -51,6 +51,8 @@ class OfflineConfig:
       learning_rate: the peak; the rate warms up over a tenth of the steps, then falls linearly to zero.
       weight_decay: AdamW's.
       hidden: widths of the decoder's hidden layers.
+      balance: gives all discrete actions the same total weight in a fit, however often they are labelled. The likeliest
+        action is then the one that makes the latents likeliest, not the commonest of those that may explain them.
       episodes: evaluation episodes, a multiple of `num_envs`.
       num_envs: environments that evaluate.
       bc_steps: optimizer steps of behaviour cloning from scratch on the same labels, the baseline.
@@ -71,6 +73,7 @@ class OfflineConfig:
     learning_rate: float = 2e-4
     weight_decay: float = 0.01
     hidden: tuple[int, ...] = (192, 128, 64)
+    balance: bool = False
     episodes: int = 128
     num_envs: int = 64
     bc_steps: int = 3_000
@@ -261,6 +264,7 @@ def fit(
     # One deviation for all numbers together, around their common mean.
     scale = jnp.sqrt(jnp.where(counts, jnp.square(latents - mean.mean()), 0).sum() / (count * latents.shape[1]))
     params = {"mean": mean, "scale": scale + 1e-6, "net": network.init(key_init, latents[:1])}
+    weights = space.balance(actions, counts[:, 0]) if config.balance else None
     schedule = warmup_linear(config.learning_rate, 0.01, 0.0, config.steps // 10, config.steps)
     tx = optax.adamw(schedule, weight_decay=config.weight_decay)
 
@@ -270,7 +274,8 @@ def fit(
 
         def loss_fn(net):
             outputs = decode({**params, "net": net}, latents[rows], config, space)
-            return space.loss(outputs, actions[rows]).mean()
+            losses = space.loss(outputs, actions[rows])
+            return losses.mean() if weights is None else (weights[rows] * losses).mean()
 
         loss, grads = jax.value_and_grad(loss_fn)(net)
         updates, opt_state = tx.update(grads, opt_state, net)
