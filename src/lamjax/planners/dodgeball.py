@@ -46,9 +46,9 @@ def plan(scene: Scene, memory: None = None) -> tuple[int, None]:
 
     boxes = np.array([walls[name] for name in ("x", "y", "rx", "ry")])
     if len(enemies) and scene.time - scene.own[4] >= RELOADING:
-        start = np.full((2, 8), [[agent["x"]], [agent["y"]]], np.float32)
+        start_x, start_y = np.full((2, 8), [[agent["x"]], [agent["y"]]], np.float32)
         targets = np.array([enemies[name] for name in ("x", "y", "vx", "vy")])
-        hits = _EIGHT[_hits(*start, _RIGHT, _UP, targets, boxes, SURE)].tolist()
+        hits = _EIGHT[_hits(start_x, start_y, _RIGHT, _UP, targets, boxes, SURE)].tolist()
         faced = 3 * round(np.cos(agent["rotation"])) - round(np.sin(agent["rotation"])) + 4
         if faced in hits and safe[PATHS.stay]:
             return FIRE, None
@@ -59,8 +59,8 @@ def plan(scene: Scene, memory: None = None) -> tuple[int, None]:
     goals = enemies if len(enemies) else things[kinds == DOOR]
     cells = tuple(zip(goals["y"].astype(int).tolist(), goals["x"].astype(int).tolist(), strict=True))
     here = int(agent["y"]), int(agent["x"])
-    rest = tuple(float(agent[axis] + agent["v" + axis] * KEEPS / (1 - KEEPS)) for axis in "xy")
-    to_x, to_y = _point(boxes.tobytes(), cells, bool(len(enemies)), here, rest)
+    rest_x, rest_y = (float(agent[axis] + agent["v" + axis] * KEEPS / (1 - KEEPS)) for axis in "xy")
+    to_x, to_y = _point(boxes.tobytes(), cells, bool(len(enemies)), here, (rest_x, rest_y))
     off = np.hypot(x[:, NEXT - 1] - to_x, y[:, NEXT - 1] - to_y)
     return int(PATHS.actions[(risk + off + EFFORT * PATHS.effort).argmin()]), None
 
@@ -114,10 +114,15 @@ def _to_places(boxes: bytes, enemies: tuple[Cell, ...], squeezes: bool) -> np.nd
     hits = np.any([_places(boxes, enemy) for enemy in enemies], axis=0) & free
     rows, columns = np.indices(free.shape)
     beside = np.min([np.minimum(np.abs(rows - row), np.abs(columns - column)) for row, column in enemies], axis=0)
-    to_good = distances(free, np.argwhere(hits & (beside >= BESIDE)).tolist())
+    to_good = distances(free, _cells(hits & (beside >= BESIDE)))
     if (to_good[free] < FAR).all():
         return to_good
-    return np.where(to_good == FAR, distances(free, np.argwhere(hits).tolist()), to_good)
+    return np.where(to_good == FAR, distances(free, _cells(hits)), to_good)
+
+
+def _cells(mask: np.ndarray) -> list[Cell]:
+    """The cells where a mask ``[H, W]`` is true."""
+    return [(row, column) for row, column in np.argwhere(mask).tolist()]
 
 
 @functools.lru_cache(16384)
