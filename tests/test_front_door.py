@@ -42,8 +42,9 @@ def test_readmes_steps_run():
     windows = np.random.default_rng(0).integers(0, 256, (4, 3, 64, 64, 3), np.uint8)
     code = snippet("dynamics.train_step")
     assert code.count('PRESETS["paper"]') == 1
-    names = {"windows": windows}
+    names = {"windows": windows, "actions": np.array([0, 7, 7, 14], np.int32)}
     exec(code.replace("paper", "smoke"), names)  # the same code with smaller networks
+    assert names["logits"].shape == (4, 15) and np.isfinite(names["loss"])
     assert np.isfinite(names["metrics"]["loss"]) and int(names["cloning"].step) == int(names["state"].step) == 1
 
 
@@ -51,3 +52,10 @@ def test_readmes_ppo_runs():
     names = {}
     exec(snippet("ppo.train").replace("200_000", "8_192"), names)
     assert names["metrics"]["policy_loss"].shape == (2,) and np.isfinite(names["metrics"]["entropy"]).all()
+
+
+def test_readmes_linear_world_runs(capsys):
+    code = snippet("linear.optimum")
+    exec(code, {})
+    printed = [f"{float(line):.2f}" for line in capsys.readouterr().out.split()]
+    assert f"missing in the latents: {', '.join(printed)}" in code
