@@ -205,7 +205,7 @@ def test_one_option_sets_the_type_of_every_stage_and_theirs_override_it():
 
 
 def test_the_environment_decides_which_table_the_preset_is_from():
-    args = cli.parse("train", ["--env", "minatar/breakout", "--dynamics.fdm.blocks", "3"])
+    args = cli.parse("train", ["--env", "minatar/freeway", "--dynamics.fdm.blocks", "3"])
     assert args.preset == "cpu" and args.config.dynamics.idm == GRID_PRESETS["cpu"].dynamics.idm
     assert args.config.dynamics.fdm == dataclasses.replace(GRID_PRESETS["cpu"].dynamics.fdm, blocks=3)
     assert cli.parse("expert", ["--env=cartpole", "--preset", "smoke"]).config == VECTOR_PRESETS["smoke"]

@@ -32,6 +32,7 @@ OWN_PRESETS: dict[str, dict[str, RunConfig]] = {
     "dodgeball": {"cpu": procgen.CPU_UNSTEADY},
     "fruitbot": {"cpu": procgen.CPU_UNSTEADY_LOWEST_ROWS},
     "leaper": {"cpu": procgen.CPU_UNSTEADY},
+    "minatar/breakout": {"cpu": grid.CPU_BREAKOUT},
     "pendulum": {"cpu": vector.PENDULUM_CPU},
     "plunder": {"cpu": procgen.CPU_LOWEST_ROWS},
     "starpilot": {"cpu": procgen.CPU_UNSTEADY},
