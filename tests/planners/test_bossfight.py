@@ -6,7 +6,8 @@ import pytest
 from lamjax.envs.native_state import ENTITY, SPACE, Scene
 from lamjax.planners import bossfight
 from lamjax.planners.bossfight import BOSS, BULLET, ROCK, SHOT
-from lamjax.planners.ships import FIRE, NOOP
+from lamjax.planners.grid import NOOP
+from lamjax.planners.ships import FIRE
 
 CELLS = np.full((20, 20), SPACE, np.int32)
 LEFT, RIGHT = 1, 7

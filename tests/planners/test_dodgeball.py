@@ -6,7 +6,8 @@ import pytest
 from lamjax.envs.native_state import ENTITY, SPACE, Scene
 from lamjax.planners import dodgeball
 from lamjax.planners.dodgeball import BALL, DOOR, ENEMY, WALL
-from lamjax.planners.ships import FIRE, NOOP
+from lamjax.planners.grid import NOOP
+from lamjax.planners.ships import FIRE
 
 CELLS = np.full((20, 20), SPACE, np.int32)
 RIGHT, RIGHT_UP, UP = 7, 8, 5

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from lamjax.envs.native_state import ENTITY
-from lamjax.planners.ships import NOOP, Paths, danger
+from lamjax.planners.grid import NOOP
+from lamjax.planners.ships import Paths, danger
 
 PATHS = Paths.of(push=0.3, ahead=5, durations=(1, 2))
 LEFT, UP, RIGHT_DOWN = 1, 5, 6

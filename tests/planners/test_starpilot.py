@@ -5,7 +5,8 @@ import pytest
 
 from lamjax.envs.native_state import ENTITY, SPACE, Scene
 from lamjax.planners import starpilot
-from lamjax.planners.ships import FIRE, NOOP
+from lamjax.planners.grid import NOOP
+from lamjax.planners.ships import FIRE
 from lamjax.planners.starpilot import FLYER, SHOT
 
 CELLS = np.full((16, 16), SPACE, np.int32)

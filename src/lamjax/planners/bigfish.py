@@ -11,11 +11,12 @@ Dimension keys: P = 9 paths along an axis, T steps ahead, F fish.
 import numpy as np
 
 from lamjax.envs.native_state import Scene
+from lamjax.planners.ships import KEEPS
 
 FISH = 2
 WORLD = 20.0  # cells along each side
 AHEAD, SWITCH = 32, 6  # T, and the steps after which a path's second action begins
-KEEPS, PUSH = 0.45, 0.225
+PUSH = 0.225  # cells a step
 DISCOUNT = 0.97  # per step
 DEATH = 40.0  # in meals
 MARGIN = 0.2  # extra distance from larger fish, in cells

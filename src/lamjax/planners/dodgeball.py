@@ -16,7 +16,7 @@ import numpy as np
 from lamjax.envs.native_state import Scene
 from lamjax.planners.grid import FAR, MOVES, Cell, descent, distances
 from lamjax.planners.rooms import PUSH, WALL_MARGIN, WORLD, detour, room
-from lamjax.planners.ships import FIRE, KEEPS, Paths, danger
+from lamjax.planners.ships import FIRE, Paths, at_rest, danger
 
 WALL, ENEMY, DOOR, BALL = 1, 4, 5, 6
 PATHS = Paths.of(push=PUSH, ahead=14, durations=(1, 4, 8))
@@ -59,7 +59,7 @@ def plan(scene: Scene, memory: None = None) -> tuple[int, None]:
     goals = enemies if len(enemies) else things[kinds == DOOR]
     cells = tuple(zip(goals["y"].astype(int).tolist(), goals["x"].astype(int).tolist(), strict=True))
     here = int(agent["y"]), int(agent["x"])
-    rest_x, rest_y = (float(agent[axis] + agent["v" + axis] * KEEPS / (1 - KEEPS)) for axis in "xy")
+    rest_x, rest_y = (float(at_rest(agent[axis], agent["v" + axis])) for axis in "xy")
     to_x, to_y = _point(boxes.tobytes(), cells, bool(len(enemies)), here, (rest_x, rest_y))
     off = np.hypot(x[:, NEXT - 1] - to_x, y[:, NEXT - 1] - to_y)
     return int(PATHS.actions[(risk + off + EFFORT * PATHS.effort).argmin()]), None

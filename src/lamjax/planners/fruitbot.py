@@ -11,13 +11,13 @@ Dimension keys: T heights ahead, X places across, E things.
 import numpy as np
 
 from lamjax.envs.native_state import Scene
+from lamjax.planners.grid import LEFT, NOOP, RIGHT
+from lamjax.planners.ships import at_rest
 
 WALL, FOOD, FRUIT, PRESENT = 1, 4, 7, 12
-LEFT, NOOP, RIGHT = 1, 4, 7
 WORLD = 10.0  # cells across
 CLIMB = 0.2782  # cells that the robot climbs in two steps
 AHEAD = 24  # T, the heights that it looks ahead, two steps apart
-KEEPS = 0.45  # each step the robot's speed across becomes 0.45 of the old one plus 0.3825 towards the action
 REACH = 0.4  # half the robot's side
 APART = 0.2  # between places, in cells
 SIDEWAYS = 4  # places that the robot passes in two steps
@@ -25,7 +25,7 @@ ATTRACTION = 0.004  # what a cell of distance from the next fruit or gap costs, 
 LATE = 0.3  # cells beyond the middle of a fruit at which the robot must have reached it
 
 _PLACES = np.arange(0.4, WORLD - REACH, APART, dtype=np.float32)
-_PUSHES = 0.695 * np.array([0, -1, 1], np.float32)  # how far the robot rolls after a step of each action, in cells
+_PUSHES = 0.695 * np.array([0, -1, 1], np.float32)  # how far a step of each action moves the robot in the end, in cells
 _CLIMBS = CLIMB * np.arange(1, AHEAD + 1, dtype=np.float32)
 # By type: what a meeting is worth in two steps, in fruits, and how much wider and higher the thing counts, in cells.
 _WORTH, _WIDER, _HIGHER = np.zeros((3, 16), np.float32)
@@ -48,7 +48,7 @@ def plan(scene: Scene, memory: None = None) -> tuple[int, None]:
         four = np.maximum(two[:-2], two[2:])
         eight = np.maximum(four[:-4], four[4:])
         here[:] = np.maximum(eight[:-1], eight[1:]) + row
-    rest = player["x"] + player["vx"] * KEEPS / (1 - KEEPS)
+    rest = at_rest(player["x"], player["vx"])
     return (NOOP, LEFT, RIGHT)[np.interp(rest + _PUSHES, _PLACES, here).argmax()], None
 
 

@@ -10,11 +10,10 @@ import numpy as np
 
 from lamjax.envs.native_state import WALL, Scene
 from lamjax.planners.grid import FAR, MOVES, NOOP, Cell, descent, distances
+from lamjax.planners.ships import at_rest
 
 DOOR, KEY, GEM = 1, 2, 9
 SLACK = 0.1  # how far from the middle of a corridor the agent may be, in cells, before it is steered back
-# Each step the speed becomes 0.45 of the old one plus 0.3375 towards the action; then the agent rolls out.
-KEEPS = 0.45
 
 
 def plan(scene: Scene, memory: None = None) -> tuple[int, None]:
@@ -48,7 +47,7 @@ def steer(player: np.void, move: Cell, here: Cell) -> int:
 
 def _towards(middle: float, position: float, speed: float) -> int:
     """-1, 0 or 1: the direction of the middle, from where the agent would roll out."""
-    rest = position + speed * KEEPS / (1 - KEEPS)
+    rest = at_rest(position, speed)
     return 0 if abs(middle - rest) < SLACK else int(np.sign(middle - rest))
 
 

@@ -12,11 +12,11 @@ Dimension keys: B balls, S ships, P ships to sink, T steps ahead.
 import numpy as np
 
 from lamjax.envs.native_state import Scene
+from lamjax.planners.grid import LEFT, NOOP, RIGHT
+from lamjax.planners.ships import FIRE, KEEPS, at_rest
 
 BALL, SIGN, SHIP = 1, 2, 7
-LEFT, NOOP, RIGHT, FIRE = 1, 4, 7, 9
 WORLD, SIGN_WIDTH = 20.0, 4.0  # cells; the agent keeps to the right of the sign
-KEEPS = 0.45  # each step the agent's speed becomes 0.45 of the old one plus 0.3825 towards the action
 CRUISE = 0.695  # the agent's speed after some steps, in cells a step
 RISE, REACH = 1.0, 0.25  # a ball's speed, in cells a step, and half its side
 COUNTS = 4.5  # how far a ball has risen when it counts, in cells; the cannon fires at most every third step
@@ -36,7 +36,7 @@ def plan(scene: Scene, memory: None = None) -> tuple[int, None]:
     balls = balls[balls["y"] > player["y"] + COUNTS]
     ships = ships[~_doomed(balls, ships)]
     prey = ships["image_theme"] == things["image_theme"][kinds == SIGN]
-    x, y, rest = player["x"], player["y"], player["x"] + player["vx"] * KEEPS / (1 - KEEPS)
+    x, y, rest = player["x"], player["y"], at_rest(player["x"], player["vx"])
     first, last = SIGN_WIDTH + player["rx"], WORLD - player["rx"]
     goal = (first + last) / 2
     if prey.any():

@@ -7,12 +7,17 @@ Dimension keys: P paths, T steps ahead, D dangers.
 """
 
 import dataclasses
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 
-NOOP, FIRE = 4, 9
+FIRE = 9
 KEEPS = 0.45  # what is left of a speed after a step
+
+
+def at_rest(place: Any, speed: Any) -> Any:
+    """Where along an axis something comes to rest that is no longer pushed."""
+    return place + speed * KEEPS / (1 - KEEPS)
 
 
 @dataclasses.dataclass(frozen=True)
