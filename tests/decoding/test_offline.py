@@ -32,6 +32,22 @@ def test_decodes_planted_latents_of_any_scale(scale):
     assert loss < 0.2
 
 
+def test_a_decoder_fitted_with_noise_is_as_certain_as_noisy_latents_allow():
+    z = np.array([-1.0, 1.0] * 64, np.float32)[:, None] * [[1.0, 1e-3]] + 3  # two numbers, each with deviation x
+    actions = np.arange(128) % 2
+    noisy = dataclasses.replace(CONFIG, noise=1.0, batch_size=512, steps=600)
+    outputs = offline.decode(offline.fit(jax.random.key(0), z, actions, noisy, 2)[0], z[:2], noisy, 2)
+    # Bayes: a number is n = x + e with x = +-d and a normal e of deviation d. The second is too small to be read beside
+    # the first, so the log-odds at n = d are those of the first: 2 n x / d^2 = 2.
+    np.testing.assert_allclose(outputs[:, 1] - outputs[:, 0], [-2, 2], atol=0.35)
+    certain = offline.decode(offline.fit(jax.random.key(0), z, actions, CONFIG, 2)[0], z[:2], CONFIG, 2)
+    assert np.abs(certain[:, 1] - certain[:, 0]).min() > 4
+
+
+def test_policies_are_decoded_without_noise():
+    assert dataclasses.replace(CONFIG, noise=1.0).program == CONFIG.program
+
+
 BOX = Box((-2.0, 0.0), (2.0, 1.0))
 
 

@@ -26,6 +26,7 @@ from lamjax.pipeline import pseudo_labels, windows
 from lamjax.pipeline.checks import check_shares
 from lamjax.ppo import PPOConfig
 from lamjax.presets import PRESETS, VECTOR_PRESETS
+from lamjax.spaces import Box, Discrete
 from lamjax.training import checkpoint, driver, steps
 from lamjax.training.run_folder import InterruptedRunError, Run, RunError, stage_key
 from tests.trees import close
@@ -202,6 +203,15 @@ def test_a_short_clone_of_pseudo_labels_begins_with_the_trunk_of_the_latent_poli
         expected, _ = step(expected, batch[:, -2], pseudo_labels_of(model, decoder, batch, config.offline, 2))
     assert clone.step == 3
     close(clone.policy_params, expected.policy_params, rtol=1e-4, atol=1e-6)
+
+
+def test_pseudo_labels_know_one_action_for_each_effect():
+    actions, box = np.arange(15), Box((-1.0,), (1.0,))
+    # Fruitbot moves only sideways: actions 0 to 2 move left, 6 to 8 right, 9 shoots, the others do nothing.
+    expected = [1, 1, 1, 4, 4, 4, 7, 7, 7, 9, 4, 4, 4, 4, 4]
+    np.testing.assert_array_equal(pseudo_labels.same_effect("fruitbot", actions, Discrete(15)), expected)
+    np.testing.assert_array_equal(pseudo_labels.same_effect("cartpole", actions[:2], Discrete(2)), [0, 1])
+    assert pseudo_labels.same_effect("pendulum", np.ones((2, 1)), box).tolist() == [[1.0], [1.0]]
 
 
 def interrupted(patch, module, name, calls):

@@ -39,18 +39,19 @@ class Record:
 
 @dataclasses.dataclass(frozen=True)
 class Expert:
-    """Trains a demonstrator with PPO from scratch, or resumes, and evaluates it.
+    """Trains a demonstrator with PPO, or resumes, and evaluates it.
 
     Attributes:
       env: the environment.
       preset: the preset whose network and PPO settings to use.
       name: the run folder's name; the policy "expert" is the one of this name.
       frames: environment frames; by default the preset's.
-      start: expert (the shipped one) or a policy folder, whose weights training starts from.
+      start: where training starts instead of from scratch: expert (the shipped one), planner (a policy that is first
+        cloned from the game's planner), or a policy folder.
       dtype: type of the activations, float32 or bfloat16; by default the preset's.
       runs: the folder that holds the run folders.
       track: also sends the metrics to a tracking service, wandb or trackio.
-      config: the settings of the preset; only --expert.* matters here.
+      config: the settings of the preset; --expert.* matters here, and with a planner --record.* and --cloning.*.
     """
 
     env: str = "coinrun"

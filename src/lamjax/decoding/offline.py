@@ -53,6 +53,10 @@ class OfflineConfig:
       hidden: widths of the decoder's hidden layers.
       balance: gives all discrete actions the same total weight in a fit, however often they are labelled. The likeliest
         action is then the one that makes the latents likeliest, not the commonest of those that may explain them.
+      noise: Gaussian noise on the latents while a decoder of pseudo-labels is fitted, in standard deviations of each
+        number. Such a decoder relies on what is large in the latents, so it also fits latents of another distribution,
+        such as those of demonstrations if the labels come from random play. Decoders of policies get none: noise makes
+        them less certain, and policies sample.
       episodes: evaluation episodes, a multiple of `num_envs`.
       num_envs: environments that evaluate.
       bc_steps: optimizer steps of behaviour cloning from scratch on the same labels, the baseline.
@@ -74,6 +78,7 @@ class OfflineConfig:
     weight_decay: float = 0.01
     hidden: tuple[int, ...] = (192, 128, 64)
     balance: bool = False
+    noise: float = 0.0
     episodes: int = 128
     num_envs: int = 64
     bc_steps: int = 3_000
@@ -82,7 +87,7 @@ class OfflineConfig:
 
     @property
     def program(self) -> "OfflineConfig":
-        """The settings that fits and decoded policies depend on, with the protocol's numbers left neutral."""
+        """The settings that decoded policies and their fits depend on, with the protocol's numbers left neutral."""
         return dataclasses.replace(
             self,
             labels=(),
@@ -90,6 +95,7 @@ class OfflineConfig:
             seeds=1,
             compare_at=(),
             bc_steps=1,
+            noise=0.0,
             relabel_steps=0,
             oracle=False,
             episodes=self.num_envs,
@@ -111,7 +117,7 @@ class OfflineConfig:
                 "bc_steps",
             ),
             at_least_0=("relabel_steps",),
-            finite=("learning_rate", "weight_decay"),
+            finite=("learning_rate", "weight_decay", "noise"),
         )
         if self.episodes % self.num_envs:
             raise ValueError(f"episodes ({self.episodes}) must be a multiple of num_envs ({self.num_envs}).")
@@ -264,16 +270,21 @@ def fit(
     # One deviation for all numbers together, around their common mean.
     scale = jnp.sqrt(jnp.where(counts, jnp.square(latents - mean.mean()), 0).sum() / (count * latents.shape[1]))
     params = {"mean": mean, "scale": scale + 1e-6, "net": network.init(key_init, latents[:1])}
+    spread = config.noise * jnp.sqrt(jnp.where(counts, jnp.square(latents - mean[None]), 0).sum(0) / count)
     weights = space.balance(actions, counts[:, 0]) if config.balance else None
     schedule = warmup_linear(config.learning_rate, 0.01, 0.0, config.steps // 10, config.steps)
     tx = optax.adamw(schedule, weight_decay=config.weight_decay)
 
     def step(carry, index):
         net, opt_state = carry
-        rows = jax.random.randint(jax.random.fold_in(key_rows, index), (config.batch_size,), 0, count)
+        key = jax.random.fold_in(key_rows, index)
+        rows = jax.random.randint(key, (config.batch_size,), 0, count)
+        inputs = latents[rows]
+        if config.noise:
+            inputs += spread[None] * jax.random.normal(jax.random.fold_in(key, 1), inputs.shape)
 
         def loss_fn(net):
-            outputs = decode({**params, "net": net}, latents[rows], config, space)
+            outputs = decode({**params, "net": net}, inputs, config, space)
             losses = space.loss(outputs, actions[rows])
             return losses.mean() if weights is None else (weights[rows] * losses).mean()
 

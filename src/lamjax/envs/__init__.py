@@ -17,6 +17,7 @@ from lamjax.envs.registry import (
     normalised_return,
     obs_shape,
     register,
+    representatives,
 )
 from lamjax.envs.wrappers import Disobedient, Distracted
 
@@ -41,5 +42,6 @@ __all__ = [
     "normalised_return",
     "obs_shape",
     "register",
+    "representatives",
     "split_state",
 ]

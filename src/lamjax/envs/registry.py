@@ -180,12 +180,17 @@ def obs_shape(name: str) -> tuple[int, ...]:
     return PROCGEN_SHAPE if check_name(name) in PROCGEN_GAMES else make(name, 1).obs_shape
 
 
+def representatives(name: str, num_actions: int) -> tuple[int, ...]:
+    """Maps each action to one that has the same effect; outside Procgen, each of the `num_actions` to itself."""
+    return PROCGEN_GAMES[name].aliases if name in PROCGEN_GAMES else tuple(range(num_actions))
+
+
 def merged_actions(name: str, num_actions: int) -> tuple[int, ...]:
     """Maps each action to its class ``0 ... k-1``; actions of one class have the same effect.
 
     Outside Procgen each of the `num_actions` actions has its own class.
     """
-    aliases = PROCGEN_GAMES[name].aliases if name in PROCGEN_GAMES else tuple(range(num_actions))
+    aliases = representatives(name, num_actions)
     classes = {representative: index for index, representative in enumerate(sorted(set(aliases)))}
     return tuple(classes[representative] for representative in aliases)
 

@@ -5,13 +5,17 @@ import logging
 from pathlib import Path
 from typing import Any
 
-from lamjax import experts, planners
-from lamjax.config import RunConfig
+from lamjax import experts, planners, policies
+from lamjax.config import CLONED_RATES, RunConfig
 from lamjax.data.reader import open_store
+from lamjax.envs.api import VectorEnv
 from lamjax.pipeline.checks import check_policy, check_scratch, check_store_of
-from lamjax.pipeline.evaluation import make_env
+from lamjax.pipeline.evaluation import evaluate_policy, make_env
+from lamjax.pipeline.oracle import train_oracle
+from lamjax.pipeline.record import record
 from lamjax.pipeline.reinforcement import scratch_stage
 from lamjax.pipeline.sources import Source, find_source, has_expert, store_source
+from lamjax.pipeline.windows import TrainingFrames
 from lamjax.training.logging import say
 from lamjax.training.provenance import describe_run
 from lamjax.training.run_folder import Run, run_path
@@ -38,7 +42,8 @@ def train_expert(
       preset: the name of the settings.
       name: the run folder's name; the policy called "expert" is the one in the folder "expert".
       frames: how many environment frames to train on, instead of the settings' number.
-      start: "expert" (the shipped one) or a policy folder; training starts from its weights.
+      start: "expert" (the shipped one) or a policy folder, and training starts from its weights; or "planner", and it
+        starts from a student of the game's planner: a policy of this network, cloned from the planner's actions.
       runs: the folder that holds the run folders.
       track: a tracking service that also gets the metrics.
       command: the command line, for the summary.
@@ -56,10 +61,31 @@ def train_expert(
     if start:
         folder = str(experts.folder(env)) if start == "expert" else start
         first = find_source(env, folder, runs, one_env.action_space)
+    if start == "planner":
+        ppo = dataclasses.replace(config.expert.ppo, learning_rates=CLONED_RATES)
+        config = dataclasses.replace(config, expert=dataclasses.replace(config.expert, ppo=ppo))
     header = describe_run(env, preset, name, command, config.seed)
     with Run(run_path(runs, env, name), env, config, header, first.name if first else None, track) as run:
+        if start == "planner" and not run.done("expert"):
+            assert first is not None
+            first = _student(run, first, one_env)
         scratch_stage(run, "expert", config.expert, first)
         return run.summary["stages"]["expert"] | {"policy": str(run.folder / "policies" / "expert")}
+
+
+def _student(run: Run, planner: Source, env: VectorEnv) -> Source:
+    """Records a planner and clones its actions with stage 2's settings; resumes."""
+    folder, path = run.folder / "policies" / "student", run.folder / "planner"
+    if not (folder / "policy.json").exists():
+        if not path.exists():
+            record(path, run.env, planner, run.config.record, run.key("record"), run.check_stop)
+        store = open_store(path)
+        state = train_oracle(run, store, None, env.action_space, TrainingFrames(run, store), run.config.expert.trunk)
+        params = state.policy_params
+        returns = evaluate_policy(run, "the planner's student", state.agent, params)
+        info = {"env": run.env, "stage": "student", **planner.info, "frames": store.num_frames}
+        policies.save_policy(folder, state.agent, params, info | returns)
+    return find_source(run.env, str(folder), run.folder, env.action_space)
 
 
 def choose_source(

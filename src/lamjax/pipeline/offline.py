@@ -20,7 +20,7 @@ from lamjax.pipeline.decoders import save_decoder
 from lamjax.pipeline.evaluation import evaluate_policies
 from lamjax.pipeline.labelled import train_on_labels
 from lamjax.pipeline.oracle import measure_oracle
-from lamjax.pipeline.pseudo_labels import clone_pseudo_labels, init_clone
+from lamjax.pipeline.pseudo_labels import clone_pseudo_labels, init_clone, same_effect
 from lamjax.pipeline.windows import TrainingFrames
 from lamjax.preprocess import ObsStats
 from lamjax.spaces import ActionSpace
@@ -155,13 +155,16 @@ def offline_policies(
     if labelled.draw:
         keys = [jax.random.fold_in(key, labelled.draw) for key in keys]
     fitted = [place for place, one in enumerate(chunk) if one.method != "bc"]
-    decoders = {}
+    actions, settings, decoders = labelled.actions, config.program, {}
+    if chunk[0].method == "relabel":
+        actions = same_effect(run.env, actions, space)
+        settings = dataclasses.replace(settings, noise=config.noise)
     if fitted:
         stacked, _ = offline.fit_all(
             jnp.stack([keys[place] for place in fitted]),
             np.stack([labelled.latents["policy" if chunk[place].method == "policy" else "idm"] for place in fitted]),
-            np.stack([labelled.actions] * len(fitted)),
-            config.program,
+            np.stack([actions] * len(fitted)),
+            settings,
             space,
             np.array([chunk[place].count for place in fitted], np.int32),
         )

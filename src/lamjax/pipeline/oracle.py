@@ -5,6 +5,7 @@ lower than the oracle's, the latents or the lack of labels cost the difference. 
 demonstrator's, cloning itself costs it.
 """
 
+import dataclasses
 from typing import Any
 
 import jax
@@ -12,6 +13,7 @@ import jax
 from lamjax.data.labels import oracle_actions
 from lamjax.data.reader import Store
 from lamjax.decoding.behaviour_cloning import ActionState
+from lamjax.models.trunk import TrunkConfig
 from lamjax.pipeline.evaluation import evaluate_policies
 from lamjax.pipeline.pseudo_labels import init_clone
 from lamjax.pipeline.windows import TrainingFrames, train_on_windows
@@ -22,9 +24,21 @@ from lamjax.training.run_folder import Run
 from lamjax.training.steps import oracle_step
 
 
-def train_oracle(run: Run, store: Store, stats: ObsStats, space: ActionSpace, frames: TrainingFrames) -> ActionState:
-    """Clones the actions of all training windows; `stats` standardise observations as stage 2 does."""
+def train_oracle(
+    run: Run,
+    store: Store,
+    stats: ObsStats,
+    space: ActionSpace,
+    frames: TrainingFrames,
+    trunk: TrunkConfig | None = None,
+) -> ActionState:
+    """Clones the actions of all training windows.
+
+    `stats` standardise observations as stage 2 does; the policy has stage 2's trunk unless another one is given.
+    """
     config = run.config.cloning
+    if trunk:
+        config = dataclasses.replace(config, trunk=trunk)
     fuse = driver.steps_per_dispatch(config.trunk)
     state = init_clone(run.key("oracle"), config, space, store.obs_shape, True, stats)
     state, _ = train_on_windows(

@@ -4,8 +4,9 @@ import dataclasses
 from typing import Any
 
 import jax
+import numpy as np
 
-from lamjax import policies
+from lamjax import envs, policies
 from lamjax.analysis import latents
 from lamjax.cloning import CloningState
 from lamjax.config import ScratchConfig
@@ -19,7 +20,7 @@ from lamjax.pipeline.record import record
 from lamjax.pipeline.reinforcement import scratch_stage
 from lamjax.pipeline.sources import find_source
 from lamjax.pipeline.windows import TrainingFrames, train_on_windows
-from lamjax.spaces import ActionSpace
+from lamjax.spaces import ActionSpace, Discrete
 from lamjax.training import driver
 from lamjax.training.run_folder import Run, timed
 from lamjax.training.steps import pseudo_label_step
@@ -76,6 +77,15 @@ def clone_pseudo_labels(
     return state
 
 
+def same_effect(env: str, actions: np.ndarray, space: ActionSpace) -> np.ndarray:
+    """One action for all that have the same effect in an environment, for actions ``[L, *space.shape]``.
+
+    A decoder cannot tell such actions apart. If it learned them as they are, it would split the probability of moving
+    among all actions that move, and find another action most likely.
+    """
+    return np.asarray(envs.representatives(env, space.n))[actions] if isinstance(space, Discrete) else actions
+
+
 def with_trunk_of(params: dict[str, Any], latent_policy: dict[str, Any]) -> dict[str, Any]:
     """An actor-critic's parameters with the trunk of a `LatentPolicy`'s; its heads stay as they are."""
     (trunk,) = params.keys() - {"policy_head", "value_head"}
@@ -112,6 +122,6 @@ def _clone(run: Run, store: Store, model: DynamicsState, space: ActionSpace) -> 
     play = open_store(path)
     labelled = LabelledSubset(play, len(play.starts("all", length)), split="all", length=length)
     inputs = latents.latents_of(model, labelled.windows())[0]
-    decoder, _ = offline.fit(key, inputs, labelled.actions, config.offline, space)
+    decoder, _ = offline.fit(key, inputs, same_effect(run.env, labelled.actions, space), config.offline, space)
     frames = TrainingFrames(run, store)
     return clone_pseudo_labels(run, "named", key, model, decoder, frames, store.obs_shape, space)

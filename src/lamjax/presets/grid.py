@@ -46,7 +46,7 @@ CPU = RunConfig(
     ),
     cloning=CloningConfig(steps=16_000, learning_rate=1e-3, warmup_steps=100, trunk=_POLICY),
     offline=dataclasses.replace(
-        procgen.CPU.offline, methods=("policy", "bc", "idm"), compare_at=(256,), bc_steps=500, relabel_steps=0
+        procgen.CPU.offline, methods=("policy", "bc", "idm"), bc_steps=500, noise=0.0, relabel_steps=0
     ),
     online=OnlineConfig(
         ppo=dataclasses.replace(_PPO, learning_rates=_ONLINE_RATES),

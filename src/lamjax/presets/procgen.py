@@ -60,6 +60,7 @@ CPU = RunConfig(
         learning_rate=1e-3,
         episodes=64,
         bc_steps=200,
+        noise=1.0,
         relabel_steps=1000,
     ),
     online=OnlineConfig(
