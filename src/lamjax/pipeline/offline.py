@@ -151,6 +151,7 @@ def offline_policies(
 ) -> tuple[policies.Network, list[Any]]:
     """Trains a chunk's policies on the first labels of a draw; returns their network and the parameters of each."""
     config = run.config.offline
+    settings = config.program if chunk[0].is_decoded else config.pseudo_labels
     keys = [jax.random.fold_in(run.key("offline"), one.count) for one in chunk]
     if labelled.draw:
         keys = [jax.random.fold_in(key, labelled.draw) for key in keys]
@@ -161,13 +162,13 @@ def offline_policies(
             jnp.stack([keys[place] for place in fitted]),
             np.stack([labelled.latents["policy" if chunk[place].method == "policy" else "idm"] for place in fitted]),
             np.stack([labelled.actions] * len(fitted)),
-            config.program,
+            settings,
             space,
             np.array([chunk[place].count for place in fitted], np.int32),
         )
         decoders = {place: jax.tree.map(lambda x, row=row: x[row], stacked) for row, place in enumerate(fitted)}
     if chunk[0].is_decoded:
-        network = policies.DecodedPolicy(policy.config.trunk, policy.latent_dim, space, config.program)
+        network = policies.DecodedPolicy(policy.config.trunk, policy.latent_dim, space, settings)
         return network, [network.init(policy, decoders[place]) for place in fitted]
     clones = []
     for place, (one, key) in enumerate(zip(chunk, keys, strict=True)):

@@ -47,7 +47,7 @@ def clone_pseudo_labels(
       name: the stage's name in metrics and checkpoints.
       key: a typed PRNG key.
       model: stage 1.
-      decoder: what `offline.fit` fitted on the latents of `model`.
+      decoder: what `offline.fit` fitted on the latents of `model`, with the settings `offline.pseudo_labels`.
       frames: the training frames.
       obs_shape: shape of one observation.
       space: the action space.
@@ -70,7 +70,7 @@ def clone_pseudo_labels(
         (model, decoder),
         config=config,
         fuse=fuse,
-        static=(run.config.offline,),
+        static=(run.config.offline.pseudo_labels,),
         show=("loss", state.agent.space.score_name),
     )
     return state
@@ -112,6 +112,6 @@ def _clone(run: Run, store: Store, model: DynamicsState, space: ActionSpace) -> 
     play = open_store(path)
     labelled = LabelledSubset(play, len(play.starts("all", length)), split="all", length=length)
     inputs = latents.latents_of(model, labelled.windows())[0]
-    decoder, _ = offline.fit(key, inputs, labelled.actions, config.offline, space)
+    decoder, _ = offline.fit(key, inputs, labelled.actions, config.offline.pseudo_labels, space)
     frames = TrainingFrames(run, store)
     return clone_pseudo_labels(run, "named", key, model, decoder, frames, store.obs_shape, space)
