@@ -153,6 +153,15 @@ def test_curves_over_draws_by_hand():
     assert one == [64, 5.0, 9.0]  # a single draw has the error over its episodes
 
 
+def test_pseudo_labels_may_have_a_decoder_of_their_own():
+    assert CONFIG.pseudo_labels == CONFIG.program
+    linear = dataclasses.replace(CONFIG, relabel_hidden=())
+    assert linear.program == CONFIG.program
+    assert linear.pseudo_labels == dataclasses.replace(CONFIG.program, hidden=())
+    with pytest.raises(ValueError, match="relabel_hidden must be at least 1"):
+        OfflineConfig(relabel_hidden=(0,))
+
+
 def test_what_is_measured_where():
     config = OfflineConfig(methods=("policy", "bc", "idm", "relabel"), compare_at=(64,))
     assert offline.variants(config, 16) == {"policy": ("sampled",), "bc": ("sampled",)}
