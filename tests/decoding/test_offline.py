@@ -44,10 +44,6 @@ def test_a_decoder_fitted_with_noise_is_as_certain_as_noisy_latents_allow():
     assert np.abs(certain[:, 1] - certain[:, 0]).min() > 4
 
 
-def test_policies_are_decoded_without_noise():
-    assert dataclasses.replace(CONFIG, noise=1.0).program == CONFIG.program
-
-
 BOX = Box((-2.0, 0.0), (2.0, 1.0))
 
 
@@ -167,6 +163,15 @@ def test_curves_over_draws_by_hand():
     few, one = offline.over_seeds(rows)
     assert few == [16, pytest.approx(3.0), pytest.approx(np.sqrt(7.0 / 3))]  # variance (4 + 1 + 9) / 2
     assert one == [64, 5.0, 9.0]  # a single draw has the error over its episodes
+
+
+def test_pseudo_labels_may_have_a_decoder_of_their_own():
+    assert CONFIG.pseudo_labels == CONFIG.program
+    linear = dataclasses.replace(CONFIG, relabel_hidden=(), noise=1.0)
+    assert linear.program == CONFIG.program
+    assert linear.pseudo_labels == dataclasses.replace(CONFIG.program, hidden=(), noise=1.0)
+    with pytest.raises(ValueError, match="relabel_hidden must be at least 1"):
+        OfflineConfig(relabel_hidden=(0,))
 
 
 def test_what_is_measured_where():

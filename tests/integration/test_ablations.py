@@ -44,6 +44,7 @@ FIELDS = {
     ("--online.decoder.no-mask-boundaries",): lambda c: (c.online.decoder.mask_boundaries, False),
     ("--online.train", "all"): lambda c: (c.online.train, "all"),
     ("--offline.methods", "policy", "relabel"): lambda c: (c.offline.methods, ("policy", "relabel")),
+    ("--offline.relabel-hidden",): lambda c: (c.offline.relabel_hidden, ()),
     ("--offline.play", "sampled"): lambda c: (c.offline.play, ("sampled",)),
     ("--offline.label-shares", "0.01", "0.1"): lambda c: (c.offline.label_shares, (0.01, 0.1)),
     ("--offline.seeds", "5"): lambda c: (c.offline.seeds, 5),
@@ -81,7 +82,7 @@ def play_briefly(monkeypatch):
 
 METHODS = ("--offline.methods", "policy", "bc", "idm", "relabel", "--offline.seeds", "2")
 CHAINS = {
-    "no VQ": ("--dynamics.quantizer.no-enabled", *METHODS),
+    "no VQ": ("--dynamics.quantizer.no-enabled", *METHODS, "--offline.relabel-hidden", "8"),
     "context": (
         *("--dynamics.context", "2", "--dynamics.idm-input", "changes", "--analysis.no-mask-probes"),
         *("--offline.methods", "policy", "idm", "--offline.play", "sampled"),

@@ -62,6 +62,8 @@ class OfflineConfig:
       bc_steps: optimizer steps of behaviour cloning from scratch on the same labels, the baseline.
       relabel_steps: optimizer steps of cloning pseudo-labels, which begins with the latent policy's trunk; 0 begins
         from scratch, and takes as long as stage 2.
+      relabel_hidden: widths of the hidden layers of the decoder that gives pseudo-labels; None means `hidden`, and an
+        empty tuple a linear decoder, which a few labels fit best if the latents are uncorrelated.
       oracle: also clones all true actions of the recording, for as long as stage 2 takes: how well a policy of this
         size does with perfect labels.
     """
@@ -83,6 +85,7 @@ class OfflineConfig:
     num_envs: int = 64
     bc_steps: int = 3_000
     relabel_steps: int = 0
+    relabel_hidden: tuple[int, ...] | None = None
     oracle: bool = True
 
     @property
@@ -97,9 +100,16 @@ class OfflineConfig:
             bc_steps=1,
             noise=0.0,
             relabel_steps=0,
+            relabel_hidden=None,
             oracle=False,
             episodes=self.num_envs,
         )
+
+    @property
+    def pseudo_labels(self) -> "OfflineConfig":
+        """`program` for the decoder that gives pseudo-labels."""
+        hidden = self.hidden if self.relabel_hidden is None else self.relabel_hidden
+        return dataclasses.replace(self.program, hidden=hidden, noise=self.noise)
 
     def __post_init__(self):
         check_fields(
@@ -115,6 +125,7 @@ class OfflineConfig:
                 "episodes",
                 "num_envs",
                 "bc_steps",
+                "relabel_hidden",
             ),
             at_least_0=("relabel_steps",),
             finite=("learning_rate", "weight_decay", "noise"),

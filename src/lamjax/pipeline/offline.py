@@ -151,14 +151,14 @@ def offline_policies(
 ) -> tuple[policies.Network, list[Any]]:
     """Trains a chunk's policies on the first labels of a draw; returns their network and the parameters of each."""
     config = run.config.offline
+    actions, settings = labelled.actions, config.program
+    if chunk[0].method == "relabel":
+        actions, settings = same_effect(run.env, actions, space), config.pseudo_labels
     keys = [jax.random.fold_in(run.key("offline"), one.count) for one in chunk]
     if labelled.draw:
         keys = [jax.random.fold_in(key, labelled.draw) for key in keys]
     fitted = [place for place, one in enumerate(chunk) if one.method != "bc"]
-    actions, settings, decoders = labelled.actions, config.program, {}
-    if chunk[0].method == "relabel":
-        actions = same_effect(run.env, actions, space)
-        settings = dataclasses.replace(settings, noise=config.noise)
+    decoders = {}
     if fitted:
         stacked, _ = offline.fit_all(
             jnp.stack([keys[place] for place in fitted]),
@@ -170,7 +170,7 @@ def offline_policies(
         )
         decoders = {place: jax.tree.map(lambda x, row=row: x[row], stacked) for row, place in enumerate(fitted)}
     if chunk[0].is_decoded:
-        network = policies.DecodedPolicy(policy.config.trunk, policy.latent_dim, space, config.program)
+        network = policies.DecodedPolicy(policy.config.trunk, policy.latent_dim, space, settings)
         return network, [network.init(policy, decoders[place]) for place in fitted]
     clones = []
     for place, (one, key) in enumerate(zip(chunk, keys, strict=True)):

@@ -48,7 +48,7 @@ def clone_pseudo_labels(
       name: the stage's name in metrics and checkpoints.
       key: a typed PRNG key.
       model: stage 1.
-      decoder: what `offline.fit` fitted on the latents of `model`.
+      decoder: what `offline.fit` fitted on the latents of `model`, with the settings `offline.pseudo_labels`.
       frames: the training frames.
       obs_shape: shape of one observation.
       space: the action space.
@@ -71,7 +71,7 @@ def clone_pseudo_labels(
         (model, decoder),
         config=config,
         fuse=fuse,
-        static=(run.config.offline,),
+        static=(run.config.offline.pseudo_labels,),
         show=("loss", state.agent.space.score_name),
     )
     return state
@@ -122,6 +122,7 @@ def _clone(run: Run, store: Store, model: DynamicsState, space: ActionSpace) -> 
     play = open_store(path)
     labelled = LabelledSubset(play, len(play.starts("all", length)), split="all", length=length)
     inputs = latents.latents_of(model, labelled.windows())[0]
-    decoder, _ = offline.fit(key, inputs, same_effect(run.env, labelled.actions, space), config.offline, space)
+    actions = same_effect(run.env, labelled.actions, space)
+    decoder, _ = offline.fit(key, inputs, actions, config.offline.pseudo_labels, space)
     frames = TrainingFrames(run, store)
     return clone_pseudo_labels(run, "named", key, model, decoder, frames, store.obs_shape, space)

@@ -33,6 +33,7 @@ OWN_PRESETS: dict[str, dict[str, RunConfig]] = {
     "fruitbot": {"cpu": procgen.CPU_UNSTEADY_LOWEST_ROWS},
     "leaper": {"cpu": procgen.CPU_UNSTEADY},
     "minatar/breakout": {"cpu": grid.CPU_BREAKOUT},
+    "minatar/space_invaders": {"cpu": grid.CPU_SPACE_INVADERS},
     "pendulum": {"cpu": vector.PENDULUM_CPU},
     "plunder": {"cpu": procgen.CPU_LOWEST_ROWS},
     "starpilot": {"cpu": procgen.CPU_UNSTEADY},

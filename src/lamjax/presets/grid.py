@@ -87,6 +87,16 @@ CPU_BREAKOUT = dataclasses.replace(
     ),
 )
 
+# Space Invaders has more that moves by itself. Uncorrelated numbers keep the cannon's moves apart from the aliens', and
+# then a linear decoder reads them from a few labels best.
+CPU_SPACE_INVADERS = dataclasses.replace(
+    CPU_BREAKOUT,
+    dynamics=dataclasses.replace(CPU_BREAKOUT.dynamics, steps=8000, decorrelation=1.0),
+    offline=dataclasses.replace(
+        CPU_BREAKOUT.offline, learning_rate=3e-3, relabel_steps=CPU.offline.relabel_steps, relabel_hidden=()
+    ),
+)
+
 _SMOKE_SCRATCH = ScratchConfig(
     GridConfig(channels=(), hidden=(16,), features=16),
     dataclasses.replace(procgen.SMOKE.scratch.ppo, learning_rates=(("", ((0.0, 1e-3), (1.0, 0.0))),)),
