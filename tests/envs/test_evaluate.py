@@ -1,3 +1,5 @@
+import contextlib
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -155,6 +157,33 @@ def test_side_by_side_each_policy_plays_exactly_what_it_plays_alone(name, params
     np.testing.assert_array_equal(together[0], alone[0])
     np.testing.assert_array_equal(together[1], alone[1])
     assert len({lengths.tobytes() for lengths in together[1]}) > 1  # the policies differ
+
+
+def glance(policy, obs):
+    """`threshold` of every sixteenth pixel along both axes."""
+    return threshold(policy, obs[:, ::16, ::16])
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_few_environments_go_on_in_a_smaller_batch_with_the_same_results(count):
+    """Of 8 environments the last 2 do; each plays what it plays beside the others."""
+    policies, greedy, sizes = players(count, 15, 4 * 4 * 3, share=False), [False] * count, []
+
+    def make(num_envs):
+        sizes.append(num_envs)
+        return envs.make("bigfish", num_envs, num_threads=0)
+
+    def play(**options):
+        env, wide = make(8), make(8 * count)
+        with contextlib.closing(env), contextlib.closing(wide):
+            return evaluate_all(glance, policies, env, 8, jax.random.key(6), greedy=greedy, wide=wide, **options)
+
+    ours, theirs = play(), play(make=make, patience=0)
+    assert sizes == [8, 8 * count, 8, 8 * count, 2 * count]
+    for one, other in zip(ours, theirs, strict=True):
+        np.testing.assert_array_equal(one, other)
+    longest = np.sort(ours[1])
+    assert (longest[:, -1] > longest[:, -3] + CHUNK).all()  # two play on after the others
 
 
 def test_policies_that_share_a_trunk_run_it_once_on_all_observations():

@@ -48,7 +48,7 @@ class Chain(threading.Thread):
         self.root, self.folder = root, root / "runs" / "coinrun" / "smoke-s0"
         self.stopped, self.last = [], None
         self._command = lambda: start(
-            *("train", "--env", "coinrun", "--preset", "smoke", "--policy", "random", *OPTIONS),
+            *("train", "--env", "coinrun", "--preset", "smoke", "--policy", "random", "--in-sequence", *OPTIONS),
             *("--runs", str(root / "runs"), "--data", str(root / "data")),
         )
 

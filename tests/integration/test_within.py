@@ -11,10 +11,12 @@ import pytest
 
 import lamjax
 from lamjax import parallel
+from lamjax.config import RunConfig
 from lamjax.decoding import online
 from lamjax.ppo.driver import programs as ppo_programs
 from lamjax.presets import VECTOR_PRESETS
-from lamjax.training import driver
+from lamjax.training import checkpoint, driver
+from lamjax.training.logging import read_metrics
 from lamjax.training.steps import cloning_step, dynamics_step
 
 SMOKE = VECTOR_PRESETS["smoke"]
@@ -63,6 +65,37 @@ def test_what_measuring_compiled_the_run_uses(run):
     assert all(seconds >= 0 for seconds in summary["within"]["predicted"].values())
     assert summary["stages"]["dynamics"]["steps"] <= SMOKE.dynamics.steps
     assert (folder / "report.html").exists()
+
+
+TIMES = ("seconds", "information_seconds", "windows_per_s", "frames_per_s")
+
+
+def test_two_lanes_give_the_results_of_one(run):
+    """A run with a time has one stage after another; here the same settings again, with baselines beside the stages."""
+    sequence = run[0]
+    written = json.loads((sequence / "config.json").read_text())
+    config = checkpoint.from_json(RunConfig, {k: v for k, v in written.items() if k not in ("env", "source")})
+    runs = sequence.parents[1]
+    options = {"policy": "random", "runs": runs, "data": runs.with_name("data"), "in_sequence": False}
+    lanes = lamjax.train("cartpole", preset="smoke", config=config, name="lanes", **options)
+
+    ours, theirs = (json.loads((folder / "summary.json").read_text()) for folder in (lanes, sequence))
+    assert ours["beside"] == ["oracle", "ppo_scratch"] and "beside" not in theirs
+    for summary in (ours, theirs):
+        for results in summary["stages"].values():
+            for name in TIMES:
+                results.pop(name, None)
+    for entry in ("stages", "nulls", "decoder", "diagnosis"):
+        assert ours[entry] == theirs[entry]
+
+    rows, others = (read_metrics(folder / "metrics.jsonl") for folder in (lanes, sequence))
+    for steps in (*rows.values(), *others.values()):
+        for row in steps.values():
+            row.pop("time")
+    assert rows == others
+    for stage in rows:
+        saved, other = (checkpoint.restore_arrays(folder / "checkpoints" / stage) for folder in (lanes, sequence))
+        assert saved[2]["digests"] == other[2]["digests"]
 
 
 def snippet(heading):

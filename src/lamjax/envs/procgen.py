@@ -110,12 +110,14 @@ class ProcgenStepper:
     Attributes:
       num_envs: N.
       groups: 1, or 2 that `exchange` can step in turn: the first and the second half of the rows.
+      ignores_key: True, because a step draws nothing from its key.
     """
 
     num_envs: int
     groups: int = 1
 
     action_space: ClassVar[Discrete] = Discrete(NUM_ACTIONS)
+    ignores_key: ClassVar[bool] = True
 
     @one_batch_under_vmap
     def step(self, key: jax.Array, state: ProcgenState, action: jax.Array, params: Any = None):

@@ -22,9 +22,9 @@ def baselines_stage(run: Run, source: Source, space: ActionSpace) -> None:
             continue
         # The demonstrator sees frames without a distractor, so it is evaluated on them.
         results = evaluate_policy(run, *policy, distracted=name != "expert_return")
-        run.summary["nulls"][name] = {
-            "mean": results["return_mean"],
-            "stderr": results["return_stderr"],
-            "episodes": results["episodes"],
-        }
-        run.write_summary()
+        with run.changing() as summary:
+            summary["nulls"][name] = {
+                "mean": results["return_mean"],
+                "stderr": results["return_stderr"],
+                "episodes": results["episodes"],
+            }

@@ -101,8 +101,11 @@ def play(
       Raw returns float32 ``[P, episodes]`` and lengths int32 ``[P, episodes]``.
     """
     num_envs, count = min(num_envs, episodes), len(params)
-    env = make_env(env_name, num_envs, config, distracted=distracted)
-    wide = make_env(env_name, num_envs * count, config, distracted=distracted) if count > 1 else None
+
+    def make(number: int) -> envs.VectorEnv:
+        return make_env(env_name, number, config, distracted=distracted)
+
+    env, wide = make(num_envs), make(num_envs * count) if count > 1 else None
     progress = Progress(f"evaluating {label}", episodes * count, unit="episode")
 
     def tick(finished: int) -> None:
@@ -110,7 +113,7 @@ def play(
         check_stop()
 
     try:
-        results = evaluate_all(policy, params, env, episodes, key, greedy=greedy, wide=wide, progress=tick)
+        results = evaluate_all(policy, params, env, episodes, key, greedy=greedy, wide=wide, make=make, progress=tick)
         progress.to(episodes * count)
     finally:
         progress.close()

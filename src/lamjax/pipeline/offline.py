@@ -19,7 +19,7 @@ from lamjax.envs.evaluate import most_together
 from lamjax.pipeline.decoders import save_decoder
 from lamjax.pipeline.evaluation import evaluate_policies
 from lamjax.pipeline.labelled import train_on_labels
-from lamjax.pipeline.oracle import measure_oracle
+from lamjax.pipeline.oracle import oracle_stage, partial_results
 from lamjax.pipeline.pseudo_labels import clone_pseudo_labels, init_clone, same_effect
 from lamjax.pipeline.windows import TrainingFrames
 from lamjax.preprocess import ObsStats
@@ -96,12 +96,10 @@ def offline_stage(
         if "decoder" not in run.summary:
             first = labelled(0)
             run.note("decoder", save_decoder(run, store, model, policy, first.latents["idm"], first.actions))
-        partial = run.summary.setdefault("partial", {}).setdefault("decode_offline", {"by_seed": {}})
-        if config.oracle and "oracle" not in partial:
-            partial["oracle"] = measure_oracle(run, store, policy.obs_stats, space, frames)
-            run.write_summary()
+        oracle_stage(run, store, space, frames)
         if "relabel" not in config.methods:
             frames.free()
+        partial = partial_results(run)
         by_seed: dict[str, list[list[float]]] = partial["by_seed"]
         for chunk in offline.chunks(offline.candidates(config, counts, by_seed), most_together(config.num_envs)):
             draw = chunk[0].draw
@@ -121,10 +119,11 @@ def offline_stage(
                 if (play, draw) == ("sampled", 0) and one.method in SAVED_AS:
                     folder = run.folder / "policies" / f"{SAVED_AS[one.method]}-{one.count}"
                     policies.save_policy(folder, network, p, result)
-                rows = by_seed.setdefault(offline.curve_name(one.method, play), [])
-                rows.append([one.count, draw, result["return_mean"], result["return_stderr"]])
-            partial |= {name: offline.over_seeds(rows) for name, rows in by_seed.items()}
-            run.write_summary()
+            with run.changing():
+                for (one, play, _), result in zip(plays, measured, strict=True):
+                    rows = by_seed.setdefault(offline.curve_name(one.method, play), [])
+                    rows.append([one.count, draw, result["return_mean"], result["return_stderr"]])
+                partial |= {name: offline.over_seeds(rows) for name, rows in by_seed.items()}
             run.check_stop()
         results = {
             "curve": [],
@@ -136,8 +135,9 @@ def offline_stage(
             "seconds": seconds(),
             "normalised": [[n, envs.normalised_return(run.env, mean)] for n, mean, _ in partial["curve"]],
         }
-    run.summary.pop("partial")
-    run.finish("decode_offline", results | diagnosis.judge_offline(results, run.summary["nulls"]))
+    with run.changing() as summary:
+        summary.pop("partial")
+        run.finish("decode_offline", results | diagnosis.judge_offline(results, summary["nulls"]))
 
 
 def offline_policies(

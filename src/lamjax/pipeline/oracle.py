@@ -16,7 +16,7 @@ from lamjax.decoding.behaviour_cloning import ActionState
 from lamjax.models.trunk import TrunkConfig
 from lamjax.pipeline.evaluation import evaluate_policies
 from lamjax.pipeline.pseudo_labels import init_clone
-from lamjax.pipeline.windows import TrainingFrames, train_on_windows
+from lamjax.pipeline.windows import TrainingFrames, train_on_windows, training_stats
 from lamjax.preprocess import ObsStats
 from lamjax.spaces import ActionSpace
 from lamjax.training import driver
@@ -56,16 +56,23 @@ def train_oracle(
     return state
 
 
-def measure_oracle(
-    run: Run, store: Store, stats: ObsStats, space: ActionSpace, frames: TrainingFrames
-) -> dict[str, Any]:
-    """Trains the oracle and evaluates it in the same way as the decoded policies of the first draw of labels.
+def oracle_stage(run: Run, store: Store, space: ActionSpace, frames: TrainingFrames) -> None:
+    """Trains the oracle, and evaluates it in the same way as the decoded policies of the first draw of labels.
 
-    Returns:
-      ``return_mean``, ``return_stderr`` and ``episodes``.
+    It adds ``return_mean``, ``return_stderr`` and ``episodes`` to what the summary keeps for offline decoding.
     """
-    state, config = train_oracle(run, store, stats, space, frames), run.config.offline
+    config = run.config.offline
+    if not config.oracle or run.done("decode_offline") or "oracle" in partial_results(run):
+        return
+    state = train_oracle(run, store, training_stats(store), space, frames)
     label, params = "the oracle, cloned from all true actions", [state.policy_params]
     episodes = {"episodes": config.episodes, "num_envs": config.num_envs, "greedy": [False]}
     (results,) = evaluate_policies(run, label, state.agent, params, **episodes)
-    return {name: results[name] for name in ("return_mean", "return_stderr", "episodes")}
+    with run.changing():
+        partial_results(run)["oracle"] = {name: results[name] for name in ("return_mean", "return_stderr", "episodes")}
+
+
+def partial_results(run: Run) -> dict[str, Any]:
+    """What the summary keeps for offline decoding until the stage has finished; it may be changed."""
+    with run.changing() as summary:
+        return summary.setdefault("partial", {}).setdefault("decode_offline", {"by_seed": {}})

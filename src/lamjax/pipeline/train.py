@@ -23,7 +23,9 @@ from lamjax.pipeline.cloning import cloning_stage
 from lamjax.pipeline.dynamics import dynamics_stage
 from lamjax.pipeline.evaluation import make_env
 from lamjax.pipeline.expert import choose_source
+from lamjax.pipeline.lanes import gains_by_lanes, side_lane
 from lamjax.pipeline.offline import offline_stage
+from lamjax.pipeline.oracle import oracle_stage
 from lamjax.pipeline.pseudo_labels import pseudo_label_stage
 from lamjax.pipeline.record import record_stage
 from lamjax.pipeline.reinforcement import online_stage, scratch_stage
@@ -37,6 +39,7 @@ from lamjax.training.run_folder import Run, RunError, run_path
 from lamjax.training.trackers import Service, service_module
 
 RUNS, DATA = Path("runs"), Path("data")
+BESIDE = ("oracle", "ppo_scratch")  # what trains beside the other stages if the run has two lanes
 
 
 def train(
@@ -52,6 +55,7 @@ def train(
     runs: Path = RUNS,
     data: Path = DATA,
     track: Service | None = None,
+    in_sequence: bool | None = None,
     command: str = "",
 ) -> Path:
     """Runs demonstrations, all three stages, their baselines, and the report. Called again, it resumes.
@@ -73,6 +77,8 @@ def train(
       runs: the folder that holds the run folders.
       data: the folder that holds recorded trajectories.
       track: a tracking service that also gets the metrics: "wandb" or "trackio".
+      in_sequence: whether to run one stage after another, as `within` does. By default, a CPU with two cores or more
+        trains two stages at a time, with the same results (see `lamjax.pipeline.lanes`).
       command: the command line, for the summary.
 
     Returns:
@@ -102,7 +108,7 @@ def train(
         config, notes["within"] = fit_within(folder, env, config, source, within, data)
     header = describe_run(env, preset, name, command, config.seed) | notes
     with Run(folder, env, config, header, source.name, track) as run:
-        run_stages(run, source, data)
+        run_stages(run, source, data, in_sequence if within is None else True)
     if within is not None:
         took, allowed = (budget.format_duration(seconds) for seconds in (time.monotonic() - started, within))
         say(f"the run took {took} of {allowed}")
@@ -130,11 +136,11 @@ def prepare(
     return source, {"banner": notice}
 
 
-def run_stages(run: Run, source: Source, data: Path) -> Path:
+def run_stages(run: Run, source: Source, data: Path, in_sequence: bool | None = None) -> Path:
     """Runs every stage that has not finished yet, then writes the report, and returns its path.
 
     If the run has already finished, the function does nothing. `source` is the source of its trajectories, and `data`
-    the folder of recordings.
+    the folder of recordings. For `in_sequence` see `train`.
     """
     page = run.folder / "report.html"
     played = envs.is_known(run.env)
@@ -147,8 +153,9 @@ def run_stages(run: Run, source: Source, data: Path) -> Path:
     started, before = time.monotonic(), run.summary.get("total_seconds") or 0.0
 
     def checkpoint() -> None:
-        run.summary["diagnosis"] = diagnosis.diagnose(run.summary)
-        run.note("total_seconds", before + time.monotonic() - started)
+        with run.changing() as summary:
+            summary["diagnosis"] = diagnosis.diagnose(summary)
+            summary["total_seconds"] = before + time.monotonic() - started
         run.check_stop()
 
     check_shares(run.config, run.devices, played=played)
@@ -157,32 +164,40 @@ def run_stages(run: Run, source: Source, data: Path) -> Path:
     check_store(store, run.config, played=played)
     space, frames = store.action_space, TrainingFrames(run, store)
     checkpoint()
-    model = dynamics_stage(run, store, frames, data if played else None)
-    checkpoint()
-    policy = cloning_stage(run, store, model, frames)
-    checkpoint()
-    if not played or (not run.config.offline.oracle and "relabel" not in run.config.offline.methods):
-        frames.free()
-    if jax.process_count() > 1:
-        say("stages 1 and 2 have ended; the others run on one host: start the same command there")
-        return page
-    if not played:
-        if store.has_actions:
-            actions.action_stage(run, store, model, policy, frames)
-            checkpoint()
-        return report.write(run.folder)
-    assert space is not None  # an environment's actions have bounds
-    baselines_stage(run, source, space)
-    checkpoint()
-    offline_stage(run, store, model, policy, space, frames)
-    frames.free()  # PPO needs the memory
-    checkpoint()
-    scratch_stage(run, "ppo_scratch", run.config.scratch)
-    checkpoint()
-    online_stage(run, model, policy)
-    checkpoint()
-    pseudo_label_stage(run, store, model, space)
-    checkpoint()
+    beside = played and not (in_sequence if in_sequence is not None else not gains_by_lanes(run))
+    if beside:
+        run.note("beside", list(BESIDE))
+    with side_lane(run, beside) as begin:
+        baselines = begin(baselines_stage, run, source, space)
+        oracle = begin(oracle_stage, run, store, space, frames)
+        scratch = begin(scratch_stage, run, "ppo_scratch", run.config.scratch)
+        model = dynamics_stage(run, store, frames, data if played else None)
+        checkpoint()
+        policy = cloning_stage(run, store, model, frames)
+        checkpoint()
+        if not played or (not run.config.offline.oracle and "relabel" not in run.config.offline.methods):
+            frames.free()
+        if jax.process_count() > 1:
+            say("stages 1 and 2 have ended; the others run on one host: start the same command there")
+            return page
+        if not played:
+            if store.has_actions:
+                actions.action_stage(run, store, model, policy, frames)
+                checkpoint()
+            return report.write(run.folder)
+        assert space is not None  # an environment's actions have bounds
+        baselines()
+        checkpoint()
+        oracle()
+        offline_stage(run, store, model, policy, space, frames)
+        frames.free()  # PPO needs the memory
+        checkpoint()
+        scratch()
+        checkpoint()
+        online_stage(run, model, policy)
+        checkpoint()
+        pseudo_label_stage(run, store, model, space)
+        checkpoint()
     return report.write(run.folder)
 
 

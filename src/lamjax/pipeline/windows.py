@@ -1,5 +1,6 @@
 """Windows of a run's store: for training, and fixed sets for tests."""
 
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -44,20 +45,21 @@ def training_stream(
 class TrainingFrames:
     """The training frames in device memory, which stages share until `free`; the first stage uploads them.
 
-    A ring never holds all frames, so with rings each stage has its own.
+    A ring never holds all frames, so with rings each stage has its own. Stages in several threads may ask for streams.
     """
 
     def __init__(self, run: Run, store: Store):
         """Remembers the store; uploads nothing yet."""
-        self._run, self._store = run, store
+        self._run, self._store, self._lock = run, store, threading.Lock()
         self._first: ObservationStream | None = None
 
     def stream(self, batch_size: int, seed: int, fuse: int) -> ObservationStream:
         """As `training_stream`."""
-        stream = training_stream(self._run, self._store, batch_size, seed, fuse, self._first)
-        if stream.steps_per_phase is None:
-            self._first = stream
-        return stream
+        with self._lock:
+            stream = training_stream(self._run, self._store, batch_size, seed, fuse, self._first)
+            if stream.steps_per_phase is None:
+                self._first = stream
+            return stream
 
     def free(self) -> None:
         """Frees the memory, once no stage uses its stream any more."""

@@ -10,6 +10,7 @@ import logging
 import math
 import os
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
@@ -34,7 +35,8 @@ def say(text: str, level: int = logging.INFO) -> None:
     """Prints a notice on stderr if notices of its level are printed; results go to stdout."""
     if shows(level):
         with contextlib.suppress(OSError):  # a closed terminal or a full disk must not end the work
-            print(text, file=sys.stderr, flush=True)
+            tqdm.write(text, file=sys.stderr)  # above the bars
+            sys.stderr.flush()
 
 
 class NonFiniteError(ArithmeticError):
@@ -51,7 +53,7 @@ class MetricLog:
         """Opens the sinks in `folder`; `close` also closes the trackers."""
         folder.mkdir(parents=True, exist_ok=True)
         require_space(folder)
-        self._folder = folder
+        self._folder, self._lock = folder, threading.Lock()
         self._file = (folder / "metrics.jsonl").open("a+b")
         if self._file.tell():
             self._file.seek(-1, os.SEEK_END)
@@ -60,7 +62,7 @@ class MetricLog:
         self._trackers = (TensorBoard(folder / "tensorboard"), *trackers)
 
     def write(self, stage: str, step: int, metrics: Mapping[str, float]) -> None:
-        """Writes one row.
+        """Writes one row; stages in several threads may write.
 
         Args:
           stage: the stage's name.
@@ -78,10 +80,11 @@ class MetricLog:
             raise ValueError(f"A metric may not be called {min(clashes)!r}: the row has a field of this name.")
         values = {name: float(value) for name, value in metrics.items()}
         finite = {name: value if math.isfinite(value) else None for name, value in values.items()}
-        self._file.write(json.dumps(row | finite).encode() + b"\n")
-        self._file.flush()
-        for tracker in self._trackers:
-            tracker.write(stage, step, values)
+        with self._lock:
+            self._file.write(json.dumps(row | finite).encode() + b"\n")
+            self._file.flush()
+            for tracker in self._trackers:
+                tracker.write(stage, step, values)
         if bad := [name for name, value in finite.items() if value is None]:
             raise NonFiniteError(f"{bad[0]} is not finite")
 

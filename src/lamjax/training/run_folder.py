@@ -11,6 +11,7 @@ import json
 import logging
 import signal
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -105,7 +106,7 @@ class Run:
       folder: its path.
       env: the environment's name.
       config: the settings.
-      summary: the contents of ``summary.json``; change it through `finish` and `note`.
+      summary: the contents of ``summary.json``; change it through `finish`, `note` and `changing`.
       log: the metric sinks.
       devices: the devices that stages train on (see `parallel.devices`).
       rehearse: None, or a function that replaces `train` and takes its arguments; `lamjax.budget` times stages with it.
@@ -138,6 +139,8 @@ class Run:
         self.env, self.config, self.devices = env, config, parallel.devices()
         self.signum: int | None = None
         self.rehearse: Callable[..., Any] | None = None
+        self._stopped = False
+        self._lock = threading.RLock()
         self._resources = contextlib.ExitStack()
         try:
             if jax.process_index():
@@ -188,12 +191,16 @@ class Run:
             raise KeyboardInterrupt(signum)  # the second signal does not wait for the step
         self.signum = signum
 
+    def stop(self) -> None:
+        """Stops stages in other threads, as a signal does."""
+        self._stopped = True
+
     def stopping(self) -> bool:
-        """Whether any host got a signal; all hosts must call this together."""
-        return parallel.anywhere(self.signum is not None)
+        """Whether any host got a signal, or `stop` was called; all hosts must call this together."""
+        return parallel.anywhere(self._stopped or self.signum is not None)
 
     def check_stop(self) -> None:
-        """Raises `InterruptedRunError` after a signal; call it when nothing needs saving."""
+        """Raises `InterruptedRunError` if the run is `stopping`; call it when nothing needs saving."""
         if self.stopping():
             raise InterruptedRunError(self.signum or signal.SIGTERM)
 
@@ -203,8 +210,8 @@ class Run:
 
     def finish(self, stage: str, results: Mapping[str, Any]) -> None:
         """Writes a stage's results, which marks it as done."""
-        self.summary["stages"][stage] = dict(results)
-        self.write_summary()
+        with self.changing() as summary:
+            summary["stages"][stage] = dict(results)
 
     def key(self, purpose: str) -> jax.Array:
         """A typed PRNG key for a stage or another purpose, from the run's seed."""
@@ -212,12 +219,20 @@ class Run:
 
     def note(self, key: str, value: Any) -> None:
         """Writes one entry of the summary."""
-        self.summary[key] = value
-        self.write_summary()
+        with self.changing() as summary:
+            summary[key] = value
+
+    @contextlib.contextmanager
+    def changing(self) -> Iterator[dict[str, Any]]:
+        """Yields the summary for changes and then writes it; other threads wait with their changes."""
+        with self._lock:
+            yield self.summary
+            self.write_summary()
 
     def write_summary(self) -> None:
         """Writes ``summary.json``; numbers that are not finite become JSON's null."""
-        write_json(self.folder / "summary.json", finite(self.summary))
+        with self._lock:
+            write_json(self.folder / "summary.json", finite(self.summary))
 
     def checkpoints(self, stage: str) -> Path:
         """The folder of a stage's checkpoints."""
