@@ -145,7 +145,7 @@ def pieces(args: Args, game: str) -> Iterator[Piece]:
     def lapo(seed: int) -> None:
         expert = source()
         with open_run(f"{args.preset}-s{seed}", dataclasses.replace(config, seed=seed), expert.name) as run:
-            pipeline.run_stages(run, expert, args.data)
+            pipeline.run_stages(run, expert, args.data, in_sequence=True)  # for the minutes of each stage
 
     def variant(name: str, seed: int) -> None:
         change, shares = VARIANTS[name]

@@ -361,7 +361,8 @@ def _facts(run: RunResults) -> list[str]:
         mean = number(source.get("return_mean"))
         facts.append(f"{recorded} from {source['policy']}" + (f" (return {mean:.2f})" if math.isfinite(mean) else ""))
     if run.summary.get("total_seconds"):
-        facts.append(text(run.summary["total_seconds"], "seconds") + " in total")
+        overlap = ", in which stages overlap" if run.summary.get("beside") else ""
+        facts.append(text(run.summary["total_seconds"], "seconds") + " in total" + overlap)
     if run.summary.get("git"):
         facts.append(f"commit {run.summary['git']!s}")
     return facts
