@@ -68,6 +68,9 @@ def rows(summary: dict) -> list[tuple[str, str, str]]:
     for n, mean, stderr in offline["curve"]:
         beside = f"cloning them {cloned[n]}" if n in cloned else ""
         lines.append((f"return, decoded from {n} labels", f"{mean:.2f} ± {stderr:.2f}", beside))
+    for n, mean, stderr in offline.get("relabel_curve", []):
+        what = f"return, clone of the pseudo-labels that {n} labels give"
+        lines.append((what, f"{mean:.2f} ± {stderr:.2f}", f"cloning all true actions {_return(offline['oracle'])}"))
     frames = f"{online['frames']:,}"
     lines.append((f"return, decoded by PPO in {frames} frames", _return(online), f"from scratch {_return(scratch)}"))
     if pseudo := stages.get("decode_named"):

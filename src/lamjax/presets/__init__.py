@@ -42,7 +42,7 @@ OWN_PRESETS: dict[str, dict[str, RunConfig]] = {
 PRESET_NOTES: dict[str, str] = {
     "paper": "LAPO's networks and budgets with the reference's defects mended; for a GPU or TPU, in bfloat16 there.",
     "reference": "LAPO as its released code runs, defects included; for comparisons on a GPU or TPU.",
-    "cpu": "small networks and budgets; about 20 minutes on two CPU cores with AVX-512.",
+    "cpu": "small networks and budgets; about ten minutes on two CPU cores with AVX-512.",
     "smoke": "the whole path in about three minutes, with results that mean nothing; for tests.",
 }
 
