@@ -27,7 +27,8 @@ from lamjax.presets import GRID_PRESETS, OWN_PRESETS, PRESETS, VECTOR_PRESETS
 from lamjax.training import checkpoint, run_folder
 
 SMOKE = PRESETS["smoke"]
-TRAIN = ["train", "--env", "coinrun", "--preset", "smoke", "--policy", "random"]
+# In sequence, no stage beside the failing one shows its progress before the error.
+TRAIN = ["train", "--env", "coinrun", "--preset", "smoke", "--policy", "random", "--in-sequence"]
 STORE = f"random-{SMOKE.record.frames}-s0"  # where `TRAIN` looks for trajectories
 
 

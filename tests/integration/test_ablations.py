@@ -67,7 +67,7 @@ def test_one_command_sets_it(options):
 def play_briefly(monkeypatch):
     """Evaluations of a moment: what policies are worth is not the question here."""
 
-    def evaluate_all(policy, players, env, episodes, key, *, greedy, wide=None, progress=None):
+    def evaluate_all(policy, players, env, episodes, key, *, greedy, wide=None, **_):
         obs, _ = env.reset(key)
         assert (wide or env).num_envs == len(players) * env.num_envs
         for params in players:
