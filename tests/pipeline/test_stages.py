@@ -5,6 +5,7 @@ import dataclasses
 import itertools
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -212,6 +213,37 @@ def test_pseudo_labels_know_one_action_for_each_effect():
     np.testing.assert_array_equal(pseudo_labels.same_effect("fruitbot", actions, Discrete(15)), expected)
     np.testing.assert_array_equal(pseudo_labels.same_effect("cartpole", actions[:2], Discrete(2)), [0, 1])
     assert pseudo_labels.same_effect("pendulum", np.ones((2, 1)), box).tolist() == [[1.0], [1.0]]
+
+
+def test_relabelling_merges_effects_and_fits_its_decoder_with_noise(store, tmp_path, briefly):
+    config = settings(steps=2)
+    changes = {"steps": 300, "learning_rate": 1e-2, "noise": 100.0, "relabel_steps": 3, "relabel_hidden": (4,)}
+    config = dataclasses.replace(config, offline=dataclasses.replace(config.offline, **changes))
+    with open_run(tmp_path, config, 1) as run:
+        model = pipeline.dynamics_stage(run, store)
+        policy = pipeline.cloning_stage(run, store, model)
+        frames, space = windows.TrainingFrames(run, store), Discrete(2)
+        labelled = pipeline.offline.draw_labels(run, store, model, policy, 64, 0)
+        key = jax.random.fold_in(run.key("offline"), 64)
+
+        def relabelled():
+            chunk = [offline.Candidate(0, 64, "relabel", ("sampled",))]
+            return pipeline.offline.offline_policies(run, chunk, labelled, model, policy, frames, space)[1][0]
+
+        def by_hand(name, actions, decoder_settings):
+            decoder, _ = offline.fit(key, labelled.latents["idm"], actions, decoder_settings, space)
+            args = run, name, key, model, decoder, frames, (4,), space
+            return pseudo_labels.clone_pseudo_labels(*args, policy=policy, steps=3).policy_params
+
+        noisy, certain = (dataclasses.replace(config.offline.pseudo_labels, noise=noise) for noise in (100.0, 0.0))
+        ours = relabelled()
+        close(ours, by_hand("noisy", labelled.actions, noisy), rtol=1e-3, atol=1e-5)
+        with pytest.raises(AssertionError):
+            close(ours, by_hand("certain", labelled.actions, certain), rtol=1e-3, atol=1e-5)
+        shutil.rmtree(run.folder / "checkpoints")
+        run.config = dataclasses.replace(config, offline=dataclasses.replace(config.offline, noise=0.0))
+        run.env = "fruitbot"  # there, both actions move left
+        close(relabelled(), by_hand("merged", np.ones(64, np.int32), certain), rtol=1e-3, atol=1e-5)
 
 
 def interrupted(patch, module, name, calls):
