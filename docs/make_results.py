@@ -70,7 +70,8 @@ def rows(summary: dict) -> list[tuple[str, str, str]]:
         lines.append((f"return, decoded from {n} labels", f"{mean:.2f} ± {stderr:.2f}", beside))
     for n, mean, stderr in offline.get("relabel_curve", []):
         what = f"return, clone of the pseudo-labels that {n} labels give"
-        lines.append((what, f"{mean:.2f} ± {stderr:.2f}", f"cloning all true actions {_return(offline['oracle'])}"))
+        beside = f"cloning all true actions {_return(offline['oracle'])}" if "oracle" in offline else ""
+        lines.append((what, f"{mean:.2f} ± {stderr:.2f}", beside))
     frames = f"{online['frames']:,}"
     lines.append((f"return, decoded by PPO in {frames} frames", _return(online), f"from scratch {_return(scratch)}"))
     if pseudo := stages.get("decode_named"):

@@ -51,7 +51,8 @@ class Expert:
       dtype: type of the activations, float32 or bfloat16; by default the preset's.
       runs: the folder that holds the run folders.
       track: also sends the metrics to a tracking service, wandb or trackio.
-      config: the settings of the preset; --expert.* matters here, and with a planner --record.* and --cloning.*.
+      config: the settings of the preset; only --expert.* matters here, and with --start planner also --record.* and
+        --cloning.*.
     """
 
     env: str = "coinrun"

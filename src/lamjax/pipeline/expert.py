@@ -42,8 +42,9 @@ def train_expert(
       preset: the name of the settings.
       name: the run folder's name; the policy called "expert" is the one in the folder "expert".
       frames: how many environment frames to train on, instead of the settings' number.
-      start: "expert" (the shipped one) or a policy folder, and training starts from its weights; or "planner", and it
-        starts from a student of the game's planner: a policy of this network, cloned from the planner's actions.
+      start: what training starts from: the weights of "expert" (the shipped one) or of a policy folder, or with
+        "planner" a student of the game's planner, a policy of this network that first clones the planner's actions.
+        Then the learning rates are those for a cloned policy (`CLONED_RATES`), not those of `config`.
       runs: the folder that holds the run folders.
       track: a tracking service that also gets the metrics.
       command: the command line, for the summary.

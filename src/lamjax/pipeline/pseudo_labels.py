@@ -78,10 +78,10 @@ def clone_pseudo_labels(
 
 
 def same_effect(env: str, actions: np.ndarray, space: ActionSpace) -> np.ndarray:
-    """One action for all that have the same effect in an environment, for actions ``[L, *space.shape]``.
+    """Replaces each action of ``[L, *space.shape]`` by one that stands for all actions with the same effect.
 
-    A decoder cannot tell such actions apart. If it learned them as they are, it would split the probability of moving
-    among all actions that move, and find another action most likely.
+    No decoder can tell such actions apart. Fitted on them as they are, it splits the probability of an effect among its
+    actions, and another action may seem likelier than any of these.
     """
     return np.asarray(envs.representatives(env, space.n))[actions] if isinstance(space, Discrete) else actions
 
