@@ -219,23 +219,43 @@ def minibatch_step(
     axis_name: str | None = None,
 ) -> tuple[tuple[Any, Any], Metrics]:
     """One gradient step on the rows int32 ``[B]`` of a batch; `carry` is ``(params, opt_state)``."""
-    params, opt_state = carry
-    minibatch = jax.tree.map(lambda x: x[rows], batch)
-    mean, var = parallel.mean_and_var(minibatch.advantage, axis_name)
+    data, params = minibatch(batch, rows, axis_name=axis_name), unpack_groups(carry[0])
+    # Unrolled, not scanned: see `lamjax.training.driver`.
+    pieces = [piece_gradient(params, data, i, agent, config, axis_name=axis_name) for i in range(config.grad_chunks)]
+    total = jax.tree.map(lambda *leaves: sum(leaves), *pieces)
+    return apply_gradient(carry, total, rates, config, axis_name=axis_name)
+
+
+def minibatch(batch: Batch, rows: jax.Array, *, axis_name: str | None = None) -> Batch:
+    """The rows int32 ``[B]`` of a batch, their advantages normalised over all devices."""
+    chosen = jax.tree.map(lambda x: x[rows], batch)
+    mean, var = parallel.mean_and_var(chosen.advantage, axis_name)
     count = parallel.psum(jnp.float32(rows.size), axis_name)
     deviation = jnp.sqrt(var * count / jnp.maximum(count - 1, 1))  # of the sample, like PyTorch's std
-    minibatch = minibatch.replace(advantage=(minibatch.advantage - mean) / (deviation + 1e-8))
+    return chosen.replace(advantage=(chosen.advantage - mean) / (deviation + 1e-8))
 
-    # Unrolled, not scanned: see `lamjax.training.driver`.
-    grad_fn = jax.grad(loss_fn, has_aux=True)
-    size, trained = rows.size // config.grad_chunks, parallel.vary(unpack_groups(params), axis_name)
-    pieces = [
-        grad_fn(trained, agent, jax.tree.map(lambda x, i=i: x[i * size : (i + 1) * size], minibatch), config)
-        for i in range(config.grad_chunks)
-    ]
-    grads, metrics = jax.tree.map(lambda *leaves: sum(leaves) / len(leaves), *pieces)
+
+def piece_gradient(
+    params: Any, data: Batch, piece: Any, agent: Agent, config: PPOConfig, *, axis_name: str | None = None
+) -> tuple[Any, Metrics]:
+    """The gradient of `loss_fn` with its metrics, on piece number `piece` of a minibatch's `grad_chunks`."""
+    size = data.advantage.size // config.grad_chunks
+    part = jax.tree.map(lambda x: jax.lax.dynamic_slice_in_dim(x, piece * size, size), data)
+    return jax.grad(loss_fn, has_aux=True)(parallel.vary(params, axis_name), agent, part, config)
+
+
+def apply_gradient(
+    carry: tuple[Any, Any],
+    total: tuple[Any, Metrics],
+    rates: dict[str, jax.Array],
+    config: PPOConfig,
+    *,
+    axis_name: str | None = None,
+) -> tuple[tuple[Any, Any], Metrics]:
+    """The optimizer's step; `total` is the sum of `piece_gradient` over the pieces of each device's minibatch."""
+    params, opt_state = carry
+    grads, metrics = jax.tree.map(lambda x: x / config.grad_chunks, total)
     grads, metrics = parallel.pmean((grads_as(params, grads), metrics), axis_name)
-
     updates, opt_state = optimizer(config).update(grads, opt_state)
     updates = {group: jax.tree.map(lambda u, r=rates[group]: -r * u, tree) for group, tree in updates.items()}
     params = optax.apply_updates(params, updates)
