@@ -98,6 +98,8 @@ def test_each_kind_of_observation_has_presets_of_its_own():
     assert presets_for((64, 64, 3)) is PRESETS
     assert presets_for((10, 10, 4)) is presets_for((32, 16, 1)) is GRID_PRESETS
     assert presets_for((4,)) is VECTOR_PRESETS
+    with pytest.raises(TypeError, match=r"presets_for\(envs.obs_shape\('coinrun'\), 'coinrun'\)"):
+        presets_for("coinrun")
     for table in (GRID_PRESETS, VECTOR_PRESETS):
         assert list(table) == ["cpu", "smoke"] and default_preset(table) == "cpu"
         # Nothing of them convolves in XLA's way, so their steps fuse on every backend.

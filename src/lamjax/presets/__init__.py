@@ -69,7 +69,13 @@ def presets_for(
       env: the environment's name, because it may have its own presets.
       backend: the backend that will run it; by default JAX's.
       video: whether frames come from the user's own videos rather than an environment (`lamjax.presets.frames`).
+
+    Raises:
+      TypeError: if the shape is a name.
     """
+    if isinstance(obs_shape, str):  # it has a length as well, and would get the presets for vectors
+        name = repr(obs_shape)
+        raise TypeError(f"presets_for takes the shape of observations first: presets_for(envs.obs_shape({name}), {name}).")
     presets = VECTOR_PRESETS
     if len(obs_shape) == 3 and video and min(obs_shape[:2]) >= SMALLEST:
         presets = presets_for_frames(obs_shape)
