@@ -30,7 +30,7 @@ OWN_PRESETS: dict[str, dict[str, RunConfig]] = {
     "bossfight": {"cpu": procgen.CPU_UNSTEADY_LOWEST_ROWS},
     "coinrun": {"cpu": procgen.CPU_COINRUN},
     "dodgeball": {"cpu": procgen.CPU_UNSTEADY},
-    "fruitbot": {"cpu": procgen.CPU_UNSTEADY_LOWEST_ROWS},
+    "fruitbot": {"cpu": procgen.CPU_FRUITBOT},
     "leaper": {"cpu": procgen.CPU_UNSTEADY},
     "minatar/breakout": {"cpu": grid.CPU_BREAKOUT},
     "minatar/space_invaders": {"cpu": grid.CPU_SPACE_INVADERS},
@@ -74,8 +74,8 @@ def presets_for(
       TypeError: if the shape is a name.
     """
     if isinstance(obs_shape, str):  # it has a length as well, and would get the presets for vectors
-        name = repr(obs_shape)
-        raise TypeError(f"presets_for takes the shape of observations first: presets_for(envs.obs_shape({name}), {name}).")
+        call = f"presets_for(envs.obs_shape({obs_shape!r}), {obs_shape!r})"
+        raise TypeError(f"presets_for takes the shape of observations first, not a name: {call}.")
     presets = VECTOR_PRESETS
     if len(obs_shape) == 3 and video and min(obs_shape[:2]) >= SMALLEST:
         presets = presets_for_frames(obs_shape)

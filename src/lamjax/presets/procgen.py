@@ -33,6 +33,8 @@ REFERENCE = RunConfig(
 # Small strided networks that a laptop trains in minutes (docs/measurements/diary.md says how they were chosen).
 _CPU_TRUNK = ImpalaConfig(channels=(16, 32, 32), blocks=1, stem=2, pool=False)
 _CPU_PPO = PPOConfig(total_frames=196_608, num_steps=64, entropy_coef=0.01, grad_chunks=16)
+# An expert gains more from new frames than from further passes over each rollout, and a clone forgets less in one pass.
+_ONE_PASS = dataclasses.replace(_CPU_PPO, num_epochs=1, gamma=0.995, entropy_coef=0.003)
 CPU = RunConfig(
     record=RecordConfig(frames=65_536),
     dynamics=DynamicsConfig(
@@ -69,13 +71,9 @@ CPU = RunConfig(
         decoder=DecoderConfig(start=0.0, dense_until=0.2, stop=1.0, every=4, label_smoothing=0.0, capacity=65_536),
         blend="sum",
     ),
-    named=NamedConfig(ppo=dataclasses.replace(_CPU_PPO, entropy_coef=0.0025, learning_rates=CLONED_RATES)),
+    named=NamedConfig(ppo=dataclasses.replace(_ONE_PASS, learning_rates=CLONED_RATES)),
     scratch=ScratchConfig(_CPU_TRUNK, _CPU_PPO),
-    # One pass over each rollout: more frames per second teach more than more passes do.
-    expert=ScratchConfig(
-        _CPU_TRUNK,
-        dataclasses.replace(_CPU_PPO, total_frames=3_000_000, num_epochs=1, gamma=0.995, entropy_coef=0.003),
-    ),
+    expert=ScratchConfig(_CPU_TRUNK, dataclasses.replace(_ONE_PASS, total_frames=3_000_000)),
     analysis=AnalysisConfig(
         probe_train=16_384,
         probe_test=4_096,
@@ -104,6 +102,15 @@ CPU_UNSTEADY = dataclasses.replace(CPU, dynamics=dataclasses.replace(CPU.dynamic
 CPU_LOWEST_ROWS = dataclasses.replace(CPU, dynamics=dataclasses.replace(CPU.dynamics, focus_rows=(0.8, 1.0)))
 CPU_UNSTEADY_LOWEST_ROWS = dataclasses.replace(
     CPU, dynamics=dataclasses.replace(CPU.dynamics, focus_at="unsteady", focus_rows=(0.8, 1.0))
+)
+
+# A policy of this size needs many frames to follow a demonstrator that dies of single wrong moves: from four times as
+# many it returns 20 instead of 12. A few thousand frames of random play then give pseudo-labels (docs/latents.md).
+CPU_FRUITBOT = dataclasses.replace(
+    CPU_UNSTEADY_LOWEST_ROWS,
+    record=dataclasses.replace(CPU.record, frames=262_144),
+    cloning=dataclasses.replace(CPU.cloning, steps=8000),
+    named=dataclasses.replace(CPU.named, frames=8192),
 )
 
 # Coinrun's expert runs to the right whatever it sees: trained on its frames alone, the latents tell no more of the
