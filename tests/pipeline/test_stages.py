@@ -417,8 +417,8 @@ NAMED = settings(
 )
 
 
-def decode_named(folder, store):
-    with open_run(folder, NAMED, 1) as run:
+def decode_named(folder, store, config=NAMED):
+    with open_run(folder, config, 1) as run:
         model = pipeline.dynamics.init_dynamics(run, store)
         pipeline.pseudo_label_stage(run, store, model, store.action_space)
         return run.summary["stages"]["decode_named"]
@@ -445,6 +445,21 @@ def test_random_play_labels_the_recording(decoded, store):
     assert 0 < moved["policy_head"]["kernel"] < 0.1
     before = saved(folder, "decode_named")
     assert decode_named(folder, store) == results and saved(folder, "decode_named") == before
+
+
+def test_random_play_has_one_label_for_each_effect_and_a_fit_with_noise(store, tmp_path, monkeypatch):
+    fits, fit = [], offline.fit
+    monkeypatch.setattr(offline, "fit", lambda *args: fits.append(args) or fit(*args))
+    monkeypatch.setattr(pseudo_labels.envs, "representatives", lambda env, count: (1,) * count)
+    settings_of_decoder = dataclasses.replace(NAMED.offline, noise=2.0, relabel_hidden=(4,), learning_rate=0.1)
+    cloning_settings = dataclasses.replace(NAMED.cloning, steps=100, learning_rate=1e-2)
+    decode_named(tmp_path, store, dataclasses.replace(NAMED, offline=settings_of_decoder, cloning=cloning_settings))
+    (_, latents, actions, used, space), *others = fits
+    assert not others and space == Discrete(2)
+    assert len(latents) == len(actions) > 400 and set(actions) == {1}  # uniform play draws both
+    assert (used.noise, used.hidden) == (2.0, (4,))
+    policy, params, _ = policies.load_policy(tmp_path / "policies" / "named")
+    assert (np.asarray(policy(params, np.zeros((1, 4), np.float32))).argmax(-1) == 1).all()
 
 
 @pytest.mark.parametrize(("module", "name", "calls"), [(driver, "compile_steps", 1), (ppo.Driver, "update", 2)])
