@@ -138,9 +138,11 @@ def overview() -> str:
     """The returns of all committed runs as one Markdown table, a row each."""
     lines = [
         "| environment | random | demonstrator | "
-        f"offline, {LABELS} labels | cloning those labels | online | PPO, same frames | frames | minutes |",
-        f"|{' --- |' * 9}",
+        f"offline, {LABELS} labels | cloning those labels | "
+        "online | pseudo-labels, then PPO | PPO, same frames | frames | minutes |",
+        f"|{' --- |' * 10}",
     ]
+    online = ("decode_online", "decode_named", "ppo_scratch")
     for summary in _summaries():
         stages, baselines = summary["stages"], summary["nulls"]
         curves = (stages["decode_offline"][name] for name in ("curve", "bc_curve"))
@@ -150,8 +152,7 @@ def overview() -> str:
             *(f"{baselines[f'{who}_return']['mean']:.2f}" for who in ("random", "expert")),
             offline.get(LABELS, ""),
             cloned.get(LABELS, ""),
-            _return(stages["decode_online"]),
-            _return(stages["ppo_scratch"]),
+            *(_return(stages[name]) if name in stages else "" for name in online),
             f"{stages['decode_online']['frames']:,}",
             f"{summary['total_seconds'] / 60:.0f} on {_machine(summary['device'])}",
         ]
