@@ -33,7 +33,7 @@ REFERENCE = RunConfig(
 # Small strided networks that a laptop trains in minutes (docs/measurements/diary.md says how they were chosen).
 _CPU_TRUNK = ImpalaConfig(channels=(16, 32, 32), blocks=1, stem=2, pool=False)
 _CPU_PPO = PPOConfig(total_frames=196_608, num_steps=64, entropy_coef=0.01, grad_chunks=16)
-# An expert gains more from new frames than from further passes over each rollout, and a clone forgets less in one pass.
+# One pass over each rollout: experts, and PPO after a clone, gain more from new frames than from further passes.
 _ONE_PASS = dataclasses.replace(_CPU_PPO, num_epochs=1, gamma=0.995, entropy_coef=0.003)
 CPU = RunConfig(
     record=RecordConfig(frames=65_536),
