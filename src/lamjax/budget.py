@@ -217,6 +217,7 @@ def predict(config: RunConfig, rates: Rates) -> dict[str, float]:
         training = config.cloning.steps * rates.cloning.step
         seconds["oracle"] = training + play(settings.episodes, settings.num_envs) + rates.player
     if config.named.frames:
+        # PPO after a clone may take fewer passes over a rollout than PPO from scratch, so this is an upper bound too.
         seconds["decode_named"] = (
             config.named.frames * rates.frame
             + rates.fit
