@@ -1,5 +1,7 @@
 """Stage 2: regression on latents, with a value head that stays where it started."""
 
+import dataclasses
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -31,8 +33,12 @@ def state():
     return init_cloning(jax.random.key(0), CONFIG, (16, 16, 3), 8)
 
 
-def test_learns_the_latents_and_leaves_the_value_head_alone(state, batch):
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_learns_the_latents_and_leaves_the_value_head_alone(optimizer, batch):
     obs, latents = batch
+    config = dataclasses.replace(CONFIG, optimizer=optimizer)
+    state = init_cloning(jax.random.key(0), config, (16, 16, 3), 8)
+    chex.clear_trace_counter()
     step = jax.jit(chex.assert_max_traces(cloning.train_step, n=1))
     trained = state
     for _ in range(CONFIG.steps):

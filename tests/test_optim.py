@@ -8,7 +8,7 @@ import pytest
 
 from lamjax.cloning import CloningConfig
 from lamjax.dynamics import DynamicsConfig
-from lamjax.optim import Packed, grads_as, pack, pack_groups, unpack, unpack_groups
+from lamjax.optim import Packed, grads_as, optimizer, pack, pack_groups, unpack, unpack_groups
 from lamjax.schedules import check_lengths, warmup_linear
 
 
@@ -110,3 +110,44 @@ def test_an_optimizer_does_to_packed_groups_what_it_does_to_the_arrays(frozen):
     assert jax.tree.structure(plain) == jax.tree.structure(back)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), plain, back)
     assert (plain[0]["other"]["w"] == params["other"]["w"]).all() == frozen
+
+
+def one_update(name, params, grads, rate=0.1, weight_decay=0.0):
+    tx = optimizer(name, rate, weight_decay)
+    return tx.update(grads, tx.init(params), params)[0]
+
+
+def test_muon_moves_a_kernel_along_the_orthogonal_matrix_nearest_to_its_gradient():
+    """Its size is AdamW's: 0.2 for each of the kernel's values, in the mean square, times the rate."""
+    gradient = np.random.default_rng(0).normal(size=(3, 3, 4, 8)).astype(np.float32) * np.arange(1, 9, dtype=np.float32)
+    step = one_update("muon", {"kernel": jnp.ones(gradient.shape)}, {"kernel": jnp.array(gradient)}, rate=0.1)["kernel"]
+    u, _, v = np.linalg.svd(gradient.reshape(36, 8), full_matrices=False)
+    nearest, ours = u @ v, -np.asarray(step).reshape(36, 8)
+    assert (nearest * ours).sum() / np.linalg.norm(nearest) / np.linalg.norm(ours) > 0.97
+    assert np.sqrt(np.square(ours).mean()) == pytest.approx(0.1 * 0.2, rel=0.15)
+
+
+@pytest.mark.parametrize("decay", [0.0, 0.5])
+def test_muon_leaves_all_but_kernels_to_adamw_with_nesterov_momentum(decay):
+    params = {"linear": jnp.ones((5, 3)), "bias": jnp.arange(3.0), "kernel": jnp.ones((1, 1, 2, 2))}
+    grads = jax.tree.map(lambda x: jnp.cos(x) - 0.3, params)
+    ours = one_update("muon", params, grads, weight_decay=decay)
+    tx = optax.adamw(0.1, weight_decay=decay, nesterov=True)
+    adamw, _ = tx.update(grads, tx.init(params), params)
+    for name in ("linear", "bias"):
+        np.testing.assert_allclose(ours[name], adamw[name], rtol=1e-6)
+    assert not np.allclose(ours["kernel"], adamw["kernel"], rtol=0.01)
+
+
+def test_weight_decay_shrinks_a_kernel_by_the_same_share_with_both():
+    params = {"kernel": jnp.full((1, 1, 2, 2), 3.0)}
+    still = {"kernel": jnp.zeros((1, 1, 2, 2))}
+    for name in ("muon", "adamw"):
+        np.testing.assert_allclose(one_update(name, params, still, 0.1, 0.5)["kernel"], -0.1 * 0.5 * 3, rtol=1e-6)
+
+
+def test_nothing_is_packed_for_muon():
+    params = {"trained": {"kernel": jnp.ones((3, 3, 1, 2)), "bias": jnp.zeros(2)}}
+    state = optax.chain(optax.clip_by_global_norm(1.0), optimizer("muon", 0.1, 0.0)).init(params)
+    packed, moments = pack_groups(params, state)
+    assert packed is params and moments is state

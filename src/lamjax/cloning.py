@@ -14,12 +14,12 @@ import jax.numpy as jnp
 import optax
 from flax import struct
 
-from lamjax import parallel
+from lamjax import optim, parallel
 from lamjax.checks import check_fields
 from lamjax.models.impala import ImpalaConfig
 from lamjax.models.policy import LatentPolicy
 from lamjax.models.trunk import TrunkConfig
-from lamjax.optim import grads_as, unpack_groups
+from lamjax.optim import OptimizerName, grads_as, unpack_groups
 from lamjax.preprocess import ObsStats, check_images, normalise_obs
 from lamjax.schedules import Lengths, check_lengths, warmup_linear
 
@@ -34,7 +34,8 @@ class CloningConfig:
       learning_rate: the peak.
       warmup_steps: steps in which the rate rises linearly from a hundredth of the peak to the peak; it then falls
         linearly to 0 at the last step.
-      weight_decay: AdamW's, for every parameter.
+      weight_decay: decoupled weight decay, for every parameter.
+      optimizer: "adamw" (LAPO), or "muon" for the kernels of convolutions (`lamjax.optim.optimizer`).
       trunk: the policy's trunk.
       dtype: type of the activations.
     """
@@ -44,6 +45,7 @@ class CloningConfig:
     learning_rate: float = 2e-4
     warmup_steps: int = 1000
     weight_decay: float = 0.01
+    optimizer: OptimizerName = "adamw"
     trunk: TrunkConfig = ImpalaConfig()
     dtype: Literal["float32", "bfloat16"] = "float32"
 
@@ -72,7 +74,7 @@ class CloningState(struct.PyTreeNode):
 
     Attributes:
       params: the `LatentPolicy`'s parameters, float32.
-      opt_state: AdamW's moments, float32.
+      opt_state: the optimizer's moments, float32.
       step: int32 ``[]``, steps done.
       latent_dim: Z (static).
       config: the settings (static).
@@ -92,12 +94,12 @@ def _schedule(config: CloningConfig, lengths: Lengths | None = None) -> optax.Sc
 
 
 def optimizer(config: CloningConfig, lengths: Lengths | None = None) -> optax.GradientTransformation:
-    """AdamW under a warm-up and a linear decay (over `lengths` instead of the config's), without gradient clipping.
+    """The config's optimizer under a warm-up and a linear decay, over `lengths` if given; no gradient is clipped.
 
     The value head has no gradient here and must keep its initial values, so weight decay must not change it.
     """
     labels = lambda params: {name: "frozen" if name == "value_head" else "trained" for name in params}  # noqa: E731
-    trained = optax.adamw(_schedule(config, lengths), weight_decay=config.weight_decay)
+    trained = optim.optimizer(config.optimizer, _schedule(config, lengths), config.weight_decay)
     return optax.multi_transform({"trained": trained, "frozen": optax.set_to_zero()}, labels)
 
 

@@ -21,7 +21,7 @@ import jax.numpy as jnp
 import optax
 from flax import struct
 
-from lamjax import parallel
+from lamjax import optim, parallel
 from lamjax.checks import check_fields
 from lamjax.models import quantizer
 from lamjax.models.fdm import FDMConfig, make_fdm
@@ -31,7 +31,7 @@ from lamjax.models.layers import Dense
 from lamjax.models.quantizer import Codebooks, QuantizerConfig
 from lamjax.models.trunk import TrunkConfig
 from lamjax.models.unet import UNetConfig
-from lamjax.optim import grads_as, unpack_groups
+from lamjax.optim import OptimizerName, grads_as, unpack_groups
 from lamjax.preprocess import (
     Cleaning,
     ObsStats,
@@ -65,7 +65,8 @@ class DynamicsConfig:
       learning_rate: the peak.
       warmup_steps: steps in which the rate rises linearly from a tenth of the peak to the peak; it then falls
         linearly to a hundredth of the peak at the last step.
-      weight_decay: AdamW's, for every parameter.
+      weight_decay: decoupled weight decay, for every parameter.
+      optimizer: "adamw" (LAPO), or "muon" for the kernels of convolutions (`lamjax.optim.optimizer`).
       max_grad_norm: the gradient's global norm over both models is clipped to this.
       play_share: 0 is LAPO. Above, this share of a step's windows comes from random play, frames without actions beside
         the demonstrations. A demonstrator that always does the same shows too little of what its actions do.
@@ -115,6 +116,7 @@ class DynamicsConfig:
     learning_rate: float = 3e-4
     warmup_steps: int = 50
     weight_decay: float = 0.01
+    optimizer: OptimizerName = "adamw"
     max_grad_norm: float = 2.0
     play_share: float = 0.0
     context: int = 1
@@ -194,7 +196,7 @@ class DynamicsState(struct.PyTreeNode):
       params: ``{"idm": ..., "fdm": ...}``, and ``"action_head"`` if actions are predicted, float32.
       batch_stats: running statistics of the forward model's batch norms.
       codebooks: the quantiser.
-      opt_state: AdamW's moments, float32.
+      opt_state: the optimizer's moments, float32.
       step: int32 ``[]``, steps done.
       config: the settings (static).
       obs_stats: how observations that are not uint8 are standardised (see `normalise_obs`); constant.
@@ -231,9 +233,9 @@ def _schedule(config: DynamicsConfig, lengths: Lengths | None = None) -> optax.S
 
 
 def optimizer(config: DynamicsConfig, lengths: Lengths | None = None) -> optax.GradientTransformation:
-    """Global-norm clip, then AdamW under a warm-up and a linear decay (over `lengths` instead of the config's)."""
-    adamw = optax.adamw(_schedule(config, lengths), weight_decay=config.weight_decay)
-    return optax.chain(optax.clip_by_global_norm(config.max_grad_norm), adamw)
+    """Global-norm clip, then the config's optimizer under a warm-up and a linear decay, over `lengths` if given."""
+    rest = optim.optimizer(config.optimizer, _schedule(config, lengths), config.weight_decay)
+    return optax.chain(optax.clip_by_global_norm(config.max_grad_norm), rest)
 
 
 def _idm(config: DynamicsConfig) -> IDM:

@@ -1,11 +1,52 @@
-"""Packs parameters and moments end to end in memory while optimizer steps repeat."""
+"""The optimizers of stages 1 and 2, and how parameters and moments lie in memory while optimizer steps repeat."""
 
 import math
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+import optax
 from flax import struct
+from optax.contrib import MuonDimensionNumbers, MuonState, muon
+
+OptimizerName = Literal["adamw", "muon"]
+
+# Jordan's coefficients of Newton and Schulz' iteration, in float32 also in a process with 64 bits.
+_COEFFICIENTS = np.array((3.4445, -4.7750, 2.0315), np.float32)
+
+
+def optimizer(name: OptimizerName, learning_rate: Any, weight_decay: float) -> optax.GradientTransformation:
+    """AdamW, or Muon for the kernels of convolutions and AdamW, with Nesterov momentum, for all other parameters.
+
+    Muon (Jordan et al., 2024) replaces the averaged gradient of a matrix by the nearest orthogonal matrix. A kernel
+    ``[h, w, I, O]`` counts as a matrix ``[h * w * I, O]``. The updates are scaled to the size of AdamW's (Liu et al.,
+    2025, arXiv 2502.16982), so a learning rate and a weight decay mean the same for both.
+
+    Fully connected layers keep AdamW: on a CPU, making a matrix of 2,048 x 256 orthogonal takes twice as long as the
+    gradients of the networks here.
+
+    Args:
+      name: the optimizer.
+      learning_rate: the rate, or its schedule.
+      weight_decay: decoupled weight decay, for every parameter.
+    """
+    if name == "adamw":
+        return optax.adamw(learning_rate, weight_decay=weight_decay)
+    return muon(
+        learning_rate,
+        _COEFFICIENTS,
+        weight_decay=weight_decay,
+        adam_weight_decay=weight_decay,
+        muon_weight_dimension_numbers=_as_matrices,
+        consistent_rms=0.2,
+    )
+
+
+def _as_matrices(params: Any) -> Any:
+    """How Muon sees a kernel ``[h, w, I, O]`` as a matrix; None for the parameters that AdamW updates."""
+    kernel = MuonDimensionNumbers(reduction_axis=(0, 1, 2), output_axis=(3,))
+    return jax.tree.map(lambda x: kernel if x.ndim == 4 else None, params)
 
 
 @struct.dataclass
@@ -46,8 +87,10 @@ def pack_groups(params: dict[str, Any], opt_state: Any) -> tuple[dict[str, Any],
     """Packs each top-level group of `params`, and what an optimizer keeps for it.
 
     Groups stay apart because optimizers may treat them differently. A node without moments (`optax.MaskedNode`) stays
-    as it is.
+    as it is. Muon needs the matrices themselves, so nothing is packed if it is among the optimizers.
     """
+    if any(map(_is_muon, jax.tree.leaves(opt_state, is_leaf=_is_muon))):
+        return params, opt_state
 
     def is_kept(node: Any) -> bool:
         return isinstance(node, dict) and node.keys() == params.keys()
@@ -59,6 +102,10 @@ def pack_groups(params: dict[str, Any], opt_state: Any) -> tuple[dict[str, Any],
         return {name: pack(tree) if same[name] else tree for name, tree in node.items()}
 
     return pack_like(params), jax.tree.map(pack_like, opt_state, is_leaf=is_kept)
+
+
+def _is_muon(node: Any) -> bool:
+    return isinstance(node, MuonState)
 
 
 def unpack_groups(tree: Any) -> Any:

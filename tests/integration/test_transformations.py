@@ -33,6 +33,7 @@ IMAGES = dynamics.DynamicsConfig(
     augment="shift",
     augment_pixels=1,
     loss_scale="copy_last",
+    optimizer="muon",
 )
 VECTORS = dynamics.DynamicsConfig(
     idm=MLPConfig((16,), 16),

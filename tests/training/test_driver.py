@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lamjax import dynamics
+from lamjax import cloning, dynamics
 from lamjax.models.grid import GridConfig, GridFDMConfig
 from lamjax.models.impala import ImpalaConfig
 from lamjax.models.mlp import MLPConfig, MLPFDMConfig
@@ -73,6 +73,23 @@ def test_repeated_steps_on_an_accelerator_are_those_on_a_cpu(request):
     request.getfixturevalue("accelerator")
     packed = jax.jit(lambda state: repeated(state))(state)
     assert str(jax.make_jaxpr(lambda s: repeated(s))(state)).count("concatenate") > kernels  # it did pack
+    assert jax.tree.structure(plain) == jax.tree.structure(packed)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), plain, packed)
+
+
+def test_repeated_steps_of_muon_on_an_accelerator_are_those_on_a_cpu(request):
+    trunk = ImpalaConfig(channels=(4,), strides=(2,), blocks=0, features=8, stem=4, pool=False)
+    config = cloning.CloningConfig(steps=20, warmup_steps=2, learning_rate=1e-2, optimizer="muon", trunk=trunk)
+    state = driver.jit_once(cloning.init, static_argnums=(1, 2, 3))(jax.random.key(0), config, (16, 16, 3), 2)
+    rng = np.random.default_rng(0)
+    obs, latents = rng.integers(0, 256, (8, 16, 16, 3), np.uint8), rng.normal(size=(8, 2)).astype(np.float32)
+
+    def repeated(state):
+        return driver.repeat(lambda s: cloning.train_step(s, obs, latents), state, 3)
+
+    plain = jax.jit(repeated)(state)
+    request.getfixturevalue("accelerator")
+    packed = jax.jit(lambda state: repeated(state))(state)
     assert jax.tree.structure(plain) == jax.tree.structure(packed)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), plain, packed)
 

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import optax
 from flax import struct
 
-from lamjax import dynamics, parallel
+from lamjax import dynamics, optim, parallel
 from lamjax.cloning import CloningConfig
 from lamjax.decoding import offline
 from lamjax.decoding.offline import OfflineConfig
@@ -34,7 +34,7 @@ class ActionState(struct.PyTreeNode):
 
     Attributes:
       params: the agent's parameters, float32.
-      opt_state: AdamW's moments, float32.
+      opt_state: the optimizer's moments, float32.
       step: int32 ``[]``, steps done.
       agent: the network to train, ``(params, obs) -> outputs`` of its ``space`` (static): an actor-critic, whose value
         head is not trained, or any other `lamjax.policies.Policy`.
@@ -61,7 +61,7 @@ def _optimizer(config: CloningConfig, decays: bool) -> optax.GradientTransformat
     rate = config.learning_rate
     if decays:
         rate = warmup_linear(rate, 0.01, 0.0, config.warmup_steps, config.steps)
-    return optax.adamw(rate, weight_decay=config.weight_decay)
+    return optim.optimizer(config.optimizer, rate, config.weight_decay)
 
 
 def init(

@@ -44,8 +44,8 @@ from lamjax.training.run_folder import stage_key, write_json
 MAX_IN_FLIGHT = 16
 # Settings of stage 1 that do not affect the inverse network trained on actions. Fields that are not listed count.
 _IRRELEVANT = (
-    *("steps", "batch_size", "learning_rate", "warmup_steps", "weight_decay", "max_grad_norm", "fdm", "quantizer"),
-    *("play_share", "augment", "augment_pixels", "focus_jitter", "loss_scale", "decorrelation"),
+    *("steps", "batch_size", "learning_rate", "warmup_steps", "weight_decay", "optimizer", "max_grad_norm"),
+    *("fdm", "quantizer", "play_share", "augment", "augment_pixels", "focus_jitter", "loss_scale", "decorrelation"),
     *("action_weight", "labelled", "labelled_batch"),
 )
 

@@ -106,12 +106,13 @@ SMOKE = dataclasses.replace(
     dynamics=dataclasses.replace(
         procgen.SMOKE.dynamics,
         steps=50,
+        optimizer="adamw",
         idm=GridConfig(channels=(4,), features=16),
         fdm=GridFDMConfig(channels=4, blocks=1),
         quantizer=_CODES,
         idm_input="changes",
     ),
-    cloning=dataclasses.replace(procgen.SMOKE.cloning, steps=50, trunk=_SMOKE_SCRATCH.trunk),
+    cloning=dataclasses.replace(procgen.SMOKE.cloning, steps=50, optimizer="adamw", trunk=_SMOKE_SCRATCH.trunk),
     scratch=_SMOKE_SCRATCH,
     expert=_SMOKE_SCRATCH,
 )
