@@ -16,7 +16,9 @@ OptimizerName = Literal["adamw", "muon"]
 _COEFFICIENTS = np.array((3.4445, -4.7750, 2.0315), np.float32)
 
 
-def optimizer(name: OptimizerName, learning_rate: Any, weight_decay: float) -> optax.GradientTransformation:
+def optimizer(
+    name: OptimizerName, learning_rate: optax.ScalarOrSchedule, weight_decay: float
+) -> optax.GradientTransformation:
     """AdamW, or Muon for the kernels of convolutions and AdamW, with Nesterov momentum, for all other parameters.
 
     Muon (Jordan et al., 2024) replaces the averaged gradient of a matrix by the nearest orthogonal matrix. A kernel
