@@ -21,9 +21,9 @@ def optimizer(
 ) -> optax.GradientTransformation:
     """AdamW, or Muon for the kernels of convolutions and AdamW, with Nesterov momentum, for all other parameters.
 
-    Muon (Jordan et al., 2024) replaces the averaged gradient of a matrix by the nearest orthogonal matrix. A kernel
-    ``[h, w, I, O]`` counts as a matrix ``[h * w * I, O]``. The updates are scaled to the size of AdamW's (Liu et al.,
-    2025, arXiv 2502.16982), so a learning rate and a weight decay mean the same for both.
+    Muon (Jordan et al., 2024) replaces the averaged gradient of a matrix by roughly the nearest orthogonal matrix. A
+    kernel ``[h, w, I, O]`` counts as a matrix ``[h * w * I, O]``. The updates are scaled to the size of AdamW's (Liu et
+    al., 2025, arXiv 2502.16982), so a learning rate and a weight decay mean the same for both.
 
     Fully connected layers keep AdamW: on a CPU, making a matrix of 2,048 x 256 orthogonal takes twice as long as the
     gradients of the networks here.
