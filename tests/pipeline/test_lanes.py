@@ -65,14 +65,48 @@ def test_in_sequence_a_stage_runs_when_it_is_waited_for(run):
 
 
 def test_beside_the_others_a_stage_runs_at_once_and_one_after_another(run):
-    began, order = threading.Event(), []
+    order, all_done = [], threading.Event()
     with side_lane(run, True) as begin:
-        first = begin(lambda name: (began.set(), order.append(name), threading.current_thread())[-1], "first")
+        first = begin(lambda name: (order.append(name), threading.current_thread())[-1], "first")
         second = begin(order.append, "second")
-        assert began.wait(SOON)
-        second()
-        assert first() is not threading.main_thread()
+        begin(all_done.set)
+        assert all_done.wait(SOON)
+        assert order == ["first", "second"]
+        assert first() is not threading.main_thread() and second() is None
     assert order == ["first", "second"]
+
+
+def test_a_stage_that_still_waits_for_others_runs_where_it_is_needed(run):
+    began, may_end, threads = threading.Event(), threading.Event(), {}
+
+    def stage(name):
+        threads[name] = threading.current_thread()
+        return name
+
+    with side_lane(run, True) as begin:
+        first = begin(lambda: (began.set(), may_end.wait(SOON), stage("first"))[-1])
+        second, third = begin(stage, "second"), begin(stage, "third")
+        assert began.wait(SOON)
+        assert second() == "second" and threads == {"second": threading.main_thread()}
+        may_end.set()
+        assert first() == "first" and third() == "third"
+    assert threads["first"] is not threading.main_thread() and len(threads) == 3
+
+
+def test_an_error_beside_ends_the_run_also_if_a_stage_has_moved_to_the_main_lane(run):
+    began, may_end = threading.Event(), threading.Event()
+
+    def fail():
+        began.set()
+        assert may_end.wait(SOON)
+        raise RunError("the side lane failed.")
+
+    with pytest.raises(RunError, match=r"^the side lane failed\.$"), side_lane(run, True) as begin:
+        begin(fail)
+        moved = begin(may_end.set)
+        assert began.wait(SOON)
+        moved()
+        toy_stage(run, "main", lambda position: [None for _ in iter(run.stopping, True)])
 
 
 def test_an_error_beside_ends_the_run_which_resumes(tmp_path):

@@ -32,9 +32,8 @@ class Train:
       runs: the folder that holds the run folders.
       data: the folder that holds recorded trajectories.
       track: also sends the metrics to a tracking service, wandb or trackio.
-      in_sequence: trains one stage after another. By default a CPU with two cores or more trains PPO from scratch and
-        the oracle beside the other stages, which takes less time and gives the same results; with --within it never
-        does.
+      in_sequence: trains one stage after another. By default a CPU with two cores or more trains two stages at a time
+        where it can, which takes less time and gives the same results; with --within it never does.
       distributed: trains stages 1 and 2 together with the same command on other hosts; this is also on if the
         environment has JAX_COORDINATOR_ADDRESS.
       config: the settings of the preset.

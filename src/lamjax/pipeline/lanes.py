@@ -31,8 +31,9 @@ def gains_by_lanes(run: Run) -> bool:
 def side_lane(run: Run, beside: bool) -> Iterator[Begin]:
     """Yields ``begin(stage, *args) -> result``; ``result()`` waits for ``stage(*args)`` and returns what it returns.
 
-    With `beside`, a second thread runs the stages from ``begin`` on, one after another. Otherwise ``result()`` itself
-    runs the stage. Call it once for each stage.
+    With `beside`, a second thread runs the stages from ``begin`` on, one after another. ``result()`` itself runs a
+    stage that has not begun by then: without `beside` every stage, with it one that still waits for others. Call it
+    once for each stage.
 
     A signal or an error stops both lanes: each saves its state. The error that came first leaves the block.
     """
@@ -52,14 +53,19 @@ def side_lane(run: Run, beside: bool) -> Iterator[Begin]:
     with ThreadPoolExecutor(1, "lamjax-side-lane") as thread:
 
         def begin(stage: Callable[..., Any], *args: Any) -> Callable[[], Any]:
-            begun.append(thread.submit(run_stage, stage, *args))
-            return begun[-1].result
+            future = thread.submit(run_stage, stage, *args)
+            begun.append(future)
+
+            def result() -> Any:
+                return run_stage(stage, *args) if future.cancel() else future.result()
+
+            return result
 
         try:
             yield begin
         except BaseException as error:
             run.stop()
-            failures = [stage.exception() for stage in begun]  # waits for them
+            failures = [stage.exception() for stage in begun if not stage.cancelled()]  # waits for them
             first = next((each for each in failures if each and not isinstance(each, InterruptedRunError)), None)
             if first and isinstance(error, InterruptedRunError):
                 raise first from None  # it stopped this lane

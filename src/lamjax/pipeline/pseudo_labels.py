@@ -92,15 +92,20 @@ def with_trunk_of(params: dict[str, Any], latent_policy: dict[str, Any]) -> dict
     return params | {trunk: latent_policy["trunk_net"]}
 
 
-def pseudo_label_stage(run: Run, store: Store, model: DynamicsState, space: ActionSpace) -> None:
-    """Decodes the inverse model with labels of random play, clones its pseudo-labels, and trains the clone with PPO."""
+def pseudo_label_stage(
+    run: Run, store: Store, model: DynamicsState, space: ActionSpace, frames: TrainingFrames | None = None
+) -> None:
+    """Decodes the inverse model with labels of random play, clones its pseudo-labels, and trains the clone with PPO.
+
+    Without `frames`, it uploads the training frames itself.
+    """
     config, stage = run.config.named, "decode_named"
     if not config.frames or run.done(stage):
         return
     folder = run.folder / "policies" / "named"
     if not (folder / "policy.json").exists():
         with timed() as seconds:
-            clone = _clone(run, store, model, space)
+            clone = _clone(run, store, model, space, frames or TrainingFrames(run, store))
             label = "the policy cloned from pseudo-labels"
             returns = evaluate_policy(run, label, clone.agent, clone.policy_params)
         num_frames = open_store(run.folder / "play").num_frames  # the config's, rounded up to whole dispatches
@@ -111,7 +116,7 @@ def pseudo_label_stage(run: Run, store: Store, model: DynamicsState, space: Acti
     scratch_stage(run, stage, settings, start, start.info["frames"])
 
 
-def _clone(run: Run, store: Store, model: DynamicsState, space: ActionSpace) -> ActionState:
+def _clone(run: Run, store: Store, model: DynamicsState, space: ActionSpace, frames: TrainingFrames) -> ActionState:
     """Trains the clone that `pseudo_label_stage` starts from."""
     config, key, length = run.config, run.key("named"), model.config.window
     path = run.folder / "play"
@@ -124,5 +129,4 @@ def _clone(run: Run, store: Store, model: DynamicsState, space: ActionSpace) -> 
     inputs = latents.latents_of(model, labelled.windows())[0]
     actions = same_effect(run.env, labelled.actions, space)
     decoder, _ = offline.fit(key, inputs, actions, config.offline.pseudo_labels, space)
-    frames = TrainingFrames(run, store)
     return clone_pseudo_labels(run, "named", key, model, decoder, frames, store.obs_shape, space)

@@ -98,7 +98,7 @@ def online_stage(run: Run, model: DynamicsState, policy: CloningState) -> None:
             f"decoder_{env.action_space.score_name}",
         )
     params = parallel.on_one({"params": state.ppo.params, "frozen": state.frozen}, run.devices)
-    counts = {}
+    counts: dict[str, Any] = {}
     if config.decoder.enabled:
         counts["decoder_fits"] = sum(online.refits(config, number + 1) for number in range(config.ppo.num_updates))
     finish_ppo(run, stage, agent, params, config.ppo, seconds, **counts)
@@ -121,6 +121,7 @@ def scratch_stage(run: Run, stage: str, config: ScratchConfig, start: Source | N
         agent = config.agent(env.action_space)
         learner = ppo.Driver(agent, env, run.devices)
         key_params, key = jax.random.split(run.key(stage))
+        origin: dict[str, Any] | None = None
         if start is None:
             params = driver.jit_once(agent.init, static_argnums=1)(key_params, env.obs_shape)
             stats = None
@@ -131,7 +132,8 @@ def scratch_stage(run: Run, stage: str, config: ScratchConfig, start: Source | N
                     "give these options the sizes in its policy.json."
                 )
             params, stats = without_stats(start.params)
-            run.note("start", {"policy": start.name, **start.info})
+            origin = {"policy": start.name, **start.info}
+            run.note("start", origin)
         state = ppo.init(key, config.ppo, params, env, run.devices)
         frozen = parallel.replicate(stats, run.devices)
         state, seconds = _train(
@@ -145,7 +147,7 @@ def scratch_stage(run: Run, stage: str, config: ScratchConfig, start: Source | N
         )
     params = with_stats(parallel.on_one(state.params, run.devices), stats)
     more = {"start_return": start.info["return_mean"]} if start and "return_mean" in start.info else {}
-    finish_ppo(run, stage, agent, params, config.ppo, seconds, before, **more)
+    finish_ppo(run, stage, agent, params, config.ppo, seconds, before, origin, **more)
 
 
 def _train(
@@ -166,19 +168,27 @@ def _train(
 
 
 def finish_ppo(
-    run: Run, stage: str, network: Any, params: Any, config: PPOConfig, seconds: float, before: int = 0, **more: float
+    run: Run,
+    stage: str,
+    network: Any,
+    params: Any,
+    config: PPOConfig,
+    seconds: float,
+    before: int = 0,
+    start: dict[str, Any] | None = None,
+    **more: float,
 ) -> None:
     """Evaluates the policy, saves it, and writes the stage's results.
 
     `seconds` is the time that the updates took. `before` is the number of environment frames that earlier stages used.
-    `more` are further results.
+    `start` says which policy training started from. `more` are further results.
     """
     trained = config.num_updates * config.frames_per_update
     frames = before + trained
     returns = evaluate_policy(run, LABELS.get(stage, stage), network, params)
     info = {"env": run.env, "stage": stage, "frames": frames, "seconds": seconds, **returns}
-    provenance = ("command", "git", "versions", "device", "seed", "start")
-    info |= {key: run.summary[key] for key in provenance if key in run.summary}
+    provenance = ("command", "git", "versions", "device", "seed")
+    info |= {key: run.summary[key] for key in provenance if key in run.summary} | ({"start": start} if start else {})
     policies.save_policy(run.folder / "policies" / stage, network, params, info)
     results = {
         "frames": frames,

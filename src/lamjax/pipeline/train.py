@@ -20,7 +20,7 @@ from lamjax.pipeline import actions
 from lamjax.pipeline.baselines import baselines_stage
 from lamjax.pipeline.checks import Recorded, check_config, check_recording, check_shares, check_store
 from lamjax.pipeline.cloning import cloning_stage
-from lamjax.pipeline.dynamics import dynamics_stage
+from lamjax.pipeline.dynamics import dynamics_stage, prepare_information
 from lamjax.pipeline.evaluation import make_env
 from lamjax.pipeline.expert import choose_source
 from lamjax.pipeline.lanes import gains_by_lanes, side_lane
@@ -39,7 +39,8 @@ from lamjax.training.run_folder import Run, RunError, run_path
 from lamjax.training.trackers import Service, service_module
 
 RUNS, DATA = Path("runs"), Path("data")
-BESIDE = ("oracle", "ppo_scratch")  # what trains beside the other stages if the run has two lanes
+# What may train beside the other stages if the run has two lanes.
+BESIDE = ("oracle", "ppo_scratch", "decode_named", "decode_online")
 
 
 def train(
@@ -169,12 +170,15 @@ def run_stages(run: Run, source: Source, data: Path, in_sequence: bool | None = 
         run.note("beside", list(BESIDE))
     with side_lane(run, beside) as begin:
         baselines = begin(baselines_stage, run, source, space)
+        begin(prepare_information, run, data)
         oracle = begin(oracle_stage, run, store, space, frames)
         scratch = begin(scratch_stage, run, "ppo_scratch", run.config.scratch)
         model = dynamics_stage(run, store, frames, data if played else None)
         checkpoint()
+        named = begin(pseudo_label_stage, run, store, model, space, frames)
         policy = cloning_stage(run, store, model, frames)
         checkpoint()
+        online = begin(online_stage, run, model, policy)
         if not played or (not run.config.offline.oracle and "relabel" not in run.config.offline.methods):
             frames.free()
         if jax.process_count() > 1:
@@ -194,9 +198,9 @@ def run_stages(run: Run, source: Source, data: Path, in_sequence: bool | None = 
         checkpoint()
         scratch()
         checkpoint()
-        online_stage(run, model, policy)
+        online()
         checkpoint()
-        pseudo_label_stage(run, store, model, space)
+        named()
         checkpoint()
     return report.write(run.folder)
 
