@@ -138,12 +138,7 @@ def random_play(run: Run, data: Path) -> Store | None:
 
 
 def prepare_information(run: Run, data: Path) -> None:
-    """Prepares what runs share to measure action information: the recording of random play, and the ceiling on it.
-
-    A second lane may do this beside `dynamics_stage`, which otherwise does it itself.
-    """
-    if run.done("dynamics"):
-        return
+    """Prepares what runs share to measure action information: the recording of random play, and the ceiling on it."""
     if play := random_play(run, data):
         information.ceiling(run.env, run.config.analysis, play, run.config.dynamics, run.check_stop)
 

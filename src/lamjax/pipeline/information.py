@@ -10,7 +10,6 @@ import contextlib
 import dataclasses
 import hashlib
 import json
-import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -52,8 +51,6 @@ _IRRELEVANT = (
 
 CheckStop = Callable[[], None]
 
-_shared = threading.Lock()  # two stages of a run may need what is shared at the same time: the second one waits for it
-
 _init = driver.jit_once(supervised.init, static_argnums=(1, 2, 3, 4))
 
 
@@ -87,10 +84,9 @@ def random_play(
     information = config.analysis.information
     settings = dataclasses.replace(config.record, frames=information.frames, num_envs=information.num_envs)
     path = data / env / recording_name(kind, settings, seed)
-    with _shared:
-        if not path.exists():
-            space = make_env(env, 1, RunConfig(record=settings)).action_space
-            record(path, env, find_source(env, "random", data, space), settings, stage_key(seed, kind), check_stop)
+    if not path.exists():
+        space = make_env(env, 1, RunConfig(record=settings)).action_space
+        record(path, env, find_source(env, "random", data, space), settings, stage_key(seed, kind), check_stop)
     return open_store(path)
 
 
@@ -153,18 +149,17 @@ def ceiling(
     }
     digest = hashlib.sha256(json.dumps(depends_on, sort_keys=True).encode()).hexdigest()[:16]
     path = play.path.with_name(f"{play.path.name}.ceilings") / f"{digest}.json"
-    with _shared:
-        with contextlib.suppress(FileNotFoundError, KeyError, ValueError):
-            return np.asarray(json.loads(path.read_text())["scores"], np.float64)
-        say(f"training an inverse network on the actions of random {env}, once for all runs")
-        started = time.monotonic()
-        probe, fit, test = play_windows(env, settings, play, config.window)
-        state = train_ceiling(settings.information, config, probe.target_space, fit, play, check_stop)
-        outputs = latents.in_batches(lambda batch: _apply(state, batch), test.windows)
-        scores = probe.scores(np.asarray(probe.target_space.mode(outputs)), fit.targets, test.targets)
-        path.parent.mkdir(exist_ok=True)
-        note = {"depends_on": depends_on, "score": float(scores.mean()), "seconds": time.monotonic() - started}
-        write_json(path, note | {"scores": scores.tolist()})
+    with contextlib.suppress(FileNotFoundError, KeyError, ValueError):
+        return np.asarray(json.loads(path.read_text())["scores"], np.float64)
+    say(f"training an inverse network on the actions of random {env}, once for all runs")
+    started = time.monotonic()
+    probe, fit, test = play_windows(env, settings, play, config.window)
+    state = train_ceiling(settings.information, config, probe.target_space, fit, play, check_stop)
+    outputs = latents.in_batches(lambda batch: _apply(state, batch), test.windows)
+    scores = probe.scores(np.asarray(probe.target_space.mode(outputs)), fit.targets, test.targets)
+    path.parent.mkdir(exist_ok=True)
+    note = {"depends_on": depends_on, "score": float(scores.mean()), "seconds": time.monotonic() - started}
+    write_json(path, note | {"scores": scores.tolist()})
     return scores
 
 

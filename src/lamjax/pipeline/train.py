@@ -20,7 +20,7 @@ from lamjax.pipeline import actions
 from lamjax.pipeline.baselines import baselines_stage
 from lamjax.pipeline.checks import Recorded, check_config, check_recording, check_shares, check_store
 from lamjax.pipeline.cloning import cloning_stage
-from lamjax.pipeline.dynamics import dynamics_stage, prepare_information
+from lamjax.pipeline.dynamics import dynamics_stage
 from lamjax.pipeline.evaluation import make_env
 from lamjax.pipeline.expert import choose_source
 from lamjax.pipeline.lanes import gains_by_lanes, side_lane
@@ -170,7 +170,6 @@ def run_stages(run: Run, source: Source, data: Path, in_sequence: bool | None = 
         run.note("beside", list(BESIDE))
     with side_lane(run, beside) as begin:
         baselines = begin(baselines_stage, run, source, space)
-        begin(prepare_information, run, data)
         oracle = begin(oracle_stage, run, store, space, frames)
         scratch = begin(scratch_stage, run, "ppo_scratch", run.config.scratch)
         model = dynamics_stage(run, store, frames, data if played else None)
