@@ -180,6 +180,24 @@ def test_numbers_that_do_not_fit_are_refused_before_anything_runs(fails, folder)
     assert not (folder / "runs").exists()
 
 
+@pytest.mark.parametrize(
+    ("words", "option", "off"),
+    [
+        (["--offline.oracle", "false"], "--offline.oracle", "--offline.no-oracle"),
+        (["--offline.oracle=True"], "--offline.oracle", "--offline.no-oracle"),
+        (["--in-sequence", "true"], "--in-sequence", "--no-in-sequence"),
+        (["--dynamics.quantizer.enabled", "false"], "--dynamics.quantizer.enabled", "--dynamics.quantizer.no-enabled"),
+    ],
+)
+def test_a_value_for_an_option_that_is_on_or_off_is_refused(fails, words, option, off):
+    assert fails(*TRAIN, *words) == f"{option} takes no value: write {option} or {off}."
+
+
+def test_true_is_a_value_like_others_for_other_options():
+    args = cli.parse("train", ["--name", "true", "--offline.no-oracle", "--in-sequence"])
+    assert (args.name, args.config.offline.oracle, args.in_sequence) == ("true", False, True)
+
+
 def test_the_preset_gives_the_defaults_and_options_override_them():
     args = cli.parse(
         "train", ["--preset", "smoke", "--dynamics.steps", "7", "--offline.labels", "16", "32", "--seed", "3"]

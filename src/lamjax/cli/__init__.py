@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import io
+import itertools
 import logging
 import operator
 import os
@@ -95,7 +96,25 @@ def parse(verb: str, argv: list[str]) -> Any:
         if hasattr(default, "dtype") and choice.dtype in get_args(Dtype):
             config = with_dtype(config, cast(Dtype, choice.dtype))
         default = dataclasses.replace(default, env=env, preset=preset, config=config)
+    _check_switches(default, argv)
     return tyro.cli(cls, args=argv, default=default, prog=prog, config=(tyro.conf.AvoidSubcommands,))
+
+
+def _check_switches(default: Any, argv: list[str]) -> None:
+    """Raises a ValueError if an option that is on or off is given a value, as in ``--offline.oracle false``."""
+    words = [part for word in argv for part in (word.split("=", 1) if word.startswith("--") else [word])]
+    for option, value in itertools.pairwise(words):
+        if not option.startswith("--") or value.lower() not in ("true", "false"):
+            continue
+        group, dot, name = option[2:].rpartition(".")
+        fields = option[2:].replace("-", "_").split(".")
+        holders = (default, getattr(default, "config", None))
+        if any(isinstance(functools.reduce(_field, fields, holder), bool) for holder in holders):
+            raise ValueError(f"{option} takes no value: write {option} or --{group}{dot}no-{name}.")
+
+
+def _field(holder: Any, name: str) -> Any:
+    return getattr(holder, name, None)
 
 
 def print_completion(argv: list[str]) -> None:
