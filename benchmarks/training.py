@@ -23,10 +23,12 @@ init_dynamics = driver.jit_once(stage1.init, static_argnums=(1, 2))
 init_cloning = driver.jit_once(stage2.init, static_argnums=(1, 2, 3))
 
 
-def frames_buffer(devices: list[jax.Device]) -> Buffer:
-    """A buffer of random frames in episodes of 100, equal on each device."""
+def frames_buffer(devices: list[jax.Device], play: bool = False) -> Buffer:
+    """A buffer of random frames in episodes of 100, equal on each device; with `play`, once more as random play."""
     frames = np.random.default_rng(0).integers(0, 256, (_FRAMES, *OBS), np.uint8)
     buffer = jax.tree.map(jax.numpy.asarray, Buffer(frames, valid_starts(np.arange(_FRAMES) % 100 == 0)))
+    if play:
+        buffer = dataclasses.replace(buffer, play=buffer)
     return parallel.deal([buffer] * len(devices), devices)
 
 
@@ -54,7 +56,7 @@ def row(name: str, settings: Settings, torch_rate: float | None) -> dict[str, An
         cloning = dataclasses.replace(preset.cloning, batch_size=batch)
         state = init_cloning(key, cloning.program, OBS, config.latent_dim)
         step, rest = cloning_step, (key, model, traced(cloning.lengths))
-    state, rest = parallel.replicate(state, devices), (frames_buffer(devices), *rest)
+    state, rest = parallel.replicate(state, devices), (frames_buffer(devices, config.play_share > 0), *rest)
     compiled = program(step, (state, *rest), fused)
     stepper = measure.Stepper(lambda state: compiled.call(state, *rest), state)
     times = measure.milliseconds(stepper, settings.repeats)

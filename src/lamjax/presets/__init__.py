@@ -36,7 +36,7 @@ OWN_PRESETS: dict[str, dict[str, RunConfig]] = {
     "minatar/space_invaders": {"cpu": grid.CPU_SPACE_INVADERS},
     "pendulum": {"cpu": vector.PENDULUM_CPU},
     "plunder": {"cpu": procgen.CPU_LOWEST_ROWS},
-    "starpilot": {"cpu": procgen.CPU_UNSTEADY},
+    "starpilot": {"cpu": procgen.CPU_STARPILOT},
 }
 
 PRESET_NOTES: dict[str, str] = {

@@ -45,7 +45,10 @@ CPU = RunConfig(
         # Both models see a small square around what moves; docs/latents.md says what led to this.
         idm=dataclasses.replace(_CPU_TRUNK, strides=(2, 2, 1), stem=1),
         fdm=UNetConfig(channels=(16, 32), bottleneck=128, stem=2, latent_input="bias", predict="change", shift=8),
-        quantizer=QuantizerConfig(enabled=False, decay=0.99),
+        # Demonstrators show few of the things that an action can do, so half of the windows are of random play; and
+        # fewer numbers leave random features less room.
+        play_share=0.5,
+        quantizer=QuantizerConfig(enabled=False, decay=0.99, dim=4),
         idm_input="changes",
         focus=16,
         focus_jitter=2,
@@ -88,11 +91,14 @@ CPU = RunConfig(
 )
 
 # For videos of one's own: the view may move, and the agent need not be in its middle, so both models see whole frames.
+# Nobody can play them, so there is no random play.
 CPU_WHOLE_FRAMES = dataclasses.replace(
     CPU,
     dynamics=dataclasses.replace(
         CPU.dynamics,
         focus=0,
+        play_share=0.0,
+        quantizer=QuantizerConfig(enabled=False, decay=0.99),
         idm=_CPU_TRUNK,
         fdm=dataclasses.replace(CPU.dynamics.fdm, channels=(32, 48, 64), stem=4),  # type: ignore[arg-type]  # a U-Net
     ),
@@ -107,23 +113,36 @@ CPU_UNSTEADY_LOWEST_ROWS = dataclasses.replace(
     CPU, dynamics=dataclasses.replace(CPU.dynamics, focus_at="unsteady", focus_rows=(0.8, 1.0))
 )
 
-# A policy of this size needs many frames to follow a demonstrator that dies of single wrong moves: from four times as
-# many it returns 20 instead of 12. A few thousand frames of random play then give pseudo-labels (docs/latents.md).
-CPU_FRUITBOT = dataclasses.replace(
-    CPU_UNSTEADY_LOWEST_ROWS,
-    record=dataclasses.replace(CPU.record, frames=262_144),
-    cloning=dataclasses.replace(CPU.cloning, steps=8000),
-    named=dataclasses.replace(CPU.named, frames=8192),
+
+def _many_frames(config: RunConfig) -> RunConfig:
+    """For demonstrators that die of single wrong moves, which a policy of this size needs many frames to follow.
+
+    On fruitbot it returns 20 instead of 12 from four times as many. A few thousand frames of random play then give
+    pseudo-labels (docs/latents.md).
+    """
+    return dataclasses.replace(
+        config,
+        record=dataclasses.replace(config.record, frames=262_144),
+        cloning=dataclasses.replace(config.cloning, steps=8000),
+        named=dataclasses.replace(config.named, frames=8192),
+    )
+
+
+CPU_STARPILOT = _many_frames(CPU_UNSTEADY)
+# Fruitbot's demonstrator shows what actions do: with random play as well, the latents hold no more.
+CPU_FRUITBOT = _many_frames(
+    dataclasses.replace(
+        CPU_UNSTEADY_LOWEST_ROWS,
+        dynamics=dataclasses.replace(
+            CPU_UNSTEADY_LOWEST_ROWS.dynamics, play_share=0.0, quantizer=QuantizerConfig(enabled=False, decay=0.99)
+        ),
+    )
 )
 
-# Coinrun's expert runs to the right whatever it sees: trained on its frames alone, the latents tell no more of the
-# actions than random features do. Half of the windows come from random play, and fewer numbers leave random features
-# less room. Half of the usual steps are enough for latents and returns as good.
+# Half of the usual steps are enough for latents and returns as good.
 CPU_COINRUN = dataclasses.replace(
     CPU,
-    dynamics=dataclasses.replace(
-        CPU.dynamics, steps=1000, play_share=0.5, quantizer=dataclasses.replace(CPU.dynamics.quantizer, dim=4)
-    ),
+    dynamics=dataclasses.replace(CPU.dynamics, steps=1000),
     cloning=dataclasses.replace(CPU.cloning, steps=2000),
 )
 
