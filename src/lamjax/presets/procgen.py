@@ -45,10 +45,9 @@ CPU = RunConfig(
         # Both models see a small square around what moves; docs/latents.md says what led to this.
         idm=dataclasses.replace(_CPU_TRUNK, strides=(2, 2, 1), stem=1),
         fdm=UNetConfig(channels=(16, 32), bottleneck=128, stem=2, latent_input="bias", predict="change", shift=8),
-        # Demonstrators show few of the things that an action can do, so half of the windows are of random play; and
-        # fewer numbers leave random features less room.
+        # Demonstrators show few of the things that an action can do, so half of the windows are of random play.
         play_share=0.5,
-        quantizer=QuantizerConfig(enabled=False, decay=0.99, dim=4),
+        quantizer=QuantizerConfig(enabled=False, decay=0.99),
         idm_input="changes",
         focus=16,
         focus_jitter=2,
@@ -98,7 +97,6 @@ CPU_WHOLE_FRAMES = dataclasses.replace(
         CPU.dynamics,
         focus=0,
         play_share=0.0,
-        quantizer=QuantizerConfig(enabled=False, decay=0.99),
         idm=_CPU_TRUNK,
         fdm=dataclasses.replace(CPU.dynamics.fdm, channels=(32, 48, 64), stem=4),  # type: ignore[arg-type]  # a U-Net
     ),
@@ -128,22 +126,29 @@ def _many_frames(config: RunConfig) -> RunConfig:
     )
 
 
-CPU_STARPILOT = _many_frames(CPU_UNSTEADY)
+def _few_numbers(config: RunConfig) -> RunConfig:
+    """For games in which latents of 32 numbers hold more of the action than random features do, and 128 hardly more."""
+    quantizer = dataclasses.replace(config.dynamics.quantizer, dim=4)
+    return dataclasses.replace(config, dynamics=dataclasses.replace(config.dynamics, quantizer=quantizer))
+
+
+CPU_JUMPER = _many_frames(_few_numbers(CPU))
+CPU_NINJA = _few_numbers(CPU)
+CPU_STARPILOT = _many_frames(_few_numbers(CPU_UNSTEADY))
 # Fruitbot's demonstrator shows what actions do: with random play as well, the latents hold no more.
 CPU_FRUITBOT = _many_frames(
     dataclasses.replace(
         CPU_UNSTEADY_LOWEST_ROWS,
-        dynamics=dataclasses.replace(
-            CPU_UNSTEADY_LOWEST_ROWS.dynamics, play_share=0.0, quantizer=QuantizerConfig(enabled=False, decay=0.99)
-        ),
+        dynamics=dataclasses.replace(CPU_UNSTEADY_LOWEST_ROWS.dynamics, play_share=0.0),
     )
 )
 
 # Half of the usual steps are enough for latents and returns as good.
+_COINRUN = _few_numbers(CPU)
 CPU_COINRUN = dataclasses.replace(
-    CPU,
-    dynamics=dataclasses.replace(CPU.dynamics, steps=1000),
-    cloning=dataclasses.replace(CPU.cloning, steps=2000),
+    _COINRUN,
+    dynamics=dataclasses.replace(_COINRUN.dynamics, steps=1000),
+    cloning=dataclasses.replace(_COINRUN.cloning, steps=2000),
 )
 
 # Seconds, for tests: the same path with small numbers.
