@@ -113,10 +113,10 @@ CPU_UNSTEADY_LOWEST_ROWS = dataclasses.replace(
 
 
 def _many_frames(config: RunConfig) -> RunConfig:
-    """For demonstrators that die of single wrong moves, which a policy of this size needs many frames to follow.
+    """For demonstrators that a policy of this size needs many frames to follow.
 
-    On fruitbot it returns 20 instead of 12 from four times as many. A few thousand frames of random play then give
-    pseudo-labels (docs/latents.md).
+    On fruitbot it returns 20 instead of 12 from four times as many, and on jumper half as many are too few. A few
+    thousand frames of random play then give pseudo-labels (docs/latents.md).
     """
     return dataclasses.replace(
         config,
@@ -127,7 +127,7 @@ def _many_frames(config: RunConfig) -> RunConfig:
 
 
 def _few_numbers(config: RunConfig) -> RunConfig:
-    """For games in which latents of 32 numbers hold more of the action than random features do, and 128 hardly more."""
+    """For games whose action 32 numbers hold, which leave random features less room than 128 do (docs/latents.md)."""
     quantizer = dataclasses.replace(config.dynamics.quantizer, dim=4)
     return dataclasses.replace(config, dynamics=dataclasses.replace(config.dynamics, quantizer=quantizer))
 
