@@ -97,7 +97,7 @@ def pseudo_label_stage(
 ) -> None:
     """Decodes the inverse model with labels of random play, clones its pseudo-labels, and trains the clone with PPO.
 
-    Without `frames`, it uploads the training frames itself.
+    Without `frames`, it uploads the training frames itself. It frees them before PPO, which needs the memory.
     """
     config, stage = run.config.named, "decode_named"
     if not config.frames or run.done(stage):
@@ -105,7 +105,9 @@ def pseudo_label_stage(
     folder = run.folder / "policies" / "named"
     if not (folder / "policy.json").exists():
         with timed() as seconds:
-            clone = _clone(run, store, model, space, frames or TrainingFrames(run, store))
+            frames = frames or TrainingFrames(run, store)
+            clone = _clone(run, store, model, space, frames)
+            frames.free()
             label = "the policy cloned from pseudo-labels"
             returns = evaluate_policy(run, label, clone.agent, clone.policy_params)
         num_frames = open_store(run.folder / "play").num_frames  # the config's, rounded up to whole dispatches
