@@ -62,9 +62,8 @@ def refilled(settings: Settings, torch_rate: float | None) -> dict[str, Any]:
     two take turns, so that other load slows both.
     """
     batch, devices, fused = settings.batch_size, jax.local_devices(), settings.fused
-    config = dataclasses.replace(
-        settings.preset.dynamics, batch_size=batch, play_share=0.0
-    )  # random play needs no ring
+    # Random play always fits into device memory, so only the demonstrations are in the ring.
+    config = dataclasses.replace(settings.preset.dynamics, batch_size=batch, play_share=0.0)
     block = batch * max(8, 2 * fused) // len(devices)
     phases = range(1 + max(2, settings.repeats // 3))  # the first does not count
     where = {"batch_size": batch, "split": "all", "devices": None if len(devices) == 1 else devices}

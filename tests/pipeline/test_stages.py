@@ -447,6 +447,16 @@ def test_random_play_labels_the_recording(decoded, store):
     assert decode_named(folder, store) == results and saved(folder, "decode_named") == before
 
 
+def test_a_policy_names_only_the_start_of_its_own_training(decoded, tmp_path):
+    folder = shutil.copytree(decoded[0], tmp_path / "copy")
+    with open_run(folder, NAMED, 1) as run:
+        assert run.summary["start"]["stage"] == "named"
+        scratch(run)
+    clone, other = (policies.load_policy(folder / "policies" / name)[2] for name in ("decode_named", "ppo_scratch"))
+    assert clone["start"] == run.summary["start"] and "start" not in other
+    assert clone.keys() - other.keys() == {"start"}
+
+
 def test_random_play_has_one_label_for_each_effect_and_a_fit_with_noise(store, tmp_path, monkeypatch):
     fits, fit = [], offline.fit
     monkeypatch.setattr(offline, "fit", lambda *args: fits.append(args) or fit(*args))
