@@ -9,6 +9,7 @@ import numpy as np
 
 from lamjax import cloning, dynamics
 from lamjax.decoding import offline
+from lamjax.models import locator
 from lamjax.models.impala import ImpalaConfig
 from lamjax.models.mlp import MLPConfig, MLPFDMConfig
 from lamjax.models.quantizer import QuantizerConfig
@@ -30,6 +31,7 @@ STAGE_1 = {
 DECODER = offline.OfflineConfig(steps=5, hidden=(8,)).program
 
 init_dynamics = jit_once(dynamics.init, static_argnums=(1, 2, 4))
+init_locator = jit_once(locator.init, static_argnums=(1, 2))
 init_cloning = jit_once(cloning.init, static_argnums=(1, 2, 3))
 
 
@@ -38,7 +40,8 @@ def stage_1(obs_shape=IMAGE, **settings):
     config = dynamics.DynamicsConfig(quantizer=CODES, **STAGE_1[obs_shape], **settings)
     stats = obs_stats(clip(obs_shape, 50)) if obs_shape == VECTOR else None
     space = as_space(ACTIONS) if config.action_weight else None
-    return init_dynamics(jax.random.key(0), config, obs_shape, stats, space)
+    network = init_locator(jax.random.key(1), config.locator, obs_shape).params if config.finds_agent else None
+    return init_dynamics(jax.random.key(0), config, obs_shape, stats, space, network)
 
 
 def clip(obs_shape=IMAGE, frames=20, seed=0):

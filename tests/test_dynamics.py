@@ -11,7 +11,9 @@ import pytest
 from lamjax import dynamics
 from lamjax.analysis import latents, probes
 from lamjax.dynamics import DynamicsConfig
+from lamjax.models import locator
 from lamjax.models.impala import ImpalaConfig
+from lamjax.models.locator import LocatorConfig
 from lamjax.models.mlp import MLPConfig, MLPFDMConfig
 from lamjax.models.quantizer import QuantizerConfig
 from lamjax.models.unet import UNetConfig
@@ -611,10 +613,80 @@ def test_both_models_see_what_starts_or_stops(focused, windows):
     np.testing.assert_allclose(forward_squares(config, frames, 0), around, atol=1e-6)
 
 
+FINDING = dataclasses.replace(FOCUSED, focus_at="agent", focus_jitter=0, locator=LocatorConfig(channels=4, layers=1))
+
+
+@pytest.fixture(scope="module")
+def finding() -> dynamics.DynamicsState:
+    """Squares lie where a network with random weights finds an agent: at many places."""
+    init = jit_once(locator.init, static_argnums=(1, 2))
+    params = init(jax.random.key(3), FINDING.locator, (16, 16, 3)).params
+    return init_dynamics(jax.random.key(0), FINDING, (16, 16, 3), None, None, params)
+
+
+@jax.jit
+def around_agent(params, frames):
+    """The squares around what the network finds in o_t."""
+    places = locator.find(params, FINDING.locator, frames[:, 1])
+    return cut_squares(frames, jnp.clip(places - 4, 0, 8), 8)
+
+
+def test_both_models_see_the_agent_that_a_network_finds_in_the_middle_frame(finding, focused, noisy):
+    frames = np.asarray(noisy, np.float32) / 255 - 0.5
+    around = around_agent(finding.locator, frames)
+    places = jax.jit(locator.find, static_argnums=1)(finding.locator, FINDING.locator, frames[:, 1])
+    assert len(np.unique(places, axis=0)) > 4
+    whole = focused.replace(config=dataclasses.replace(FOCUSED, focus=0))
+    stats = {"mean": jnp.zeros(()), "scale": jnp.ones(())}  # the frames are normalised already
+    seen = infer(finding.replace(obs_stats=stats), frames).continuous
+    close(seen, infer(whole.replace(obs_stats=stats), around).continuous, atol=1e-5)
+    squares = jax.jit(dynamics.forward_squares, static_argnums=0)(FINDING, frames, 0, locator=finding.locator)
+    np.testing.assert_array_equal(squares, around)
+
+
+def test_training_leaves_the_network_that_finds_the_agent_alone(finding, windows):
+    state, metrics = jax.jit(dynamics.train_step)(finding, windows)
+    jax.tree.map(np.testing.assert_array_equal, state.locator, finding.locator)
+    assert np.isfinite(metrics["loss"]) and metrics["grad_norm"] > 0
+    assert not np.array_equal(*(jax.tree.leaves(each.params["idm"])[0] for each in (state, finding)))
+
+
+def test_a_model_around_the_agent_predicts_its_square_and_copies_the_rest(finding, windows):
+    """The view stands still: only the pixels of the square around the agent of the last frame change."""
+    moved = finding.replace(params=jax.tree.map(lambda x: x + 0.1, finding.params))
+    past = np.asarray(windows[:, :2], np.float32) / 255 - 0.5
+    past[:, 0] = past[:, 1]  # nothing moves
+    latents = jnp.zeros((len(past), FINDING.latent_dim))
+    prediction = np.asarray(jax.jit(dynamics.predict_next)(moved, past, latents))
+    places = np.asarray(jax.jit(locator.find, static_argnums=1)(finding.locator, FINDING.locator, past[:, 1]))
+    corners = np.clip(places - 4, 0, 8)
+    for predicted, last, (y, x) in zip(prediction, past[:, 1], corners, strict=True):
+        changed = np.abs(predicted - last).max(-1) > 1e-6
+        assert changed[y : y + 8, x : x + 8].mean() > 0.5
+        changed[y : y + 8, x : x + 8] = False
+        assert not changed.any()
+
+
+@pytest.mark.parametrize("settings", [{}, {"clean": "median"}, {"focus_at": "unsteady"}], ids=str)
+def test_what_the_inverse_model_sees_can_be_cut_out_beforehand(settings, finding, windows):
+    config = dataclasses.replace(FINDING, **settings)
+    state = finding.replace(config=config)
+    seen = jax.jit(dynamics.idm_windows, static_argnums=0)(config, windows, None, finding.locator)
+    assert seen.shape == (len(windows), 3, 8, 8, 3) and seen.dtype == jnp.uint8
+    again = infer(state.replace(config=config.uncut, locator=None), seen)
+    close(infer(state, windows).continuous, again.continuous, atol=1e-6)
+
+
+def test_squares_around_the_agent_need_the_network_that_finds_it():
+    with pytest.raises(ValueError, match=r"train one .* and give `locator` its parameters"):
+        dynamics.init(jax.random.key(0), FINDING, (16, 16, 3))
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
         ({"focus": 6}, "not 6"),
+        ({"focus_at": "agent", "context": 0}, "focus_at agent compares two changes: set dynamics.context to 1 or more"),
         ({"focus_at": "unsteady", "context": 0}, "set dynamics.context to 1 or more"),
         ({"focus_jitter": -1}, "not -1"),
         ({"focus_rows": (0.5, 0.5)}, r"such as 0.75 1, not \(0\.5, 0\.5\)"),

@@ -11,11 +11,12 @@ import safetensors.numpy
 
 import lamjax
 from lamjax import loading
+from lamjax.models.locator import LocatorConfig
 from lamjax.pipeline.sources import find_source
 from lamjax.sharing import ModelError
 from lamjax.training import checkpoint
 from tests.data.importers.sources import flip
-from tests.small_runs import ACTIONS, VECTOR, clip, write_run
+from tests.small_runs import ACTIONS, IMAGE, VECTOR, clip, write_run
 
 FILES = ("model.safetensors", "config.json", "README.md")
 RESULTS = {
@@ -72,6 +73,18 @@ def test_what_is_shared_is_what_was_trained(shared):
     assert name == "offline-64" and model.policies[name].info == {"return_mean": 1.0}
     np.testing.assert_array_equal(model.policies[name](frames), run.policies[name](frames))
     assert (model.env, model.config, model.obs_shape) == (run.env, run.config, run.obs_shape)
+
+
+def test_a_model_around_the_agent_is_shared_with_the_network_that_finds_it(tmp_path):
+    around = {"focus": 8, "focus_at": "agent", "locator": LocatorConfig(channels=4, layers=1)}
+    write_run(tmp_path / "run", IMAGE, **around)
+    run = lamjax.load(tmp_path / "run")
+    run.export(tmp_path / "model")
+    model, frames = lamjax.load(tmp_path / "model"), clip(IMAGE)
+    for loaded in (run, model):
+        assert loaded.dynamics.config.locator == around["locator"]
+        assert len(jax.tree.leaves(loaded.dynamics.locator)) == 6
+    np.testing.assert_array_equal(model.infer(frames).continuous, run.infer(frames).continuous)
 
 
 def test_it_can_be_shared_again(shared, tmp_path):

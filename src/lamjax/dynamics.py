@@ -28,6 +28,8 @@ from lamjax.models.fdm import FDMConfig, make_fdm
 from lamjax.models.idm import IDM
 from lamjax.models.impala import ImpalaConfig
 from lamjax.models.layers import Dense
+from lamjax.models.locator import LocatorConfig
+from lamjax.models.locator import find as find_agent
 from lamjax.models.quantizer import Codebooks, QuantizerConfig
 from lamjax.models.trunk import TrunkConfig
 from lamjax.models.unet import UNetConfig
@@ -42,6 +44,7 @@ from lamjax.preprocess import (
     moving_squares,
     normalise_obs,
     paste_squares,
+    squares_around,
     tiles,
     unsteady_squares,
     view_moves,
@@ -89,8 +92,11 @@ class DynamicsConfig:
         joined from squares.
       focus_at: what the square lies around. "change" is the mean place of all change (`preprocess.moving_squares`);
         "unsteady" is what changes its motion most (`preprocess.unsteady_squares`), for views with several movers.
+        "agent" is where a network finds the agent (`lamjax.models.locator`), which has learned it from how the agent
+        moves; `init` takes its parameters.
       focus_rows: between which shares of the frame's height, from the top, a change counts for the square's place: for
-        views in which the agent stays in some rows while other things move elsewhere.
+        views in which the agent stays in some rows while other things move elsewhere. Not with "agent".
+      locator: the network that finds the agent, with `focus_at` "agent".
       focus_jitter: the forward model's square is shifted at random from the inverse model's, by up to this many pixels
         along each axis. Otherwise its position would reveal part of o_{t+1}, and the latent would not have to.
       loss_scale: "none" is LAPO's loss. "copy_last" divides the prediction error by that of the copy-last baseline, so
@@ -128,8 +134,9 @@ class DynamicsConfig:
     augment: Literal["none", "shift"] = "none"
     augment_pixels: int = 4
     focus: int = 0
-    focus_at: Literal["change", "unsteady"] = "change"
+    focus_at: Literal["change", "unsteady", "agent"] = "change"
     focus_rows: tuple[float, float] = (0.0, 1.0)
+    locator: LocatorConfig = LocatorConfig()
     focus_jitter: int = 4
     loss_scale: Literal["none", "copy_last", "log_channels"] = "none"
     decorrelation: float = 0.0
@@ -155,8 +162,10 @@ class DynamicsConfig:
             raise ValueError(
                 f"dynamics.focus_rows must rise from 0 or more to 1 or less, such as 0.75 1, not {self.focus_rows}."
             )
-        if self.focus_at == "unsteady" and not self.context:
-            raise ValueError("dynamics.focus_at unsteady compares two changes: set dynamics.context to 1 or more.")
+        if self.focus_at != "change" and not self.context:
+            raise ValueError(
+                f"dynamics.focus_at {self.focus_at} compares two changes: set dynamics.context to 1 or more."
+            )
         if not self.labelled > 0 or (self.labelled > 1 and self.labelled != int(self.labelled)):
             raise ValueError(
                 f"dynamics.labelled must be a share between 0 and 1, or a whole number of windows, not {self.labelled}."
@@ -182,6 +191,16 @@ class DynamicsConfig:
         """Frames in a window: k before o_t, o_t, o_{t+1}."""
         return self.context + 2
 
+    @property
+    def uncut(self) -> "DynamicsConfig":
+        """The settings for windows of which `idm_windows` has cut out all that the inverse model sees."""
+        return dataclasses.replace(self, focus=0, clean="none")
+
+    @property
+    def finds_agent(self) -> bool:
+        """Whether squares lie around the agent, which a network finds."""
+        return self.focus > 0 and self.focus_at == "agent"
+
     def num_labelled(self, windows: int) -> int:
         """How many of `windows` training windows have a label; 0 if actions are not predicted."""
         if not self.action_weight:
@@ -201,6 +220,7 @@ class DynamicsState(struct.PyTreeNode):
       config: the settings (static).
       obs_stats: how observations that are not uint8 are standardised (see `normalise_obs`); constant.
       space: the action space if actions are predicted, else None (static).
+      locator: parameters of the network that finds the agent, if squares lie around it, else None; constant.
     """
 
     params: dict[str, Any]
@@ -211,6 +231,7 @@ class DynamicsState(struct.PyTreeNode):
     config: DynamicsConfig = struct.field(pytree_node=False)
     obs_stats: ObsStats = None
     space: ActionSpace | None = struct.field(pytree_node=False, default=None)
+    locator: Any = None
 
 
 @struct.dataclass
@@ -262,6 +283,7 @@ def init(
     obs_shape: tuple[int, ...],
     obs_stats: ObsStats = None,
     space: ActionSpace | int | None = None,
+    locator: Any = None,
 ) -> DynamicsState:
     """Starts stage 1.
 
@@ -271,10 +293,12 @@ def init(
       obs_shape: shape of one observation, ``(H, W, C)``, or ``(C,)`` with networks for vectors.
       obs_stats: `preprocess.obs_stats` of the training observations, for types other than uint8.
       space: the action space, or the number of actions; required with `action_weight`, and ignored without it.
+      locator: the parameters of the network that finds the agent; required with `focus_at` "agent", and ignored
+        without it.
 
     Raises:
       ValueError: if `augment` or `focus` is set and observations are not images, if the images are smaller than the
-        square, or if `action_weight` is set without `space`.
+        square, or if `action_weight` is set without `space`, or `focus_at` "agent" without `locator`.
     """
     *shape, c = obs_shape
     if config.augment == "shift" and len(obs_shape) != 3:
@@ -284,6 +308,11 @@ def init(
             side = config.focus
             raise ValueError(
                 f"No {side} x {side} square fits into observations of shape {obs_shape}: set --dynamics.focus 0."
+            )
+        if config.finds_agent and locator is None:
+            raise ValueError(
+                "dynamics.focus_at agent needs the network that finds the agent: train one (lamjax.models.locator) and "
+                "give `locator` its parameters."
             )
         shape = [config.focus] * 2
     key_idm, key_fdm, key_vq = jax.random.split(key, 3)
@@ -306,6 +335,7 @@ def init(
         config,
         jax.tree.map(jnp.copy, obs_stats),  # a copy: states are donated
         as_space(space) if config.action_weight and space is not None else None,
+        jax.tree.map(jnp.copy, locator) if config.finds_agent else None,
     )
 
 
@@ -365,7 +395,11 @@ def clean_frames(config: DynamicsConfig, frames: jax.Array) -> jax.Array:
 
 
 def forward_squares(
-    config: DynamicsConfig, frames: jax.Array, step: jax.Array | int, axis_name: str | None = None
+    config: DynamicsConfig,
+    frames: jax.Array,
+    step: jax.Array | int,
+    axis_name: str | None = None,
+    locator: Any = None,
 ) -> jax.Array:
     """What the forward model sees and predicts: with `focus` squares ``[B, k + 2, F, F, C]``, else whole windows.
 
@@ -376,19 +410,44 @@ def forward_squares(
       frames: float32 ``[B, k + 2, *S, C]``, normalised.
       step: int32 ``[]``.
       axis_name: devices that share the batch.
+      locator: see `DynamicsState`.
     """
     if not config.focus:
         return frames
     jitter = config.focus_jitter
     keys = augmentation_keys(step, len(frames), axis_name, _FOCUS)
     beside = jax.vmap(lambda key: jax.random.randint(key, (2,), -jitter, jitter + 1))(keys)
-    return cut_squares(frames, focus_corners(config, frames) + beside, config.focus)
+    return cut_squares(frames, focus_corners(config, frames, locator) + beside, config.focus)
 
 
-def focus_corners(config: DynamicsConfig, frames: jax.Array) -> jax.Array:
-    """Corners int32 ``[B, 2]`` of the inverse model's squares in normalised frames ``[B, k + 2, H, W, C]``."""
+def idm_windows(
+    config: DynamicsConfig, windows: jax.Array, obs_stats: ObsStats = None, locator: Any = None
+) -> jax.Array:
+    """What the inverse model sees of windows ``[B, k + 2, *S, C]``, cleaned: with `focus` squares, else all of it.
+
+    A model whose settings are ``config.uncut`` sees the same in it. `obs_stats` and `locator` are as of
+    `DynamicsState`.
+    """
+    windows = clean_frames(config, windows)
+    if not config.focus:
+        return windows
+    return cut_squares(windows, focus_corners(config, normalise_obs(windows, obs_stats), locator), config.focus)
+
+
+def focus_corners(config: DynamicsConfig, frames: jax.Array, locator: Any = None) -> jax.Array:
+    """Corners int32 ``[B, 2]`` of the inverse model's squares in normalised frames ``[B, k + 2, H, W, C]``.
+
+    `locator` is as of `DynamicsState`; with it, only o_t decides.
+    """
+    if config.finds_agent:
+        return _around_agent(config, frames[:, config.context], locator)
     find = unsteady_squares if config.focus_at == "unsteady" else moving_squares
     return find(frames, config.focus, config.focus_rows)
+
+
+def _around_agent(config: DynamicsConfig, frames: jax.Array, locator: Any) -> jax.Array:
+    """Corners int32 ``[B, 2]`` of squares around the agent in normalised frames ``[B, H, W, C]``."""
+    return squares_around(find_agent(locator, config.locator, frames), frames.shape[1:3], config.focus)
 
 
 def correlation(z: jax.Array, axis_name: str | None = None) -> jax.Array:
@@ -412,10 +471,11 @@ def correlation(z: jax.Array, axis_name: str | None = None) -> jax.Array:
     return (jnp.sum(jnp.square(r)) - jnp.sum(jnp.square(jnp.diag(r)))) / len(r) ** 2
 
 
-def _infer(params: Any, codebooks: Codebooks, frames: jax.Array, config: DynamicsConfig) -> Latents:
-    """`frames` float32 ``[B, k + 2, *S, C]``, normalised."""
+def _infer(params: Any, state: DynamicsState, frames: jax.Array) -> Latents:
+    """`frames` float32 ``[B, k + 2, *S, C]``, normalised; `params` instead of the state's."""
+    config, codebooks = state.config, state.codebooks
     if config.focus:
-        frames = cut_squares(frames, focus_corners(config, frames), config.focus)
+        frames = cut_squares(frames, focus_corners(config, frames, state.locator), config.focus)
     if config.idm_input == "changes":
         changes = jnp.diff(frames, axis=1)
         frames = jnp.concatenate([changes[:, :-1], frames[:, -2:-1], changes[:, -1:]], axis=1)
@@ -510,11 +570,11 @@ def loss_fn(
     idm_input = augmented(windows, _AUGMENT)
     if labelled is not None:
         idm_input = jnp.concatenate([idm_input, augmented(clean_frames(config, labelled[0]), _AUGMENT_LABELLED)])
-    latents = _infer(params, state.codebooks, idm_input, config)
+    latents = _infer(params, state, idm_input)
     labelled_z = latents.continuous[len(windows) :]
     latents = jax.tree.map(lambda x: x[: len(windows)], latents)
     z, z_q = latents.continuous, latents.quantized
-    frames = forward_squares(config, frames, state.step, axis_name)
+    frames = forward_squares(config, frames, state.step, axis_name, state.locator)
     prediction, updated = _fdm(config, frames.shape[-1], axis_name).apply(
         {"params": params["fdm"], "batch_stats": state.batch_stats},
         join_frames(frames[:, :-1]),
@@ -607,7 +667,7 @@ def infer_latents(state: DynamicsState, windows: jax.Array) -> Latents:
     chex.assert_rank(windows, {3, 5})
     check_images(windows, state.obs_stats, 5)
     frames = normalise_obs(clean_frames(state.config, windows), state.obs_stats)
-    return _infer(state.params, state.codebooks, frames, state.config)
+    return _infer(state.params, state, frames)
 
 
 def predict_actions(state: DynamicsState, latents: jax.Array) -> jax.Array:
@@ -618,9 +678,9 @@ def predict_actions(state: DynamicsState, latents: jax.Array) -> jax.Array:
 def predict_next(state: DynamicsState, frames: jax.Array, latent: jax.Array) -> jax.Array:
     """Predicts o_{t+1} in evaluation mode.
 
-    With `focus` the models know squares only. If the view stands still, the square around what moved up to o_t is
-    predicted, and the rest of o_t copied. If the view moves, squares all over the frame are predicted, and their inner
-    halves joined.
+    With `focus` the models know squares only. If the view stands still, the square around what moved up to o_t, or
+    around the agent, is predicted, and the rest of o_t copied. If the view moves, squares all over the frame are
+    predicted, and their inner halves joined.
 
     Args:
       state: the trained state.
@@ -634,8 +694,12 @@ def predict_next(state: DynamicsState, frames: jax.Array, latent: jax.Array) -> 
     frames = normalise_obs(clean_frames(state.config, frames), state.obs_stats)
     if not state.config.focus:
         return predict_seen(state, frames, latent)
-    side, rows = state.config.focus, state.config.focus_rows
-    squares, corners = tiles(frames, side), moving_squares(frames, side, rows)
+    config, side, rows = state.config, state.config.focus, state.config.focus_rows
+    if config.finds_agent:
+        corners = _around_agent(config, frames[:, -1], state.locator)
+    else:
+        corners = moving_squares(frames, side, rows)
+    squares = tiles(frames, side)
     latents = jnp.repeat(latent, len(squares) // len(frames), axis=0)
     height, width = frames.shape[2:4]
     everywhere = join_tiles(predict_seen(state, squares, latents), (height, width))
@@ -663,8 +727,9 @@ def _held_out(state: DynamicsState, windows: jax.Array) -> tuple[DynamicsState, 
     """A state for normalised frames, those that the forward model is evaluated on, and the windows' latents."""
     check_images(windows, state.obs_stats, 5)
     frames = normalise_obs(clean_frames(state.config, windows), state.obs_stats)
-    latents = _infer(state.params, state.codebooks, frames, state.config)
-    return state.replace(obs_stats=None), forward_squares(state.config, frames, 0), latents
+    latents = _infer(state.params, state, frames)
+    squares = forward_squares(state.config, frames, 0, locator=state.locator)
+    return state.replace(obs_stats=None), squares, latents
 
 
 def evaluate(state: DynamicsState, windows: jax.Array) -> dict[str, jax.Array]:

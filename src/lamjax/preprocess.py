@@ -195,18 +195,44 @@ def unsteady_squares(windows: jax.Array, size: int, rows: tuple[float, float] = 
     Returns:
       The same as `moving_squares`.
     """
-    chex.assert_rank(windows, 5)
     top, bottom = _pixel_rows(rows, windows.shape[2])
-    change = jnp.square(jnp.diff(windows[:, -3:, top:bottom], axis=1)).mean(-1)
-    before, after = _box_sums(change[:, 0], size // 2), _box_sums(change[:, 1], size // 2)
-    unsteady = jnp.abs(after - before)
+    shown = windows[:, :, top:bottom]
+    unsteady, change = unsteadiness(shown, size // 2), _squared_changes(shown).sum(1)
     _, height, width = unsteady.shape
     place = unsteady.reshape(-1, height * width).argmax(1)
     y = jnp.abs(jnp.arange(height)[None] - (place // width)[:, None])
     x = jnp.abs(jnp.arange(width)[None] - (place % width)[:, None])
     reach = 3 * size // 8
     around = (y <= reach)[:, :, None] & (x <= reach)[:, None]
-    return _corners(change.sum(1) * around, top, windows.shape[2:4], size)
+    return _corners(change * around, top, windows.shape[2:4], size)
+
+
+def unsteadiness(windows: jax.Array, side: int) -> jax.Array:
+    """How much what lies around each pixel starts, stops or changes its pace, float32 ``[B, H, W]``.
+
+    ``|E_{t+1}(p) - E_t(p)|``, where ``E_t(p)`` is the squared change from o_{t-1} to o_t, summed over a box around p
+    and averaged over channels.
+
+    Args:
+      windows: float32 ``[B, T, H, W, C]``, T at least 3; the last three frames count.
+      side: side of the box in pixels; what lies beyond the edge does not change.
+    """
+    chex.assert_rank(windows, 5)
+    change = _squared_changes(windows)
+    return jnp.abs(_box_sums(change[:, 1], side) - _box_sums(change[:, 0], side))
+
+
+def _squared_changes(windows: jax.Array) -> jax.Array:
+    """The squared changes into o_t and into o_{t+1}, averaged over channels, ``[B, 2, H, W]``."""
+    return jnp.square(jnp.diff(windows[:, -3:], axis=1)).mean(-1)
+
+
+def squares_around(places: jax.Array, shape: Sequence[int], size: int) -> jax.Array:
+    """Corners int32 ``[B, 2]`` of the squares, F = `size`, around places int32 ``[B, 2]`` in frames of shape (H, W).
+
+    A place is a corner of pixels, counted from the upper left. The squares lie within the frame.
+    """
+    return jnp.clip(places - size // 2, 0, jnp.array(shape)[None] - size).astype(jnp.int32)
 
 
 def _pixel_rows(rows: tuple[float, float], height: int) -> tuple[int, int]:

@@ -136,7 +136,9 @@ def dynamics_state(arrays: dict[str, Any], config: DynamicsConfig, space: Any) -
     tree = checkpoint.nest(arrays)
     codebooks = Codebooks(**tree["codebooks"])
     stats, obs_stats = tree.get("batch_stats", {}), tree.get("obs_stats")
-    return DynamicsState(tree["params"], stats, codebooks, None, tree["step"], config, obs_stats, space)
+    return DynamicsState(
+        tree["params"], stats, codebooks, None, tree["step"], config, obs_stats, space, tree.get("locator")
+    )
 
 
 def cloning_state(arrays: dict[str, Any], config: CloningConfig) -> CloningState:

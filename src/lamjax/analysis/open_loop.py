@@ -54,7 +54,7 @@ def squared_errors(state: DynamicsState, clips: jax.Array) -> dict[str, jax.Arra
     latents = jax.lax.map(infer, jnp.arange(horizons)).swapaxes(0, 1)
     frames = normalise_obs(dynamics.clean_frames(state.config, clips), state.obs_stats)
     if side := state.config.focus:
-        frames = cut_squares(frames, dynamics.focus_corners(state.config, frames[:, : past + 1]), side)
+        frames = cut_squares(frames, dynamics.focus_corners(state.config, frames[:, : past + 1], state.locator), side)
     truth = frames[:, past:]
 
     def predict(latents: jax.Array) -> jax.Array:

@@ -16,6 +16,7 @@ from lamjax.data.reader import Store
 from lamjax.data.stream import EvaluationWindows, ObservationStream, StreamBesidePlay, upload_labels
 from lamjax.dynamics import DynamicsState
 from lamjax.pipeline import information
+from lamjax.pipeline.locator import agent_locator
 from lamjax.pipeline.windows import (
     TrainingFrames,
     buffer_devices,
@@ -32,10 +33,22 @@ from lamjax.training.steps import dynamics_step, traced
 init_model = driver.jit_once(dynamics.init, static_argnums=(1, 2, 4))
 
 
-def init_dynamics(run: Run, store: Store) -> DynamicsState:
-    """Initialises stage 1. The state depends only on the seed, and also serves as the untrained baseline of probes."""
-    config = run.config.dynamics.program
-    return init_model(run.key("dynamics"), config, store.obs_shape, training_stats(store), store.action_space)
+def init_dynamics(run: Run, store: Store, data: Path | None = None) -> DynamicsState:
+    """Initialises stage 1, which also serves as the untrained baseline of probes. Only the seed decides how it starts.
+
+    If its squares lie around the agent, a network learns first to find it; `data` is as of `dynamics_stage`.
+    """
+    config, stats = run.config.dynamics.program, training_stats(store)
+    locator = _locator(run, store, data)
+    return init_model(run.key("dynamics"), config, store.obs_shape, stats, store.action_space, locator)
+
+
+def _locator(run: Run, store: Store, data: Path | None) -> Any:
+    """The network that finds the agent, from random play or else the run's own recording; None if it is not needed."""
+    config = run.config.dynamics
+    play = random_play(run, data) if config.finds_agent and data is not None else None
+    folder = play.path.with_name(f"{play.path.name}.locators") if play else run.folder / "locators"
+    return agent_locator(config, play or store, training_stats(store), folder, run.check_stop)
 
 
 def dynamics_stage(
@@ -50,7 +63,7 @@ def dynamics_stage(
       RunError: if the run needs random play but has none.
     """
     config = run.config.dynamics
-    untrained = init_dynamics(run, store)
+    untrained = init_dynamics(run, store, data)
     if run.done("dynamics"):
         return restore(run, "dynamics", untrained, Saver(config))[1]
     fuse = driver.steps_per_dispatch(config.idm, config.fdm)
@@ -140,7 +153,8 @@ def random_play(run: Run, data: Path) -> Store | None:
 def prepare_information(run: Run, data: Path) -> None:
     """Prepares what runs share to measure action information: the recording of random play, and the ceiling on it."""
     if play := random_play(run, data):
-        information.ceiling(run.env, run.config.analysis, play, run.config.dynamics, run.check_stop)
+        locator = _locator(run, play, data)
+        information.ceiling(run.env, run.config.analysis, play, run.config.dynamics, run.check_stop, locator)
 
 
 def examine_on_recording(

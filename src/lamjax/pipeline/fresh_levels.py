@@ -54,7 +54,7 @@ def measure_on_fresh_levels(folder: Path, env: str | None, data: Path, seed: int
     play = information.random_play(env, config, data, lambda: None, "fresh", seed)
     _check_fresh(folder, env, play)
     key, shape = stage_key(config.seed, "dynamics"), play.obs_shape
-    untrained = init_model(key, model.config.program, shape, model.obs_stats, play.action_space)
+    untrained = init_model(key, model.config.program, shape, model.obs_stats, play.action_space, model.locator)
     return env, information.measure(env, config.analysis, play, model, untrained)
 
 

@@ -8,6 +8,7 @@ a file whose name is a digest of both.
 
 import contextlib
 import dataclasses
+import functools
 import hashlib
 import json
 import time
@@ -18,7 +19,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from lamjax import parallel
+from lamjax import dynamics, parallel
 from lamjax.analysis import action_information, latents
 from lamjax.analysis.action_information import WindowScores
 from lamjax.analysis.action_probes import ActionProbe, action_probe
@@ -36,6 +37,7 @@ from lamjax.pipeline.labelled import train_on_labels
 from lamjax.pipeline.record import record, recording_name
 from lamjax.pipeline.sources import find_source
 from lamjax.pipeline.windows import training_stats
+from lamjax.preprocess import ObsStats
 from lamjax.spaces import ActionSpace
 from lamjax.training import checkpoint, driver
 from lamjax.training.logging import say
@@ -46,7 +48,7 @@ MAX_IN_FLIGHT = 16
 _IRRELEVANT = (
     *("steps", "batch_size", "learning_rate", "warmup_steps", "weight_decay", "optimizer", "max_grad_norm"),
     *("fdm", "quantizer", "play_share", "augment", "augment_pixels", "focus_jitter", "loss_scale", "decorrelation"),
-    *("action_weight", "labelled", "labelled_batch"),
+    *("action_weight", "labelled", "labelled_batch", "locator"),  # the network's parameters count instead
 )
 
 CheckStop = Callable[[], None]
@@ -119,7 +121,7 @@ def measure(
     Returns:
       The results of `action_information.action_information`.
     """
-    supervised_scores = ceiling(env, settings, play, model.config, check_stop)
+    supervised_scores = ceiling(env, settings, play, model.config, check_stop, model.locator)
     probe, fit, test = play_windows(env, settings, play, model.config.window)
 
     def read(state: DynamicsState) -> np.ndarray:
@@ -134,11 +136,17 @@ def measure(
 
 
 def ceiling(
-    env: str, settings: AnalysisConfig, play: Store, config: DynamicsConfig, check_stop: CheckStop
+    env: str,
+    settings: AnalysisConfig,
+    play: Store,
+    config: DynamicsConfig,
+    check_stop: CheckStop,
+    locator: Any = None,
 ) -> np.ndarray:
     """Scores ``[E]`` on held-out windows of `config`'s inverse network, which it trains on the actions of random play.
 
-    The scores are kept in ``<store>.ceilings/<digest>.json``; a damaged file is written again.
+    The scores are kept in ``<store>.ceilings/<digest>.json``; a damaged file is written again. `locator` is as of
+    `DynamicsState`.
     """
     inverse = {name: value for name, value in checkpoint.as_json(config).items() if name not in _IRRELEVANT}
     depends_on = {
@@ -147,14 +155,19 @@ def ceiling(
         "windows": [settings.probe_train, settings.probe_test],
         "training": {k: getattr(settings.information, k) for k in ("steps", "batch_size", "learning_rate")},
     }
+    if config.finds_agent:
+        depends_on["locator"] = _digest(locator)
     digest = hashlib.sha256(json.dumps(depends_on, sort_keys=True).encode()).hexdigest()[:16]
     path = play.path.with_name(f"{play.path.name}.ceilings") / f"{digest}.json"
     with contextlib.suppress(FileNotFoundError, KeyError, ValueError):
         return np.asarray(json.loads(path.read_text())["scores"], np.float64)
     say(f"training an inverse network on the actions of random {env}, once for all runs")
     started = time.monotonic()
-    probe, fit, test = play_windows(env, settings, play, config.window)
-    state = train_ceiling(settings.information, config, probe.target_space, fit, play, check_stop)
+    probe, *parts = play_windows(env, settings, play, config.window)
+    stats = training_stats(play)
+    seen = functools.partial(_seen, config, stats, locator)
+    fit, test = (part._replace(windows=latents.in_batches(seen, part.windows)) for part in parts)
+    state = train_ceiling(settings.information, config.uncut, probe.target_space, fit, stats, check_stop)
     outputs = latents.in_batches(lambda batch: _apply(state, batch), test.windows)
     scores = probe.scores(np.asarray(probe.target_space.mode(outputs)), fit.targets, test.targets)
     path.parent.mkdir(exist_ok=True)
@@ -168,13 +181,13 @@ def train_ceiling(
     config: DynamicsConfig,
     space: ActionSpace,
     fit: PlayWindows,
-    play: Store,
+    stats: ObsStats,
     check_stop: CheckStop,
 ) -> ActionState:
     """Trains the inverse network of `config` on the targets of `fit`, elements of `space`, each once per epoch."""
     steps, batch = settings.steps, min(settings.batch_size, len(fit.targets))
     training = CloningConfig(steps, batch, settings.learning_rate, steps // 20, trunk=config.idm, dtype=config.dtype)
-    state = _init(jax.random.key(0), config.program, training, space, play.obs_shape, training_stats(play))
+    state = _init(jax.random.key(0), config.program, training, space, fit.windows.shape[2:], stats)
     rng = np.random.default_rng(0)
     epochs = -(-steps * batch // len(fit.targets))
     rows = np.concatenate([rng.permutation(len(fit.targets)) for _ in range(epochs)])[: steps * batch]
@@ -183,6 +196,17 @@ def train_ceiling(
     return train_on_labels(
         state, fit.windows, fit.targets, rows, devices, max_in_flight=MAX_IN_FLIGHT, check_stop=check_stop
     )
+
+
+def _digest(tree: Any) -> str:
+    """A digest of a tree's arrays."""
+    arrays = checkpoint.flatten(tree)
+    return hashlib.sha256(b"".join(name.encode() + arrays[name].tobytes() for name in sorted(arrays))).hexdigest()[:16]
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _seen(config: DynamicsConfig, stats: ObsStats, locator: Any, windows: jax.Array) -> jax.Array:
+    return dynamics.idm_windows(config, windows, stats, locator)
 
 
 @jax.jit

@@ -146,7 +146,7 @@ def _frame(env: str, config: RunConfig, source: Source, folder: Path) -> float:
 def _rates(run: Run, store: Any, data: Path) -> dict[str, Any]:
     """The rates of every stage after the recording."""
     config, space = run.config, store.action_space
-    untrained, frames = init_dynamics(run, store), TrainingFrames(run, store)
+    untrained, frames = init_dynamics(run, store, data), TrainingFrames(run, store)
     prepare_information(run, data)  # in `data`, where the run will look for it
     dynamics = _rehearse(run, lambda: dynamics_stage(run, store, frames, data))
     model = dynamics.state

@@ -16,6 +16,9 @@ from lamjax.decoding import behaviour_cloning
 from lamjax.decoding.behaviour_cloning import ActionState
 from lamjax.decoding.offline import OfflineConfig
 from lamjax.dynamics import DynamicsState
+from lamjax.models import locator
+from lamjax.models.locator import LocatorState
+from lamjax.preprocess import ObsStats, normalise_obs
 from lamjax.schedules import Lengths
 
 Metrics = dict[str, jax.Array]
@@ -58,6 +61,24 @@ def dynamics_step(
     if labels is not None:
         labelled = sample_labelled(labels, key, state.step, config.labelled_batch, **place)
     return dynamics.train_step(state, windows, labelled, axis_name=axis_name, lengths=lengths)
+
+
+def locator_step(
+    state: LocatorState,
+    frames: jax.Array,
+    places: jax.Array,
+    key: jax.Array,
+    obs_stats: ObsStats,
+    *,
+    axis_name: str | None = None,
+) -> tuple[LocatorState, Metrics]:
+    """A step of the network that finds the agent.
+
+    It draws from frames ``[F, H, W, C]``, in which tracks lead through `places` int32 ``[F, 2]``, with the key and the
+    number of the step.
+    """
+    rows = jax.random.randint(jax.random.fold_in(key, state.step), (state.config.batch_size,), 0, len(frames))
+    return locator.train_step(state, normalise_obs(frames[rows], obs_stats), places[rows], axis_name=axis_name)
 
 
 def cloning_step(
