@@ -35,6 +35,8 @@ FIELDS = {
     ("--dynamics.quantizer.commitment", "0.25"): lambda c: (c.dynamics.quantizer.commitment, 0.25),
     ("--dynamics.focus", "32"): lambda c: (c.dynamics.focus, 32),
     ("--dynamics.focus-at", "unsteady"): lambda c: (c.dynamics.focus_at, "unsteady"),
+    ("--dynamics.focus-at", "agent"): lambda c: (c.dynamics.focus_at, "agent"),
+    ("--dynamics.locator.steps", "50"): lambda c: (c.dynamics.locator.steps, 50),
     ("--dynamics.focus-rows", "0.75", "1"): lambda c: (c.dynamics.focus_rows, (0.75, 1.0)),
     ("--dynamics.decorrelation", "3"): lambda c: (c.dynamics.decorrelation, 3.0),
     ("--dynamics.context", "2"): lambda c: (c.dynamics.context, 2),

@@ -61,10 +61,11 @@ def agent_locator(
     with contextlib.suppress(FileNotFoundError, archives.ArchiveError):
         return checkpoint.nest({name: jnp.asarray(array) for name, array in archives.read(path).items()})
     params = train_locator(config, store, stats, check_stop)
-    file = io.BytesIO()
-    np.savez(file, **checkpoint.flatten(params))  # type: ignore[arg-type]  # numpy's stub takes them for its options
-    folder.mkdir(parents=True, exist_ok=True)
-    replace_file(path, file.getvalue())
+    if jax.process_index() == 0:
+        file = io.BytesIO()
+        np.savez(file, **checkpoint.flatten(params))  # type: ignore[arg-type]  # numpy's stub takes them for options
+        folder.mkdir(parents=True, exist_ok=True)
+        replace_file(path, file.getvalue())
     return params
 
 

@@ -26,10 +26,11 @@ VECTOR_PRESETS: dict[str, RunConfig] = {"cpu": vector.CPU, "smoke": vector.SMOKE
 
 # Replaces the presets for the shape, by the environment's name.
 OWN_PRESETS: dict[str, dict[str, RunConfig]] = {
-    "bigfish": {"cpu": procgen.CPU_UNSTEADY},
+    "bigfish": {"cpu": procgen.CPU_AGENT},
     "bossfight": {"cpu": procgen.CPU_UNSTEADY_LOWEST_ROWS},
+    "chaser": {"cpu": procgen.CPU_AGENT},
     "coinrun": {"cpu": procgen.CPU_COINRUN},
-    "dodgeball": {"cpu": procgen.CPU_UNSTEADY},
+    "dodgeball": {"cpu": procgen.CPU_AGENT},
     "fruitbot": {"cpu": procgen.CPU_FRUITBOT},
     "jumper": {"cpu": procgen.CPU_JUMPER},
     "leaper": {"cpu": procgen.CPU_UNSTEADY},
