@@ -59,7 +59,7 @@ def test_the_four_presets():
 def test_presets_are_hashable_values(preset):
     copy = dataclasses.replace(preset)
     assert copy == preset and hash(copy) == hash(preset)
-    shared = [(name, "bigfish") for name in ("chaser", "dodgeball")]
+    shared = [(name, "bigfish") for name in ("bossfight", "chaser", "dodgeball")]
     assert len({hash(p) for p in ALL.values()}) == len(ALL) - len(shared)
     assert all(OWN_PRESETS[a] == OWN_PRESETS[b] for a, b in shared)
     for name, part in parts(preset):

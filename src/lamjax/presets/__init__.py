@@ -27,7 +27,7 @@ VECTOR_PRESETS: dict[str, RunConfig] = {"cpu": vector.CPU, "smoke": vector.SMOKE
 # Replaces the presets for the shape, by the environment's name.
 OWN_PRESETS: dict[str, dict[str, RunConfig]] = {
     "bigfish": {"cpu": procgen.CPU_AGENT},
-    "bossfight": {"cpu": procgen.CPU_UNSTEADY_LOWEST_ROWS},
+    "bossfight": {"cpu": procgen.CPU_AGENT},
     "chaser": {"cpu": procgen.CPU_AGENT},
     "coinrun": {"cpu": procgen.CPU_COINRUN},
     "dodgeball": {"cpu": procgen.CPU_AGENT},
