@@ -112,16 +112,16 @@ CPU_UNSTEADY_LOWEST_ROWS = dataclasses.replace(
 )
 
 
-def _many_frames(config: RunConfig) -> RunConfig:
+def _many_frames(config: RunConfig, steps: int = 8000) -> RunConfig:
     """For demonstrators that a policy of this size needs many frames to follow.
 
     On fruitbot it returns 20 instead of 12 from four times as many, and on jumper half as many are too few. A few
-    thousand frames of random play then give pseudo-labels (docs/latents.md).
+    thousand frames of random play then give pseudo-labels (docs/latents.md). `steps` are those of stage 2.
     """
     return dataclasses.replace(
         config,
         record=dataclasses.replace(config.record, frames=262_144),
-        cloning=dataclasses.replace(config.cloning, steps=8000),
+        cloning=dataclasses.replace(config.cloning, steps=steps),
         named=dataclasses.replace(config.named, frames=8192),
     )
 
@@ -136,7 +136,7 @@ def _few_numbers(config: RunConfig) -> RunConfig:
 CPU_AGENT = _few_numbers(dataclasses.replace(CPU, dynamics=dataclasses.replace(CPU.dynamics, focus_at="agent")))
 CPU_JUMPER = _many_frames(_few_numbers(CPU))
 CPU_NINJA = _few_numbers(CPU)
-CPU_STARPILOT = _many_frames(CPU_AGENT)
+CPU_STARPILOT = _many_frames(CPU_AGENT, steps=12_000)
 # Fruitbot's demonstrator shows what actions do: with random play as well, the latents hold no more.
 CPU_FRUITBOT = _many_frames(
     dataclasses.replace(
