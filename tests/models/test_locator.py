@@ -1,4 +1,5 @@
 import dataclasses
+import functools
 import itertools
 
 import jax
@@ -8,7 +9,9 @@ import pytest
 
 from lamjax.models import locator
 from lamjax.models.locator import LocatorConfig
+from lamjax.training import driver
 from lamjax.training.driver import jit_once
+from lamjax.training.steps import locator_step
 
 SMALL = LocatorConfig(channels=4, layers=1)
 track = jax.jit(locator.track)
@@ -104,6 +107,22 @@ def test_devices_learn_what_one_device_learns_from_the_joined_batch():
     assert int(joined.step) == 1
 
 
+def test_fused_steps_with_packed_parameters_are_those_one_by_one(monkeypatch):
+    """As an accelerator repeats them: parameters and moments end to end in one array, drawn from the same frames."""
+    rng = np.random.default_rng(0)
+    frames = jnp.asarray(rng.integers(0, 256, (20, 16, 16, 3), np.uint8))
+    places, key = jnp.asarray(rng.integers(0, 8, (20, 2)), jnp.int32), jax.random.key(1)
+    config = dataclasses.replace(SMALL, batch_size=4, learning_rate=1e-3)
+    step = lambda state: locator_step(state, frames, places, key, None)  # noqa: E731
+    single, state = jax.jit(step), init(config, (16, 16, 3))
+    one_by_one = functools.reduce(lambda s, _: single(s)[0], range(3), state)
+    monkeypatch.setattr(driver, "packs", lambda: True)
+    fused, metrics = jax.jit(lambda state: driver.repeat(step, state, 3))(state)
+    assert int(fused.step) == int(one_by_one.step) == 3 and np.isfinite(metrics["loss"])
+    for ours, theirs in zip(jax.tree.leaves(fused.params), jax.tree.leaves(one_by_one.params), strict=True):
+        np.testing.assert_allclose(ours, theirs, atol=1e-5)
+
+
 def test_the_loss_is_the_cross_entropy_of_a_gaussian_around_the_place():
     state = init(SMALL, (16, 16, 3))
     state = state.replace(params=jax.tree.map(jnp.zeros_like, state.params))
@@ -114,7 +133,9 @@ def test_the_loss_is_the_cross_entropy_of_a_gaussian_around_the_place():
     assert np.abs(bias).max() <= SMALL.learning_rate * 1.001 and np.any(bias)
 
 
-@pytest.mark.parametrize("settings", [{"rounds": 0}, {"cell": 0}, {"learning_rate": 0.0}, {"layers": -1}])
+@pytest.mark.parametrize(
+    "settings", [{"rounds": 0}, {"cell": 0}, {"learning_rate": 0.0}, {"layers": -1}, {"channels": 3}]
+)
 def test_impossible_settings_are_refused(settings):
     with pytest.raises(ValueError, match=f"locator.{next(iter(settings)).replace('_', '.')}"):
         dataclasses.replace(SMALL, **settings)

@@ -64,6 +64,8 @@ class LocatorConfig:
     def __post_init__(self):
         names = ("rounds", "steps", "batch_size", "channels", "cell", "frames")
         check_fields(self, "locator", at_least_1=names, at_least_0=("layers",), above_0=("learning_rate",))
+        if self.channels % 2:
+            raise ValueError(f"locator.channels must be even, not {self.channels}.")
 
 
 class LocatorState(struct.PyTreeNode):
