@@ -1,5 +1,7 @@
 """Latents of many windows, the codes that are used most, and imagined rollouts."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -13,6 +15,7 @@ from lamjax.models.mlp import MLPConfig, MLPFDMConfig
 from lamjax.models.quantizer import QuantizerConfig
 from lamjax.models.unet import UNetConfig
 from lamjax.preprocess import normalise_obs, obs_stats
+from lamjax.training.driver import jit_once
 
 CONFIG = DynamicsConfig(
     steps=10,
@@ -108,6 +111,15 @@ def test_strips_show_context_truth_and_prediction(state, windows):
     inferred = dynamics.infer_latents(state, windows[:3])
     want = latents.to_uint8(dynamics.predict_next(state, windows[:3, :2], inferred.quantized)).astype(int)
     assert np.abs(strips["strip_prediction"].astype(int) - want).max() <= 1
+
+
+def test_strips_say_which_square_the_inverse_model_saw(state, windows):
+    assert "strip_squares" not in latents.strips(state, windows[:3])
+    config = dataclasses.replace(CONFIG, focus=8, fdm=dataclasses.replace(CONFIG.fdm, stem=1))
+    focused = jit_once(dynamics.init, static_argnums=(1, 2))(jax.random.key(0), config, SHAPE)
+    squares = latents.strips(focused, windows[:3])["strip_squares"]
+    corners = dynamics.focus_corners(config, normalise_obs(windows[:3]))
+    np.testing.assert_array_equal(squares, [(y, x, 8) for y, x in np.asarray(corners)])
 
 
 def test_vectors_are_shown_standardised():

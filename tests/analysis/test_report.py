@@ -389,6 +389,17 @@ def test_strips_embed_the_frames_pixel_by_pixel(complete):
     assert f'width="{5 * (192 + 8) - 8}"' in svg
 
 
+def test_strips_outline_what_the_inverse_model_saw():
+    frames = np.zeros((2, 5, 16, 16, 3), np.uint8)
+    strips = frames[:, :2], frames[:, 2], frames[:, 3]
+    assert not figures.strips(*strips).axes[0].patches
+    first, second = figures.strips(*strips, np.array([(0, 0, 8), (3, 5, 8)])).axes[0].patches
+    scale = 192 / 16
+    assert (first.get_width(), first.get_height()) == (8 * scale, 8 * scale)
+    assert first.get_x() == second.get_x() - 5 * scale == 192 + 8  # in the second column, o_t
+    assert second.get_y() - first.get_y() == 3 * scale + 192 + 22  # in the next row
+
+
 def test_vectors_are_drawn_as_curves_not_as_frames(tmp_path):
     rng = np.random.default_rng(0)
     truth = rng.normal(size=(20, 3))

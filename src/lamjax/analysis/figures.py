@@ -157,13 +157,14 @@ def _projected(points: np.ndarray, title: str) -> tuple[Figure, Axes, np.ndarray
     return fig, ax, projected[keep], keep
 
 
-def strips(context: np.ndarray, truth: np.ndarray, prediction: np.ndarray) -> Figure:
+def strips(context: np.ndarray, truth: np.ndarray, prediction: np.ndarray, squares: np.ndarray | None = None) -> Figure:
     """One-step predictions: the context frames, the next frame, the FDM's, and their absolute difference.
 
     Args:
         context: uint8 [k, K, H, W, C], up to `o_t`; K is 2, or 1 for models with a single context frame.
         truth: uint8 [k, H, W, C], `o_{t+1}`.
         prediction: uint8 [k, H, W, C], the FDM's output under the IDM's latent action.
+        squares: int [k, 3], what the IDM saw of `o_t` (see `images.image_grid`), if it did not see all of it.
     """
     difference = np.abs(truth.astype(int) - prediction)
     amplified = np.minimum(DIFFERENCE_GAIN * difference, 255).astype(np.uint8)
@@ -174,7 +175,8 @@ def strips(context: np.ndarray, truth: np.ndarray, prediction: np.ndarray) -> Fi
         np.square(truth.astype(int) - context[:, -1]).mean((1, 2, 3)), 1e-9
     )
     notes = [f"error {value:.2g} × copy-last" for value in ratio]
-    return image_grid(rgb(rows), columns, notes, STRIP_PIXELS, notes_at=len(columns) - 1)
+    now = context.shape[1] - 1
+    return image_grid(rgb(rows), columns, notes, STRIP_PIXELS, len(columns) - 1, squares, now)
 
 
 def rollouts(frames: np.ndarray, labels: list[str], max_frames: int = 8) -> Figure:

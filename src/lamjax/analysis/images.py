@@ -11,6 +11,7 @@ import matplotlib
 import numpy as np
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
 from PIL import Image, ImageDraw, ImageFont
 
 from lamjax.analysis.drawing import CLASSES, DOTS_PER_INCH, INK, SMALL_FONT, plain
@@ -30,8 +31,19 @@ def rgb(frames: np.ndarray) -> np.ndarray:
     return (np.max(frames[..., None] / max(frames.max(initial=0), 1) * colours, axis=-2) * 255).astype(np.uint8)
 
 
-def image_grid(rows: np.ndarray, columns: list[str], notes: list[str], pixels: int, notes_at: int = 0) -> Figure:
-    """Draws frames [rows, columns, H, W, 3] on whole pixels, with a heading per column and a note above each row."""
+def image_grid(
+    rows: np.ndarray,
+    columns: list[str],
+    notes: list[str],
+    pixels: int,
+    notes_at: int = 0,
+    squares: np.ndarray | None = None,
+    squares_at: int = 0,
+) -> Figure:
+    """Draws frames [rows, columns, H, W, 3] on whole pixels, with a heading per column and a note above each row.
+
+    In column `squares_at` it outlines `squares` int [rows, 3]: the upper left corner, row and column, and the side.
+    """
     count, width = rows.shape[:2]
     height_px, width_px = (max(1, round(pixels / rows.shape[3])) * size for size in rows.shape[2:4])
     gap, heading, note = 8, 24, 22
@@ -50,6 +62,11 @@ def image_grid(rows: np.ndarray, columns: list[str], notes: list[str], pixels: i
             left = column * (width_px + gap)
             extent = (left, left + width_px, top + height_px, top)
             ax.imshow(rows[row, column], extent=extent, interpolation="none", aspect="auto")
+            if squares is not None and column == squares_at:
+                scale_y, scale_x = height_px / rows.shape[2], width_px / rows.shape[3]
+                y, x, side = squares[row]
+                corner = (left + x * scale_x, top + y * scale_y)
+                ax.add_patch(Rectangle(corner, side * scale_x, side * scale_y, fill=False, ec="white", lw=1.5))
     ax.set(xlim=(0, total_w), ylim=(total_h, 0))  # in pixels, from the top
     ax.set_axis_off()
     return fig

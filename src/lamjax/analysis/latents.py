@@ -66,18 +66,28 @@ def to_uint8(frames: jax.Array) -> np.ndarray:
 def strips(state: DynamicsState, windows: np.ndarray) -> dict[str, np.ndarray]:
     """Returns the last two context frames, the next frame and its prediction for windows ``[K, k + 2, *obs_shape]``.
 
-    Pixels are uint8, cleaned as for stage 1; vectors are standardised.
+    Pixels are uint8, cleaned as for stage 1; vectors are standardised. With `focus`, ``strip_squares`` int32 ``[K, 3]``
+    has the upper left corner, row and column, and the side of what the inverse model saw.
     """
     latents = _infer(state, windows)
     prediction = jax.jit(dynamics.predict_next)(state, windows[:, :-1], latents.quantized)
     pixels = windows.dtype == np.uint8
     clean = dynamics.clean_frames(state.config, jnp.asarray(windows)) if pixels else None
     frames = np.asarray(clean if pixels else normalise_obs(jnp.asarray(windows), state.obs_stats))
-    return {
+    squares = {}
+    if state.config.focus:
+        corners = _corners(state, frames)
+        squares["strip_squares"] = np.concatenate([corners, np.full((len(corners), 1), state.config.focus)], axis=1)
+    return squares | {
         "strip_context": frames[:, :-1][:, -2:],
         "strip_truth": frames[:, -1],
         "strip_prediction": to_uint8(prediction) if pixels else np.asarray(prediction),
     }
+
+
+@jax.jit
+def _corners(state: DynamicsState, frames: jax.Array) -> jax.Array:
+    return dynamics.focus_corners(state.config, normalise_obs(frames), state.locator)
 
 
 @jax.jit

@@ -122,7 +122,8 @@ def _strips(run: RunResults) -> Figure | None:
     context, truth, prediction = fields
     if truth.ndim == 2:
         return figures.vector_changes(context, truth, prediction)
-    return figures.strips(context[:6], truth[:6], prediction[:6])
+    squares = run.fields("strip_squares")
+    return figures.strips(context[:6], truth[:6], prediction[:6], squares[0][:6] if squares else None)
 
 
 def rollout_arrays(run: RunResults) -> tuple[np.ndarray, list[str]] | None:
@@ -246,9 +247,9 @@ FIGURES = {
         _strips,
         "Predictions",
         "Held-out windows: both context frames, the frame that followed, the forward model's prediction under the "
-        "inferred latent action, and their absolute difference, brightened. The number above the difference is the "
-        "window's error relative to repeating the last frame. For vectors: each number's predicted change against the "
-        "true one.",
+        "inferred latent action, and their absolute difference, brightened. A white square is what the inverse model "
+        "sees. The number above the difference is the window's error relative to repeating the last frame. For "
+        "vectors: each number's predicted change against the true one.",
         "the analysis of stage 1",
     ),
     "rollouts": Plot(
