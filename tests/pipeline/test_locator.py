@@ -13,6 +13,7 @@ from lamjax.models.locator import LocatorConfig
 from lamjax.pipeline import information, locator
 from lamjax.preprocess import normalise_obs
 from lamjax.presets import PRESETS
+from lamjax.training import driver
 from lamjax.training.run_folder import Run
 
 SIDE, STEPS = 24, 40
@@ -98,6 +99,31 @@ def test_it_is_trained_once_for_all_runs_that_share_the_recording(params, store,
     path.write_bytes(path.read_bytes()[:100])
     jax.tree.map(np.testing.assert_array_equal, locator.agent_locator(AROUND, store, None, folder, STOP), params)
     assert len(calls) == 4  # the damaged file was written again
+
+
+def test_it_learns_from_frames_as_stage_1_sees_them(store, monkeypatch):
+    """Cleaned ones, one by one: inference cleans o_t in its window in the same way."""
+    seen = []
+
+    class Stopped(Exception):
+        pass
+
+    def compile_steps(*args):
+        def advance(state, frames, *rest):
+            seen.append(np.asarray(frames))
+            raise Stopped
+
+        return advance
+
+    monkeypatch.setattr(driver, "compile_steps", compile_steps)
+    windows = store.windows(store.starts("train")[:20])
+    for how in ("none", "median"):
+        with pytest.raises(Stopped):
+            locator.train_locator(dataclasses.replace(AROUND, clean=how), store, None, STOP)
+    for frames, how in zip(seen, ("none", "median"), strict=True):
+        cleaned = dynamics.clean_frames(dataclasses.replace(AROUND, clean=how), windows)
+        np.testing.assert_array_equal(frames[1:21], np.asarray(cleaned)[:, 1])
+    assert (seen[0] != seen[1]).any()
 
 
 @pytest.mark.parametrize("changes", [{"focus": 0}, {"focus_at": "change"}, {"focus_at": "unsteady"}], ids=str)

@@ -163,11 +163,13 @@ def ceiling(
         return np.asarray(json.loads(path.read_text())["scores"], np.float64)
     say(f"training an inverse network on the actions of random {env}, once for all runs")
     started = time.monotonic()
-    probe, *parts = play_windows(env, settings, play, config.window)
+    probe, fit, test = play_windows(env, settings, play, config.window)
     stats = training_stats(play)
-    seen = functools.partial(_seen, config, stats, locator)
-    fit, test = (part._replace(windows=latents.in_batches(seen, part.windows)) for part in parts)
-    state = train_ceiling(settings.information, config.uncut, probe.target_space, fit, stats, check_stop)
+    if config.focus:  # each window is read several times, and its square is cut out once
+        seen = functools.partial(_seen, config, stats, locator)
+        fit, test = (part._replace(windows=latents.in_batches(seen, part.windows)) for part in (fit, test))
+        config = config.uncut
+    state = train_ceiling(settings.information, config, probe.target_space, fit, stats, check_stop)
     outputs = latents.in_batches(lambda batch: _apply(state, batch), test.windows)
     scores = probe.scores(np.asarray(probe.target_space.mode(outputs)), fit.targets, test.targets)
     path.parent.mkdir(exist_ok=True)

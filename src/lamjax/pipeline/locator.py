@@ -21,9 +21,9 @@ import numpy as np
 from lamjax import archives, parallel
 from lamjax.analysis.latents import in_batches
 from lamjax.data.reader import Store, split_mask
-from lamjax.dynamics import DynamicsConfig, clean_frames
+from lamjax.dynamics import DynamicsConfig
 from lamjax.models import locator
-from lamjax.preprocess import ObsStats, normalise_obs
+from lamjax.preprocess import Cleaning, ObsStats, clean, normalise_obs
 from lamjax.training import checkpoint, driver
 from lamjax.training.disk import replace_file
 from lamjax.training.logging import say
@@ -54,7 +54,7 @@ def agent_locator(
     depends_on = {
         "store": store.manifest["sha256"],
         "locator": checkpoint.as_json(config.locator),
-        "seen": [config.focus, config.clean, config.context],
+        "seen": [config.focus, config.clean],
     }
     digest = hashlib.sha256(json.dumps(depends_on, sort_keys=True).encode()).hexdigest()[:16]
     path = folder / f"{digest}.npz"
@@ -77,6 +77,8 @@ def train_locator(config: DynamicsConfig, store: Store, stats: ObsStats, check_s
     is_first[:1] = True
     say(f"learning to find the agent in {len(rows)} frames, once for all runs")
     evidence = _of_motion(config, frames, is_first, stats)
+    if config.clean != "none" and frames.dtype == np.uint8:
+        frames = in_batches(functools.partial(_cleaned, config.clean), frames)
     on_device, key = jax.device_put((frames, jax.random.key(0)))
     state = _init(key, settings, store.obs_shape)
     fuse = driver.steps_per_dispatch(settings)
@@ -100,7 +102,7 @@ _track = jax.jit(locator.track)
 
 
 def _of_motion(config: DynamicsConfig, frames: np.ndarray, is_first: np.ndarray, stats: ObsStats) -> np.ndarray:
-    """`motion_evidence` of each frame; none in the first and the last frame of an episode."""
+    """`motion_evidence` of each frame, in cleaned windows; none in the first and the last frame of an episode."""
     index = np.arange(len(frames))
     is_last = np.append(is_first[1:], True)
     windows = np.clip(index[:, None] + np.arange(-1, 2), 0, len(frames) - 1)
@@ -110,8 +112,15 @@ def _of_motion(config: DynamicsConfig, frames: np.ndarray, is_first: np.ndarray,
 
 @functools.partial(jax.jit, static_argnums=0)
 def _motion(config: DynamicsConfig, stats: ObsStats, windows: jax.Array) -> jax.Array:
-    cleaned = normalise_obs(clean_frames(config, windows), stats)
-    return locator.motion_evidence(cleaned, config.locator, config.focus // 2)
+    if windows.dtype == jnp.uint8:
+        windows = clean(windows, config.clean)
+    return locator.motion_evidence(normalise_obs(windows, stats), config.locator, config.focus // 2)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _cleaned(how: Cleaning, frames: jax.Array) -> jax.Array:
+    """Cleans single frames ``[B, H, W, C]``, as stage 1 cleans o_t."""
+    return clean(frames[:, None], how, now=0)[:, 0]
 
 
 @functools.partial(jax.jit, static_argnums=2)
