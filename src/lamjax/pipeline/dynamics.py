@@ -16,7 +16,7 @@ from lamjax.data.reader import Store
 from lamjax.data.stream import EvaluationWindows, ObservationStream, StreamBesidePlay, upload_labels
 from lamjax.dynamics import DynamicsState
 from lamjax.pipeline import information
-from lamjax.pipeline.locator import agent_locator
+from lamjax.pipeline.locator import agent_locator, untrained_locator
 from lamjax.pipeline.windows import (
     TrainingFrames,
     buffer_devices,
@@ -38,15 +38,21 @@ def init_dynamics(run: Run, store: Store, data: Path | None = None) -> DynamicsS
 
     If its squares lie around the agent, a network learns first to find it; `data` is as of `dynamics_stage`.
     """
+    return _initial(run, store, _locator(run, store, data))
+
+
+def _initial(run: Run, store: Store, locator: Any) -> DynamicsState:
+    """Stage 1 before its first step, with a network that finds the agent, if it needs one."""
     config, stats = run.config.dynamics.program, training_stats(store)
-    locator = _locator(run, store, data)
     return init_model(run.key("dynamics"), config, store.obs_shape, stats, store.action_space, locator)
 
 
 def _locator(run: Run, store: Store, data: Path | None) -> Any:
     """The network that finds the agent, from random play or else the run's own recording; None if it is not needed."""
     config = run.config.dynamics
-    play = random_play(run, data) if config.finds_agent and data is not None else None
+    if not config.finds_agent:
+        return None
+    play = random_play(run, data) if data is not None else None
     folder = play.path.with_name(f"{play.path.name}.locators") if play else run.folder / "locators"
     return agent_locator(config, play or store, training_stats(store), folder, run.check_stop)
 
@@ -63,9 +69,10 @@ def dynamics_stage(
       RunError: if the run needs random play but has none.
     """
     config = run.config.dynamics
+    if run.done("dynamics"):  # the checkpoint holds the network that finds the agent as well
+        template = _initial(run, store, untrained_locator(config, store.obs_shape))
+        return restore(run, "dynamics", template, Saver(config))[1]
     untrained = init_dynamics(run, store, data)
-    if run.done("dynamics"):
-        return restore(run, "dynamics", untrained, Saver(config))[1]
     fuse = driver.steps_per_dispatch(config.idm, config.fdm)
     frames = frames or TrainingFrames(run, store)
     stream = beside_play(run, frames.stream(config.batch_size, run.config.seed, fuse), data)

@@ -157,8 +157,7 @@ def ceiling(
     }
     if config.finds_agent:
         depends_on["locator"] = _digest(locator)
-    digest = hashlib.sha256(json.dumps(depends_on, sort_keys=True).encode()).hexdigest()[:16]
-    path = play.path.with_name(f"{play.path.name}.ceilings") / f"{digest}.json"
+    path = play.path.with_name(f"{play.path.name}.ceilings") / f"{checkpoint.note_digest(depends_on)[:16]}.json"
     with contextlib.suppress(FileNotFoundError, KeyError, ValueError):
         return np.asarray(json.loads(path.read_text())["scores"], np.float64)
     say(f"training an inverse network on the actions of random {env}, once for all runs")

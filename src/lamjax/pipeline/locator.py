@@ -7,9 +7,7 @@ recording, in a file whose name is a digest of both.
 
 import contextlib
 import functools
-import hashlib
 import io
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -34,6 +32,11 @@ MAX_IN_FLIGHT = 16
 _init = driver.jit_once(locator.init, static_argnums=(1, 2))
 
 
+def untrained_locator(config: DynamicsConfig, obs_shape: tuple[int, ...]) -> Any:
+    """The parameters with which the network starts, or None if `config` does not need it."""
+    return _init(jax.random.key(0), config.locator, obs_shape).params if config.finds_agent else None
+
+
 def agent_locator(
     config: DynamicsConfig, store: Store, stats: ObsStats, folder: Path, check_stop: Callable[[], None]
 ) -> Any:
@@ -56,8 +59,7 @@ def agent_locator(
         "locator": checkpoint.as_json(config.locator),
         "seen": [config.focus, config.clean],
     }
-    digest = hashlib.sha256(json.dumps(depends_on, sort_keys=True).encode()).hexdigest()[:16]
-    path = folder / f"{digest}.npz"
+    path = folder / f"{checkpoint.note_digest(depends_on)[:16]}.npz"
     with contextlib.suppress(FileNotFoundError, archives.ArchiveError):
         return checkpoint.nest({name: jnp.asarray(array) for name, array in archives.read(path).items()})
     params = train_locator(config, store, stats, check_stop)
