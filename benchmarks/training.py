@@ -14,6 +14,7 @@ from lamjax import dynamics as stage1
 from lamjax import parallel
 from lamjax.data.stream import Buffer
 from lamjax.data.windows import valid_starts
+from lamjax.pipeline.latents import BATCH, BLOCK, block_inference
 from lamjax.training import driver
 from lamjax.training.steps import cloning_step, dynamics_step, traced
 
@@ -32,17 +33,26 @@ def frames_buffer(devices: list[jax.Device], play: bool = False) -> Buffer:
     return parallel.deal([buffer] * len(devices), devices)
 
 
-def program(step: Callable, args: tuple[Any, ...], fused: int) -> measure.Program:
+def program(step: Callable, args: tuple[Any, ...], fused: int, static: tuple[Any, ...] = ()) -> measure.Program:
     """`fused` steps in a dispatch on all devices, as a run compiles them.
 
     Args:
       step: one of `lamjax.training.steps`.
       args: its arguments: the state, a buffer for each device, and others that all devices share.
       fused: steps in a dispatch.
+      static: its static arguments.
     """
     devices = tuple(jax.local_devices())
-    compiled = driver.compile_steps(step, devices, (None, 0, *[None] * (len(args) - 2)))
-    return measure.compiled(compiled, *args, fused, devices=len(devices))
+    compiled = driver.compile_steps(step, devices, (None, 0, *[None] * (len(args) - 2)), len(static))
+    return measure.compiled(compiled, *args, *static, fused, devices=len(devices))
+
+
+def inference(model: stage1.DynamicsState, devices: list[jax.Device]) -> tuple[measure.Program, Callable[[], Any]]:
+    """The program that infers the latents of a block of frames on each device, and a call of it."""
+    frames = np.random.default_rng(0).integers(0, 256, (BLOCK + model.config.window - 1, *OBS), np.uint8)
+    args = (parallel.replicate(model.replace(opt_state=None), devices), parallel.deal([frames] * len(devices), devices))
+    compiled = measure.compiled(block_inference(tuple(devices)), *args, devices=len(devices))
+    return compiled, lambda: compiled.call(*args)
 
 
 def row(name: str, settings: Settings, torch_rate: float | None) -> dict[str, Any]:
@@ -51,25 +61,34 @@ def row(name: str, settings: Settings, torch_rate: float | None) -> dict[str, An
     preset, key = settings.preset, jax.random.key(0)
     config = dataclasses.replace(preset.dynamics, batch_size=batch)
     state = model = init_dynamics(key, config.program, OBS)
-    step, rest = dynamics_step, (None, key, traced(config.lengths))  # no labels
+    step, rest, static = dynamics_step, (None, key, traced(config.lengths)), ()  # no labels
     if name == "stage2":
         cloning = dataclasses.replace(preset.cloning, batch_size=batch)
         state = init_cloning(key, cloning.program, OBS, config.latent_dim)
-        step, rest = cloning_step, (key, model, traced(cloning.lengths))
+        latents = jax.numpy.zeros((_FRAMES, config.latent_dim))
+        step, rest, static = cloning_step, (key, latents, traced(cloning.lengths)), (config.window,)
     state, rest = parallel.replicate(state, devices), (frames_buffer(devices, config.play_share > 0), *rest)
-    compiled = program(step, (state, *rest), fused)
+    compiled = program(step, (state, *rest), fused, static)
     stepper = measure.Stepper(lambda state: compiled.call(state, *rest), state)
     times = measure.milliseconds(stepper, settings.repeats)
     if settings.profile:
         measure.trace(stepper, settings.profile / f"{name}-{batch}")
+    parts, programs = [(1.0, times / fused)], [(1.0, compiled)]
+    if name == "stage2":
+        infer, call = inference(model, devices)
+        # Stage 1 infers each recorded frame's latent once; this is a step's share of it, in blocks.
+        drawn = preset.cloning.steps * preset.cloning.batch_size
+        share = batch * preset.record.frames / drawn / (BLOCK * len(devices))
+        parts.append((share, measure.milliseconds(call, settings.repeats)))
+        programs.append((share * BLOCK / BATCH, infer))  # XLA counts the loop's body once
     return measure.row(
         name,
         settings.size,
         batch,
         "windows/s",
         batch,
-        [(1, times / fused)],
-        [(1, compiled)],
+        parts,
+        programs,
         config.dtype,
         torch_rate,
         devices=len(devices),

@@ -274,7 +274,6 @@ def clone_pseudo_labels(
     z = jnp.asarray(infer(model, np.asarray(labels[0])))
     decoder, _ = offline.fit(key_fit, z, jnp.asarray(labels[1]), config.offline, space)
     windows, _, _ = draw_windows(key_windows, train, count)
-    parts = np.array_split(windows, -(-len(windows) // 4096))
-    actions = jnp.concatenate([_pseudo_labels(model, decoder, part, config.offline, space) for part in parts])
+    actions = _pseudo_labels(decoder, jnp.asarray(infer(model, windows)), config.offline, space)
     obs, stats = jnp.asarray(windows[:, 1]), jitted.stats(train)
     return clone_actions(key_clone, config.cloning, obs, actions, space, stats, decays=True)

@@ -66,7 +66,7 @@ class Rates:
       frame: one recorded frame; 0 if there is a recording already.
       windows: the number of training windows in the recording.
       dynamics: stage 1.
-      cloning: stage 2.
+      cloning: stage 2 on latents that are already inferred.
       scratch: PPO from scratch.
       online: online decoding, without its decoder.
       decoder_step: a step of online decoding's decoder.
@@ -76,6 +76,7 @@ class Rates:
       labels: drawing labels.
       fit: an offline decoder's fit.
       bc_step: a step of behaviour cloning on labels.
+      latent: inferring the latent of a window.
       compile: compilation while measuring, a part of `spent`.
     """
 
@@ -93,6 +94,7 @@ class Rates:
     labels: float
     fit: float
     bc_step: float
+    latent: float = 0.0
     compile: float = 0.0
 
 
@@ -200,7 +202,8 @@ def predict(config: RunConfig, rates: Rates) -> dict[str, float]:
         + config.dynamics.steps * rates.dynamics.step
         + tests(config.dynamics.steps) * rates.dynamics.test
         + rates.examine,
-        "cloning": rates.cloning.start
+        "cloning": rates.windows * rates.latent
+        + rates.cloning.start
         + config.cloning.steps * rates.cloning.step
         + (tests(config.cloning.steps) + 1) * rates.cloning.test,
         "nulls": 2 * (evaluation + rates.player),
@@ -213,7 +216,6 @@ def predict(config: RunConfig, rates: Rates) -> dict[str, float]:
         + rates.player,
     }
     if settings.oracle:
-        # A step of stage 2 also infers latents, so this is an upper bound.
         training = config.cloning.steps * rates.cloning.step
         seconds["oracle"] = training + play(settings.episodes, settings.num_envs) + rates.player
     if config.named.frames:

@@ -40,6 +40,8 @@ from lamjax.preprocess import ObsStats
 from lamjax.spaces import ActionSpace, as_space
 from lamjax.training.steps import cloning_step, dynamics_step
 
+_INFERRED = 256  # windows whose latents are inferred at a time
+
 
 @struct.dataclass
 class Trajectories:
@@ -191,7 +193,18 @@ def train_cloning(
     source, (key_init, key) = buffer(trajectories, model.config.window), jax.random.split(key)
     state = cloning.init(key_init, config, trajectories.obs.shape[2:], model.config.latent_dim, model.obs_stats)
 
-    return jax.lax.scan(lambda s, _: cloning_step(s, source, key, model), state, length=config.steps)
+    latents, length = _latents(model, source), model.config.window
+    step = lambda s, _: cloning_step(s, source, key, latents, None, length)  # noqa: E731
+    return jax.lax.scan(step, state, length=config.steps)
+
+
+def _latents(model: DynamicsState, source: Buffer) -> jax.Array:
+    """The latents float32 ``[F, Z]`` of a buffer's windows, each at the place of its o_t; 0 where there is none."""
+    length = model.config.window
+    infer = lambda start: dynamics.infer_latents(model, stream.gather(source.frames, start[None], length))  # noqa: E731
+    latents = jax.lax.map(infer, source.starts, batch_size=_INFERRED).continuous[:, 0]
+    empty = jnp.zeros((len(source.frames), model.config.latent_dim))
+    return empty.at[source.starts + model.config.context].set(latents)
 
 
 def decode_offline(

@@ -62,14 +62,14 @@ def test_names_are_what_the_decoder_says_of_the_inverse_models_latents():
     labels = np.arange(12, dtype=np.int32) % 4
     settings = OfflineConfig(steps=400, batch_size=32, learning_rate=1e-2, hidden=(32,))
     decoder, _ = offline.fit(jax.random.key(1), z, labels, settings, 4)
-    named = behaviour_cloning.pseudo_labels(model, decoder, windows, settings, 4)
+    named = behaviour_cloning.pseudo_labels(decoder, z, settings, 4)
     assert named.dtype == jnp.int32
     np.testing.assert_array_equal(named, np.argmax(offline.decode(decoder, z, settings, 4), -1))
     assert np.mean(named == labels) > 0.9
     # Continuous ones are the means, within the bounds: labels beyond them teach no action that there is not.
     box, beyond = Box((-1.0,), (1.0,)), np.where(labels[:, None] > 1, 5.0, 0.0).astype(np.float32)
     decoder, _ = offline.fit(jax.random.key(1), z, beyond, settings, box)
-    named = behaviour_cloning.pseudo_labels(model, decoder, windows, settings, box)
+    named = behaviour_cloning.pseudo_labels(decoder, z, settings, box)
     assert named.shape == (12, 1)
     np.testing.assert_array_equal(named, box.clip(box.mode(offline.decode(decoder, z, settings, box))))
     np.testing.assert_array_equal(named[labels > 1], 1.0)

@@ -28,7 +28,7 @@ def cached_programs():
     devices = parallel.devices()
     programs = {
         "stage 1": driver.compile_steps(dynamics_step, devices, (None, 0, 0, None, None), 0),
-        "stage 2": driver.compile_steps(cloning_step, devices, (None, 0, None, None, None), 0),
+        "stage 2": driver.compile_steps(cloning_step, devices, (None, 0, None, None, None), 1),
         "acting": ppo_programs(devices).collect,
         "learning": ppo_programs(devices).improve,
         "decoder": online.fit_decoder,

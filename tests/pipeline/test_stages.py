@@ -63,13 +63,14 @@ def test_training_stays_on_the_device_and_is_traced_once(stage, n, count, monkey
     state = driver.jit_once(dynamics.init, static_argnums=(1, 2))(key, config.dynamics, obs)
     advance = driver.compile_steps(steps.dynamics_step, devices, (None, 0, 0, None, None))
     lengths = parallel.replicate(steps.traced(getattr(config, stage).lengths), devices)
-    last = (None, key, lengths)  # no labels
+    last, static = (None, key, lengths), ()  # no labels
     if stage == "cloning":
-        last = (key, parallel.replicate(state, devices), lengths)
+        latents = jax.device_put(np.zeros((100, config.dynamics.latent_dim), np.float32))
+        last, static = (key, latents, lengths), (config.dynamics.window,)
         state = driver.jit_once(cloning.init, static_argnums=(1, 2, 3))(
             key, config.cloning, obs, config.dynamics.latent_dim
         )
-        advance = driver.compile_steps(steps.cloning_step, devices, (None, 0, None, None, None))
+        advance = driver.compile_steps(steps.cloning_step, devices, (None, 0, None, None, None), 1)
     frames = np.random.default_rng(0).integers(0, 256, (100, *obs), np.uint8)
     buffer = parallel.deal([jax.device_put(Buffer(frames, valid_starts(np.arange(100) % 25 == 0)))] * count, devices)
     state, last = parallel.replicate((state, last), devices)
@@ -80,7 +81,7 @@ def test_training_stays_on_the_device_and_is_traced_once(stage, n, count, monkey
         with pytest.raises(Exception, match="Disallowed host-to-device transfer"):
             state.step + 1  # the guard is on, also on a CPU
         for _ in range(3):
-            state, metrics = advance(state, buffer, *last, n)
+            state, metrics = advance(state, buffer, *last, *static, n)
         jax.block_until_ready(metrics)
     assert int(state.step) == 3 * n
     assert np.isfinite(metrics["loss"])
@@ -172,11 +173,12 @@ def test_stages_on_two_devices_are_those_of_one_on_the_joined_batch(store, tmp_p
     close(policy.params, expected.params, rtol=1e-3, atol=1e-5)
 
     step = jax.jit(behaviour_cloning.train_step)
-    pseudo_labels_of = jax.jit(behaviour_cloning.pseudo_labels, static_argnums=(3, 4))
+    pseudo_labels_of = jax.jit(behaviour_cloning.pseudo_labels, static_argnums=(2, 3))
     expected = pseudo_labels.init_clone(jax.random.key(1), config.cloning, 2, (4,), True, model.obs_stats)
     for number in range(config.cloning.steps):
         batch = joined(stream[2], number)
-        expected, _ = step(expected, batch[:, -2], pseudo_labels_of(model, decoder, batch, config.offline, 2))
+        actions = pseudo_labels_of(decoder, infer(model, batch).continuous, config.offline, 2)
+        expected, _ = step(expected, batch[:, -2], actions)
     close(clone.policy_params, expected.policy_params, rtol=1e-3, atol=1e-5)
 
 
@@ -199,9 +201,11 @@ def test_a_short_clone_of_pseudo_labels_begins_with_the_trunk_of_the_latent_poli
     assert expected.params.keys() == {"MLPTrunk_0", "policy_head", "value_head"}
     expected = expected.replace(params=expected.params | {"MLPTrunk_0": policy.params["trunk_net"]})
     step = jax.jit(behaviour_cloning.train_step)
-    pseudo_labels_of = jax.jit(behaviour_cloning.pseudo_labels, static_argnums=(3, 4))
+    infer = jax.jit(dynamics.infer_latents)
+    pseudo_labels_of = jax.jit(behaviour_cloning.pseudo_labels, static_argnums=(2, 3))
     for batch in batches:
-        expected, _ = step(expected, batch[:, -2], pseudo_labels_of(model, decoder, batch, config.offline, 2))
+        actions = pseudo_labels_of(decoder, infer(model, batch).continuous, config.offline, 2)
+        expected, _ = step(expected, batch[:, -2], actions)
     assert clone.step == 3
     close(clone.policy_params, expected.policy_params, rtol=1e-4, atol=1e-6)
 

@@ -17,11 +17,10 @@ import jax.numpy as jnp
 import optax
 from flax import struct
 
-from lamjax import dynamics, optim, parallel
+from lamjax import optim, parallel
 from lamjax.cloning import CloningConfig
 from lamjax.decoding import offline
 from lamjax.decoding.offline import OfflineConfig
-from lamjax.dynamics import DynamicsState
 from lamjax.optim import grads_as, unpack_groups
 from lamjax.ppo import ActorCriticAgent
 from lamjax.preprocess import ObsStats, check_images, with_stats
@@ -123,21 +122,17 @@ def train_step(
     return new, {"loss": loss, space.score_name: score}
 
 
-def pseudo_labels(
-    model: DynamicsState, decoder: Any, windows: jax.Array, config: OfflineConfig, space: ActionSpace | int
-) -> jax.Array:
-    """The actions that a decoder finds most likely for windows, from the inverse model's latents.
+def pseudo_labels(decoder: Any, latents: jax.Array, config: OfflineConfig, space: ActionSpace | int) -> jax.Array:
+    """The actions that a decoder finds most likely for the inverse model's latents.
 
     Args:
-      model: stage 1.
       decoder: the parameters that `offline.fit` returned for this model's latents.
-      windows: ``[B, k + 2, *obs_shape]``.
+      latents: float32 ``[B, Z]`` (`dynamics.Latents.continuous`).
       config: the decoder's settings.
       space: the action space, or the number of actions.
 
     Returns:
-      ``[B, *space.shape]``, the action at o_t; continuous actions are clipped to the bounds.
+      ``[B, *space.shape]``; continuous actions are clipped to the bounds.
     """
-    latents = dynamics.infer_latents(model, windows).continuous
     space = as_space(space)
     return space.clip(space.mode(offline.decode(decoder, latents, config, space)))

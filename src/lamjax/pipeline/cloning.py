@@ -11,7 +11,7 @@ from lamjax.data.reader import Store
 from lamjax.dynamics import DynamicsState
 from lamjax.pipeline.windows import TrainingFrames, held_out_windows, train_on_windows
 from lamjax.training import driver
-from lamjax.training.run_folder import Run, Saver, restore
+from lamjax.training.run_folder import Run, Saver, restore, timed
 from lamjax.training.steps import cloning_step, traced
 
 _init = driver.jit_once(cloning.init, static_argnums=(1, 2, 3))
@@ -23,9 +23,13 @@ def cloning_stage(run: Run, store: Store, model: DynamicsState, frames: Training
     state = _init(run.key("cloning"), config.program, store.obs_shape, latent_dim, model.obs_stats)
     if run.done("cloning"):
         return restore(run, "cloning", state, Saver(config))[1]
-    fuse = driver.steps_per_dispatch(config.trunk, run.config.dynamics.idm)
+    fuse = driver.steps_per_dispatch(config.trunk)
     # Each stage draws its windows in a different order.
-    stream = (frames or TrainingFrames(run, store)).stream(config.batch_size, run.config.seed + 1, fuse)
+    frames = frames or TrainingFrames(run, store)
+    stream = frames.stream(config.batch_size, run.config.seed + 1, fuse)
+    with timed() as passed:
+        inferred = jax.device_put(frames.latents(model))
+        infer_seconds = passed()
     held_out = held_out_windows(run, store)
     targets, _ = latents.latents_of_batches(model, held_out.batches)
     uploaded = jax.device_put(targets)
@@ -39,12 +43,14 @@ def cloning_stage(run: Run, store: Store, model: DynamicsState, frames: Training
         cloning_step,
         state,
         stream,
-        (model, traced(config.lengths)),
+        (inferred, traced(config.lengths)),
         config=config,
         fuse=fuse,
+        static=(model.config.window,),
         evaluate=test,
         show=("loss", "test_loss"),
     )
+    seconds += infer_seconds
     mse = cloning_error(state, held_out.batches, uploaded)
     mean_mse = float(np.mean(np.square(targets - targets.mean(0))))
     results = {

@@ -21,7 +21,7 @@ from lamjax.preprocess import ObsStats
 from lamjax.spaces import ActionSpace
 from lamjax.training import driver
 from lamjax.training.run_folder import Run
-from lamjax.training.steps import oracle_step
+from lamjax.training.steps import action_step
 
 
 def train_oracle(
@@ -44,7 +44,7 @@ def train_oracle(
     state, _ = train_on_windows(
         run,
         "oracle",
-        oracle_step,
+        action_step,
         state,
         frames.stream(config.batch_size, run.config.seed + 1, fuse),  # stage 2's windows, in its order
         (jax.device_put(oracle_actions(store)),),

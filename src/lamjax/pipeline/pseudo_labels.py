@@ -1,6 +1,7 @@
 """Stage 3 of a run with pseudo-labels: clones them (see `lamjax.decoding.behaviour_cloning`), then trains with PPO."""
 
 import dataclasses
+import functools
 from typing import Any
 
 import jax
@@ -14,6 +15,7 @@ from lamjax.data.labels import LabelledSubset
 from lamjax.data.reader import Store, open_store
 from lamjax.decoding import behaviour_cloning, offline
 from lamjax.decoding.behaviour_cloning import ActionState
+from lamjax.decoding.offline import OfflineConfig
 from lamjax.dynamics import DynamicsState
 from lamjax.pipeline.evaluation import evaluate_policy
 from lamjax.pipeline.record import record
@@ -23,7 +25,7 @@ from lamjax.pipeline.windows import TrainingFrames, train_on_windows
 from lamjax.spaces import ActionSpace, Discrete
 from lamjax.training import driver
 from lamjax.training.run_folder import Run, timed
-from lamjax.training.steps import pseudo_label_step
+from lamjax.training.steps import action_step
 
 init_clone = driver.jit_once(behaviour_cloning.init, static_argnums=(1, 2, 3, 4))
 
@@ -58,23 +60,29 @@ def clone_pseudo_labels(
     config = run.config.cloning
     if steps:
         config = dataclasses.replace(config, steps=steps, warmup_steps=min(config.warmup_steps, steps // 10))
-    fuse = driver.steps_per_dispatch(config.trunk, model.config.idm)
+    fuse = driver.steps_per_dispatch(config.trunk)
+    labels = functools.partial(_pseudo_labels, decoder, run.config.offline.pseudo_labels, space)
     state = init_clone(key, config, space, obs_shape, True, model.obs_stats)
     if policy and steps:
         state = state.replace(params=with_trunk_of(state.params, policy.params))
     state, _ = train_on_windows(
         run,
         name,
-        pseudo_label_step,
+        action_step,
         state,
         frames.stream(config.batch_size, run.config.seed + 2, fuse),
-        (model, decoder),
+        (jax.device_put(latents.in_batches(labels, frames.latents(model))),),
         config=config,
         fuse=fuse,
-        static=(run.config.offline.pseudo_labels,),
+        static=(model.config.window,),
         show=("loss", state.agent.space.score_name),
     )
     return state
+
+
+@functools.partial(jax.jit, static_argnums=(1, 2))
+def _pseudo_labels(decoder: Any, config: OfflineConfig, space: ActionSpace, inferred: jax.Array) -> jax.Array:
+    return behaviour_cloning.pseudo_labels(decoder, inferred, config, space)
 
 
 def same_effect(env: str, actions: np.ndarray, space: ActionSpace) -> np.ndarray:

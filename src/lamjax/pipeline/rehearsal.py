@@ -22,11 +22,13 @@ from lamjax.budget import Rates, StageRates
 from lamjax.config import RunConfig
 from lamjax.data.record import CHUNK
 from lamjax.decoding import offline, online
+from lamjax.dynamics import DynamicsState
 from lamjax.envs.evaluate import CHUNK as PLAYED
 from lamjax.envs.evaluate import evaluate
 from lamjax.pipeline.cloning import cloning_stage
 from lamjax.pipeline.dynamics import dynamics_stage, examine_dynamics, init_dynamics, prepare_information
 from lamjax.pipeline.evaluation import make_env
+from lamjax.pipeline.latents import BLOCK, infer_store
 from lamjax.pipeline.offline import draw_labels, offline_policies
 from lamjax.pipeline.record import record, record_stage
 from lamjax.pipeline.reinforcement import online_stage, scratch_stage
@@ -38,6 +40,7 @@ LONG_ENOUGH = 0.5  # seconds of steps that give a rate
 MANY = 4  # a first dispatch this many times as long gives a rate itself: its one-off costs are then a small part
 MOST = 20  # the most dispatches that give a rate
 CHUNKS = 3  # dispatches of recording and evaluation; the first one compiles
+LATENTS = 4  # blocks of windows whose latents are inferred
 BC_STEPS = 4
 
 
@@ -51,6 +54,20 @@ class _Timed:
 
     rates: StageRates
     state: Any
+
+
+class _FewLatents(TrainingFrames):
+    """Training frames that infer only a few of the latents, the others are 0, and time them."""
+
+    seconds = 0.0  # for a latent
+
+    def infer(self, model: DynamicsState) -> np.ndarray:
+        most = LATENTS * BLOCK * len(parallel.local(self.run.devices))
+        most = min(most, self.store.num_frames - model.config.window + 1)
+        with _stopwatch() as passed:
+            latents = infer_store(model, self.store, self.run.devices, most=most)
+        self.seconds = passed() / most
+        return latents
 
 
 class _Compilation:
@@ -146,7 +163,7 @@ def _frame(env: str, config: RunConfig, source: Source, folder: Path) -> float:
 def _rates(run: Run, store: Any, data: Path) -> dict[str, Any]:
     """The rates of every stage after the recording."""
     config, space = run.config, store.action_space
-    untrained, frames = init_dynamics(run, store, data), TrainingFrames(run, store)
+    untrained, frames = init_dynamics(run, store, data), _FewLatents(run, store)
     prepare_information(run, data)  # in `data`, where the run will look for it
     dynamics = _rehearse(run, lambda: dynamics_stage(run, store, frames, data))
     model = dynamics.state
@@ -154,6 +171,7 @@ def _rates(run: Run, store: Any, data: Path) -> dict[str, Any]:
     with _stopwatch() as passed:
         examine_dynamics(run, store, untrained, model, held_out, data)
     examine = passed()
+    frames.latents(model)
     cloning = _rehearse(run, lambda: cloning_stage(run, store, model, frames))
     policy = cloning.state
     frames.free()
@@ -186,6 +204,7 @@ def _rates(run: Run, store: Any, data: Path) -> dict[str, Any]:
         "examine": examine,
         "episode": episode,
         "player": player,
+        "latent": frames.seconds,
         **times,
     }
 

@@ -12,6 +12,8 @@ from lamjax import parallel
 from lamjax.data.format import Split
 from lamjax.data.reader import Store
 from lamjax.data.stream import EvaluationWindows, ObservationStream, StreamBesidePlay
+from lamjax.dynamics import DynamicsState
+from lamjax.pipeline.latents import infer_store
 from lamjax.preprocess import ObsStats, obs_stats
 from lamjax.training import driver
 from lamjax.training.run_folder import Run, RunError, Saver, train
@@ -43,26 +45,40 @@ def training_stream(
 
 
 class TrainingFrames:
-    """The training frames in device memory, which stages share until `free`; the first stage uploads them.
+    """The training frames in device memory, and their latents, which stages share.
 
-    A ring never holds all frames, so with rings each stage has its own. Stages in several threads may ask for streams.
+    The first stage that needs frames uploads them, and the first one that needs latents infers them. A ring never holds
+    all frames, so with rings each stage has its own. Stages in several threads may ask.
     """
 
     def __init__(self, run: Run, store: Store):
         """Remembers the store; uploads nothing yet."""
-        self._run, self._store, self._lock = run, store, threading.Lock()
+        self.run, self.store = run, store
+        self._uploading, self._inferring = threading.Lock(), threading.Lock()
         self._first: ObservationStream | None = None
+        self._latents: tuple[DynamicsState, np.ndarray] | None = None
 
     def stream(self, batch_size: int, seed: int, fuse: int) -> ObservationStream:
         """As `training_stream`."""
-        with self._lock:
-            stream = training_stream(self._run, self._store, batch_size, seed, fuse, self._first)
+        with self._uploading:
+            stream = training_stream(self.run, self.store, batch_size, seed, fuse, self._first)
             if stream.steps_per_phase is None:
                 self._first = stream
             return stream
 
+    def latents(self, model: DynamicsState) -> np.ndarray:
+        """The latents float32 ``[F, Z]`` that stage 1 infers for each frame (see `infer_store`), in host memory."""
+        with self._inferring:
+            if self._latents is None or self._latents[0] is not model:
+                self._latents = model, self.infer(model)
+            return self._latents[1]
+
+    def infer(self, model: DynamicsState) -> np.ndarray:
+        """Infers what `latents` keeps."""
+        return infer_store(model, self.store, self.run.devices, check_stop=self.run.check_stop)
+
     def free(self) -> None:
-        """Frees the memory, once no stage uses its stream any more."""
+        """Frees device memory, once no stage uses its stream any more."""
         self._first = None
 
 

@@ -11,10 +11,9 @@ import jax.numpy as jnp
 
 from lamjax import cloning, dynamics, parallel
 from lamjax.cloning import CloningState
-from lamjax.data.stream import Buffer, Labels, gather, sample, sample_labelled, sample_starts, sample_with_play
+from lamjax.data.stream import Buffer, Labels, gather, sample_labelled, sample_starts, sample_with_play
 from lamjax.decoding import behaviour_cloning
 from lamjax.decoding.behaviour_cloning import ActionState
-from lamjax.decoding.offline import OfflineConfig
 from lamjax.dynamics import DynamicsState
 from lamjax.models import locator
 from lamjax.models.locator import LocatorState
@@ -85,34 +84,22 @@ def cloning_step(
     state: CloningState,
     buffer: Buffer,
     key: jax.Array,
-    model: DynamicsState,
-    lengths: Lengths | None = None,
+    latents: jax.Array,
+    lengths: Lengths | None,
+    length: int,
     *,
     axis_name: str | None = None,
 ) -> tuple[CloningState, Metrics]:
-    """A step of stage 2 on the latents that `model`, stage 1, infers; see `dynamics_step`."""
-    windows = _windows(state, buffer, key, model, axis_name)
-    latents = dynamics.infer_latents(model, windows).continuous
-    return cloning.train_step(state, windows[:, -2], latents, axis_name=axis_name, lengths=lengths)
+    """A step of stage 2 on the latents that stage 1 inferred; see `dynamics_step`.
+
+    `latents` float32 ``[F, Z]`` holds, for each of the F frames of a store, or of the buffer if it has no store, the
+    latent of the window of `length` frames whose o_t it is.
+    """
+    obs, targets = _at_windows(state, buffer, key, latents, length, axis_name)
+    return cloning.train_step(state, obs, targets, axis_name=axis_name, lengths=lengths)
 
 
-def pseudo_label_step(
-    state: ActionState,
-    buffer: Buffer,
-    key: jax.Array,
-    model: DynamicsState,
-    decoder: Any,
-    config: OfflineConfig,
-    *,
-    axis_name: str | None = None,
-) -> tuple[ActionState, Metrics]:
-    """A step of behaviour cloning on the pseudo-labels that `decoder` gives inferred latents; see `dynamics_step`."""
-    windows = _windows(state, buffer, key, model, axis_name)
-    actions = behaviour_cloning.pseudo_labels(model, decoder, windows, config, state.agent.space)
-    return behaviour_cloning.train_step(state, windows[:, -2], actions, axis_name=axis_name)
-
-
-def oracle_step(
+def action_step(
     state: ActionState,
     buffer: Buffer,
     key: jax.Array,
@@ -121,16 +108,13 @@ def oracle_step(
     *,
     axis_name: str | None = None,
 ) -> tuple[ActionState, Metrics]:
-    """A step of behaviour cloning on the true actions of a store's frames; see `dynamics_step`.
+    """A step of behaviour cloning on an action for each frame, true or a pseudo-label; see `dynamics_step`.
 
     It draws the windows of `length` frames that stage 2 would draw with this key, and clones the actions at o_t.
-    `actions` ``[F, *space.shape]`` holds the actions of all F frames of the store.
+    `actions` ``[F, *space.shape]`` are as the latents of `cloning_step`.
     """
-    batch, place = state.config.batch_size, parallel.place(axis_name)
-    now = sample_starts(buffer, key, state.step, batch, **place) + length - 2
-    obs = gather(buffer.frames, now, 1)[:, 0]
-    assert buffer.places is not None  # a store's buffer has them
-    return behaviour_cloning.train_step(state, obs, actions[buffer.places[now]], axis_name=axis_name)
+    obs, targets = _at_windows(state, buffer, key, actions, length, axis_name)
+    return behaviour_cloning.train_step(state, obs, targets, axis_name=axis_name)
 
 
 def labelled_step(
@@ -150,6 +134,10 @@ def labelled_step(
     return behaviour_cloning.train_step(state, obs[batch], actions[batch], axis_name=axis_name)
 
 
-def _windows(state: Any, buffer: Buffer, key: jax.Array, model: DynamicsState, axis_name: str | None) -> jax.Array:
-    place = parallel.place(axis_name)
-    return sample(buffer, key, state.step, state.config.batch_size, length=model.config.window, **place)
+def _at_windows(
+    state: Any, buffer: Buffer, key: jax.Array, values: jax.Array, length: int, axis_name: str | None
+) -> tuple[jax.Array, jax.Array]:
+    """The frames o_t of a step's windows, and the values there."""
+    now = sample_starts(buffer, key, state.step, state.config.batch_size, **parallel.place(axis_name)) + length - 2
+    rows = now if buffer.places is None else buffer.places[now]
+    return gather(buffer.frames, now, 1)[:, 0], values[rows]
