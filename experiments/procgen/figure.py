@@ -1,9 +1,10 @@
-"""Draws ``results/*.json`` as the paper does, ``figure.png`` and ``offline.png``, and the table of ``README.md``.
+"""Draws ``results/*.json``, and writes the tables of ``README.md`` and ``docs/latents.md``.
 
-The first panel is the mean normalised return over all games, of methods that ran on all of them. The others are one
-game each: the return of the training episodes against environment frames, smoothed over 2 % of them, mean and standard
-error over seeds. Lines are the expert (dashed) and random play (dotted). Crosses are the paper's results, read off its
-figures, beside runs with its settings.
+``figure.png`` and ``offline.png`` are as in the paper; ``docs/latents.png`` shows what latents hold of the action. The
+first panel of ``figure.png`` is the mean normalised return over all games, of methods that ran on all of them. The
+others are one game each: the return of the training episodes against environment frames, smoothed over 2 % of them,
+mean and standard error over seeds. Lines are the expert (dashed) and random play (dotted). Crosses are the paper's
+results, read off its figures, beside runs with its settings.
 """
 
 import csv
@@ -18,18 +19,27 @@ from matplotlib.ticker import EngFormatter, MaxNLocator
 
 from experiments.common import filled, with_error
 from lamjax import envs
-from lamjax.analysis.drawing import BLUE, GREEN, MUTED, PURPLE, VERMILLION
+from lamjax.analysis.drawing import BLUE, GREEN, INK, MUTED, PURPLE, VERMILLION
 from lamjax.statistics import mean_and_stderr
 
 HERE = Path(__file__).parent
-LABELS = {"lapo": "RL and decoder", "rl_only": "RL only", "no_vq": "RL only, no VQ", "ppo_scratch": "PPO from scratch"}
-COLOURS = dict(zip(LABELS, (BLUE, GREEN, PURPLE, VERMILLION), strict=True))
+LABELS = {
+    "lapo": "RL and decoder",
+    "pseudo_labels": "pseudo-labels, then PPO",
+    "rl_only": "RL only",
+    "no_vq": "RL only, no VQ",
+    "ppo_scratch": "PPO from scratch",
+}
+COLOURS = dict(zip(LABELS, (BLUE, INK, GREEN, PURPLE, VERMILLION), strict=True))
 PAGE = HERE / "README.md"
+DOCS = HERE.parents[1] / "docs"
+LATENTS_PAGE = DOCS / "latents.md"
 TIMED = {
     "dynamics": "stage 1",
     "cloning": "stage 2",
     "decode_offline": "offline",
     "decode_online": "online",
+    "decode_named": "pseudo-labels",
     "ppo_scratch": "PPO from scratch",
 }
 POINTS = 200
@@ -82,6 +92,7 @@ def frame(panel: Any, game: str, result: dict[str, Any]) -> None:
 
 def online(results: dict[str, dict[str, Any]]) -> Figure:
     """The figure of online returns: the mean over games, then each game."""
+    results = {game: result for game, result in results.items() if result["online"]}
     figure, panels = grid(len(results) + 1)
     reported = paper()
     for method in LABELS:
@@ -112,6 +123,7 @@ def online(results: dict[str, dict[str, Any]]) -> Figure:
 
 def offline(results: dict[str, dict[str, Any]]) -> Figure:
     """The figure of returns against labels: of the decoded latent policy, and of behaviour cloning from them."""
+    results = {game: result for game, result in results.items() if result["offline"]}
     figure, panels = grid(len(results))
     reported = paper()
     for panel, (game, result) in zip(panels, results.items(), strict=True):
@@ -132,6 +144,57 @@ def offline(results: dict[str, dict[str, Any]]) -> Figure:
     return figure
 
 
+def information(result: dict[str, Any], name: str) -> np.ndarray:
+    """An entry of the action information, over seeds; empty for results that did not measure it."""
+    measured = (dynamics.get("action_information") for dynamics in result["dynamics"])
+    return np.array([values[name] for values in measured if values])
+
+
+def latents(results: dict[str, dict[str, Any]]) -> Figure:
+    """The figure of what latents hold of the action in each game, beside an untrained model's."""
+    results = {game: result for game, result in results.items() if len(information(result, "share"))}
+    order = sorted(results, key=lambda game: -information(results[game], "share").mean())
+    figure = Figure((7.6, 3.2), layout="constrained")
+    axes = figure.subplots()
+    for offset, name, colour, label in (
+        (-0.2, "share", BLUE, "latents"),
+        (0.2, "untrained_share", MUTED, "of an untrained model"),
+    ):
+        heights = [information(results[game], name).mean() for game in order]
+        errors = [_error(results[game]) for game in order] if name == "share" else None
+        axes.bar(np.arange(len(order)) + offset, heights, 0.38, yerr=errors, color=colour, label=label, capsize=2)
+    axes.set_xticks(range(len(order)), order, rotation=35, ha="right", fontsize=8)
+    axes.set_ylabel("share of the action that frames tell", fontsize=8)
+    axes.tick_params(axis="y", labelsize=7)
+    axes.axhline(1, color=MUTED, linewidth=0.8, linestyle="--")
+    axes.set_ylim(0, 1.15)
+    axes.legend(fontsize=8, frameon=False, loc="upper right", ncols=2)
+    return figure
+
+
+def _error(result: dict[str, Any]) -> float:
+    """The standard error of a game's share: over seeds if there are several, otherwise over test windows."""
+    seeds = information(result, "share")
+    return mean_and_stderr(seeds)[1] if len(seeds) > 1 else float(information(result, "share_stderr")[0])
+
+
+def latents_table(results: dict[str, dict[str, Any]]) -> str:
+    """What latents hold of the action: accuracies on random play of held-out levels, and the share."""
+    rows = []
+    for game, result in results.items():
+        seeds = information(result, "share")
+        if len(seeds):
+            measured = [f"{information(result, name).mean():.3f}" for name in ("majority", "supervised", "trained")]
+            share = f"{seeds.mean():.2f} ± {_error(result):.2f}"
+            untrained = f"{information(result, 'untrained_share').mean():.2f}"
+            rows.append([game, result["expert"]["policy"], str(len(seeds)), *measured, share, untrained])
+    mean = np.mean([information(results[row[0]], "share").mean() for row in rows])
+    rows.append([f"mean of {len(rows)}", *[""] * 5, f"{mean:.2f}", ""])
+    accuracies = ["majority", "network trained on the actions", "latents"]
+    head = ["game", "demonstrations", "seeds", *accuracies, "share", "untrained"]
+    return _markdown(head, rows)
+
+
 def load() -> dict[str, dict[str, Any]]:
     """All results, by game."""
     return {path.stem: json.loads(path.read_text()) for path in sorted((HERE / "results").glob("*.json"))}
@@ -143,29 +206,52 @@ def row(game: str, result: dict[str, Any] | None, reported: dict[str, float]) ->
     def cell(method: str, measured: str) -> str:
         return f"{measured} ({reported[method]:.2f})".strip() if method in reported else measured
 
-    if result is None:
+    if result is None or not result["online"]:
         return [game, "", "", "", "", *(cell(method, "") for method in LABELS), cell("offline", ""), ""]
     online = {method: with_error(np.array(values["return"]["values"])) for method, values in result["online"].items()}
-    last = np.asarray(result["offline"]["curve"], float)[:, -1]  # [seeds, (labels, mean, error)]
-    minutes = [f"{result['seconds'][stage]['mean'] / 60:.1f}" for stage in TIMED]
+    curves = np.asarray(result["offline"].get("curve", np.empty((0, 1, 3))), float)
+    last = curves[:, -1]  # [seeds, (labels, mean, error)]
+    seconds = {stage: result["seconds"].get(stage) for stage in TIMED}
     return [
         game,
         result["preset"],
-        str(len(result["seeds"])),
-        with_error(np.array([nulls["random_return"]["mean"] for nulls in result["nulls"]])),
+        str(len(result["online"]["lapo"]["return"]["values"])),
+        with_error(random_play(result)),
         "" if result["expert"]["return_mean"] is None else f"{result['expert']['return_mean']:.2f}",
         *(cell(method, online.get(method, "")) for method in LABELS),
-        cell("offline", f"{with_error(last[:, 1])} of {last[0, 0]:.0f}"),
-        ", ".join(minutes),
+        cell("offline", f"{with_error(last[:, 1])} of {last[0, 0]:.0f}" if len(last) else ""),
+        ", ".join(f"{taken['mean'] / 60:.1f}" if taken else "-" for taken in seconds.values()),
     ]
+
+
+def random_play(result: dict[str, Any]) -> np.ndarray:
+    """The return of random play ``[seeds]``."""
+    return np.array([nulls["random_return"]["mean"] for nulls in result["nulls"]])
 
 
 def table(results: dict[str, dict[str, Any]]) -> str:
     """The table of all games; a game without results has only the paper's values."""
     names = ("game", "preset", "seeds", "random", "expert", *LABELS.values(), "offline, of labels")
     head = [*names, f"minutes of {', '.join(TIMED.values())}"]
-    rows = [head, ["---"] * len(head), *(row(game, results.get(game), reported) for game, reported in paper().items())]
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in rows)
+    return _markdown(head, [row(game, results.get(game), reported) for game, reported in paper().items()])
+
+
+def way(results: dict[str, dict[str, Any]]) -> str:
+    """How far each method gets from random play, 0, to the expert, 1: the mean and standard error over seeds."""
+    methods = ("lapo", "pseudo_labels", "ppo_scratch")
+    rows = []
+    for game, result in results.items():
+        if not result["online"]:
+            continue
+        low, high = random_play(result).mean(), result["expert"]["return_mean"]
+        online = {method: np.array(values["return"]["values"]) for method, values in result["online"].items()}
+        cells = [with_error((online[method] - low) / (high - low)) if method in online else "" for method in methods]
+        rows.append([game, *cells])
+    return _markdown(["game", *(LABELS[method] for method in methods)], rows)
+
+
+def _markdown(head: list[str], rows: list[list[str]]) -> str:
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in [head, ["---"] * len(head), *rows])
 
 
 def page_text(page: str, results: dict[str, dict[str, Any]]) -> str:
@@ -173,15 +259,22 @@ def page_text(page: str, results: dict[str, dict[str, Any]]) -> str:
     return filled(page, table=table(results))
 
 
+def latents_page_text(page: str, results: dict[str, dict[str, Any]]) -> str:
+    """The page about latents with its tables."""
+    return filled(page, latents=latents_table(results), way=way(results))
+
+
 def main() -> None:
-    """Draws both figures and writes the table."""
+    """Draws the figures and writes the tables."""
     results = load()
     if not results:
         raise SystemExit("There are no results yet: python experiments/procgen/run.py makes them.")
     online(results).savefig(HERE / "figure.png", dpi=150)
     offline(results).savefig(HERE / "offline.png", dpi=150)
     PAGE.write_text(page_text(PAGE.read_text(), results))
-    print(f"{len(results)} game(s): {PAGE}, {HERE / 'figure.png'}, {HERE / 'offline.png'}")
+    latents(results).savefig(DOCS / "latents.png", dpi=150)
+    LATENTS_PAGE.write_text(latents_page_text(LATENTS_PAGE.read_text(), results))
+    print(f"{len(results)} game(s): {PAGE}, {LATENTS_PAGE}, and the figures beside them")
 
 
 if __name__ == "__main__":

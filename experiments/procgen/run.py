@@ -25,6 +25,7 @@ import tyro
 
 from lamjax import envs, experts, pipeline, planners, policies
 from lamjax.config import RunConfig
+from lamjax.pipeline.sources import has_expert
 from lamjax.presets import PRESETS, presets_for
 from lamjax.statistics import mean_and_stderr
 from lamjax.training.provenance import describe_run
@@ -50,6 +51,8 @@ class Args:
       expert_frames: number of environment frames to train an expert on; by default the preset's.
       expert_at_least: trains a new expert if the normalised return of the shipped one is lower; 0 accepts any.
       planners: True imitates a game's planner if there is one, so no expert is trained.
+      only_latents: True stops each run after stage 1, which measures what latents hold of the action. It trains no
+        experts: the demonstrator is the game's expert, or its planner, or random play.
       keep: True copies the experts and the first seed's policies, as float16, to their places in the repository.
       runs: the folder that holds the run folders.
       data: the folder that holds trajectories.
@@ -64,6 +67,7 @@ class Args:
     expert_frames: Annotated[int | None, tyro.conf.arg(metavar="INT")] = None
     expert_at_least: float = 0.9
     planners: bool = False
+    only_latents: bool = False
     keep: bool = False
     runs: Path = Path("runs")
     data: Path = Path("data")
@@ -83,6 +87,9 @@ def without_quantizer(config: RunConfig) -> RunConfig:
         dataclasses.replace(config, dynamics=dataclasses.replace(config.dynamics, quantizer=quantizer))
     )
 
+
+# The stages of LAPO's own run whose returns the figure shows.
+METHODS = {"lapo": "decode_online", "pseudo_labels": "decode_named", "ppo_scratch": "ppo_scratch"}
 
 # The changed settings, and whether the variant shares stages 1 and 2 with LAPO's own run.
 VARIANTS: dict[str, tuple[Callable[[RunConfig], RunConfig], bool]] = {
@@ -120,7 +127,9 @@ def ended(folder: Path, stage: str) -> bool:
 def pieces(args: Args, game: str) -> Iterator[Piece]:
     """The pieces of a game, in order."""
     config = presets_for(OBS_SHAPE, game)[args.preset]
-    demonstrator = "planner" if args.planners and game in planners.PLANS else "expert"
+    demonstrator = "expert"
+    if args.planners or (args.only_latents and not has_expert(game, args.runs)):
+        demonstrator = "planner" if game in planners.PLANS else "random" if args.only_latents else "expert"
     if args.expert_frames:
         ppo = dataclasses.replace(config.expert.ppo, total_frames=args.expert_frames)
         config = dataclasses.replace(config, expert=dataclasses.replace(config.expert, ppo=ppo))
@@ -158,6 +167,20 @@ def pieces(args: Args, game: str) -> Iterator[Piece]:
                 policy = pipeline.cloning_stage(trained, store, model)
             pipeline.online_stage(run, model, policy)
 
+    def latents(seed: int) -> None:
+        demonstrations = source()
+        seeded = dataclasses.replace(config, seed=seed)
+        with open_run(f"{args.preset}-s{seed}", seeded, demonstrations.name) as run:
+            run.summary["source"] = {"policy": demonstrations.kind, **demonstrations.info}
+            store = pipeline.record_stage(run, demonstrations, args.data)
+            pipeline.dynamics_stage(run, store, data=args.data)
+
+    if args.only_latents:
+        for seed in range(args.seeds):
+            folder = args.runs / game / f"{args.preset}-s{seed}"
+            done = functools.partial(ended, folder, "dynamics")
+            yield Piece(f"stage 1, seed {seed}", done, functools.partial(latents, seed))
+        return
     yield Piece("expert", have_demonstrator, train_expert)
     for seed in range(args.seeds):
         folder = args.runs / game / f"{args.preset}-s{seed}"
@@ -181,15 +204,18 @@ def over_seeds(values: list[float]) -> dict[str, Any]:
 
 
 def collect(args: Args, game: str) -> dict[str, Any] | None:
-    """The measurements of a game; None before its first run has finished."""
+    """The measurements of a game; None before stage 1 of its first run has finished."""
     own = {seed: summary(args.runs / game / f"{args.preset}-s{seed}") for seed in range(args.seeds)}
-    runs = {seed: results for seed, results in own.items() if "decode_online" in results.get("stages", {})}
+    runs = {seed: results for seed, results in own.items() if "dynamics" in results.get("stages", {})}
     if not runs:
         return None
     first = next(iter(runs.values()))
-    online = {"lapo": [r["stages"]["decode_online"] for r in runs.values()]}
-    online["ppo_scratch"] = [r["stages"]["ppo_scratch"] for r in runs.values()]
-    seconds = {stage: [r["stages"][stage]["seconds"] for r in runs.values()] for stage in first["stages"]}
+    stages: dict[str, list[dict[str, Any]]] = {}  # of the runs in which they have finished
+    for results in runs.values():
+        for stage, values in results["stages"].items():
+            stages.setdefault(stage, []).append(values)
+    online = {name: stages[stage] for name, stage in METHODS.items() if stage in stages}
+    seconds = {stage: [values["seconds"] for values in results] for stage, results in stages.items()}
     for name in args.variants:
         folders = [args.runs / game / f"{args.preset}-{name}-s{seed}" for seed in runs]
         decoded = [summary(folder)["stages"]["decode_online"] for folder in folders if ended(folder, "decode_online")]
@@ -214,21 +240,21 @@ def collect(args: Args, game: str) -> dict[str, Any] | None:
         "git": first["git"],
         "date": datetime.date.today().isoformat(),
         "expert": expert,
-        "nulls": [r["nulls"] for r in runs.values()],
+        "nulls": [r["nulls"] for r in runs.values() if r.get("nulls")],
         "dynamics": [{k: r["stages"]["dynamics"].get(k) for k in metrics} for r in runs.values()],
         "offline": {
-            name: [r["stages"]["decode_offline"][name] for r in runs.values()]
-            for name in first["stages"]["decode_offline"]
+            name: [offline[name] for offline in stages["decode_offline"]]
+            for name in stages.get("decode_offline", [{}])[0]
             if name.endswith("curve")
         },
         "online": {
             name: {
-                "return": over_seeds([stage["return_mean"] for stage in stages]),
-                "normalised": over_seeds([envs.normalised_return(game, stage["return_mean"]) for stage in stages]),
-                "frames": stages[0]["frames"],
-                "curves": [stage["curve"] for stage in stages],
+                "return": over_seeds([stage["return_mean"] for stage in decoded]),
+                "normalised": over_seeds([envs.normalised_return(game, stage["return_mean"]) for stage in decoded]),
+                "frames": decoded[0]["frames"],
+                "curves": [stage["curve"] for stage in decoded],
             }
-            for name, stages in online.items()
+            for name, decoded in online.items()
         },
         "seconds": {stage: over_seeds(values) for stage, values in seconds.items()},
     }

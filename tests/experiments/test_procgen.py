@@ -25,13 +25,16 @@ run, figure = module("run"), module("figure")
 def write_summary(folder, seed, mean, stages=("dynamics", "cloning", "decode_offline", "ppo_scratch", "decode_online")):
     curve = [[1000 * i, mean * i / 10] for i in range(1, 11)]
     online = {"return_mean": mean, "return_stderr": 0.1, "frames": 10_000, "curve": curve, "seconds": 5.0}
+    information = {"share": mean / 10, "share_stderr": 0.02, "untrained_share": 0.1}
+    information |= {"majority": 0.5, "supervised": 0.9, "trained": 0.5 + 0.04 * mean}
     results = {
-        "dynamics": {"fdm_ratio": 0.1, "probe_accuracy_merged": 0.9, "seconds": 1.0},
+        "dynamics": {"fdm_ratio": 0.1, "action_information": information, "seconds": 1.0},
         "cloning": {"seconds": 2.0},
         "decode_offline": {"curve": [[16, 3.0, 0.1], [64, 4.0, 0.1]], "bc_curve": [[16, 1.0, 0.1], [64, 2.0, 0.1]]}
         | {"seconds": 3.0},
         "ppo_scratch": online | {"return_mean": mean / 2},
         "decode_online": online,
+        "decode_named": online | {"return_mean": mean - 1},
     }
     folder.mkdir(parents=True)
     summary = {
@@ -82,6 +85,21 @@ def test_a_planner_needs_no_training(args):
     assert not next(run.pieces(planned, "ninja")).done()
 
 
+def test_only_latents_need_no_expert(args):
+    latents = run.dataclasses.replace(args, only_latents=True)
+    assert left(latents) == ["stage 1, seed 0", "stage 1, seed 1"]
+    write_summary(args.runs / "maze" / "smoke-s0", 0, 8.0, stages=("dynamics",))
+    assert left(latents) == ["stage 1, seed 1"]
+    results = run.collect(latents, "maze")
+    assert results["online"] == results["offline"] == {} and results["seeds"] == [0]
+    assert figure.latents_table({"maze": results}).splitlines()[2:] == [
+        "| maze | expert | 1 | 0.500 | 0.900 | 0.820 | 0.80 ± 0.02 | 0.10 |",
+        "| mean of 1 |  |  |  |  |  | 0.80 |  |",
+    ]
+    assert figure.row("maze", results, figure.paper()["maze"]) == figure.row("maze", None, figure.paper()["maze"])
+    assert figure.way({"maze": results}).count("\n") == 1  # no returns, so only the head
+
+
 def test_variants_change_what_they_name():
     config = run.PRESETS["paper"]
     rl_only, no_vq = run.without_decoder(config), run.without_quantizer(config)
@@ -100,7 +118,12 @@ def test_results_and_figures_of_finished_runs(args):
     assert results["online"]["rl_only"]["return"] == {"mean": 4.0, "stderr": None, "values": [4.0]}
     assert results["online"]["ppo_scratch"]["normalised"]["mean"] == pytest.approx(envs.normalised_return("maze", 3.5))
     assert "no_vq" not in results["online"] and results["seconds"]["dynamics"]["mean"] == 1.0
-    assert set(results["offline"]) == {"curve", "bc_curve"}
+    assert set(results["offline"]) == {"curve", "bc_curve"} and "pseudo_labels" not in results["online"]
+    # From random play, 2.7, to the expert, 9.
+    way = "| maze | 0.68 ± 0.16 |  | 0.13 ± 0.08 |"
+    assert figure.way({"maze": results}).splitlines()[-1] == way
+    assert figure.latents_table({"maze": results}).splitlines()[2].endswith("| 0.70 ± 0.10 | 0.10 |")
+    assert [bar.get_height() for bar in figure.latents({"maze": results}).axes[0].patches] == pytest.approx([0.7, 0.1])
 
     frames, rows = figure.curves(results, "lapo")
     assert rows.shape == (2, len(frames)) and frames[-1] == 10_000
@@ -109,6 +132,18 @@ def test_results_and_figures_of_finished_runs(args):
     panels = figure.online({"maze": results}).axes
     assert len(panels) == 2 and len(panels[1].lines) >= 3
     assert len(figure.offline({"maze": results}).axes) == 1
+
+
+def test_pseudo_labels_are_shown_where_a_run_has_them(args):
+    everything = ("dynamics", "cloning", "decode_offline", "ppo_scratch", "decode_online", "decode_named")
+    write_summary(args.runs / "maze" / "smoke-s0", 0, 8.0, stages=everything)
+    results = run.collect(args, "maze")
+    assert results["online"]["pseudo_labels"]["return"]["values"] == [7.0]
+    assert results["seconds"]["decode_named"]["mean"] == 5.0
+    cells = dict(zip(figure.LABELS, figure.row("maze", results, figure.paper()["maze"])[5:], strict=False))
+    assert cells["lapo"].startswith("8.00 (") and cells["pseudo_labels"] == "7.00"
+    labels = [line.get_label() for line in figure.online({"maze": results}).axes[1].lines]
+    assert figure.LABELS["pseudo_labels"] in labels
 
 
 def test_the_papers_values_are_those_of_all_games():
@@ -125,6 +160,8 @@ def test_the_papers_values_are_those_of_all_games():
 def test_the_page_says_what_the_committed_results_say():
     results, page = figure.load(), figure.PAGE.read_text()
     assert results and figure.page_text(page, results) == page
+    latents = figure.LATENTS_PAGE.read_text()
+    assert figure.latents_page_text(latents, results) == latents
     lines = [line for line in page.splitlines() if line.startswith("| ")]
     assert [line.split(" | ")[0] for line in lines[2:]] == [f"| {game}" for game in figure.paper()]
     for game, result in results.items():
