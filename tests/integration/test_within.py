@@ -1,5 +1,6 @@
 """A run that is given a time: measured, cut, finished, and nothing compiled twice. And what README does with a run."""
 
+import dataclasses
 import importlib
 import json
 import re
@@ -75,10 +76,25 @@ def test_two_lanes_give_the_results_of_one(run):
     sequence = run[0]
     written = json.loads((sequence / "config.json").read_text())
     config = checkpoint.from_json(RunConfig, {k: v for k, v in written.items() if k not in ("env", "source")})
-    runs = sequence.parents[1]
-    options = {"policy": "random", "runs": runs, "data": runs.with_name("data"), "in_sequence": False}
-    lanes = lamjax.train("cartpole", preset="smoke", config=config, name="lanes", **options)
+    assert_same_results(trained(run, "lanes", config, in_sequence=False), sequence)
 
+
+def test_pseudo_labels_beside_other_stages_are_those_of_a_sequence(run):
+    config = dataclasses.replace(SMOKE, named=dataclasses.replace(SMOKE.named, frames=1024))
+    lanes, sequence = (trained(run, f"named-{flag}", config, in_sequence=flag) for flag in (False, True))
+    assert_same_results(lanes, sequence)
+    assert "decode_named" in json.loads((lanes / "summary.json").read_text())["stages"]
+
+
+def trained(run, name, config, in_sequence):
+    """Another run of cartpole beside the module's."""
+    runs = run[0].parents[1]
+    options = {"policy": "random", "runs": runs, "data": runs.with_name("data"), "in_sequence": in_sequence}
+    return lamjax.train("cartpole", preset="smoke", config=config, name=name, **options)
+
+
+def assert_same_results(lanes, sequence):
+    """Whether two run folders hold the same results, metrics and checkpoints; only the first had two lanes."""
     ours, theirs = (json.loads((folder / "summary.json").read_text()) for folder in (lanes, sequence))
     assert ours["beside"] == ["oracle", "ppo_scratch", "decode_named", "decode_online"] and "beside" not in theirs
     for summary in (ours, theirs):
