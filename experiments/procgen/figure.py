@@ -1,4 +1,4 @@
-"""Draws ``results/*.json``, and writes the tables of ``README.md`` and ``docs/latents.md``.
+"""Draws ``results/*.json``, and writes their tables, here and into the project's README and ``docs/latents.md``.
 
 ``figure.png`` and ``offline.png`` are as in the paper; ``docs/latents.png`` shows what latents hold of the action. The
 first panel of ``figure.png`` is the mean normalised return over all games, of methods that ran on all of them. The
@@ -32,8 +32,9 @@ LABELS = {
 }
 COLOURS = dict(zip(LABELS, (BLUE, INK, GREEN, PURPLE, VERMILLION), strict=True))
 PAGE = HERE / "README.md"
-DOCS = HERE.parents[1] / "docs"
-LATENTS_PAGE = DOCS / "latents.md"
+ROOT = HERE.parents[1]
+LATENTS_PAGE = ROOT / "docs" / "latents.md"
+FRONT_PAGE = ROOT / "README.md"
 TIMED = {
     "dynamics": "stage 1",
     "cloning": "stage 2",
@@ -238,7 +239,7 @@ def table(results: dict[str, dict[str, Any]]) -> str:
 
 def way(results: dict[str, dict[str, Any]]) -> str:
     """How far each method gets from random play, 0, to the expert, 1: the mean and standard error over seeds."""
-    methods = ("lapo", "pseudo_labels", "ppo_scratch")
+    methods = {"lapo": "LAPO online", "pseudo_labels": "pseudo-labels, then PPO", "ppo_scratch": "PPO from scratch"}
     rows = []
     for game, result in results.items():
         if not result["online"]:
@@ -246,8 +247,8 @@ def way(results: dict[str, dict[str, Any]]) -> str:
         low, high = random_play(result).mean(), result["expert"]["return_mean"]
         online = {method: np.array(values["return"]["values"]) for method, values in result["online"].items()}
         cells = [with_error((online[method] - low) / (high - low)) if method in online else "" for method in methods]
-        rows.append([game, *cells])
-    return _markdown(["game", *(LABELS[method] for method in methods)], rows)
+        rows.append([f"`{game}`", str(len(online["lapo"])), *cells])
+    return _markdown(["game", "seeds", *methods.values()], rows)
 
 
 def _markdown(head: list[str], rows: list[list[str]]) -> str:
@@ -264,6 +265,14 @@ def latents_page_text(page: str, results: dict[str, dict[str, Any]]) -> str:
     return filled(page, latents=latents_table(results), way=way(results))
 
 
+def front_page_text(page: str, results: dict[str, dict[str, Any]]) -> str:
+    """The project's README with its table over seeds."""
+    return filled(page, way=way(results))
+
+
+PAGES = {PAGE: page_text, LATENTS_PAGE: latents_page_text, FRONT_PAGE: front_page_text}
+
+
 def main() -> None:
     """Draws the figures and writes the tables."""
     results = load()
@@ -271,10 +280,10 @@ def main() -> None:
         raise SystemExit("There are no results yet: python experiments/procgen/run.py makes them.")
     online(results).savefig(HERE / "figure.png", dpi=150)
     offline(results).savefig(HERE / "offline.png", dpi=150)
-    PAGE.write_text(page_text(PAGE.read_text(), results))
-    latents(results).savefig(DOCS / "latents.png", dpi=150)
-    LATENTS_PAGE.write_text(latents_page_text(LATENTS_PAGE.read_text(), results))
-    print(f"{len(results)} game(s): {PAGE}, {LATENTS_PAGE}, and the figures beside them")
+    latents(results).savefig(LATENTS_PAGE.with_suffix(".png"), dpi=150)
+    for page, text in PAGES.items():
+        page.write_text(text(page.read_text(), results))
+    print(f"{len(results)} game(s): {', '.join(map(str, PAGES))}, and the figures beside them")
 
 
 if __name__ == "__main__":

@@ -106,6 +106,9 @@ def test_presets_fit_frames_of_any_shape(tmp_path):
             _, config = pipeline.choose_preset("clips", preset, tmp_path / str(shape))
             assert config.cloning.trunk.stem == factor * usual.cloning.trunk.stem
             assert config.dynamics.focus == 0
+        dynamics = pipeline.choose_preset("clips", "cpu-agent", tmp_path / str(shape))[1].dynamics
+        assert (dynamics.focus_at, dynamics.focus, dynamics.play_share) == ("agent", 16 * factor, 0.0)
+        assert dynamics.locator.cell == 2 * factor and dynamics.focus // dynamics.idm.stem == 16
     # The environment's name, not the store, decides for what can be played.
     assert pipeline.choose_preset("maze", "cpu", tmp_path / str(shape))[1] == PRESETS["cpu"]
 

@@ -17,7 +17,7 @@ class Train:
       env: a Procgen game (coinrun ... starpilot), minatar/breakout ..., cartpole or pendulum; by default the store's,
         and without a store coinrun.
       preset: paper, reference, cpu or smoke; by default cpu on a CPU and paper elsewhere. MinAtar, cartpole
-        and pendulum have cpu and smoke.
+        and pendulum have cpu and smoke; your own videos also have cpu-agent.
       name: the run folder's name; by default <preset>-s<seed>.
       seeds: trains this many seeds, one run folder each, and writes an aggregate.
       policy: the policy to record: expert, planner, random, or a policy folder; by default the expert if there is one,

@@ -47,6 +47,7 @@ PRESET_NOTES: dict[str, str] = {
     "reference": "LAPO as its released code runs, defects included; for comparisons on a GPU or TPU.",
     "cpu": "small networks and budgets; about ten minutes on two CPU cores with AVX-512.",
     "smoke": "the whole path in about three minutes, with results that mean nothing; for tests.",
+    "cpu-agent": "for your own videos from a fixed camera: a network finds the agent, which stage 1 looks at.",
 }
 
 

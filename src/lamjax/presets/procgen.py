@@ -134,6 +134,9 @@ def _few_numbers(config: RunConfig) -> RunConfig:
 
 # Several things move, and the agent looks the same everywhere: a network finds it.
 CPU_AGENT = _few_numbers(dataclasses.replace(CPU, dynamics=dataclasses.replace(CPU.dynamics, focus_at="agent")))
+CPU_AGENT_WITHOUT_PLAY = dataclasses.replace(
+    CPU_AGENT, dynamics=dataclasses.replace(CPU_AGENT.dynamics, play_share=0.0)
+)
 CPU_JUMPER = _many_frames(_few_numbers(CPU))
 CPU_NINJA = _few_numbers(CPU)
 CPU_STARPILOT = _many_frames(CPU_AGENT, steps=12_000)
