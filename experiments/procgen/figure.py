@@ -44,6 +44,7 @@ TIMED = {
     "ppo_scratch": "PPO from scratch",
 }
 POINTS = 200
+UNCERTAIN = 0.1
 COMPARABLE = ("paper", "reference")  # presets
 
 
@@ -151,20 +152,29 @@ def information(result: dict[str, Any], name: str) -> np.ndarray:
     return np.array([values[name] for values in measured if values])
 
 
+def share(result: dict[str, Any]) -> tuple[float, float, float] | None:
+    """The share of the action in a game's latents, its standard error, and an untrained model's share.
+
+    The error is over seeds if there are several, otherwise over test windows. None where an error of more than
+    `UNCERTAIN` says that even the network trained on the actions reads hardly anything.
+    """
+    seeds, errors = information(result, "share"), information(result, "share_stderr")
+    if errors.max() > UNCERTAIN:
+        return None
+    error = mean_and_stderr(seeds)[1] if len(seeds) > 1 else errors[0]
+    return seeds.mean(), error, information(result, "untrained_share").mean()
+
+
 def latents(results: dict[str, dict[str, Any]]) -> Figure:
     """The figure of what latents hold of the action in each game, beside an untrained model's."""
-    results = {game: result for game, result in results.items() if len(information(result, "share"))}
-    order = sorted(results, key=lambda game: -information(results[game], "share").mean())
+    measured = {game: share(result) or (0, 0, 0) for game, result in results.items() if measures_latents(result)}
+    order = sorted(measured, key=lambda game: -measured[game][0])
+    means, errors, untrained = np.transpose([measured[game] for game in order])
     figure = Figure((7.6, 3.2), layout="constrained")
-    axes = figure.subplots()
-    for offset, name, colour, label in (
-        (-0.2, "share", BLUE, "latents"),
-        (0.2, "untrained_share", MUTED, "of an untrained model"),
-    ):
-        heights = [information(results[game], name).mean() for game in order]
-        errors = [_error(results[game]) for game in order] if name == "share" else None
-        axes.bar(np.arange(len(order)) + offset, heights, 0.38, yerr=errors, color=colour, label=label, capsize=2)
-    axes.set_xticks(range(len(order)), order, rotation=35, ha="right", fontsize=8)
+    axes, places = figure.subplots(), np.arange(len(order))
+    axes.bar(places - 0.2, means, 0.38, yerr=errors, color=BLUE, label="latents", capsize=2)
+    axes.bar(places + 0.2, untrained, 0.38, color=MUTED, label="of an untrained model")
+    axes.set_xticks(places, order, rotation=35, ha="right", fontsize=8)
     axes.set_ylabel("share of the action that frames tell", fontsize=8)
     axes.tick_params(axis="y", labelsize=7)
     axes.axhline(1, color=MUTED, linewidth=0.8, linestyle="--")
@@ -173,27 +183,26 @@ def latents(results: dict[str, dict[str, Any]]) -> Figure:
     return figure
 
 
-def _error(result: dict[str, Any]) -> float:
-    """The standard error of a game's share: over seeds if there are several, otherwise over test windows."""
-    seeds = information(result, "share")
-    return mean_and_stderr(seeds)[1] if len(seeds) > 1 else float(information(result, "share_stderr")[0])
+def measures_latents(result: dict[str, Any]) -> bool:
+    """Whether a game's runs measured the action information."""
+    return len(information(result, "share")) > 0
 
 
 def latents_table(results: dict[str, dict[str, Any]]) -> str:
     """What latents hold of the action: accuracies on random play of held-out levels, and the share."""
-    rows = []
+    rows, shares = [], []
     for game, result in results.items():
-        seeds = information(result, "share")
-        if len(seeds):
-            measured = [f"{information(result, name).mean():.3f}" for name in ("majority", "supervised", "trained")]
-            share = f"{seeds.mean():.2f} ± {_error(result):.2f}"
-            untrained = f"{information(result, 'untrained_share').mean():.2f}"
-            rows.append([game, result["expert"]["policy"], str(len(seeds)), *measured, share, untrained])
-    mean = np.mean([information(results[row[0]], "share").mean() for row in rows])
-    rows.append([f"mean of {len(rows)}", *[""] * 5, f"{mean:.2f}", ""])
-    accuracies = ["majority", "network trained on the actions", "latents"]
-    head = ["game", "demonstrations", "seeds", *accuracies, "share", "untrained"]
-    return _markdown(head, rows)
+        if measures_latents(result):
+            accuracies = [f"{information(result, name).mean():.3f}" for name in ("majority", "supervised", "trained")]
+            seeds = str(len(information(result, "share")))
+            mean, error, untrained = share(result) or (0, 0, 0)
+            shares.append(mean)
+            # Never "-0.00".
+            cells = [f"{mean:.2f} ± {error:.2f}", f"{round(untrained, 2) + 0.0:.2f}"] if mean else ["", ""]
+            rows.append([game, result["expert"]["policy"], seeds, *accuracies, *cells])
+    rows.append([f"mean of {len(rows)}", *[""] * 5, f"{np.mean(shares):.2f}", ""])
+    heads = ["game", "demonstrations", "seeds", "majority", "network trained on the actions", "latents"]
+    return _markdown([*heads, "share", "untrained"], rows)
 
 
 def load() -> dict[str, dict[str, Any]]:

@@ -96,6 +96,11 @@ def test_only_latents_need_no_expert(args):
         "| maze | expert | 1 | 0.500 | 0.900 | 0.820 | 0.80 ± 0.02 | 0.10 |",
         "| mean of 1 |  |  |  |  |  | 0.80 |  |",
     ]
+    results["dynamics"][0]["action_information"]["share_stderr"] = 0.2  # frames tell hardly anything
+    assert figure.latents_table({"maze": results}).splitlines()[2:] == [
+        "| maze | expert | 1 | 0.500 | 0.900 | 0.820 |  |  |",
+        "| mean of 1 |  |  |  |  |  | 0.00 |  |",
+    ]
     assert figure.row("maze", results, figure.paper()["maze"]) == figure.row("maze", None, figure.paper()["maze"])
     assert figure.way({"maze": results}).count("\n") == 1  # no returns, so only the head
 
