@@ -261,12 +261,18 @@ def collect(args: Args, game: str) -> dict[str, Any] | None:
 
 
 def keep_policies(args: Args, game: str) -> None:
-    """Copies a trained expert and the first seed's decoded policies, as float16, to their places in the repository."""
+    """Copies a trained expert and policies of the first seed, as float16, to their places in the repository.
+
+    The policies are the one that PPO trained from pseudo-labels, or, without it, those decoded from the most labels and
+    online.
+    """
     own = pipeline.expert_folder(args.runs, game) / "policies" / "expert"
     copies = [(own, experts.folder(game))] if own.exists() else []
     trained = args.runs / game / f"{args.preset}-s0" / "policies"
     offline = sorted(trained.glob("offline-*"), key=lambda path: int(path.name.partition("-")[2]))
-    copies += [(path, HERE / "policies" / game / path.name) for path in [*offline[-1:], trained / "decode_online"]]
+    named = trained / "decode_named"
+    kept = [named] if named.exists() else [*offline[-1:], trained / "decode_online"]
+    copies += [(path, HERE / "policies" / game / path.name) for path in kept]
     for source, target in copies:
         if (source / "policy.json").exists():
             policy, params, info = policies.load_policy(source)
