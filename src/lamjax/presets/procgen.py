@@ -116,8 +116,8 @@ def _many_frames(config: RunConfig, steps: int = 8000) -> RunConfig:
     """For demonstrators that a policy of this size needs many frames to follow.
 
     On fruitbot it returns 20 instead of 12 from four times as many, and on jumper half as many are too few. A few
-    thousand frames of random play then give pseudo-labels (docs/latents.md). `steps` are those of stage 2. Pseudo-labels
-    of a few of the demonstrator's own labels also take more steps to clone.
+    thousand frames of random play then give pseudo-labels (docs/latents.md). `steps` are those of stage 2; clones of
+    pseudo-labels that a few labels of the demonstrator give take more steps, too.
     """
     return dataclasses.replace(
         config,
