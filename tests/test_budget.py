@@ -163,6 +163,15 @@ def test_the_oracle_is_counted_and_has_the_time_that_nothing_else_needs(rates):
     assert not budgets(without, rates)[-1][1].offline.oracle
 
 
+def test_each_windows_latent_is_counted_once(rates):
+    slower = dataclasses.replace(rates, latent=rates.latent + 0.5)
+    more = {
+        name: seconds - predict(PRESETS["cpu"], rates)[name]
+        for name, seconds in predict(PRESETS["cpu"], slower).items()
+    }
+    assert more.pop("cloning") == pytest.approx(0.5 * rates.windows) and not any(more.values())
+
+
 def test_random_play_shrinks_with_the_recording():
     config = budget.with_frames(PRESETS["cpu"], 1 / 2048, 100)  # 20,480 frames, which are ten dispatches
     information, full = config.analysis.information, PRESETS["cpu"].analysis.information

@@ -19,6 +19,7 @@ from matplotlib.ticker import EngFormatter, MaxNLocator
 
 from experiments.common import filled, with_error
 from lamjax import envs
+from lamjax.analysis.action_information import MIN_KNOWABLE
 from lamjax.analysis.drawing import BLUE, GREEN, INK, MUTED, PURPLE, VERMILLION
 from lamjax.statistics import mean_and_stderr
 
@@ -44,7 +45,6 @@ TIMED = {
     "ppo_scratch": "PPO from scratch",
 }
 POINTS = 200
-UNCERTAIN = 0.1
 COMPARABLE = ("paper", "reference")  # presets
 
 
@@ -155,13 +155,13 @@ def information(result: dict[str, Any], name: str) -> np.ndarray:
 def share(result: dict[str, Any]) -> tuple[float, float, float] | None:
     """The share of the action in a game's latents, its standard error, and an untrained model's share.
 
-    The error is over seeds if there are several, otherwise over test windows. None where an error of more than
-    `UNCERTAIN` says that even the network trained on the actions reads hardly anything.
+    The error is over seeds if there are several, otherwise over test windows. None where even the network trained on
+    the actions leads the majority by less than `MIN_KNOWABLE`.
     """
-    seeds, errors = information(result, "share"), information(result, "share_stderr")
-    if errors.max() > UNCERTAIN:
+    if (information(result, "supervised") - information(result, "majority")).mean() < MIN_KNOWABLE:
         return None
-    error = mean_and_stderr(seeds)[1] if len(seeds) > 1 else errors[0]
+    seeds = information(result, "share")
+    error = mean_and_stderr(seeds)[1] if len(seeds) > 1 else information(result, "share_stderr")[0]
     return seeds.mean(), error, information(result, "untrained_share").mean()
 
 

@@ -127,9 +127,13 @@ def ended(folder: Path, stage: str) -> bool:
 def pieces(args: Args, game: str) -> Iterator[Piece]:
     """The pieces of a game, in order."""
     config = presets_for(OBS_SHAPE, game)[args.preset]
-    demonstrator = "expert"
-    if args.planners or (args.only_latents and not has_expert(game, args.runs)):
-        demonstrator = "planner" if game in planners.PLANS else "random" if args.only_latents else "expert"
+    wants_planner = args.planners or (args.only_latents and not has_expert(game, args.runs))
+    if wants_planner and game in planners.PLANS:
+        demonstrator = "planner"
+    elif args.only_latents and not has_expert(game, args.runs):
+        demonstrator = "random"
+    else:
+        demonstrator = "expert"
     if args.expert_frames:
         ppo = dataclasses.replace(config.expert.ppo, total_frames=args.expert_frames)
         config = dataclasses.replace(config, expert=dataclasses.replace(config.expert, ppo=ppo))
@@ -204,14 +208,18 @@ def over_seeds(values: list[float]) -> dict[str, Any]:
 
 
 def collect(args: Args, game: str) -> dict[str, Any] | None:
-    """The measurements of a game; None before stage 1 of its first run has finished."""
+    """The measurements of a game; None before stage 1 of its first run has finished.
+
+    Returns and times are those of the runs that have finished, and what latents hold that of all runs.
+    """
     own = {seed: summary(args.runs / game / f"{args.preset}-s{seed}") for seed in range(args.seeds)}
     runs = {seed: results for seed, results in own.items() if "dynamics" in results.get("stages", {})}
     if not runs:
         return None
     first = next(iter(runs.values()))
-    stages: dict[str, list[dict[str, Any]]] = {}  # of the runs in which they have finished
-    for results in runs.values():
+    finished = [results for results in runs.values() if "decode_online" in results["stages"]]
+    stages: dict[str, list[dict[str, Any]]] = {}  # a run may have left some of them out
+    for results in finished:
         for stage, values in results["stages"].items():
             stages.setdefault(stage, []).append(values)
     online = {name: stages[stage] for name, stage in METHODS.items() if stage in stages}
@@ -240,7 +248,7 @@ def collect(args: Args, game: str) -> dict[str, Any] | None:
         "git": first["git"],
         "date": datetime.date.today().isoformat(),
         "expert": expert,
-        "nulls": [r["nulls"] for r in runs.values() if r.get("nulls")],
+        "nulls": [r["nulls"] for r in finished],
         "dynamics": [{k: r["stages"]["dynamics"].get(k) for k in metrics} for r in runs.values()],
         "offline": {
             name: [offline[name] for offline in stages["decode_offline"]]

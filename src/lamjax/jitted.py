@@ -38,7 +38,7 @@ from lamjax.envs.api import VectorEnv
 from lamjax.policies import DecodedPolicy
 from lamjax.preprocess import ObsStats
 from lamjax.spaces import ActionSpace, as_space
-from lamjax.training.steps import cloning_step, dynamics_step
+from lamjax.training.steps import cloning_step, dynamics_step, latents_at
 
 _INFERRED = 256  # windows whose latents are inferred at a time
 
@@ -200,9 +200,7 @@ def train_cloning(
 
 def _latents(model: DynamicsState, source: Buffer) -> jax.Array:
     """The latents float32 ``[F, Z]`` of a buffer's windows, each at the place of its o_t; 0 where there is none."""
-    length = model.config.window
-    infer = lambda start: dynamics.infer_latents(model, stream.gather(source.frames, start[None], length))  # noqa: E731
-    latents = jax.lax.map(infer, source.starts, batch_size=_INFERRED).continuous[:, 0]
+    latents = latents_at(model, source.frames, source.starts, _INFERRED)
     empty = jnp.zeros((len(source.frames), model.config.latent_dim))
     return empty.at[source.starts + model.config.context].set(latents)
 

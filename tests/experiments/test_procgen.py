@@ -96,13 +96,41 @@ def test_only_latents_need_no_expert(args):
         "| maze | expert | 1 | 0.500 | 0.900 | 0.820 | 0.80 ± 0.02 | 0.10 |",
         "| mean of 1 |  |  |  |  |  | 0.80 |  |",
     ]
-    results["dynamics"][0]["action_information"]["share_stderr"] = 0.2  # frames tell hardly anything
+    results["dynamics"][0]["action_information"]["supervised"] = 0.51  # frames tell hardly anything
     assert figure.latents_table({"maze": results}).splitlines()[2:] == [
-        "| maze | expert | 1 | 0.500 | 0.900 | 0.820 |  |  |",
+        "| maze | expert | 1 | 0.500 | 0.510 | 0.820 |  |  |",
         "| mean of 1 |  |  |  |  |  | 0.00 |  |",
     ]
     assert figure.row("maze", results, figure.paper()["maze"]) == figure.row("maze", None, figure.paper()["maze"])
     assert figure.way({"maze": results}).count("\n") == 1  # no returns, so only the head
+
+
+def test_latents_are_those_of_the_best_demonstrator_there_is(args, monkeypatch):
+    chosen = []
+    monkeypatch.setattr(run.pipeline, "find_source", lambda game, policy, *_: chosen.append(policy) or exit())
+    for game, planned in (
+        ("coinrun", False),
+        ("coinrun", True),
+        ("fruitbot", True),
+        ("maze", False),
+        ("chaser", False),
+    ):
+        latents = run.dataclasses.replace(args, only_latents=True, planners=planned)
+        with pytest.raises(SystemExit):
+            next(run.pieces(latents, game)).do()
+    assert chosen == ["expert", "expert", "planner", "planner", "random"]
+
+
+def test_a_run_that_was_cut_off_counts_only_for_what_latents_hold(args):
+    folder = args.runs / "maze"
+    write_summary(folder / "smoke-s0", 0, 8.0)
+    write_summary(folder / "smoke-s1", 1, 6.0, stages=("dynamics", "cloning", "decode_offline", "ppo_scratch"))
+    results = run.collect(args, "maze")
+    assert [len(results["online"][name]["return"]["values"]) for name in ("lapo", "ppo_scratch")] == [1, 1]
+    assert len(results["offline"]["curve"]) == len(results["nulls"]) == 1
+    assert len(results["dynamics"]) == 2
+    write_summary(args.runs / "heist" / "smoke-s0", 0, 8.0, stages=("dynamics", "ppo_scratch"))
+    assert run.collect(args, "heist")["online"] == {}
 
 
 def test_variants_change_what_they_name():

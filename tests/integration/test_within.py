@@ -64,6 +64,7 @@ def test_what_measuring_compiled_the_run_uses(run):
     assert {"dynamics", "cloning", "decode_offline", "decode_online", "ppo_scratch"} <= summary["stages"].keys()
     assert summary["within"]["predicted"].keys() >= {"spent", "dynamics", "cloning", "ppo_scratch", "decode_online"}
     assert all(seconds >= 0 for seconds in summary["within"]["predicted"].values())
+    assert 0 < summary["within"]["rates"]["latent"] < 1
     assert summary["stages"]["dynamics"]["steps"] <= SMOKE.dynamics.steps
     assert (folder / "report.html").exists()
 

@@ -210,6 +210,24 @@ def test_a_short_clone_of_pseudo_labels_begins_with_the_trunk_of_the_latent_poli
     close(clone.policy_params, expected.policy_params, rtol=1e-4, atol=1e-6)
 
 
+def test_stages_that_share_frames_infer_latents_once_for_each_model(store, tmp_path, briefly, monkeypatch):
+    inferred, infer = [], windows.infer_store
+    monkeypatch.setattr(windows, "infer_store", lambda model, *a, **k: inferred.append(model) or infer(model, *a, **k))
+    with open_run(tmp_path, settings(steps=2), 1) as run:
+        model = pipeline.dynamics_stage(run, store)
+        frames = windows.TrainingFrames(run, store)
+        pipeline.cloning_stage(run, store, model, frames)
+        nothing = np.zeros((2, model.config.latent_dim), np.float32)
+        decoder, _ = offline.fit(jax.random.key(0), nothing, np.arange(2), run.config.offline, 2)
+        pseudo_labels.clone_pseudo_labels(run, "named", jax.random.key(1), model, decoder, frames, (4,), 2)
+        assert len(inferred) == 1
+        frames.free()  # frees the device, and keeps what is in host memory
+        before = frames.latents(model)
+        assert len(inferred) == 1
+        other = model.replace(params=jax.tree.map(lambda x: 2 * x, model.params))
+        assert not np.allclose(frames.latents(other), before) and len(inferred) == 2
+
+
 def test_pseudo_labels_know_one_action_for_each_effect():
     actions, box = np.arange(15), Box((-1.0,), (1.0,))
     # Fruitbot moves only sideways: actions 0 to 2 move left, 6 to 8 right, 9 shoots, the others do nothing.

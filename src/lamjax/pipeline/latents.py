@@ -7,11 +7,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lamjax import dynamics, parallel
+from lamjax import parallel
 from lamjax.data.reader import Store
-from lamjax.data.stream import gather
 from lamjax.dynamics import DynamicsState
 from lamjax.training.logging import shown_progress
+from lamjax.training.steps import latents_at
 
 BLOCK = 2048  # windows for which a device infers latents in a dispatch
 BATCH = 64  # of them at a time
@@ -76,6 +76,4 @@ def block_inference(devices: tuple[jax.Device, ...]) -> Callable[[DynamicsState,
 
 
 def _infer_block(model: DynamicsState, frames: jax.Array, axis_name: str | None) -> jax.Array:
-    starts = jnp.arange(BLOCK, dtype=jnp.int32).reshape(-1, BATCH)
-    infer = lambda starts: dynamics.infer_latents(model, gather(frames, starts, model.config.window))  # noqa: E731
-    return jax.lax.map(infer, starts).continuous.reshape(BLOCK, -1)
+    return latents_at(model, frames, jnp.arange(BLOCK, dtype=jnp.int32), BATCH)

@@ -171,7 +171,7 @@ def _rates(run: Run, store: Any, data: Path) -> dict[str, Any]:
     with _stopwatch() as passed:
         examine_dynamics(run, store, untrained, model, held_out, data)
     examine = passed()
-    frames.latents(model)
+    frames.latents(model)  # now, so that stage 2's start does not count it
     cloning = _rehearse(run, lambda: cloning_stage(run, store, model, frames))
     policy = cloning.state
     frames.free()

@@ -134,6 +134,16 @@ def labelled_step(
     return behaviour_cloning.train_step(state, obs[batch], actions[batch], axis_name=axis_name)
 
 
+def latents_at(model: DynamicsState, frames: jax.Array, starts: jax.Array, batch_size: int) -> jax.Array:
+    """The latents float32 ``[S, Z]`` that stage 1 infers in the windows of frames ``[F, *obs_shape]`` at int32 ``[S]``.
+
+    It infers `batch_size` of them at a time, so that few windows are in memory.
+    """
+    padded = jnp.pad(starts, (0, -len(starts) % batch_size), mode="edge").reshape(-1, batch_size)
+    infer = lambda batch: dynamics.infer_latents(model, gather(frames, batch, model.config.window))  # noqa: E731
+    return jax.lax.map(infer, padded).continuous.reshape(padded.size, -1)[: len(starts)]
+
+
 def _at_windows(
     state: Any, buffer: Buffer, key: jax.Array, values: jax.Array, length: int, axis_name: str | None
 ) -> tuple[jax.Array, jax.Array]:
